@@ -1,0 +1,54 @@
+"""The few collectives the project needs. Each works without a process group, as one rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """The sum over ranks, as a new tensor without gradient."""
+    total = tensor.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
+    """Rows of all ranks in rank order, (sum of sizes, ...), without gradient. Ranks may hold different numbers of rows.
+
+    Args:
+        sizes: rows per rank where the caller knows them; without it one more small collective finds out.
+    """
+    rows = rows.detach()
+    if world_size() == 1:
+        return rows
+    if sizes is None:
+        sizes = gather_sizes(len(rows), rows.device)
+    longest = max(sizes)
+    padded = rows.new_zeros((longest, *rows.shape[1:]))
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(gathered, padded)
+    return torch.cat([part[:size] for part, size in zip(gathered, sizes, strict=True)])
+
+
+def gather_sizes(size: int, device: torch.device) -> list[int]:
+    """``size`` of every rank, in rank order."""
+    if world_size() == 1:
+        return [size]
+    mine = torch.tensor([size], dtype=torch.int64, device=device)
+    sizes = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(sizes, mine)
+    return [int(part) for part in torch.cat(sizes)]

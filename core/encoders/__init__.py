@@ -1,0 +1,1 @@
+"""Layers that turn one modality into vectors."""

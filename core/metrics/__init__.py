@@ -1,0 +1,1 @@
+"""Scores of whole arrays, in NumPy."""

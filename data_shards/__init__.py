@@ -1,0 +1,1 @@
+"""Raw files to WebDataset shards, and shards to batches."""

@@ -1,0 +1,1 @@
+"""Processes, files and printing: configuration, the training loop, evaluation and reports."""
