@@ -47,6 +47,11 @@ class Batch:
         """Mean over the global batch of (B,) values, as this part's share of it: parts add up, ranks average."""
         return (values * self.weight).sum() * self.share
 
+    @property
+    def target(self) -> Tensor:
+        """(B,) what contrastive losses compare samples by."""
+        return self.index
+
     def map(self: S, change: Any) -> S:
         """The same batch with ``change`` applied to every tensor."""
         return replace(self, **{f.name: _map(getattr(self, f.name), change) for f in fields(self)})
@@ -72,6 +77,10 @@ class Utterances(Batch):
     mask: dict[str, Tensor]  # modality -> (B, T) bool, True where a frame exists
     present: dict[str, Tensor]  # modality -> (B, T) bool, True where a frame exists and was not dropped
     view_labels: dict[str, Tensor] = field(default_factory=dict)  # modality -> (B,), human unimodal labels
+
+    @property
+    def target(self) -> Tensor:
+        return self.label
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,109 @@
+"""Dropout whose mask belongs to the sample, not to the process.
+
+Ordinary dropout draws from a generator of its process, so the same sample meets another mask when the batch is split
+over more ranks or micro-batches. Here every mask bit is a hash of (seed, step, layer, sample, position): the same for
+any number of ranks, any micro-batch, any padding, and again when a forward pass is repeated (activation
+checkpointing, two-pass contrastive losses). That is what makes one process and many give one result with dropout on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+# Odd multipliers of the 64-bit mix, from the SplitMix64 generator (Steele et al., OOPSLA 2014).
+_MIX_1, _MIX_2 = -4658895280553007687, -7723592293110705685
+_GOLDEN = -7046029254386353131
+# One odd number per axis, so that a position is the same whatever the padded lengths are.
+_AXES = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
+
+_context: tuple[int, Tensor] | None = None
+
+
+@contextmanager
+def sample_masks(seed: int, step: int, index: Tensor) -> Iterator[None]:
+    """Within this block ``SampleDropout`` draws for ``step`` and the samples ``index`` (B,)."""
+    global _context
+    previous, _context = _context, (hash64(seed, step), index)
+    try:
+        yield
+    finally:
+        _context = previous
+
+
+def hash64(*numbers: int) -> int:
+    """A signed 64-bit hash of integers."""
+    state = torch.zeros((), dtype=torch.int64)
+    for number in numbers:
+        state = _mix(state + number)
+    return int(state)
+
+
+def _mix(state: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64, with logical shifts."""
+    state = state + _GOLDEN
+    state = (state ^ ((state >> 30) & 0x3FFFFFFFF)) * _MIX_1
+    state = (state ^ ((state >> 27) & 0x1FFFFFFFFF)) * _MIX_2
+    return state ^ ((state >> 31) & 0x1FFFFFFFF)
+
+
+def keep_mask(shape: torch.Size, p: float, layer: int, device: torch.device) -> Tensor:
+    """Bool mask of ``shape`` (B, ...), True with probability 1 - p. Outside ``sample_masks`` it is torch's own draw.
+
+    Rows are the samples of the surrounding block; a tensor with another number of rows (all entities of a graph) is
+    keyed by row number.
+    """
+    if _context is None:
+        return torch.rand(shape, device=device) >= p
+    key, index = _context
+    rows = index.to(device) if len(index) == shape[0] else torch.arange(shape[0], device=device)
+    state = _mix(_mix(rows + key) + layer)  # (B,)
+    position = torch.zeros((), dtype=torch.int32, device=device)
+    for axis, size in enumerate(shape[1:]):
+        weight = _AXES[axis % len(_AXES)] - (1 << 32 if _AXES[axis % len(_AXES)] >= 1 << 31 else 0)
+        position = position.unsqueeze(-1) + torch.arange(size, dtype=torch.int32, device=device) * weight
+    # 32 bits are plenty for a mask and twice as fast; the position is mixed with the row's own two halves
+    low = state.to(torch.int32).reshape(-1, *[1] * (len(shape) - 1))
+    high = (state >> 32).to(torch.int32).reshape(low.shape)
+    bits = (position ^ low) * -2048144789
+    bits = (bits ^ ((bits >> 13) & 0x7FFFF)) + high
+    bits = bits * -1028477387
+    bits = bits ^ ((bits >> 16) & 0xFFFF)
+    return bits >= round(p * 2.0**32) - 2**31 if p < 1 else torch.zeros(shape, dtype=torch.bool, device=device)
+
+
+class SampleDropout(nn.Module):
+    """``nn.Dropout`` with the masks of this module. ``layer`` tells the dropouts of a model apart."""
+
+    def __init__(self, p: float, layer: int = 0):
+        super().__init__()
+        if not 0 <= p <= 1:
+            raise ValueError(f"a dropout probability lies in [0, 1], got {p}")
+        self.p, self.layer = p, layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) of any shape, sample first."""
+        if not self.training or self.p == 0:
+            return x
+        if _context is None:
+            return functional.dropout(x, self.p)
+        mask = keep_mask(x.shape, self.p, self.layer, x.device)
+        return x * mask * (1 / (1 - self.p)) if self.p < 1 else x * mask
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}, layer={self.layer}"
+
+
+def number_dropouts(model: nn.Module) -> nn.Module:
+    """Replace every ``nn.Dropout`` below ``model`` by a ``SampleDropout`` of its own number, in place."""
+    layer = 0
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Dropout | SampleDropout):
+                layer += 1
+                setattr(module, name, SampleDropout(child.p, layer))
+    return model

@@ -1,0 +1,51 @@
+"""What the loop asks of a task: batches, scores, and a position that can be saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import torch
+
+from core.batch import Batch
+from core.model import DataSpec, Model
+
+
+class Task(Protocol):
+    """One data set with its scores. ``SentimentTask`` and ``AlignmentTask`` implement it; nothing else knows which."""
+
+    data: DataSpec
+
+    def steps(self, epoch: int) -> int:
+        """Optimiser steps of this epoch, the same on every rank."""
+        ...
+
+    def batches(self, epoch: int) -> Iterator[list[Batch]]:
+        """What is left of this epoch: per optimiser step, the parts (micro-batches) of this rank."""
+        ...
+
+    def begin_epoch(self, epoch: int, model: Model) -> None:
+        """Told before each epoch, in case the data depend on the model (new links, say)."""
+        ...
+
+    def evaluate(self, model: Model, split: str, device: torch.device) -> dict[str, float]:
+        """Scores over all samples of a split, the same on every rank."""
+        ...
+
+    def badness(self, scores: dict[str, float]) -> float:
+        """What selection minimises."""
+        ...
+
+    def sample_ids(self, parts: list[Batch]) -> list[str]:
+        """The samples of a step by the names their source gave them, for messages."""
+        ...
+
+    def wait_seconds(self) -> float:
+        """Seconds spent waiting for data since the last call."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Plain JSON: the position in the stream, and what else the task has gathered."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
