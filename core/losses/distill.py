@@ -1,0 +1,71 @@
+"""IAL, inter-modal alignment: a view's neighbourhoods towards the joint ones (MCLEA, COLING 2022, arXiv:2209.00891)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from core import distributed
+from core.losses.gather import check_rows, gather_for_global_loss, taking_part
+from core.losses.info_nce import log_softmax_of_pairs, unit_rows
+from core.losses.temperature import temperature_of
+
+Scale = Literal["mean", "released"]
+
+
+class IAL(nn.Module):
+    """KL divergence from a view's in-batch distributions to the joint embedding's, over the pairs of all ranks.
+
+    The joint side gets no gradient, so that only the view moves (released code; the paper does not say).
+
+    Args:
+        scale: "mean" is the mean KL of the paper. "released" is what the released code computes, 0.1 / (2 N) times
+            that for N pairs, which leaves the loss next to no effect; for comparison only.
+        learnable: the temperature becomes a parameter (its logarithm, shape [1]).
+    """
+
+    def __init__(self, temperature: float, *, scale: Scale = "mean", learnable: bool = False) -> None:
+        super().__init__()
+        if scale not in ("mean", "released"):
+            raise ValueError(f"IAL scale must be 'mean' or 'released', got {scale!r}")
+        self.scale = scale
+        self.temperature = temperature_of("IAL", temperature, learnable)
+
+    def forward(
+        self,
+        view: tuple[Tensor, Tensor],
+        joint: tuple[Tensor, Tensor],
+        weight: Tensor | None = None,
+    ) -> Tensor:
+        """This rank's pairs to the scalar loss of all ranks' pairs, the same on every rank.
+
+        Args:
+            view: left and right rows of one view, (B, D) each; scaled to length one here.
+            joint: left and right rows of the joint embedding, (B, J) each; likewise.
+            weight: (B,); pairs of weight 0 take no part.
+        """
+        for side in view:
+            check_rows("IAL", side)
+        if len({len(side) for side in (*view, *joint)}) != 1:
+            raise ValueError(f"IAL needs as many joint as view rows, got {[len(side) for side in (*view, *joint)]}")
+        rows = taking_part(weight, *view, *(side.detach() for side in joint))
+        sizes = distributed.gather_sizes(len(rows[0]), rows[0].device)
+        left, right, joint_left, joint_right = (gather_for_global_loss(unit_rows(side), sizes) for side in rows)
+        loss = ial(left, right, joint_left, joint_right, self.temperature())
+        return loss if self.scale == "mean" else loss * (0.1 / (2 * max(len(left), 1)))
+
+
+def ial(left: Tensor, right: Tensor, joint_left: Tensor, joint_right: Tensor, temperature: Tensor | float) -> Tensor:
+    """The definition of IAL for N pairs of rows, taken as they are, in O(N^2) memory (MCLEA, equation 9).
+
+    For each row of the stacked pairs: KL(joint || view) of its softmax over all other rows. Mean over the 2N rows.
+    """
+    if len(left) == 0:
+        return (left.sum() + right.sum()) * 0.0
+    log_view = log_softmax_of_pairs(left, right, temperature)
+    log_joint = log_softmax_of_pairs(joint_left, joint_right, temperature).detach()
+    self_pair = torch.eye(len(log_view), dtype=torch.bool, device=left.device)
+    difference = (log_joint - log_view).masked_fill(self_pair, 0.0)  # (2N, 2N)
+    return (log_joint.exp() * difference).sum(-1).mean()

@@ -1,0 +1,41 @@
+"""Labels on a grid: decimal labels as integers, so that equal distances compare equal."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+TOLERANCE = 1e-3  # of one grid step
+
+
+def on_grid(labels: Tensor, resolution: float | None) -> Tensor:
+    """Labels as whole multiples of ``resolution``, (B,) int64; unchanged where there is no resolution.
+
+    Scores annotated in steps of 0.2 or 1/3 have many equal distances that differ in floating point: 0.6 - 0.4 is
+    not 0.4 - 0.2. In SupCR each of these changes a set of candidates, and the loss by about one part in a thousand.
+    Labels that do not lie on the grid stay as they are, with a warning, and compare exactly.
+
+    Raises:
+        ValueError: for a label that is not a number.
+    """
+    if not labels.is_floating_point():
+        return labels
+    if bool(labels.isnan().any()):
+        row = int(labels.isnan().nonzero()[0])
+        raise ValueError(f"label of row {row} is nan; give rows without a label weight 0")
+    if resolution is None:
+        return labels
+    steps = labels.double() / resolution  # (B,)
+    grid = steps.round()
+    off = (steps - grid).abs() > TOLERANCE
+    if bool(off.any()):
+        row = int(off.nonzero()[0])
+        warnings.warn(
+            f"{int(off.sum())} of {len(labels)} labels are no multiples of resolution {resolution:g} "
+            f"(row {row} is {float(labels[row]):g}); comparing labels as floats instead",
+            stacklevel=2,
+        )
+        return labels
+    return grid.to(torch.int64)

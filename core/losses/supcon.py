@@ -1,0 +1,52 @@
+"""SupCon: supervised contrast by class (Khosla et al., NeurIPS 2020, arXiv:2004.11362); HSCL's ablation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from core import distributed
+from core.losses.gather import check_rows, gather_for_global_loss, taking_part
+from core.losses.info_nce import unit_rows
+from core.losses.labels import on_grid
+from core.losses.temperature import temperature_of
+
+
+class SupCon(nn.Module):
+    """SupCon over the rows of all ranks: rows of equal label attract each other.
+
+    Label-free contrast (SimCLR) is the same loss with the sample's index as label. Anchors without a positive are
+    left out of the mean.
+
+    Args:
+        resolution: step of the labels' grid where labels are decimal scores; see ``on_grid``.
+        learnable: the temperature becomes a parameter (its logarithm, shape [1]).
+    """
+
+    def __init__(self, temperature: float, *, resolution: float | None = None, learnable: bool = False) -> None:
+        super().__init__()
+        self.resolution = resolution
+        self.temperature = temperature_of("SupCon", temperature, learnable)
+
+    def forward(self, features: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        """This rank's (B, D) rows and (B,) labels to the scalar loss of all ranks' rows, the same on every rank.
+
+        Rows are scaled to length one here; rows of weight 0 take no part. Without any positive pair the loss is zero.
+        """
+        check_rows("SupCon", features, labels)
+        features, labels = taking_part(weight, features, labels)
+        sizes = distributed.gather_sizes(len(features), features.device)
+        labels = on_grid(distributed.gather_rows(labels, sizes), self.resolution)
+        return supcon(gather_for_global_loss(unit_rows(features), sizes), labels, self.temperature())
+
+
+def supcon(features: Tensor, labels: Tensor, temperature: Tensor | float) -> Tensor:
+    """The definition of SupCon (its L_out) for (n, D) rows, taken as they are, in O(n^2) memory."""
+    self_pair = torch.eye(len(features), dtype=torch.bool, device=features.device)
+    positive = (labels[:, None] == labels[None]) & ~self_pair  # (n, n)
+    anchor = positive.any(-1)
+    if not bool(anchor.any()):
+        return features.sum() * 0.0
+    log_q = (features @ features.T / temperature).masked_fill(self_pair, float("-inf")).log_softmax(-1)
+    of_positives = log_q.masked_fill(~positive, 0.0).sum(-1)  # (n,)
+    return -(of_positives[anchor] / positive.sum(-1)[anchor]).mean()

@@ -1,0 +1,92 @@
+"""SupCR: supervised contrastive regression, which orders embeddings as their labels are ordered.
+
+Zha et al., "Rank-N-Contrast" (NeurIPS 2023, arXiv:2210.01189), with cosine similarity as in HSCL (MMM 2024).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core import distributed
+from core.losses.gather import check_rows, check_temperature, gather_for_global_loss, taking_part
+from core.losses.labels import on_grid
+
+Denominator = Literal["ik", "jk"]
+
+
+class SupCR(nn.Module):
+    """SupCR over the rows of all ranks.
+
+    Differs from the published code of HSCL in one thing: that code's denominator compares the candidates k with j
+    instead of the anchor i, and lets k be j itself. ``denominator="jk"`` restates it, for comparison only.
+
+    Args:
+        resolution: step of the labels' grid (0.2 for MOSI, 1/3 for MOSEI), so that ties are exact; see ``on_grid``.
+        normalize: scale rows to length one. Rows of zeros stay zeros.
+    """
+
+    def __init__(
+        self,
+        temperature: float,
+        *,
+        resolution: float | None = None,
+        denominator: Denominator = "ik",
+        normalize: bool = True,
+    ):
+        super().__init__()
+        check_temperature("SupCR", temperature)
+        if resolution is not None and not resolution > 0:
+            raise ValueError(f"SupCR needs a positive resolution or None, got {resolution}")
+        if denominator not in ("ik", "jk"):
+            raise ValueError(f"SupCR denominator must be 'ik' or 'jk', got {denominator!r}")
+        self.temperature, self.resolution = temperature, resolution
+        self.denominator, self.normalize = denominator, normalize
+
+    def forward(self, features: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
+        """This rank's (B, D) rows and (B,) labels to the scalar loss of all ranks' rows, the same on every rank.
+
+        It is a loss of a set: two views are two stacks of rows with the labels repeated. Ranks may hold different
+        numbers of rows, or none. Rows of weight 0 take no part. Fewer than two rows give zero. Gradients are right
+        after averaging over ranks.
+        """
+        check_rows("SupCR", features, labels)
+        features, labels = taking_part(weight, features, labels)
+        if not features.dtype == torch.float64:
+            features = features.float()
+        if self.normalize:
+            features = F.normalize(features, dim=1)
+        sizes = distributed.gather_sizes(len(features), features.device)
+        labels = on_grid(distributed.gather_rows(labels, sizes), self.resolution)
+        rows = gather_for_global_loss(features, sizes)
+        return supcr(rows, labels, self.temperature, denominator=self.denominator)
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, resolution={self.resolution}, denominator={self.denominator!r}"
+
+
+def supcr(features: Tensor, labels: Tensor, temperature: float, *, denominator: Denominator = "ik") -> Tensor:
+    """The definition of SupCR, in O(n^3) memory: everything faster is tested against it.
+
+    For anchor i and every other j: minus the log of the share of exp(s_ij) in the sum of exp(s_ik) over all k (but i)
+    whose label is at least as far from i's as j's is. Mean over i and j.
+
+    Args:
+        features: (n, D) rows, taken as they are; s is their dot product over the temperature.
+        labels: (n,) numbers or (n, K) vectors, compared by the sum of absolute differences.
+        denominator: "jk" for the formula of HSCL's published code, see ``SupCR``.
+    """
+    n = len(features)
+    if n < 2:
+        return features.sum() * 0.0
+    similarity = features @ features.T / temperature  # (n, n)
+    column = labels.reshape(n, -1)
+    distance = (column[:, None] - column[None]).abs().sum(-1)  # (n, n)
+    self_pair = torch.eye(n, dtype=torch.bool, device=features.device)
+    candidate = (distance[:, None, :] >= distance[:, :, None]) & ~self_pair[:, None, :]  # (n, n, n): i, j, k
+    compared = similarity[:, None, :] if denominator == "ik" else similarity[None]  # s_ik or s_jk
+    total = compared.expand(n, n, n).masked_fill(~candidate, float("-inf")).logsumexp(-1)  # (n, n)
+    return (total - similarity)[~self_pair].mean()

@@ -1,0 +1,45 @@
+"""A temperature that is a number or learnt."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from core.losses.gather import check_temperature
+
+
+class Temperature(nn.Module):
+    """A learnt temperature, kept positive through its logarithm; shape [1], as ZeRO refuses 0-dim parameters."""
+
+    def __init__(self, start: float):
+        super().__init__()
+        self.log = nn.Parameter(torch.tensor([math.log(start)]))
+
+    def forward(self) -> Tensor:
+        return self.log.exp()
+
+
+class FixedTemperature(nn.Module):
+    """A given temperature."""
+
+    def __init__(self, value: float):
+        super().__init__()
+        self.value = value
+
+    def forward(self) -> float:
+        return self.value
+
+    def extra_repr(self) -> str:
+        return str(self.value)
+
+
+def temperature_of(loss: str, start: float, learnable: bool) -> nn.Module:
+    """The temperature of the loss named ``loss``.
+
+    Raises:
+        ValueError: unless ``start`` is positive.
+    """
+    check_temperature(loss, start)
+    return Temperature(start) if learnable else FixedTemperature(start)
