@@ -82,9 +82,8 @@ def test_gradients_are_those_of_the_values():
     temperature = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([0, 1, 0, 1])
     assert torch.autograd.gradcheck(lambda a, b, t: info_nce(a, b, t, form="log_mean"), (*view[:2], temperature))
-    assert torch.autograd.gradcheck(
-        lambda a, b, t: ial(a, b, view[2].detach(), view[3].detach(), t), (*view[:2], temperature)
-    )
+    joint = [part.detach() for part in view[2:]]
+    assert torch.autograd.gradcheck(lambda a, b: ial(a, b, *joint, 0.3), tuple(view[:2]))
     assert torch.autograd.gradcheck(lambda a, t: supcon(a, labels, t), (view[0], temperature))
 
 
