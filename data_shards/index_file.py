@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-from data_shards.schema import DataError
+from data_shards.schema import NUMBERS, DataError
 
 FORMAT = "concord-index"
 VERSION = 1
@@ -23,9 +23,6 @@ ABSENT = -1  # the offset of what a sample lacks
 FIXED = ("start", "end", "crc32", "json", "json_size", "text", "text_size")  # the table's first columns
 START, END, CRC, JSON, JSON_SIZE, TEXT, TEXT_SIZE = range(len(FIXED))
 MAX_AXES = 8
-NUMBERS = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
-)  # what may be stored; never objects, records or text
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,13 @@ and beside each tar its index. The manifest is written last: a folder without on
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+import re
+import types
+from collections.abc import Iterable
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -91,9 +95,111 @@ class Manifest:
     @staticmethod
     def from_json(text: str, where: str) -> Manifest:
         """Parse and check; anything missing or of the wrong kind is a DataError that names ``where``."""
-        from data_shards.manifest_check import parse
+        try:
+            body = json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constants)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where} is not JSON ({error}); convert the data again, or restore the file") from error
+        if not isinstance(body, dict) or (body.pop("format", None), body.pop("version", None)) != (FORMAT, VERSION):
+            raise DataError(f"{where} is no manifest of {FORMAT!r}, version {VERSION}; convert the data again")
+        manifest: Manifest = _decode(Manifest, body, where)
+        _check(manifest, where)
+        return manifest
 
-        return parse(text, where)
+
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]*\.tar")  # never a folder, never hidden
+_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+NUMBERS = frozenset(
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
+)  # what an array may hold; never objects, records or text
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    body = dict(pairs)
+    if len(body) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
+    return body
+
+
+def _no_constants(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
+
+
+def _decode(hint: Any, value: Any, where: str) -> Any:
+    """``value`` from JSON as what the type ``hint`` says; DataError names the place inside the file."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in inner:
+            return None
+        return _decode(next(kind for kind in inner if kind is not type(None)), value, where)
+    if is_dataclass(hint) and isinstance(value, dict):
+        known = {item.name: item for item in fields(hint)}
+        needed = {name for name, item in known.items() if item.default is MISSING and item.default_factory is MISSING}
+        if (missing := needed - value.keys()) or (unknown := value.keys() - known.keys()):
+            raise DataError(f"{where}: " + (f"{min(missing)!r} is missing" if missing else f"unknown {min(unknown)!r}"))
+        kind: Any = hint
+        hints = _hints(kind)
+        return kind(**{name: _decode(hints[name], item, f"{where}: {name}") for name, item in value.items()})
+    if origin is dict and isinstance(value, dict):
+        return {key: _decode(inner[1], item, f"{where}: {key}") for key, item in value.items()}
+    if origin in (tuple, list) and isinstance(value, list):
+        if origin is list or inner[-1] is Ellipsis:
+            return origin(_decode(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+        if len(inner) == len(value):
+            return tuple(_decode(kind, item, where) for kind, item in zip(inner, value, strict=True))
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is hint:  # a bool is no int here
+        return value
+    raise DataError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {str(value)[:80]!r}")
+
+
+def _check(manifest: Manifest, where: str) -> None:
+    """DataError for values of the right kind that cannot be right."""
+    for name, shape in ((name, item.shape) for name, item in manifest.fields.items()):
+        item = manifest.fields[name]
+        _require(bool(_NAME.fullmatch(name)), where, f"field {name!r} is no plain name")
+        _require(item.dtype in NUMBERS, where, f"field {name!r} has dtype {item.dtype!r}; only numbers are stored")
+        _require(len(shape) <= 8 and shape.count(None) <= 1, where, f"field {name!r} has shape {shape}")
+        _require(all(n is None or 0 <= n < 2**40 for n in shape), where, f"field {name!r} has shape {shape}")
+    _require(manifest.task in ("sentiment", "alignment"), where, f"unknown task {manifest.task!r}")
+    _require(manifest.labels.kind in ("regression", "classes"), where, f"unknown labels {manifest.labels.kind!r}")
+    _require(all(_NAME.fullmatch(split) for split in manifest.splits), where, "a split has no plain name")
+    shards = [shard for split in manifest.splits.values() for shard in split]
+    for shard in shards:
+        at = f"{where}: shard {shard.name!r}"
+        _require(bool(_SHARD_NAME.fullmatch(shard.name)), at, "this is no plain file name ending in .tar")
+        _require(0 < shard.samples <= shard.bytes < 2**50, at, f"{shard.samples} samples in {shard.bytes} bytes")
+        for digest in (shard.sha256, shard.index_sha256):
+            _require(bool(_SHA256.fullmatch(digest)), at, f"{digest[:80]!r} is no SHA-256")
+    repeated = _repeated(shard.name for shard in shards)
+    _require(repeated is None, where, f"shard {repeated!r} is listed twice")
+    for name, (mean, std) in manifest.moments.items():
+        _require(len(mean) == len(std), where, f"moments of {name!r}: {len(mean)} means, {len(std)} deviations")
+    for what, counts in (("max_length", manifest.max_length), ("repairs", manifest.repairs)):
+        _require(all(count >= 0 for count in counts.values()), where, f"a negative number in {what}")
+
+
+def _require(condition: bool, where: str, what: str) -> None:
+    if not condition:
+        raise DataError(f"{where}: {what}; convert the data again, or restore the file")
+
+
+def _repeated(names: Iterable[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -104,4 +210,13 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} has no {MANIFEST}, so it is no finished shard folder; "
             f"make one with: python -m data_shards.convert RAW --out {folder}"
         )
-    return Manifest.from_json(path.read_text(encoding="utf-8"), str(path))
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(body: bytes, where: str) -> Manifest:
+    """The manifest in the bytes of a file."""
+    try:
+        text = body.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is not UTF-8 ({error}); convert the data again, or restore the file") from error
+    return Manifest.from_json(text, where)

@@ -22,8 +22,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from data_shards.index_file import ABSENT, NUMBERS, Index
-from data_shards.schema import DataError, Sample, Shard
+from data_shards.index_file import ABSENT, Index
+from data_shards.schema import NUMBERS, DataError, Sample, Shard
 
 BLOCK = 512
 RECORD = 20 * BLOCK  # a tar ends on a multiple of this
@@ -150,7 +150,7 @@ def _members(sample: Sample, where: str) -> list[tuple[str, str | None, bytes, b
         if array.dtype.newbyteorder("<") != array.dtype:
             raise DataError(f"{where}: {field!r} is big-endian; convert it with .astype({array.dtype.name!r})")
         whole = array if array.flags.c_contiguous else array.copy(order="C")
-        payload = memoryview(whole.reshape(-1).view(np.uint8))
+        payload = whole.reshape(-1).view(np.uint8).data
         members.append((f"{field}.npy", field, npy_header(array.dtype.str, array.shape), payload))
     if "id" in sample.extra:
         raise DataError(f"{where}: 'extra' must not hold 'id', which is the sample's own")
