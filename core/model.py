@@ -46,6 +46,7 @@ class DataSpec:
     num_classes: int = 0  # 0 for regression
     num_train: int = 0  # samples in the train split, or entities
     vocab_size: int = 0  # of the tokenizer that made the token ids
+    unknown_id: int = 0  # of that tokenizer; stands for a token dropped by the missing-feature protocols
     moments: dict[str, tuple[list[float], list[float]]] = field(
         default_factory=dict
     )  # modality -> mean, std on train frames
