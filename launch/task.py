@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from core.batch import Batch
 from core.model import DataSpec, Model
+
+
+@dataclass(frozen=True)
+class Final:
+    """The last evaluation of a split, and what was written about it."""
+
+    scores: dict[str, float]
+    pictures: list[tuple[str, str]] = field(default_factory=list)  # (caption, file name in the run directory)
+    remarks: list[str] = field(default_factory=list)  # sentences for the report
 
 
 class Task(Protocol):
@@ -30,6 +41,14 @@ class Task(Protocol):
 
     def evaluate(self, model: Model, split: str, device: torch.device) -> dict[str, float]:
         """Scores over all samples of a split, the same on every rank."""
+        ...
+
+    def final(self, model: Model, split: str, device: torch.device, run_dir: Path) -> Final:
+        """Like ``evaluate``, and rank 0 writes predictions and pictures into ``run_dir``."""
+        ...
+
+    def splits(self) -> list[str]:
+        """The splits that there are, among "train", "valid", "test"."""
         ...
 
     def badness(self, scores: dict[str, float]) -> float:

@@ -1,0 +1,23 @@
+"""From a run to its task and its model."""
+
+from __future__ import annotations
+
+from core.model import DataSpec, Model
+from core.models import MODELS
+from launch.config import Run
+from launch.task import Task
+
+
+def build_task(run: Run) -> Task:
+    """The task that the run's model names; opens its data."""
+    if MODELS[run.model].task == "alignment":
+        from launch.alignment import AlignmentTask
+
+        return AlignmentTask(run)
+    from launch.sentiment import SentimentTask
+
+    return SentimentTask(run)
+
+
+def build_model(run: Run, data: DataSpec) -> Model:
+    return MODELS[run.model](run.options, data)

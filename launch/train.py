@@ -1,0 +1,163 @@
+"""Train a recipe: ``deepspeed launch/train.py hscl/mosi data=DIR key=value ...``.
+
+Runs as one process, or as many as ``deepspeed --num_gpus N`` or ``torchrun --nproc-per-node N`` starts. The same
+command with the same ``run_dir`` goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core import distributed
+from data_shards.schema import DataError
+from launch import report
+from launch.checkpoint import Checkpoints, load_moments, load_weights, read_state
+from launch.config import ConfigError, Run, from_dict, load_recipe, override, recipe_names, to_dict
+from launch.engine import init_processes, shutdown_processes, start
+from launch.loop import Progress, TrainingStopped, fit
+from launch.provenance import provenance
+from launch.runlog import RunLog
+from launch.signals import Stop
+from launch.tasks import build_model, build_task
+
+USAGE = """usage: deepspeed launch/train.py RECIPE data=DIR [key=value ...]
+
+recipes: {recipes}
+keys:    everything in the recipe, dotted (batch_size=64 optim.groups.main.lr=1e-3 options.temperature=0.2);
+         a JSON file with such keys: @FILE; all keys of a recipe: python -m launch.train RECIPE --show"""
+
+
+def parse(arguments: list[str]) -> Run:
+    """The run that the command line asks for. ``--local_rank`` is what launchers add; it is not needed."""
+    words = [word for word in arguments if not word.startswith(("--local_rank", "--local-rank"))]
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE.format(recipes=", ".join(recipe_names())))
+        raise SystemExit(0 if words else 2)
+    run = load_recipe(words[0])
+    changes: list[str] = []
+    for word in words[1:]:
+        changes += _from_file(word[1:]) if word.startswith("@") else [word]
+    show = "--show" in changes
+    run = override(run, [change for change in changes if change != "--show"])
+    if show:
+        print(json.dumps(to_dict(run), indent=1))
+        raise SystemExit(0)
+    return run
+
+
+def _from_file(path: str) -> list[str]:
+    try:
+        changes = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"@{path}: {error}") from None
+    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+
+
+def open_run(run: Run) -> tuple[Run, Path]:
+    """The run's directory, with ``config.json`` in it; a directory that is there already must hold the same run."""
+    if not run.data:
+        raise ConfigError("no data: give the shard folder as data=DIR; make one with python -m data_shards.convert")
+    folder = run.run_dir or f"runs/{run.recipe.replace('/', '-')}-{_start_time()}"
+    run_dir = Path(folder)
+    path = run_dir / "config.json"
+    tree = to_dict(run)
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))["run"]
+        differ = [key for key in tree if key != "run_dir" and json.loads(json.dumps(tree[key])) != before.get(key)]
+        if differ:
+            raise ConfigError(
+                f"{run_dir} holds a run with another {', '.join(differ)} (see {path}); "
+                "give the same values to go on with it, or another run_dir"
+            )
+    elif distributed.rank() == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        body = {"run": tree, "provenance": provenance()}
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        os.replace(partial, path)
+    return from_dict({**tree, "run_dir": folder}), run_dir
+
+
+def _start_time() -> str:
+    """One time for all ranks: each would see its own clock."""
+    now = torch.tensor([time.time()], dtype=torch.float64)
+    if distributed.world_size() > 1:
+        torch.distributed.broadcast(now, 0)
+    return datetime.fromtimestamp(float(now)).strftime("%Y%m%d-%H%M%S")
+
+
+def train(run: Run, *, quiet: bool = False) -> dict[str, dict[str, float]]:
+    """Train, then evaluate the best checkpoint once on validation and test, and write the report."""
+    stop = Stop().listen()
+    run, run_dir = open_run(run)
+    torch.manual_seed(run.seed)
+    task = build_task(run)
+    model = build_model(run, task.data)
+    progress = Progress()
+    checkpoints = Checkpoints(run_dir, progress)
+    with RunLog(run_dir, quiet=quiet) as log:
+        engine = resume(run, model, task, checkpoints, log)
+        for scores in fit(engine, task, run, run_dir, log, checkpoints, stop):
+            log.say(_line(scores, run))
+        return report.finish(run, run_dir, task, log, engine.device)
+
+
+def resume(run: Run, model: Any, task: Any, checkpoints: Checkpoints, log: RunLog) -> Any:
+    """The engine, at the newest whole checkpoint if there is one."""
+    folder, complaints = checkpoints.find("last")
+    for complaint in complaints:
+        log.say(complaint)
+    if folder is None:
+        if complaints:
+            raise ConfigError("no checkpoint of this run is whole; use another run_dir to start again")
+        return start(model, run)
+    state = read_state(folder)
+    load_weights(folder, model)
+    engine = start(model, run)
+    load_moments(folder, engine, model)
+    task.load_state_dict(state["task"])
+    for name, value in state["progress"].items():
+        setattr(checkpoints.progress, name, value)
+    torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state["torch_rng"]), dtype=torch.uint8))
+    log.say(f"going on at epoch {checkpoints.progress.epoch + 1}, step {checkpoints.progress.step}, from {folder}")
+    return engine
+
+
+def _line(scores: dict[str, float], run: Run) -> str:
+    shown = {name: value for name, value in scores.items() if name not in ("epoch", "seconds", "steps")}
+    numbers = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    return f"epoch {int(scores['epoch']) + 1}/{run.epochs}  {numbers}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code: 0 done, 2 refused, 3 training could not go on, 75 stopped on request with everything saved."""
+    try:
+        run = parse(sys.argv[1:] if arguments is None else arguments)
+        init_processes()
+        train(run)
+        shutdown_processes()
+        return 0
+    except (ConfigError, DataError) as error:
+        return _complain(error, 2)
+    except TrainingStopped as error:
+        return _complain(error, 3)
+    except OSError as error:
+        return _complain(error, 2)
+
+
+def _complain(error: Exception, code: int) -> int:
+    if distributed.rank() == 0:
+        print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
