@@ -1,0 +1,71 @@
+"""Attention from one sequence to another, with masks, and the Transformer layer built of it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Attention(nn.Module):
+    """Multi-head attention of (B, T, width) queries on (B, S, source) keys and values.
+
+    Args:
+        out: whether heads go through an output projection.
+        scale: of the scores before the softmax; None: one over the root of a head's width.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        source: int | None = None,
+        dropout: float = 0.0,
+        bias: bool = True,
+        out: bool = True,
+        scale: float | None = None,
+    ):
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"{heads} heads do not divide a width of {width}")
+        source = width if source is None else source
+        self.heads, self.dropout, self.scale = heads, dropout, scale
+        self.query = nn.Linear(width, width, bias=bias)
+        self.key = nn.Linear(source, width, bias=bias)
+        self.value = nn.Linear(source, width, bias=bias)
+        self.out = nn.Linear(width, width, bias=bias) if out else nn.Identity()
+
+    def forward(self, x: Tensor, source: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, T, width). ``mask`` is (B, S), True at keys that exist; a sample without keys gives zeros."""
+        query, key, value = (self._split(f(y)) for f, y in ((self.query, x), (self.key, source), (self.value, source)))
+        some = allowed = None
+        if mask is not None:
+            some = mask.any(1)[:, None, None]  # (B, 1, 1)
+            allowed = (mask[:, None] | ~some)[:, None]  # (B, 1, 1, S); softmax over nothing would be NaN
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, allowed, dropout, scale=self.scale)  # (B, h, T, d)
+        mixed = self.out(mixed.transpose(1, 2).flatten(2))
+        return mixed if some is None else mixed * some
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, h, T, d)
+
+
+class TransformerLayer(nn.Module):
+    """The post-norm Transformer encoder layer with ReLU (Vaswani et al., 2017, arXiv:1706.03762)."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float):
+        super().__init__()
+        self.attention = Attention(width, heads, dropout=dropout)
+        self.feed = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width))
+        self.norm_attention, self.norm_feed = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = self.norm_attention(x + self.dropout(self.attention(x, x, mask)))  # (B, T, width)
+        return self.norm_feed(x + self.dropout(self.feed(x)))
+
+
+def largest_heads(width: int, at_most: int, narrowest: int = 1) -> int:
+    """The largest number of heads up to ``at_most`` that divides ``width`` into heads of ``narrowest`` or more."""
+    return max((h for h in range(1, at_most + 1) if width % h == 0 and width // h >= narrowest), default=1)

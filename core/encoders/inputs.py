@@ -1,0 +1,111 @@
+"""Frames as the encoders want them: standardised, zero where padded, and with dropped frames hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from core.batch import Utterances
+from core.model import DataSpec
+
+MODALITIES = ("text", "audio", "vision")
+
+
+@dataclass(frozen=True)
+class InputConfig:
+    """What happens to frames before any encoder sees them."""
+
+    standardise: bool = True  # float features: by mean and standard deviation of the train frames, where known
+    clip: float = 10.0  # standardised values further out are cut to this (COVAREP has spikes of 450); 0: none
+    unknown_id: int = -1  # token that stands for a dropped one; -1: DataSpec.unknown_id
+
+
+class Inputs(nn.Module):
+    """Standardises float features and hides what ``present`` marks as dropped.
+
+    A dropped token becomes the unknown token, a dropped frame becomes zero, which after standardising is the mean
+    frame. A modality of which a sample has nothing left counts as absent: its mask becomes all False. A feature that
+    never varies on the train frames becomes zero, for it would be divided by zero.
+    """
+
+    def __init__(self, data: DataSpec, settings: InputConfig = InputConfig(), modalities: Iterable[str] = MODALITIES):
+        super().__init__()
+        self.clip = settings.clip
+        self.unknown_id = data.unknown_id if settings.unknown_id < 0 else settings.unknown_id
+        self.modalities = tuple(modalities)
+        unknown = set(self.modalities) - set(data.features)
+        if unknown or not self.modalities:
+            raise ValueError(
+                f"the model wants the modalities {', '.join(self.modalities) or '(none)'}, "
+                f"the data has {', '.join(data.features)}; choose with options.modalities"
+            )
+        if data.vocab_size and self.unknown_id >= data.vocab_size:
+            raise ValueError(f"unknown_id {self.unknown_id} is outside the vocabulary of {data.vocab_size} tokens")
+        self.scaled = [m for m in self.modalities if settings.standardise and data.features[m] and m in data.moments]
+        for m in self.scaled:
+            mean, std = (torch.tensor(values, dtype=torch.float32) for values in data.moments[m])
+            if mean.shape != (data.features[m],) or std.shape != mean.shape:
+                raise ValueError(f"{m} has {data.features[m]} features, but moments of {len(mean)} and {len(std)}")
+            if not (mean.isfinite().all() and std.isfinite().all()):
+                raise ValueError(f"the moments of {m} are not finite; convert the data again")
+            flat = std <= 1e-6 * (1 + mean.abs())
+            self.register_buffer(f"{m}_mean", mean)
+            self.register_buffer(f"{m}_scale", torch.where(flat, 0, 1 / std))
+
+    def forward(self, batch: Utterances) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Frames with the dropped ones hidden, and masks, by modality; each at least one frame long."""
+        frames = self.complete(batch)
+        masks = {}
+        for m in self.modalities:
+            mask, present = _one_frame(batch.mask[m]), _one_frame(batch.present[m])
+            hidden = mask & ~present
+            if frames[m].is_floating_point():
+                frames[m] = frames[m].masked_fill(hidden[..., None], 0)
+            else:
+                frames[m] = frames[m].masked_fill(hidden, self.unknown_id)
+            masks[m] = mask & present.any(1, keepdim=True)  # (B, T)
+        return frames, masks
+
+    def complete(self, batch: Utterances) -> dict[str, Tensor]:
+        """Standardised frames by modality, nothing hidden; each at least one frame long."""
+        frames = {}
+        for m in self.modalities:
+            values, mask = _one_frame(batch.frames[m]), _one_frame(batch.mask[m])
+            if m in self.scaled:
+                values = (values - getattr(self, f"{m}_mean")) * getattr(self, f"{m}_scale")
+                values = values.clamp(-self.clip, self.clip) if self.clip else values
+            if values.is_floating_point():
+                values = values.masked_fill(~mask[..., None], 0)
+            frames[m] = values
+        return frames
+
+
+def _one_frame(tensor: Tensor) -> Tensor:
+    """A batch in which nobody has a modality may be 0 frames long; encoders want one, masked."""
+    if tensor.shape[1]:
+        return tensor
+    return tensor.new_zeros((tensor.shape[0], 1, *tensor.shape[2:]))
+
+
+def given(mask: Tensor) -> Tensor:
+    """(B,) float32, 1 where a sample has anything of a modality, from its (B, T) mask."""
+    return mask.any(1).float()
+
+
+def groups(model: nn.Module, **named: Iterable[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
+    """Trainable parameters by group: the named ones, then all others as "main". Empty groups are left out."""
+    found = {name: [p for p in parameters if p.requires_grad] for name, parameters in named.items()}
+    taken = {id(p) for parameters in found.values() for p in parameters}
+    found["main"] = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
+    return {name: parameters for name, parameters in found.items() if parameters}
+
+
+def refuse_classes(data: DataSpec, name: str) -> None:
+    """Most sentiment models predict a score only."""
+    if data.num_classes:
+        raise ValueError(
+            f"{name} predicts a score, but the labels are {data.num_classes} classes; use tate or baseline"
+        )

@@ -1,0 +1,96 @@
+"""Encoders of frame sequences. None depends on how far a batch happens to be padded, none loops over time."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from core.encoders.crossmodal import TransformerLayer
+
+
+def lengths(mask: Tensor) -> Tensor:
+    """(B,) int64, place of the last frame plus one; 0 where a sample has none."""
+    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return (places * mask).amax(1)
+
+
+def masked_mean(frames: Tensor, mask: Tensor) -> Tensor:
+    """(B, D) mean over existing frames; zero where there are none."""
+    kept = mask[..., None].to(frames.dtype)
+    return (frames * kept).sum(1) / kept.sum(1).clamp(min=1)
+
+
+def masked_max(frames: Tensor, mask: Tensor) -> Tensor:
+    """(B, D) maximum over existing frames; zero where there are none."""
+    lowest = frames.masked_fill(~mask[..., None], -math.inf).amax(1)
+    return torch.where(mask.any(1, keepdim=True), lowest, 0)
+
+
+def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
+    """(length, width) positions: sine at even, cosine at odd columns (Vaswani et al., 2017, section 3.5)."""
+    half = torch.arange((width + 1) // 2, device=device)
+    angle = torch.arange(length, device=device)[:, None] * 10000.0 ** (-2 * half / width)
+    return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)[:, :width]
+
+
+class SummaryTransformer(nn.Module):
+    """Transformer at the frames' own width with a learnt vector in front, whose output sums the sequence up.
+
+    Args:
+        scale: standard deviation of the learnt vector at the start.
+        learnt: False draws the vector anew in every forward, in evaluation too (HSCL's released code).
+    """
+
+    def __init__(
+        self, width: int, heads: int, hidden: int, layers: int, dropout: float, scale: float = 1.0, learnt: bool = True
+    ):
+        super().__init__()
+        self.width, self.scale = width, scale
+        self.summary = nn.Parameter(torch.randn(width) * scale) if learnt else None
+        self.layers = nn.ModuleList(TransformerLayer(width, heads, hidden, dropout) for _ in range(layers))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 1 + T, D) and its mask; place 0 is the summary and exists for every sample."""
+        summary = self.summary
+        first = torch.randn(self.width, device=frames.device) * self.scale if summary is None else summary
+        x = torch.cat([first.expand(len(frames), 1, -1), frames], dim=1)
+        mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
+        x = self.dropout(math.sqrt(self.width) * x + sinusoids(x.shape[1], self.width, x.device))
+        for layer in self.layers:
+            x = layer(x, mask)
+        return x, mask
+
+
+class LastState(nn.Module):
+    """The last hidden state of a one-directional LSTM, (B, hidden); zero for a sample without frames.
+
+    Padding lies behind the last frame, where one direction cannot see it, so nothing needs packing.
+    """
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.lstm = nn.LSTM(width, hidden, batch_first=True)
+
+    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
+        states, _ = self.lstm(frames)  # (B, T, hidden)
+        length = lengths(mask)
+        last = (length - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[2])
+        return states.gather(1, last).squeeze(1) * (length > 0)[:, None]
+
+
+class BothWays(nn.Module):
+    """States of a bidirectional GRU, (B, T, 2 hidden); zero at padding."""
+
+    def __init__(self, width: int, hidden: int, layers: int):
+        super().__init__()
+        self.gru = nn.GRU(width, hidden, layers, batch_first=True, bidirectional=True)
+
+    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
+        length = lengths(mask).clamp(min=1).cpu()
+        packed = pack_padded_sequence(frames, length, batch_first=True, enforce_sorted=False)
+        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=frames.shape[1])
+        return states * mask[..., None]

@@ -1,0 +1,175 @@
+"""The text encoder of every sentiment model, and the project's only use of transformers."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, BertConfig
+
+from core.model import DataSpec
+
+Change = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Which encoder turns text into hidden states.
+
+    ``source`` is "small": a small BERT trained from scratch, on token ids or on features; "given": features as they
+    are, from an encoder run beforehand; or path or hub name of any transformers encoder.
+    """
+
+    source: str = "small"
+    frozen: bool = False  # a pretrained encoder that is not trained
+    width: int = 64  # these four: the small one
+    layers: int = 2
+    heads: int = 4
+    dropout: float = 0.1
+
+
+class TextEncoder(nn.Module):
+    """Token ids (B, T) or features (B, T, D) to hidden states (B, T', ``width``) and their mask (B, T').
+
+    Place 0 sums the sentence up: [CLS] of the ids, or, for features through the small encoder, a learnt vector put in
+    front (T' = T + 1). Rows without any text give zeros.
+    """
+
+    def __init__(self, config: TextConfig, data: DataSpec):
+        super().__init__()
+        features = data.features["text"]
+        self.pretrained = config.source not in ("small", "given")
+        self.frozen = config.frozen and self.pretrained
+        self.project: nn.Linear | None = None
+        self.backbone: Any = None  # a transformers model
+        if config.source == "given":
+            if not features:
+                raise ValueError(
+                    "text.source=given needs text features, but the data has token ids; use text.source=small"
+                )
+            self.width = features
+            return
+        if self.pretrained and features:
+            raise ValueError(
+                f"text.source={config.source} reads token ids, but the data has text features of width {features}; "
+                "use text.source=given or small, or convert the transcripts with: "
+                "python -m data_shards.convert RAW --out DIR --tokenizer PATH"
+            )
+        self.backbone = _pretrained(config.source, data) if self.pretrained else _small(config, data)
+        self.width = int(self.backbone.config.hidden_size)
+        self.pad_id = int(self.backbone.config.pad_token_id or 0)
+        if features:
+            self.project = nn.Linear(features, self.width)
+            self.sentence = nn.Parameter(torch.randn(self.width) * 0.02)  # what [CLS] is to token ids
+            self.backbone.embeddings.word_embeddings = None  # features come in its place
+        if self.frozen:
+            self.backbone.requires_grad_(False).eval()
+
+    def forward(
+        self, frames: Tensor, mask: Tensor, change: Change | None = None, layer: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Hidden states and mask. ``change`` is applied to the hidden states before encoder layer ``layer``."""
+        has_text = mask.any(1, keepdim=True)  # (B, 1)
+        if self.backbone is None:
+            return frames, mask
+        if self.project is not None:
+            first = self.sentence.expand(len(frames), 1, -1)
+            inputs = {"inputs_embeds": torch.cat([first, self.project(frames).to(first.dtype)], dim=1)}
+            mask = torch.cat([has_text, mask], dim=1)
+        else:
+            inputs = {"input_ids": frames.masked_fill(~mask, self.pad_id)}
+        attended = mask.clone()
+        attended[:, :1] |= ~has_text  # softmax over nothing would be NaN
+        hook = None if change is None else self._hook(change, layer)
+        try:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not (self.frozen and change is None)):
+                hidden = self.backbone(**inputs, attention_mask=attended.long()).last_hidden_state
+        finally:
+            if hook is not None:
+                hook.remove()
+        return hidden * has_text[..., None], mask
+
+    def _hook(self, change: Change, layer: int) -> torch.utils.hooks.RemovableHandle:
+        def before(module: nn.Module, inputs: tuple) -> tuple:
+            return (change(inputs[0]), *inputs[1:])
+
+        return self.layers[layer].register_forward_pre_hook(before)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The encoder layers, where the backbone has them in the place that BERT and its relatives do."""
+        found = getattr(getattr(self.backbone, "encoder", None), "layer", None)
+        if not isinstance(found, nn.ModuleList):
+            raise ValueError(
+                f"cannot change hidden states inside {type(self.backbone).__name__}: it has no encoder.layer; "
+                "use a BERT or RoBERTa as text.source"
+            )
+        return found
+
+    def train(self, mode: bool = True) -> TextEncoder:
+        super().train(mode)
+        if self.frozen and self.backbone is not None:
+            self.backbone.eval()
+        return self
+
+    def trained(self) -> list[nn.Parameter]:
+        """Parameters of a pretrained encoder, which want a learning rate of their own; none of a small one."""
+        return [p for p in self.parameters() if p.requires_grad] if self.pretrained else []
+
+
+def decayed(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Weights, and the biases and norms that BERT's recipes spare from weight decay."""
+    return [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+
+
+def _small(config: TextConfig, data: DataSpec) -> Any:
+    if config.width % config.heads:
+        raise ValueError(f"text.heads={config.heads} does not divide text.width={config.width}")
+    if not data.features["text"] and not data.vocab_size:
+        raise ValueError("text.source=small needs to know how many tokens there are, but the data has vocab_size 0")
+    settings = BertConfig(
+        vocab_size=data.vocab_size or 1,
+        hidden_size=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=4 * config.width,
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        max_position_embeddings=max(512, data.max_length.get("text", 0) + 1),
+        attn_implementation="sdpa",
+    )
+    return _without_pooler(AutoModel.from_config(settings))
+
+
+def _pretrained(source: str, data: DataSpec) -> Any:
+    settings = AutoConfig.from_pretrained(source)
+    size = int(settings.vocab_size)
+    if not data.vocab_size:
+        warnings.warn(
+            f"the data does not say which vocabulary its token ids are of; taking it to be that of {source}",
+            stacklevel=2,
+        )
+    elif not (size == data.vocab_size or (0 < size - data.vocab_size < 128 and size % 8 == 0)):
+        # Some encoders round their table up; any other difference means ids of another language or model.
+        raise ValueError(
+            f"text.source={source} has a vocabulary of {size} tokens, the data's tokenizer one of {data.vocab_size}; "
+            f"convert the data with: python -m data_shards.convert RAW --out DIR --tokenizer {source}"
+        )
+    longest = data.max_length.get("text", 0)
+    places = int(getattr(settings, "max_position_embeddings", 0) or 0)
+    if settings.model_type in ("roberta", "xlm-roberta", "camembert"):
+        places -= int(settings.pad_token_id) + 1  # they count positions from behind the padding id
+    if places and longest > places:
+        raise ValueError(f"the data has sentences of {longest} tokens, text.source={source} takes at most {places}")
+    return _without_pooler(AutoModel.from_pretrained(source, attn_implementation="sdpa", dtype=torch.float32))
+
+
+def _without_pooler(model: Any) -> Any:
+    """No model here reads the pooler, and a parameter without gradient is a trap."""
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    return model

@@ -1,0 +1,14 @@
+"""Every model by name. To add one: write its file and its recipe, add a line here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from core.model import Model
+from core.models.baseline import Baseline
+from core.models.hscl import HSCL
+
+MODELS: dict[str, type[Model[Any, Any]]] = {
+    "baseline": Baseline,
+    "hscl": HSCL,
+}
