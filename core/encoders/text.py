@@ -9,11 +9,36 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, BertConfig
+from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModel, BertConfig
+from transformers.masking_utils import sdpa_mask
 
+from core.encoders.crossmodal import attend
+from core.dropout import attention
 from core.model import DataSpec
 
 Change = Callable[[Tensor], Tensor]
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """PyTorch's fused attention, but with the layer's own dropout module where there is dropout: see ``attend``."""
+    own = getattr(module, "dropout", None)
+    own = own if isinstance(own, nn.Module) else nn.Dropout(dropout).train(module.training)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return attend(query, key, value, attention_mask, scale, own).transpose(1, 2).contiguous(), None
+
+
+_ATTENTION = "concord"
+AttentionInterface.register(_ATTENTION, _attention)
+AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
 @dataclass(frozen=True)
@@ -140,7 +165,7 @@ def _small(config: TextConfig, data: DataSpec) -> Any:
         hidden_dropout_prob=config.dropout,
         attention_probs_dropout_prob=config.dropout,
         max_position_embeddings=max(512, data.max_length.get("text", 0) + 1),
-        attn_implementation="sdpa",
+        attn_implementation=_ATTENTION,
     )
     return _without_pooler(AutoModel.from_config(settings))
 
@@ -165,7 +190,7 @@ def _pretrained(source: str, data: DataSpec) -> Any:
         places -= int(settings.pad_token_id) + 1  # they count positions from behind the padding id
     if places and longest > places:
         raise ValueError(f"the data has sentences of {longest} tokens, text.source={source} takes at most {places}")
-    return _without_pooler(AutoModel.from_pretrained(source, attn_implementation="sdpa", dtype=torch.float32))
+    return _without_pooler(AutoModel.from_pretrained(source, attn_implementation=_ATTENTION, dtype=torch.float32))
 
 
 def _without_pooler(model: Any) -> Any:
@@ -173,3 +198,24 @@ def _without_pooler(model: Any) -> Any:
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model
+
+
+def _attention_name() -> str:
+    """Make transformers use the attention whose dropout is a module of the layer, not a draw of the process."""
+    AttentionInterface.register("module_dropout", _attention)
+    AttentionMaskInterface.register("module_dropout", sdpa_mask)
+    return "module_dropout"
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    """``attention`` in the form that transformers calls: (B, T, heads, d) and no weights."""
+    mixed = attention(query, key, value, attention_mask, module.get_submodule("dropout"), scaling)
+    return mixed.transpose(1, 2).contiguous(), None

@@ -1,8 +1,9 @@
 """Scores of predicted sentiment against the truth, in the conventions under which the field's tables are printed.
 
-Three styles: ``mosi`` (MOSI, MOSEI: labels in [-3, 3]), ``sims`` (SIMS, SIMSv2: labels in [-1, 1]) and ``phq``
-(depression severity, AVEC 2019: the concordance correlation). All are functions of whole arrays, in sample space:
-no batch means, nothing rounded. Accuracies and F1 are fractions; the papers' tables print them times 100.
+Four styles: ``mosi`` (MOSI, MOSEI: labels in [-3, 3]), ``sims`` (SIMS, SIMSv2: labels in [-1, 1]), ``phq``
+(depression severity, AVEC 2019: the concordance correlation) and ``mmmo`` (opinions of films: labels in [1, 5]).
+All are functions of whole arrays, in sample space: no batch means, nothing rounded. Accuracies and F1 are fractions;
+the papers' tables print them times 100.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def scores(prediction: ArrayLike, label: ArrayLike, style: str) -> dict[str, flo
 
     Args:
         style: "mosi": MAE, Corr, Mult_acc_7, Mult_acc_5, Has0_acc_2, Has0_F1, Non0_acc_2, Non0_F1;
-            "sims": MAE, Corr, Mult_acc_2, Mult_acc_3, Mult_acc_5, F1_score; "phq": MAE, RMSE, CCC, Corr.
+            "sims": MAE, Corr, Mult_acc_2, Mult_acc_3, Mult_acc_5, F1_score; "phq": MAE, RMSE, CCC, Corr;
+            "mmmo": MAE, RMSE, Corr, Mult_acc_5 (rounded half to even into 1..5).
 
     What has no value is 0: the correlation with a constant, and Non0 metrics where every label is zero.
     """
@@ -40,7 +42,7 @@ def floors(label: ArrayLike, style: str) -> dict[str, dict[str, float]]:
     """What answering the same for every sample would score: name of the constant -> its scores."""
     label = np.asarray(label, dtype=np.float64).reshape(-1)
     constants = {"median": float(np.median(label))}
-    if style != "phq":
+    if style in _SIGNED:
         constants |= {"negative": -1.0, "positive": 1.0}
     else:
         constants |= {"mean": float(label.mean())}
@@ -55,7 +57,7 @@ def collapsed(prediction: ArrayLike, label: ArrayLike, style: str) -> str | None
         return None  # one sample, or labels without differences: a constant answer is right
     if spread <= _COLLAPSED * wanted:
         what = f"predictions hardly differ (standard deviation {spread:.3g}, of the labels {wanted:.3g})"
-    elif style != "phq" and len({*(prediction > 0)}) == 1 and len({*(label > 0)}) == 2:
+    elif style in _SIGNED and len({*(prediction > 0)}) == 1 and len({*(label > 0)}) == 2:
         what = f"all {len(prediction)} predictions are {'positive' if prediction[0] > 0 else 'negative or zero'}"
     else:
         return None
@@ -119,7 +121,19 @@ def _phq(prediction: Array, label: Array) -> dict[str, float]:
     }
 
 
-_STYLES: dict[str, Callable[[Array, Array], dict[str, float]]] = {"mosi": _mosi, "sims": _sims, "phq": _phq}
+def _mmmo(prediction: Array, label: Array) -> dict[str, float]:
+    found = _phq(prediction, label)
+    rounded = [np.round(values.clip(1, 5)) for values in (prediction, label)]
+    return {name: found[name] for name in ("MAE", "RMSE", "Corr")} | {"Mult_acc_5": _accuracy(*rounded)}
+
+
+_SIGNED = ("mosi", "sims")  # styles in which zero divides the classes
+_STYLES: dict[str, Callable[[Array, Array], dict[str, float]]] = {
+    "mosi": _mosi,
+    "sims": _sims,
+    "phq": _phq,
+    "mmmo": _mmmo,
+}
 
 
 def _rounded_accuracy(prediction: Array, label: Array, limit: int) -> float:

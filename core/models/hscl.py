@@ -155,37 +155,29 @@ class HSCL(Model[Utterances, Output]):
         return distance * output.given[left] * output.given[right]
 
     def embeddings(self, output: Output) -> dict[str, Tensor]:
-        """The projected views, and beside them what ``contrast`` must know of each row."""
-        if not output.projected:
-            return {}
+        """View -> (B, projection + 2) rows: the projection, whether the sample has what the view is of, its index."""
+        index = output.index.float()
         return {
-            **output.projected,
-            "given": torch.stack([output.given[m] for m in self.modalities], dim=1),  # (B, modalities)
-            "index": output.index.double()[:, None],  # (B, 1)
+            view: torch.cat([rows, torch.stack([output.given[view.removeprefix("text_")], index], dim=1)], dim=1)
+            for view, rows in output.projected.items()
         }
 
     def contrast(self, embeddings: Mapping[str, Tensor], label: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        if not embeddings:
-            return {}
         losses = {}
-        present = dict(zip(self.modalities, embeddings["given"].detach().T, strict=True))
-        if self.config.contrast == "simclr":
-            label = embeddings["index"].detach().squeeze(1)  # only the other view of the same sample is positive
         if self.config.unimodal and self.pairs:
-            terms = [
-                self._between(embeddings[a], embeddings[b], label, weight * present[a] * present[b])
-                for a, b in self.pairs
-            ]
+            terms = [self._between(embeddings[a], embeddings[b], label, weight) for a, b in self.pairs]
             losses["unimodal"] = self.config.omega1 * torch.stack(terms).sum()
         if self.contrast_fused:
-            both = weight * present["audio"] * present["vision"]
             left, right = (embeddings[name] for name in self.fused)
-            losses["bimodal"] = self.config.omega2 * self._between(left, right, label, both)
+            losses["bimodal"] = self.config.omega2 * self._between(left, right, label, weight)
         return losses
 
     def _between(self, left: Tensor, right: Tensor, label: Tensor, weight: Tensor) -> Tensor:
-        """The contrast of 2B rows: two views with the labels repeated."""
-        return self.draw(torch.cat([left, right]), label.repeat(2), weight.repeat(2))
+        """The contrast of two views, as 2B rows with the labels repeated."""
+        if self.config.contrast == "simclr":
+            label = left[:, -1].detach()  # by index: only the other view of the same sample is positive
+        weight = weight * left[:, -2].detach() * right[:, -2].detach()
+        return self.draw(torch.cat([left, right])[:, :-2], label.repeat(2), weight.repeat(2))
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         return groups(self, text=self.text.trained() if self.text is not None else [])
