@@ -1,0 +1,44 @@
+# make demo: set up, make data, convert, train, report.   make test: set up and run the tests.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := demo
+
+.PHONY: demo test test-slow check setup bench clean
+
+setup: $(READY)
+
+# The build of DeepSpeed's shared-memory operator happens here, once, in one process: processes that build it at the
+# same time wait for each other's lock.
+$(READY): setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade pip -c constraints.txt
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c "from launch.engine import init_processes as start, shutdown_processes as stop; start(); stop()"
+	touch $@
+
+$(DEMO)/synthetic.pkl: | $(READY)
+	mkdir -p $(DEMO)
+	$(BIN)/python -m data_shards.synthetic $@
+
+$(DEMO)/shards/manifest.json: $(DEMO)/synthetic.pkl
+	$(BIN)/python -m data_shards.convert $< --out $(DEMO)/shards
+
+demo: $(DEMO)/shards/manifest.json
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/deepspeed --num_gpus 1 launch/train.py hscl/demo data=$(DEMO)/shards run_dir=$(DEMO)/run
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: check
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest
+
+test-slow: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m slow
+
+clean:
+	rm -rf $(DEMO) build *.egg-info

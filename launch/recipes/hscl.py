@@ -1,0 +1,114 @@
+"""HSCL (Chen, Wang and Hao, MMM 2024). The released code has settings for MOSI and MOSEI only.
+
+The text encoder is a path or hub name, for example options.text.source=bert-base-uncased.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from core.encoders.text import TextConfig
+from core.models.hscl import HSCL
+from launch.config import Group, Optim, Run
+
+
+def mosi() -> Run:
+    """HSCL on MOSI, unaligned features, text as BERT token ids.
+
+    deepspeed launch/train.py hscl/mosi data=shards/mosi
+    """
+    return Run(
+        model="hscl",
+        options=HSCL.Config(text=TextConfig(source="bert-base-uncased")),
+        optim=Optim(
+            algorithm="adam",
+            groups={"text": Group(lr=5e-5, weight_decay=1e-4), "main": Group(lr=1e-3, weight_decay=1e-4)},
+            clip=1.0,
+            schedule="step",
+            step_epochs=11,
+        ),
+        batch_size=128,
+        epochs=20,
+        patience=10,
+    )
+
+
+def mosei() -> Run:
+    """HSCL on MOSEI, unaligned features, text as BERT token ids.
+
+    deepspeed launch/train.py hscl/mosei data=shards/mosei
+    """
+    base = mosi()
+    return replace(
+        base,
+        options=replace(base.options, omega2=0.05, vision_hidden=32, audio_heads=2),
+        optim=replace(
+            base.optim,
+            groups={"text": Group(lr=1e-5, weight_decay=1e-4), "main": Group(lr=1e-4, weight_decay=1e-4)},
+            step_epochs=5,
+        ),
+    )
+
+
+def sims() -> Run:
+    """HSCL on CH-SIMS. No published settings exist; these are MOSI's, with a Chinese encoder.
+
+    deepspeed launch/train.py hscl/sims data=shards/sims
+    """
+    base = mosi()
+    return replace(base, options=replace(base.options, text=TextConfig(source="bert-base-chinese")), metrics="sims")
+
+
+def simsv2() -> Run:
+    """HSCL on CH-SIMS v2. No published settings exist; these are MOSI's, with a Chinese encoder.
+
+    deepspeed launch/train.py hscl/simsv2 data=shards/simsv2
+    """
+    return sims()
+
+
+def mosi_utterance() -> Run:
+    """HSCL on MOSI with utterance-level sound and video (split of the bc-LSTM authors) and transcripts.
+
+    deepspeed launch/train.py hscl/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
+    """
+    base = mosi()
+    return replace(
+        base,
+        options=replace(base.options, text=TextConfig(source="")),
+        optim=Optim(
+            groups={"text": Group(lr=5e-5, weight_decay=0.01), "main": Group(lr=5e-4, weight_decay=0.01)},
+            clip=1.0,
+            schedule="linear",
+            warmup=0.1,
+        ),
+        batch_size=32,
+        epochs=8,
+        patience=4,
+    )
+
+
+def demo() -> Run:
+    """HSCL on the generated data of ``python -m data_shards.synthetic``; a small text encoder trained from scratch.
+
+    deepspeed launch/train.py hscl/demo data=demo/shards
+    """
+    return Run(
+        model="hscl",
+        options=HSCL.Config(text=TextConfig(source="small"), layers=1),
+        optim=Optim(groups={"main": Group(lr=2e-3, weight_decay=1e-3)}, clip=1.0, schedule="cosine", warmup=0.05),
+        batch_size=32,
+        epochs=15,
+        patience=5,
+    )
+
+
+RECIPES: dict[str, Callable[[], Run]] = {
+    "mosi": mosi,
+    "mosei": mosei,
+    "sims": sims,
+    "simsv2": simsv2,
+    "mosi_utterance": mosi_utterance,
+    "demo": demo,
+}

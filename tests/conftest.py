@@ -1,0 +1,62 @@
+"""What several test files share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from core.batch import Utterances
+from core.model import DataSpec
+
+WIDTHS = {"text": 0, "audio": 5, "vision": 20}
+
+
+@pytest.fixture
+def spec() -> DataSpec:
+    """Of small token-id data with everything that any sentiment model asks for."""
+    rng = np.random.default_rng(0)
+    return DataSpec(
+        task="sentiment",
+        features=dict(WIDTHS),
+        max_length={"text": 12, "audio": 15, "vision": 18},
+        num_train=32,
+        vocab_size=60,
+        unknown_id=3,
+        moments={m: ([0.1] * d, [1.5] * d) for m, d in WIDTHS.items() if d},
+        codebooks={m: rng.normal(size=(16, d)).astype(np.float32) for m, d in WIDTHS.items() if d},
+    )
+
+
+@pytest.fixture
+def make_utterances() -> Callable[..., Utterances]:
+    """Builder of a batch of ``size`` random utterances of varying length; ``changes`` replace fields of it."""
+
+    def make(size: int = 8, seed: int = 0, text: int = 0, **changes: Any) -> Utterances:
+        generator = torch.Generator().manual_seed(seed)
+        frames, mask = {}, {}
+        for m, longest in (("text", 10), ("audio", 13), ("vision", 16)):
+            length = torch.randint(3, longest + 1, (size,), generator=generator)
+            mask[m] = torch.arange(longest) < length[:, None]
+            width = WIDTHS[m] or text
+            if width:
+                values = torch.randn(size, longest, width, generator=generator)
+                frames[m] = values * mask[m][..., None]
+            else:
+                frames[m] = torch.randint(4, 60, (size, longest), generator=generator) * mask[m]
+        batch = Utterances(
+            index=torch.arange(size),
+            weight=torch.ones(size),
+            share=1 / size,
+            label=(torch.rand(size, generator=generator) * 6 - 3),
+            frames=frames,
+            mask=mask,
+            present=dict(mask),
+        )
+        return replace(batch, **changes)
+
+    return make
