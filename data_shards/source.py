@@ -58,13 +58,29 @@ class Source:
     extras: dict[str, Any] = field(default_factory=dict)  # for Manifest.extras
 
 
-def file_facts(path: Path) -> dict[str, Any]:
-    """Name, size and SHA-256 of a file, as the manifest records its source."""
+def sha256_of(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return digest.hexdigest()
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """Name, size and SHA-256 of a file, as the manifest records its source."""
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def as_string(value: Any) -> str:
+    """Text from str, bytes (UTF-8, or Latin-1 where it is not that), or an array of one of them."""
+    if isinstance(value, np.ndarray) and value.size == 1:
+        value = value.reshape(-1)[0]
+    if isinstance(value, bytes):
+        try:
+            return value.decode("utf-8")
+        except UnicodeDecodeError:
+            return value.decode("latin-1")
+    return str(value)
 
 
 def as_frames(value: Any, where: str) -> np.ndarray:

@@ -1,0 +1,33 @@
+"""Mean and spread of frames, gathered piece by piece and joined exactly (Chan, Golub and LeVeque, 1983)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of ``count`` frames, per feature. Plain lists, so that it can be written as JSON without loss."""
+
+    count: int
+    mean: list[float]
+    squares: list[float]  # sum of squared deviations from the mean
+
+    @staticmethod
+    def of(frames: np.ndarray) -> Moments:
+        """Of frames (T, D), in float64. T must be at least 1."""
+        wide = frames.astype(np.float64)
+        mean = wide.mean(axis=0)
+        return Moments(len(wide), mean.tolist(), ((wide - mean) ** 2).sum(axis=0).tolist())
+
+    def join(self, other: Moments) -> Moments:
+        """Of the frames of both. The order matters in the last bit, so callers join in file order."""
+        count = self.count + other.count
+        mean, apart = np.array(self.mean), np.array(other.mean) - np.array(self.mean)
+        squares = np.array(self.squares) + np.array(other.squares) + apart**2 * (self.count * other.count / count)
+        return Moments(count, (mean + apart * (other.count / count)).tolist(), squares.tolist())
+
+    def std(self) -> list[float]:
+        return np.sqrt(np.array(self.squares) / self.count).tolist()
