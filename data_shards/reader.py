@@ -1,0 +1,295 @@
+"""Shards in memory: open, check, view, and copy samples into padded batches.
+
+A shard is mapped, not read. Before a sample of it is used its index and the whole tar are compared with the
+manifest's checksums and its index with the manifest's fields, so nothing later needs to doubt an offset.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import mmap
+import os
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_shards.damage import explain
+from data_shards.gather import kernel
+from data_shards.index_file import (
+    ABSENT,
+    JSON,
+    JSON_SIZE,
+    TEXT,
+    TEXT_SIZE,
+    Index,
+    bytes_of,
+    columns,
+    parse_json,
+    summary,
+)
+from data_shards.schema import DataError, Field, Shard
+from data_shards.shard import index_name
+from data_shards.store import Store
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The samples of one part of a global batch, as tensors. Time axes are padded with zeros to the longest sample.
+
+    A sample without a field has length 0 there; in a field of fixed shape it holds nan, or -1 for signed integers,
+    and zero for other types.
+    """
+
+    index: Tensor  # (B,) int64, place of each sample in its split
+    weight: Tensor  # (B,) float32, 1 for a sample, 0 for the one row of a part that would be empty
+    share: float  # ranks * micro-batches / samples in the global batch
+    arrays: dict[str, Tensor]  # field -> (B, *shape), the None axis of the field as long as its longest sample
+    lengths: dict[str, Tensor]  # field with a None axis -> (B,) int64
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """A mapped shard that was found to be what the manifest says."""
+
+    index: Index
+    map: mmap.mmap
+    places: (
+        np.ndarray
+    )  # (S, 2 F) int64: address and length, per field of the reader; address ABSENT where there is none
+
+
+class Reader:
+    """The shards of one split, opened when needed and kept while in use.
+
+    Args:
+        keep: how many shards stay open.
+        fields: what to read, by name.
+        threads: shards opened (fetched, checked) at the same time; 0 opens in the caller's thread.
+    """
+
+    def __init__(self, store: Store, shards: Sequence[Shard], fields: dict[str, Field], keep: int, threads: int = 2):
+        self.store, self.shards, self.fields, self.keep = store, shards, fields, max(keep, 1)
+        self.starts = np.cumsum([0, *(shard.samples for shard in shards)])[:-1]  # place of each shard's first sample
+        self._open: OrderedDict[int, Future[Opened]] = OrderedDict()
+        self._checked: dict[int, tuple[int, int, int]] = {}  # shard -> the file that was compared with its checksum
+        self._lock = Lock()
+        self._pool = ThreadPoolExecutor(threads, "open-shard") if threads else None
+
+    def shard(self, number: int) -> Opened:
+        """An open shard; DataError when it is damaged."""
+        return self._future(number).result()
+
+    def ahead(self, numbers: Iterable[int]) -> None:
+        """Start opening these shards."""
+        if self._pool:
+            for number in numbers:
+                self._future(number)
+
+    def close(self) -> None:
+        """Let go of every shard. Arrays that were viewed stay valid as long as they are held."""
+        if self._pool:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            self._open.clear()
+
+    def views(self, number: int, row: int) -> dict[str, np.ndarray]:
+        """The arrays of one sample, read-only and without a copy. An absent field is not there."""
+        return next(self.walk(number, (row,)))
+
+    def walk(self, number: int, rows: Iterable[int]) -> Iterator[dict[str, np.ndarray]]:
+        """The arrays of samples of one shard, as ``views`` gives them."""
+        opened = self.shard(number)
+        first = columns(opened.index.arrays)
+        plan = [
+            (
+                field,
+                np.dtype(opened.index.arrays[field][0]),
+                first[field],
+                first[field] + 1 + opened.index.arrays[field][1],
+            )
+            for field in self.fields
+            if field in first
+        ]
+        held, array = opened.map, np.ndarray
+        for row in rows:
+            line = opened.index.table[row].tolist()
+            yield {
+                field: array(line[column + 1 : stop], dtype, held, line[column])
+                for field, dtype, column, stop in plan
+                if line[column] != ABSENT
+            }
+
+    def record(self, number: int, row: int) -> dict[str, Any]:
+        """The JSON of one sample, with at least its ``id``; ``text`` where there is a transcript."""
+        opened = self.shard(number)
+        line = opened.index.table[row]
+        where = f"{self.store.name}/{self.shards[number].name}, sample {opened.index.key(row)!r}"
+        record: dict[str, Any] = {}
+        if line[JSON] != ABSENT:
+            record = parse_json(opened.map[line[JSON] : line[JSON] + line[JSON_SIZE]], where)
+        record.setdefault("id", opened.index.key(row))
+        if line[TEXT] != ABSENT:
+            record["text"] = opened.map[line[TEXT] : line[TEXT] + line[TEXT_SIZE]].decode("utf-8", "replace")
+        return record
+
+    def lengths(self, number: int) -> np.ndarray:
+        """(S,) int64, bytes of each sample in the fields that are read."""
+        return bytes_of(self.shard(number).index, self.fields)
+
+    def collate(self, shard: np.ndarray, row: np.ndarray, pin: bool = False) -> Arrays:
+        """One padded part of the samples given by shard and row, (B,) each; every array is copied once."""
+        held, places = self._places(shard, row)
+        arrays: dict[str, Tensor] = {}
+        lengths: dict[str, Tensor] = {}
+        for column, (field, kind) in enumerate(self.fields.items()):
+            address, length = places[2 * column], places[2 * column + 1]
+            longest = max(int(length.max()), 1)
+            shape = tuple(longest if extent is None else extent for extent in kind.shape)
+            out = torch.empty((len(row), *shape), dtype=torch_dtype(kind.dtype), pin_memory=pin)
+            axis = kind.shape.index(None) if None in kind.shape else 0
+            lead = int(np.prod(shape[:axis]))
+            inner = int(np.prod(shape[axis + 1 :] if None in kind.shape else shape)) * out.element_size()
+            kernel()(address, length, lead, inner, longest, out.data_ptr())
+            if None in kind.shape:
+                lengths[field] = torch.from_numpy(length)
+            elif not length.all():
+                out[torch.from_numpy(length == 0)] = _nothing(out.dtype)
+            arrays[field] = out
+        del held
+        index = torch.from_numpy(self.starts[shard] + row)
+        return Arrays(index, torch.ones(len(row)), 1.0, arrays, lengths)
+
+    def _places(self, shard: np.ndarray, row: np.ndarray) -> tuple[list[Opened], np.ndarray]:
+        """The open shards, to be held while their memory is read, and (2 F, B) addresses and lengths."""
+        by_shard = np.argsort(shard, kind="stable")
+        numbers, first = np.unique(shard[by_shard], return_index=True)
+        held = [self.shard(int(number)) for number in numbers]
+        places = np.empty((len(row), 2 * len(self.fields)), np.int64)
+        for opened, rows in zip(held, np.split(by_shard, first[1:]), strict=True):
+            places[rows] = opened.places[row[rows]]
+        return held, np.ascontiguousarray(places.T)
+
+    def _future(self, number: int) -> Future[Opened]:
+        with self._lock:
+            future = self._open.get(number)
+            if future is None:
+                while len(self._open) >= self.keep:
+                    self._open.popitem(last=False)
+                if self._pool:
+                    future = self._pool.submit(self._load, number)
+                else:
+                    future = Future()
+                self._open[number] = future
+            self._open.move_to_end(number)
+        if not self._pool and not future.done():
+            _run(future, lambda: self._load(number))
+        return future
+
+    def _load(self, number: int) -> Opened:
+        """Open a shard and check it, once more from its origin where the fault may be in a local copy."""
+        try:
+            return self._load_once(number)
+        except DataError as error:
+            if not self.store.forget(self.shards[number]):
+                raise
+            log.warning("%s; fetching it again", error)
+            return self._load_once(number)
+
+    def _load_once(self, number: int) -> Opened:
+        shard = self.shards[number]
+        where = f"{self.store.name}/{shard.name}"
+        index = read_index(self.store, shard, self.fields)
+        file = self.store.tar(shard)
+        try:
+            status = os.fstat(file.fileno())
+            if status.st_size != shard.bytes:
+                what = f"it has {status.st_size} bytes, not {shard.bytes}"
+                raise DataError(explain(where, index, what, size=status.st_size))
+            held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            identity = (status.st_ino, status.st_size, status.st_mtime_ns)
+            if self._checked.get(number) != identity:
+                if hashlib.sha256(held).hexdigest() != shard.sha256:
+                    raise DataError(explain(where, index, "its checksum is wrong", held))
+                self._checked[number] = identity
+        except BaseException:
+            file.close()
+            raise
+        opened = Opened(index, held, _absolute(index, held, self.fields))
+        weakref.finalize(opened, file.close)  # open as long as it is used: a cache removes no file that is open
+        return opened
+
+
+def read_index(store: Store, shard: Shard, fields: dict[str, Field]) -> Index:
+    """The index of a shard, compared with what the manifest says of both."""
+    where = f"{store.name}/{index_name(shard.name)}"
+    body = store.index(shard)
+    if hashlib.sha256(body).hexdigest() != shard.index_sha256:
+        raise DataError(
+            f"{where} is damaged: its checksum is not the manifest's; "
+            f"make it again with: python -m data_shards.index {store.name}"
+        )
+    index = Index.from_bytes(body, where)
+    if (len(index), index.tar_bytes) != (shard.samples, shard.bytes):
+        raise DataError(
+            f"{where} is of {len(index)} samples in {index.tar_bytes} bytes, "
+            f"but the manifest says {shard.samples} in {shard.bytes}; convert the data again"
+        )
+    for field, (dtype, extents) in summary(index).items():
+        expected = fields.get(field)
+        if expected is None:
+            continue
+        fits = len(extents) == len(expected.shape) and all(
+            extent is None or found == (extent, extent) for found, extent in zip(extents, expected.shape, strict=True)
+        )
+        if dtype != expected.dtype or not fits:
+            raise DataError(
+                f"{where}: field {field!r} is {dtype} with axes from, to {extents}; "
+                f"the manifest says {expected.dtype} {expected.shape}; convert the data again"
+            )
+    return index
+
+
+def _absolute(index: Index, held: mmap.mmap, fields: dict[str, Field]) -> np.ndarray:
+    """(S, 2 F) int64, where each array lies in memory and how many frames (a fixed shape: 1) it has."""
+    places = np.zeros((len(index), 2 * len(fields)), np.int64)
+    base = np.frombuffer(held, np.uint8).ctypes.data
+    first = columns(index.arrays)
+    for column, (field, kind) in enumerate(fields.items()):
+        if field not in first:
+            places[:, 2 * column] = ABSENT
+            continue
+        offset = index.table[:, first[field]]
+        here = offset != ABSENT
+        places[:, 2 * column] = np.where(here, base + offset, ABSENT)
+        time = first[field] + 1 + kind.shape.index(None) if None in kind.shape else None
+        places[:, 2 * column + 1] = np.where(here, 1 if time is None else index.table[:, time], 0)
+    return places
+
+
+def _run(future: Future[Opened], work: Callable[[], Opened]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    return torch.from_numpy(np.empty(0, name)).dtype
+
+
+def _nothing(dtype: torch.dtype) -> float | int:
+    """What stands for a number that is not there."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return float("nan")
+    return -1 if dtype.is_signed else 0
