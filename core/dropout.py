@@ -98,25 +98,6 @@ class SampleDropout(nn.Module):
         return f"p={self.p}, layer={self.layer}"
 
 
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: nn.Module, scale: float | None = None
-) -> Tensor:
-    """Scaled dot-product attention (B, heads, T, d) whose weights pass through the module ``dropout``.
-
-    torch's fused attention draws its own dropout, which depends on the process; it is used where nothing is dropped.
-
-    Args:
-        mask: bool, True where a query may look, or a float added to the scores; broadcast to (B, heads, T, S).
-    """
-    if not dropout.training or not getattr(dropout, "p", 0.0):
-        return functional.scaled_dot_product_attention(query, key, value, mask, scale=scale)
-    scores = query @ key.transpose(-2, -1) * (query.shape[-1] ** -0.5 if scale is None else scale)  # (B, heads, T, S)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    weights = dropout(scores.softmax(-1, dtype=torch.float32))
-    return weights.to(value.dtype) @ value
-
-
 def number_dropouts(model: nn.Module) -> nn.Module:
     """Replace every ``nn.Dropout`` below ``model`` by a ``SampleDropout`` of its own number, in place."""
     layer = 0

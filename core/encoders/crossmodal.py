@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor, nn
-
-from core.dropout import attention
+from torch.nn import functional as F
 
 
 class Attention(nn.Module):
@@ -34,7 +30,7 @@ class Attention(nn.Module):
             raise ValueError(f"{heads} heads do not divide a width of {width}")
         source = width if source is None else source
         self.heads = heads
-        self.scale = (width // heads) ** -0.5 if scale is None else scale
+        self.scale = scale
         self.dropout = nn.Dropout(dropout)  # a module of its own, so that its masks can be tied to the samples
         self.query = nn.Linear(width, width, bias=bias)
         self.key = nn.Linear(source, width, bias=bias)
@@ -48,28 +44,12 @@ class Attention(nn.Module):
         if mask is not None:
             some = mask.any(1)[:, None, None]  # (B, 1, 1)
             allowed = (mask[:, None] | ~some)[:, None]  # (B, 1, 1, S); softmax over nothing would be NaN
-        mixed = attend(query, key, value, allowed, self.scale, self.dropout)  # (B, h, T, d)
+        mixed = attention(query, key, value, allowed, self.dropout, self.scale)  # (B, h, T, d)
         mixed = self.out(mixed.transpose(1, 2).flatten(2))
         return mixed if some is None else mixed * some
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, h, T, d)
-
-
-def attend(
-    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, scale: float, dropout: nn.Module
-) -> Tensor:
-    """softmax(query key^T * scale) value, over (B, h, T, d), with ``dropout`` on the softmax.
-
-    ``allowed`` is boolean or added to the scores. The fused kernels draw dropout from their process's generator, so
-    they serve only where there is none; masks of ``dropout`` may belong to the sample (``core.dropout``).
-    """
-    if not dropout.training or dropout.p == 0:
-        return F.scaled_dot_product_attention(query, key, value, allowed, scale=scale)
-    score = query @ key.transpose(-1, -2) * scale  # (B, h, T, S)
-    if allowed is not None:
-        score = score.masked_fill(~allowed, -math.inf) if allowed.dtype == torch.bool else score + allowed
-    return dropout(score.softmax(-1)).to(value.dtype) @ value
 
 
 class TransformerLayer(nn.Module):

@@ -12,33 +12,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModel, BertConfig
 from transformers.masking_utils import sdpa_mask
 
-from core.encoders.crossmodal import attend
-from core.dropout import attention
 from core.model import DataSpec
 
 Change = Callable[[Tensor], Tensor]
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    """PyTorch's fused attention, but with the layer's own dropout module where there is dropout: see ``attend``."""
-    own = getattr(module, "dropout", None)
-    own = own if isinstance(own, nn.Module) else nn.Dropout(dropout).train(module.training)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    return attend(query, key, value, attention_mask, scale, own).transpose(1, 2).contiguous(), None
-
-
-_ATTENTION = "concord"
-AttentionInterface.register(_ATTENTION, _attention)
-AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
 @dataclass(frozen=True)
@@ -198,24 +174,3 @@ def _without_pooler(model: Any) -> Any:
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     return model
-
-
-def _attention_name() -> str:
-    """Make transformers use the attention whose dropout is a module of the layer, not a draw of the process."""
-    AttentionInterface.register("module_dropout", _attention)
-    AttentionMaskInterface.register("module_dropout", sdpa_mask)
-    return "module_dropout"
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    **unused: Any,
-) -> tuple[Tensor, None]:
-    """``attention`` in the form that transformers calls: (B, T, heads, d) and no weights."""
-    mixed = attention(query, key, value, attention_mask, module.get_submodule("dropout"), scaling)
-    return mixed.transpose(1, 2).contiguous(), None
