@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,12 +47,28 @@ class Attention(nn.Module):
         if mask is not None:
             some = mask.any(1)[:, None, None]  # (B, 1, 1)
             allowed = (mask[:, None] | ~some)[:, None]  # (B, 1, 1, S); softmax over nothing would be NaN
-        mixed = attention(query, key, value, allowed, self.dropout, self.scale)  # (B, h, T, d)
+        mixed = attend(query, key, value, allowed, self.dropout, self.scale)  # (B, h, T, d)
         mixed = self.out(mixed.transpose(1, 2).flatten(2))
         return mixed if some is None else mixed * some
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, h, T, d)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, dropout: nn.Module, scale: float | None = None
+) -> Tensor:
+    """softmax(query key^T * scale) value, over (B, h, T, d), with the module ``dropout`` on the softmax.
+
+    ``allowed`` is boolean or added to the scores. The fused kernels draw dropout from their process's generator, so
+    they serve only where nothing is dropped; masks of ``dropout`` may belong to the sample (``core.dropout``).
+    """
+    if not dropout.training or not getattr(dropout, "p", 0.0):
+        return F.scaled_dot_product_attention(query, key, value, allowed, scale=scale)
+    score = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)  # (B, h, T, S)
+    if allowed is not None:
+        score = score.masked_fill(~allowed, -math.inf) if allowed.dtype == torch.bool else score + allowed
+    return dropout(score.softmax(-1)).to(value.dtype) @ value
 
 
 class TransformerLayer(nn.Module):

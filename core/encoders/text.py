@@ -12,9 +12,31 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModel, BertConfig
 from transformers.masking_utils import sdpa_mask
 
+from core.encoders.crossmodal import attend
 from core.model import DataSpec
 
 Change = Callable[[Tensor], Tensor]
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """``attend`` as transformers calls it, with the layer's own dropout module: (B, T, heads, d) and no weights."""
+    own = getattr(module, "dropout", None)
+    own = own if isinstance(own, nn.Module) else nn.Dropout(dropout).train(module.training)
+    return attend(query, key, value, attention_mask, own, scaling).transpose(1, 2).contiguous(), None
+
+
+_ATTENTION = "module_dropout"
+AttentionInterface.register(_ATTENTION, _attention)
+AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
 @dataclass(frozen=True)

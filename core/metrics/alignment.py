@@ -1,0 +1,147 @@
+"""Exact ranking of aligned entities, in tiles: no (L, L) matrix ever exists.
+
+Candidates are rows of unit length; similarity is their cosine. A rank counts the candidates above the gold one, plus
+half of those that tie with it, so no order of entities can help. Candidates with equal embeddings (an entity that is
+listed twice) are computed once, because equal rows may leave a matrix product with unequal last bits.
+
+CSLS (Conneau et al., ICLR 2018, arXiv:1710.04087) subtracts from a similarity s the mean of the k largest of its row
+and of its column. As in the released code of MCLEA, s = 2 cos - 1, so ranks are those of 4 cos - r_row - r_col up to
+a constant of the row, where r are means of 2 cos - 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+TILE_BYTES = 64 << 20  # one tile of similarities; ranking needs a few of this size beside the embeddings
+
+
+def alignment_scores(left: Tensor, right: Tensor, csls: int = 3) -> dict[str, float]:
+    """Hits@1/10/50, mean rank and mean reciprocal rank of L aligned pairs, (L, D) rows in the same order on each side.
+
+    Names: ``Hits@1`` is left to right, ``r2l/`` right to left, ``csls/`` with CSLS of ``csls`` neighbours (0: without).
+    """
+    plain, hubs = pair_ranks(left, right), pair_ranks(left, right, csls) if csls else None
+    scores: dict[str, float] = {}
+    for prefix, ranks in (("", plain), ("csls/", hubs)):
+        for direction, found in zip(("", "r2l/"), ranks or (), strict=False):
+            scores |= {f"{prefix}{direction}{name}": value for name, value in summary(found).items()}
+    return scores
+
+
+def summary(ranks: np.ndarray) -> dict[str, float]:
+    """Scores of (L,) ranks, which start at 1."""
+    hits = {f"Hits@{k}": float((ranks <= k).mean()) for k in (1, 10, 50)}
+    return {**hits, "MR": float(ranks.mean()), "MRR": float((1 / ranks).mean())}
+
+
+def pair_ranks(left: Tensor, right: Tensor, csls: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(L,) rank of each pair's right entity among all right ones, and of its left entity among all left ones.
+
+    Raises:
+        ValueError: no pairs, sides of unequal shape, or a value that is not finite.
+    """
+    if left.shape != right.shape or len(left) == 0:
+        raise ValueError(f"ranking needs as many left as right rows, at least one; got {tuple(left.shape)} and "
+                         f"{tuple(right.shape)}")  # fmt: skip
+    for name, side in (("left", left), ("right", right)):
+        if not bool(side.isfinite().all()):
+            row = int((~side.isfinite().all(1)).nonzero()[0])
+            raise ValueError(f"the {name} embedding of pair {row} is not finite; the model has diverged")
+    left, right = unit(left), unit(right)
+    lefts, rights = Candidates(left), Candidates(right)
+    left_hub = mean_of_nearest(left, rights, csls) if csls else None  # of each left row, among the right candidates
+    right_hub = mean_of_nearest(right, lefts, csls) if csls else None
+    return _ranks(left, rights, right_hub), _ranks(right, lefts, left_hub)
+
+
+class Candidates:
+    """The distinct rows among (L, D) candidates, and how often each one occurs."""
+
+    def __init__(self, rows: Tensor):
+        # the bytes of a row are its identity; sorting them is far cheaper than torch.unique over D columns
+        raw = np.ascontiguousarray(rows.detach().cpu().numpy() + 0.0)  # + 0.0: minus zero becomes zero
+        keys = raw.view(np.dtype((np.void, raw.itemsize * raw.shape[1]))).ravel()
+        _, first, place, count = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
+        self.first = torch.from_numpy(first).to(rows.device)  # (U,) where each distinct row occurs first
+        self.place = torch.from_numpy(place.ravel()).to(rows.device)  # (L,) which distinct row each candidate is
+        self.count = torch.from_numpy(count).to(rows.device, rows.dtype)  # (U,)
+        self.rows = rows if len(first) == len(rows) else rows[self.first]  # (U, D)
+        if len(first) == len(rows):  # nothing occurs twice: keep the given order, and no copy
+            self.place = torch.arange(len(rows), device=rows.device)
+            self.count = torch.ones(len(rows), device=rows.device, dtype=rows.dtype)
+
+
+def _ranks(queries: Tensor, candidates: Candidates, hubs: Tensor | None) -> np.ndarray:
+    """(L,) rank of candidate i for query i. ``hubs`` (L,) are the CSLS means of the candidates."""
+    # the CSLS mean of the query itself shifts its whole row, so it cannot change a rank
+    hub = None if hubs is None else _distinct(hubs, candidates)
+    ranks = torch.empty(len(queries), dtype=torch.float64)
+    for rows, tile in tiles(queries, candidates.rows):
+        scores = tile if hub is None else tile.mul_(4).sub_(hub)
+        gold = scores.gather(1, candidates.place[rows].unsqueeze(1))  # (rows, 1)
+        above = (scores > gold).to(scores.dtype) @ candidates.count
+        ties = (scores == gold).to(scores.dtype) @ candidates.count  # the gold one included
+        ranks[rows] = (1 + above.double() + (ties.double() - 1) / 2).cpu()
+    return ranks.numpy()
+
+
+def _distinct(values: Tensor, candidates: Candidates) -> Tensor:
+    """(U,) values of the distinct candidates, of (L,) values of all."""
+    distinct = values.new_empty(len(candidates.rows))
+    return distinct.scatter_(0, candidates.place, values)
+
+
+def mean_of_nearest(queries: Tensor, candidates: Candidates, k: int) -> Tensor:
+    """(L,) mean of the k largest 2 cos - 1 between a query and all candidates, repeated ones counted as often."""
+    wanted = min(k, len(candidates.place))
+    means = queries.new_empty(len(queries))
+    for rows, tile in tiles(queries, candidates.rows):
+        nearest, which = tile.topk(min(wanted, tile.shape[1]), dim=1)
+        count = candidates.count[which]
+        before = count.cumsum(1) - count
+        taken = (wanted - before).clamp(min=0).minimum(count)  # how many of each distinct row are among the k
+        means[rows] = 2 * (nearest * taken).sum(1) / wanted - 1
+    # equal queries must have equal means, whatever tile they fell in
+    same = Candidates(queries)
+    return means[same.first][same.place] if len(same.rows) < len(queries) else means
+
+
+def tiles(queries: Tensor, candidates: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the queries, each with its similarities to all candidates, (rows, candidates); tiles are fresh."""
+    step = max(1, TILE_BYTES // (candidates.element_size() * max(1, len(candidates))))
+    for start in range(0, len(queries), step):
+        rows = slice(start, min(start + step, len(queries)))
+        yield rows, queries[rows] @ candidates.T
+
+
+def nearest(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """(L,) the most similar candidate of each query, and the similarity; rows of unit length."""
+    best = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
+    similarity = queries.new_empty(len(queries))
+    for rows, tile in tiles(queries, candidates):
+        similarity[rows], best[rows] = tile.max(1)
+    return best, similarity
+
+
+def mutual_nearest(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """(M, 2) rows of left and right that are each other's nearest, and their (M,) similarity."""
+    if len(left) == 0 or len(right) == 0:
+        return torch.empty(0, 2, dtype=torch.int64, device=left.device), left.new_empty(0)
+    left, right = unit(left), unit(right)
+    forth, similarity = nearest(left, right)
+    back, _ = nearest(right, left)
+    here = torch.arange(len(left), device=left.device)
+    mutual = back[forth] == here
+    return torch.stack([here[mutual], forth[mutual]], 1), similarity[mutual]
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows of length one, at least float32; a row of zeros stays zero."""
+    rows = rows.detach()
+    return F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=1)
