@@ -18,8 +18,9 @@ from core.model import DataSpec, Model
 from data_shards.missing import hide
 from data_shards.schema import DataError, Manifest
 from data_shards.stream import Stream
-from data_shards.utterances import data_spec, utterances
+from data_shards.utterances import utterances
 from launch.config import ConfigError, Run
+from launch.data_spec import sentiment_spec
 from launch.engine import micro_batches
 from launch.predictions import Predictions, draw, write_predictions
 from launch.task import Final
@@ -34,8 +35,8 @@ class SentimentTask:
         self.manifest: Manifest = self.train.manifest
         if self.manifest.task != "sentiment":
             raise ConfigError(f"{run.data} holds {self.manifest.task} data, but recipe {run.recipe!r} is for sentiment")
-        self.data: DataSpec = data_spec(self.manifest, Path(run.data) if "://" not in run.data else None)
-        self.worst_wait = 0.0
+        self.data: DataSpec = sentiment_spec(self.manifest, Path(run.data) if "://" not in run.data else None)
+        self._waited = 0.0
 
     def _stream(self, split: str, *, shuffle: bool) -> Stream:
         run, loading = self.run, self.run.loading
@@ -66,10 +67,11 @@ class SentimentTask:
 
     def batches(self, epoch: int) -> Iterator[list[Batch]]:
         for parts in self.train.epoch(epoch):
+            self.train.consumed()  # a checkpoint is only ever written after the step, so it counts from here on
             yield [self._prepare(part, "train", epoch) for part in parts]
 
     def _prepare(self, part: Any, split: str, epoch: int) -> Utterances:
-        return hide(utterances(part, self.manifest), self.run.missing, split=split, epoch=epoch)
+        return hide(utterances(part), self.run.missing, split=split, epoch=epoch)
 
     @torch.no_grad()
     def predict(self, model: Model, split: str, device: torch.device) -> Predictions:
@@ -134,7 +136,8 @@ class SentimentTask:
         return self._stream(split, shuffle=False).ids(index)
 
     def wait_seconds(self) -> float:
-        return self.train.take_wait_seconds()
+        waited, self._waited = self.train.wait_seconds - self._waited, self.train.wait_seconds
+        return waited
 
     def state_dict(self) -> dict[str, Any]:
         return {"stream": self.train.state_dict()}
