@@ -107,6 +107,12 @@ class Stream:
             drop_last=drop_last,
         )
         self.reader = Reader(self.store, shards, chosen, keep=2 * window, threads=2 if prefetch else 0)
+        needed = sum(sorted(shard.bytes for shard in shards)[-2 * window :])
+        if needed > self.store.room():
+            raise ValueError(
+                f"cache_gb={cache_gb:g} cannot hold two windows of {window} shards; "
+                f"give at least cache_gb={needed / 1e9:.3g}, or a smaller window"
+            )
         self.damaged: dict[int, str] = {}  # shard number -> what is wrong with it; with on_damage="skip"
         self.wait_seconds = 0.0  # spent waiting for data in epoch()
         self.seconds = 0.0  # spent in epoch() in all, the caller's work included
