@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from data_shards import mmsa
+from data_shards import mmsa, table
 from data_shards.command import run
 from data_shards.moments import Moments
 from data_shards.schema import MANIFEST, VERSION, DataError, Labels, Manifest, read_manifest
@@ -32,11 +32,14 @@ from data_shards.work import RECORDS, Record, units, work
 CONVERTER = 1  # raise it when the same input gives other bytes than before
 SHARD_SIZE = 512
 _OURS = re.compile(r"\.?([a-z_]+-\d{6})\.(tar|idx)(\.staging)?")
-_SHA256 = re.compile("[0-9a-f]{64}")
 
 READERS: dict[str, Callable[[Path, Options], Source]] = {
     ".pkl": mmsa.read,
     ".pickle": mmsa.read,
+    ".csv": table.read,
+    ".jsonl": table.read,
+    ".ndjson": table.read,
+    ".parquet": table.read,
 }
 
 
@@ -77,10 +80,9 @@ def convert(
     facts = _facts(source, options, shard_size)
     with _claimed(out):
         if (out / MANIFEST).exists():
-            manifest = read_manifest(out)
-            if not force and (manifest.source, manifest.tokenizer) == (facts, source.tokenizer):
-                return manifest
-            _withdraw(out, manifest, force)
+            if not force:
+                return _same(out, facts, source)
+            (out / MANIFEST).unlink()  # first, so that at no time an old manifest vouches for new shards
         decisive = json.dumps([facts, source.tokenizer, VERSION, CONVERTER], sort_keys=True)
         identity = hashlib.sha256(decisive.encode("utf-8")).hexdigest()
         records = work(source, out, units(source, identity, shard_size), processes, progress)
@@ -113,17 +115,15 @@ def _facts(source: Source, options: Options, shard_size: int) -> dict[str, Any]:
     return json.loads(json.dumps({**source.facts, "options": given}))
 
 
-def _withdraw(out: Path, manifest: Manifest, force: bool) -> None:
-    """Take a complete data set back, its manifest first, so that at no time an old one vouches for new shards."""
-    if not force:
+def _same(out: Path, facts: dict[str, Any], source: Source) -> Manifest:
+    """The manifest that is there already, if it is of the same source and options."""
+    manifest = read_manifest(out)
+    if (manifest.source, manifest.tokenizer) != (facts, source.tokenizer):
         raise DataError(
             f"{out} already holds shards of {manifest.source.get('file')}, made from other contents or with other "
             "options; give another --out, or --force to write them anew"
         )
-    (out / MANIFEST).unlink()
-    for name, value in manifest.extras.items():  # files made from the old shards
-        if _SHA256.fullmatch(str(value)) and Path(name).name == name:
-            (out / name).unlink(missing_ok=True)
+    return manifest
 
 
 def _sweep(out: Path, manifest: Manifest) -> None:
