@@ -96,7 +96,7 @@ def _frames_kept(
             kept[row, inner] = _legacy_row(settings, modality, int(sample))[inner] > rate[row]
         elif settings.protocol == "frames":
             # drawn for every frame up to the last, so that a frame's fate is its own
-            draws = _generator(settings.seed, split, modality, int(sample), epoch).random(present.shape[1])
+            draws = _generator(settings.seed, split, modality, int(sample), epoch).random((present.shape[1],))
             kept[row, inner] = draws[inner] >= rate[row]
         else:
             size = round(rate[row] * len(inner))
