@@ -27,7 +27,7 @@ from tenacity import RetryError, Retrying, before_sleep_log, retry_if_exception,
 from tenacity import wait_random_exponential as wait_random
 
 from data_shards.schema import MANIFEST, DataError, Shard
-from data_shards.shard import index_name, staged
+from data_shards.shard import index_name, sha256_of, staged
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -102,7 +102,7 @@ class Remote:
         beside = path.with_suffix(".idx")
         for file, sha256 in ((path, shard.sha256), (beside, shard.index_sha256)):
             with self._exclusive(file):
-                if file.exists() and _sha256(file) != sha256:  # another rank may have put it right meanwhile
+                if file.exists() and sha256_of(file) != sha256:  # another rank may have put it right meanwhile
                     file.unlink()
         return True
 
@@ -127,7 +127,7 @@ class Remote:
                 have += file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        if _sha256(part) != shard.sha256:
+        if sha256_of(part) != shard.sha256:
             part.unlink()
             raise DataError(
                 f"{url} is not the shard that the manifest promises: its checksum is wrong; "
@@ -243,14 +243,6 @@ def _status(path: Path) -> os.stat_result | None:
 def _reserved(file: Path, size: int) -> int:
     """What a file of the cache will take: a transfer under way counts as the whole shard, which its name tells."""
     return int(file.suffixes[-2][1:]) if file.suffix == ".part" else size
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _may_pass(error: BaseException) -> bool:

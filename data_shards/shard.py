@@ -73,6 +73,15 @@ def staged(path: Path) -> Iterator[IO[bytes]]:
     sync_folder(path.parent)
 
 
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in ``folder`` last through a power cut."""
     handle = os.open(folder, os.O_RDONLY)

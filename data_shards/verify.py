@@ -1,0 +1,145 @@
+"""Compare a shard folder with its manifest: ``python -m data_shards.verify DIR [--deep]``.
+
+Sizes and checksums of every tar, index and further file; with ``--deep`` also every member of every tar against the
+index, every record, the uniqueness of keys, and how many numbers are not finite. Each damaged file is one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from data_shards.command import run
+from data_shards.index import index_tar, left_out
+from data_shards.index_file import Index
+from data_shards.reader import Reader
+from data_shards.schema import DataError, Manifest, Shard, read_manifest
+from data_shards.shard import index_name
+from data_shards.store import Folder
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found in one shard."""
+
+    bytes: int = 0
+    damage: str = ""
+    not_finite: dict[str, int] = field(default_factory=dict)  # field -> numbers that are nan or infinite
+    keys: tuple[str, ...] = ()
+
+
+def verify(folder: Path, *, deep: bool = False, workers: int | None = None, progress: bool = False) -> list[Finding]:
+    """Check every shard of ``folder``; damage is reported in the findings, not raised.
+
+    Raises:
+        DataError: there is no manifest, or it cannot be read.
+    """
+    manifest = read_manifest(folder)
+    shards = [shard for split in manifest.splits.values() for shard in split]
+    workers = workers or os.cpu_count() or 1
+    # checksums free the interpreter's lock, walking members does not
+    pool: Executor = ProcessPoolExecutor(workers) if deep else ThreadPoolExecutor(workers)
+    with pool:
+        check = partial(check_shard, folder, manifest, deep=deep)
+        bar = tqdm(pool.map(check, shards), total=len(shards), disable=None if progress else True)
+        findings = list(bar)
+    return [*findings, *_further(folder, manifest), *_repeated(findings)]
+
+
+def check_shard(folder: Path, manifest: Manifest, shard: Shard, *, deep: bool) -> Finding:
+    """One shard: as a reader checks it on first use, and with ``deep`` member by member."""
+    reader = Reader(Folder(folder), (shard,), manifest.fields, keep=1, threads=0)
+    try:
+        opened = reader.shard(0)
+        if not deep:
+            return Finding(shard.bytes)
+        found, _ = index_tar(folder / shard.name, left_out(manifest))
+        if found.to_bytes() != opened.index.to_bytes():
+            raise DataError(
+                f"{folder / index_name(shard.name)} does not describe its tar: {_difference(opened.index, found)}; "
+                f"convert the data again"
+            )
+        not_finite: Counter[str] = Counter()
+        for row, arrays in enumerate(reader.walk(0, range(shard.samples))):
+            reader.record(0, row)
+            for name, array in arrays.items():
+                if array.dtype.kind == "f":
+                    not_finite[name] += array.size - int(np.isfinite(array).sum())
+        return Finding(
+            shard.bytes, "", {name: count for name, count in not_finite.items() if count}, tuple(found.keys())
+        )
+    except (DataError, OSError) as error:
+        return Finding(shard.bytes, str(error))
+    finally:
+        reader.close()
+
+
+def _difference(index: Index, found: Index) -> str:
+    if index.arrays != found.arrays:
+        return f"fields {index.arrays}, not {found.arrays}"
+    if index.keys() != found.keys():
+        return f"{len(index)} samples with other keys than the {len(found)} of the tar"
+    row, column = np.argwhere(index.table != found.table)[0]
+    return f"sample {index.key(int(row))!r}, column {int(column)} of the table"
+
+
+def _further(folder: Path, manifest: Manifest) -> list[Finding]:
+    """The further files of the folder that the manifest vouches for."""
+    found = []
+    for name, sha256 in manifest.extras.items():
+        path = folder / name
+        if not (isinstance(sha256, str) and len(sha256) == 64 and "/" not in name and "." in name):
+            continue  # a fact, not a file
+        if not path.is_file():
+            found.append(Finding(0, f"{path} is missing; restore the file or make it again"))
+        elif hashlib.sha256(body := path.read_bytes()).hexdigest() != sha256:
+            found.append(Finding(len(body), f"{path} is damaged: its checksum is wrong; restore it or make it again"))
+    return found
+
+
+def _repeated(findings: Iterable[Finding]) -> list[Finding]:
+    times = Counter(key for finding in findings for key in finding.keys)
+    repeated = [key for key, count in times.items() if count > 1]
+    if not repeated:
+        return []
+    return [Finding(0, f"{len(repeated)} keys appear in more than one shard, such as {repeated[0]!r}; convert again")]
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m data_shards.verify", description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--deep", action="store_true", help="look at every member of every tar, too")
+    parser.add_argument("--workers", type=int, help="threads, or with --deep processes (default: one per core)")
+    given = parser.parse_args(argv)
+    damaged: list[str] = []
+
+    def work() -> None:
+        started = time.perf_counter()
+        findings = verify(given.folder, deep=given.deep, workers=given.workers, progress=True)
+        damaged.extend(finding.damage for finding in findings if finding.damage)
+        for line in damaged:
+            print(line, file=sys.stderr)
+        not_finite = sum((Counter(finding.not_finite) for finding in findings), Counter[str]())
+        for name, count in not_finite.items():
+            print(f"note: field {name!r} holds {count} numbers that are not finite")
+        size, seconds = sum(finding.bytes for finding in findings), time.perf_counter() - started
+        verdict = f"{len(damaged)} damaged" if damaged else "all sound"
+        print(f"{len(findings)} files checked, {size / 1e9:.3f} GB at {size / 1e9 / seconds:.2f} GB/s: {verdict}")
+
+    return run(work) or int(bool(damaged))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
