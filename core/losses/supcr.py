@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import distributed
+from core.kernels.supcr import fused_supcr
 from core.losses.gather import check_rows, check_temperature, gather_for_global_loss, taking_part
 from core.losses.labels import on_grid
+from core.losses.supcr_ranks import supcr_across_ranks
 
 Denominator = Literal["ik", "jk"]
 
@@ -27,6 +29,8 @@ class SupCR(nn.Module):
     Args:
         resolution: step of the labels' grid (0.2 for MOSI, 1/3 for MOSEI), so that ties are exact; see ``on_grid``.
         normalize: scale rows to length one. Rows of zeros stay zeros.
+        fused: compute it in linear memory (``core.kernels``); otherwise by the definition.
+        ring: let ranks pass rows on instead of gathering them all; for batches too large for one rank.
     """
 
     def __init__(
@@ -36,6 +40,8 @@ class SupCR(nn.Module):
         resolution: float | None = None,
         denominator: Denominator = "ik",
         normalize: bool = True,
+        fused: bool = True,
+        ring: bool = False,
     ):
         super().__init__()
         check_temperature("SupCR", temperature)
@@ -45,6 +51,7 @@ class SupCR(nn.Module):
             raise ValueError(f"SupCR denominator must be 'ik' or 'jk', got {denominator!r}")
         self.temperature, self.resolution = temperature, resolution
         self.denominator, self.normalize = denominator, normalize
+        self.fused, self.ring = fused and denominator == "ik", ring
 
     def forward(self, features: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
         """This rank's (B, D) rows and (B,) labels to the scalar loss of all ranks' rows, the same on every rank.
@@ -61,6 +68,10 @@ class SupCR(nn.Module):
             features = F.normalize(features, dim=1)
         sizes = distributed.gather_sizes(len(features), features.device)
         labels = on_grid(distributed.gather_rows(labels, sizes), self.resolution)
+        if self.fused and distributed.world_size() > 1:
+            return supcr_across_ranks(features, labels, sizes, self.temperature, ring=self.ring)
+        if self.fused:
+            return fused_supcr(features, labels, self.temperature)
         rows = gather_for_global_loss(features, sizes)
         return supcr(rows, labels, self.temperature, denominator=self.denominator)
 

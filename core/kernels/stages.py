@@ -1,0 +1,140 @@
+"""The steps of SupCR on whichever device the rows are, for one process and for ranks that each own some rows."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from core.kernels import supcr_cpu, supcr_torch
+from core.kernels.plan import Anchors, Columns, Labels, by_label
+
+MOST_BUCKETS = 256  # labels; with more, runs of equal labels get short and (U, n) sums large
+MOST_SUMS = 2**30  # of (U, n) on a GPU, where many labels do no harm until then
+WIDEST = 1024  # columns of features that the GPU kernels take
+
+
+def bucket_sums(anchors: Anchors, columns: Columns, num_labels: int, temperature: float) -> Tensor:
+    """Sums of exponentials by label of the column, (U, m)."""
+    if columns.rows.is_cuda:
+        from core.kernels import supcr_triton
+
+        return supcr_triton.bucket_sums(anchors, columns, num_labels, temperature)
+    sums = columns.rows.new_zeros(num_labels, len(anchors.columns))
+    supcr_cpu.bucket_sums(supcr_cpu.Tiles(anchors, columns, symmetric=False), sums, temperature)
+    return sums
+
+
+def bucket_weights(sums: Tensor, anchors: Columns, labels: Labels) -> Tensor:
+    """Sums to weights in place; gives the sum of log denominators over all pairs, (), float64."""
+    if sums.is_cuda:
+        from core.kernels import supcr_triton
+
+        return supcr_triton.bucket_weights(sums, anchors, labels)
+    return sums.new_tensor(supcr_cpu.bucket_weights(sums, anchors.starts, labels), dtype=torch.float64)
+
+
+def bucket_gradient(
+    anchors: Anchors, columns: Columns, row_weights: Tensor, weights: Tensor, temperature: float
+) -> Tensor:
+    """Gradient of the anchors times T n (n - 1), (m, D), as far as it comes from these columns."""
+    if columns.rows.is_cuda:
+        from core.kernels import supcr_triton
+
+        return supcr_triton.bucket_gradient(anchors, columns, row_weights, weights, temperature)
+    gradient = torch.zeros_like(anchors.columns.rows)
+    tiles = supcr_cpu.Tiles(anchors, columns, symmetric=False)
+    supcr_cpu.bucket_gradient(tiles, row_weights, weights, temperature, gradient)
+    return gradient
+
+
+def strips(
+    rows: Tensor, own: Tensor, columns: Tensor, labels: Tensor, table: Labels, temperature: float, path: str
+) -> tuple[Tensor, Tensor]:
+    """Sum of log denominators, (), and gradient of all columns times T n (n - 1), (n, D): anchors' whole rows in turn.
+
+    Args:
+        rows: (m, D) anchors, each column own[i] of the (n, D) columns; labels: (n,).
+    """
+    gradient = torch.zeros_like(columns)
+    if path == "torch":
+        return supcr_torch.strips(rows, own, labels[own], columns, labels, temperature, gradient), gradient
+    by_columns, order = by_label(columns, table.groups, len(table))
+    back = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))
+    mine, my_order = by_label(rows, table.groups[own], len(table))
+    anchors = Anchors(mine, back[own[my_order]])
+    log_sum = supcr_cpu.scan(anchors, by_columns, table, temperature, gradient)
+    return columns.new_tensor(log_sum, dtype=torch.float64), gradient[back]
+
+
+def choose_path(rows: Tensor, exponent: float, n: int, num_labels: int) -> str:
+    """The way to go for working rows on their device: "buckets", "scan", "triton", or "torch" where no other can run.
+
+    Args:
+        exponent: a bound of |log2 e_ij|, see ``largest_exponent``.
+    """
+    if rows.is_cuda and rows.dtype == torch.float32 and rows.shape[1] <= WIDEST and num_labels * n <= MOST_SUMS:
+        if triton_available():
+            return "triton"
+    if rows.device.type != "cpu" or not in_range(rows.dtype, exponent, n):
+        return "torch"
+    return "buckets" if num_labels <= MOST_BUCKETS else "scan"
+
+
+@cache
+def triton_available() -> bool:
+    """Whether Triton can be imported; says so once if not."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        warnings.warn(
+            "Triton is missing, so SupCR runs in plain torch on the GPU, many times slower; pip install triton",
+            stacklevel=2,
+        )
+        return False
+    return True
+
+
+def largest_exponent(rows: Tensor, temperature: float) -> float:
+    """A bound of all |log2 e_ij|, from the longest row; 0 for no rows.
+
+    Raises:
+        ValueError: naming the first row that is not finite.
+    """
+    wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
+    lengths = torch.linalg.vector_norm(rows.detach(), dim=1, dtype=wide)
+    longest = float(lengths.max()) if len(rows) else 0.0
+    if not math.isfinite(longest):
+        bad = ~rows.isfinite().all(1)
+        if bool(bad.any()):
+            row = int(bad.nonzero()[0])
+            raise ValueError(f"features of row {row} are not finite ({int(bad.sum())} such rows of {len(rows)})")
+        raise ValueError(f"features of row {int(lengths.argmax())} are too long to be multiplied in {wide}")
+    return longest * longest / temperature * math.log2(math.e)
+
+
+def working_type(rows: Tensor, exponent: float, n: int) -> torch.dtype:
+    """float32 where its exponents suffice, float64 where only its do or where it came in."""
+    if rows.dtype == torch.float64 or (rows.device.type == "cpu" and not in_range(torch.float32, exponent, n)):
+        return torch.float64
+    return torch.float32
+
+
+def in_range(dtype: torch.dtype, exponent: float, n: int) -> bool:
+    """Whether sums of n exponentials, and n over the smallest of them, are normal numbers of the type."""
+    return exponent + math.log2(n) < (1020 if dtype == torch.float64 else 124)
+
+
+def loss_type(features: Tensor) -> torch.dtype:
+    """float32 losses, float64 for features in float64."""
+    return torch.float64 if features.dtype == torch.float64 else torch.float32
+
+
+def sum_of_products(rows: Tensor) -> Tensor:
+    """Sum of <r_i, r_j> over i != j, (), float64."""
+    parts = rows.split(4096)  # so that few rows at a time are held in float64
+    total = torch.stack([part.sum(0, dtype=torch.float64) for part in parts]).sum(0)
+    return total.square().sum() - torch.stack([part.double().square().sum() for part in parts]).sum()
