@@ -62,7 +62,9 @@ class Checkpoints:
             _write_text(staging / "state.json", json.dumps(state))
         _barrier()
         if rank == 0:
-            files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(staging.iterdir())}
+            files = {
+                path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(staging.iterdir())
+            }
             _write_text(staging / "manifest.json", json.dumps({"format": FORMAT, "files": files}, indent=1))
             _flush_folder(staging)
             shutil.rmtree(final, ignore_errors=True)

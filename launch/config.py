@@ -83,7 +83,9 @@ class Run:
     cache_contrast: bool = True  # with micro-batches: contrastive losses still see the whole global batch (two passes)
     deepspeed: str = ""  # a DeepSpeed JSON file; what it leaves out comes from here
     save_every: int = 0  # steps between checkpoints within an epoch; 0: only after each epoch
-    task_options: dict[str, Any] = field(default_factory=dict)  # what only the task knows (alignment: iterative learning)
+    task_options: dict[str, Any] = field(
+        default_factory=dict
+    )  # what only the task knows (alignment: iterative learning)
 
 
 def recipe_names() -> list[str]:
@@ -108,7 +110,7 @@ def load_recipe(name: str) -> Run:
 
 
 def override(run: Run, changes: Sequence[str]) -> Run:
-    """``run`` with ``key=value`` changes; keys are dotted (``optim.groups.text.lr=2e-5``), values JSON or plain words."""
+    """``run`` with ``key=value`` changes; keys are dotted (``optim.groups.text.lr=2e-5``), values JSON or words."""
     tree = to_dict(run)
     for change in changes:
         key, equals, value = change.partition("=")

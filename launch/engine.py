@@ -1,4 +1,4 @@
-"""DeepSpeed, and nowhere else: processes, the wrapped model, and a configuration in which nothing is left to a default."""
+"""DeepSpeed, and nowhere else: processes, the wrapped model, and a configuration that leaves nothing to a default."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import math
 import os
 import socket
 import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from datetime import timedelta
@@ -32,9 +33,12 @@ class TrainStep(nn.Module):
     Losses are computed in float32 whatever precision the layers run in.
     """
 
+    model: Model
+
     def __init__(self, model: Model, seed: int):
         super().__init__()
-        self.model = number_dropouts(model)
+        self.model = model
+        number_dropouts(model)
         self.seed = seed
 
     def forward(
@@ -76,15 +80,18 @@ def _float32(output: Output) -> Output:
 
 def init_processes() -> None:
     """Join the processes that a launcher started (``deepspeed``, ``torchrun``), or be the only one."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed warns that it found no GPU
+    warnings.filterwarnings(
+        "ignore", message=".*is deprecated. Please use.*", category=FutureWarning
+    )  # DeepSpeed's own
     import deepspeed
 
     if "RANK" not in os.environ:
         with socket.socket() as probe:  # several runs may share a machine: take a port that is free now
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        os.environ.update(
-            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-        )
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if int(os.environ["WORLD_SIZE"]) > 1:
         _refuse_stale_build_lock()
     deepspeed.init_distributed(timeout=COLLECTIVE_TIMEOUT, verbose=False)
@@ -93,7 +100,7 @@ def init_processes() -> None:
 
 
 def _refuse_stale_build_lock() -> None:
-    """A process killed while DeepSpeed compiled its shared-memory operator leaves a lock that later runs wait on forever."""
+    """A process killed while DeepSpeed compiled its operator leaves a lock that later runs would wait on forever."""
     from torch.utils.cpp_extension import _get_build_directory
 
     lock = Path(_get_build_directory(_SHARED_MEMORY_OP, verbose=False)) / "lock"
@@ -222,7 +229,9 @@ def _read_config(path: str, run: Run) -> dict[str, Any]:
         theirs.pop(key, None)
     for key, precision in (("fp16", "fp16"), ("bf16", "bf16")):
         if theirs.get(key, {}).get("enabled"):
-            raise ConfigError(f"{path} enables {key}, which would train the weights themselves in it; set precision={precision}")
+            raise ConfigError(
+                f"{path} enables {key}, which would train the weights themselves in it; set precision={precision}"
+            )
     return theirs
 
 

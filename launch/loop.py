@@ -15,12 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from core import distributed
 from core.batch import Batch
-from core.dropout import sample_masks
 from core.model import Model
 from launch.checkpoint import Checkpoints
 from launch.config import Run
@@ -50,7 +48,7 @@ class Progress:
 def fit(
     engine: Any, task: Task, run: Run, run_dir: Path, log: RunLog, checkpoints: Checkpoints, stop: Stop
 ) -> Iterator[dict[str, float]]:
-    """Train from where ``checkpoints.progress`` stands; after each epoch yield its number, losses and validation scores.
+    """Train from where ``checkpoints.progress`` stands; after each epoch yield its number, losses and scores.
 
     Raises:
         TrainingStopped: a loss or gradient is not finite.
@@ -69,9 +67,7 @@ def fit(
         task.wait_seconds()
         for parts in task.batches(epoch):
             step_started = time.perf_counter()
-            rates = set_learning_rates(
-                engine, run, learning_rate_factor(run, progress.step, steps * run.epochs, epoch)
-            )
+            rates = set_learning_rates(engine, run, learning_rate_factor(run, progress.step, steps * run.epochs, epoch))
             losses = train_step(engine, model, parts, progress, run, task, run_dir, stop)
             progress.step += 1
             progress.epoch_steps += 1
@@ -122,7 +118,8 @@ def train_step(
     """One optimiser step over this rank's parts of a global batch; the global mean of every loss."""
     device, step = engine.device, progress.step
     parts = _with_counts(model, [part.to(device) for part in parts])
-    cached, contrast = None, {}
+    cached: dict[str, list[Tensor]] | None = None
+    contrast: dict[str, Tensor] = {}
     if len(parts) > 1 and run.cache_contrast:
         cached, contrast = _contrast_of_all(engine, model, parts, step)
     totals: dict[str, Tensor] = {}

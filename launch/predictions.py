@@ -61,8 +61,12 @@ def _draw_scatter(run_dir: Path, split: str, said: Predictions, labels: Labels) 
     drawing, axes = figure(5.2, 5.0)
     low, high = labels.low, labels.high
     axes.plot([low, high], [low, high], color=INK, linewidth=0.8, linestyle="--", label="perfect")
-    axes.scatter(said.label, said.prediction, s=14, alpha=0.45, linewidths=0, label=f"{len(said.label)} {split} samples")
-    axes.set(xlabel="true score", ylabel="predicted score", title="Predicted against true", xlim=(low - 0.2, high + 0.2))
+    axes.scatter(
+        said.label, said.prediction, s=14, alpha=0.45, linewidths=0, label=f"{len(said.label)} {split} samples"
+    )
+    axes.set(
+        xlabel="true score", ylabel="predicted score", title="Predicted against true", xlim=(low - 0.2, high + 0.2)
+    )
     axes.legend(loc="upper left", frameon=False)
     return f"Predicted against true scores on the {split} split.", save(drawing, run_dir / f"{split}_scatter.png")
 

@@ -96,7 +96,9 @@ def _report(
     remarks: list[str],
 ) -> str:
     names = list(scores["valid"])
-    rows = [f"| {split} | " + " | ".join(f"{values[name]:.4f}" for name in names) + " |" for split, values in scores.items()]
+    rows = [
+        f"| {split} | " + " | ".join(f"{values[name]:.4f}" for name in names) + " |" for split, values in scores.items()
+    ]
     epochs = events["epoch"]
     seconds = sum(event["seconds"] for event in epochs)
     wait = sum(event["seconds"] * event["data_wait"] for event in epochs) / max(seconds, 1e-9)

@@ -132,9 +132,15 @@ def resume(run: Run, model: Any, task: Any, checkpoints: Checkpoints, log: RunLo
 
 
 def _line(scores: dict[str, float], run: Run) -> str:
-    shown = {name: value for name, value in scores.items() if name not in ("epoch", "seconds", "steps")}
-    numbers = "  ".join(f"{name} {value:.4g}" for name, value in shown.items())
-    return f"epoch {int(scores['epoch']) + 1}/{run.epochs}  {numbers}"
+    """One epoch in one line: the loss, what selection goes by, and how fast it went."""
+    loss = sum(value for name, value in scores.items() if name.startswith("loss_"))
+    others = [name for name in ("MAE", "Corr", "accuracy", "macro_F1", "Hits@1", "MRR") if name in scores]
+    shown = list(dict.fromkeys([run.select, *others]))[:3]
+    numbers = "  ".join(f"{name} {scores[name]:.4f}" for name in shown if name in scores)
+    return (
+        f"epoch {int(scores['epoch']) + 1}/{run.epochs}  loss {loss:.4f}  valid {numbers}  "
+        f"{scores['samples_per_second']:.0f} samples/s, {scores['data_wait']:.1%} waiting for data"
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

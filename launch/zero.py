@@ -40,7 +40,7 @@ def pieces(engine: Any, model: nn.Module) -> Iterator[Piece]:
             state = _state(owner, parameter)
             yield Piece(name, 0, parameter.data.view(-1), {key: state[key].view(-1) for key in MOMENTS}, state)
             continue
-        mapping = parameter._hp_mapping
+        mapping = getattr(parameter, "_hp_mapping", None)
         if mapping is None:  # another rank owns all of it
             continue
         flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
