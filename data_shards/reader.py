@@ -57,6 +57,11 @@ class Arrays:
     arrays: dict[str, Tensor]  # field -> (B, *shape), the None axis of the field as long as its longest sample
     lengths: dict[str, Tensor]  # field with a None axis -> (B,) int64
 
+    def pin_memory(self) -> Arrays:
+        """For DataLoader, which pins what has this method; the stream's own pinned parts are made so."""
+        pinned = ({name: part.pin_memory() for name, part in some.items()} for some in (self.arrays, self.lengths))
+        return Arrays(self.index.pin_memory(), self.weight.pin_memory(), self.share, *pinned)
+
 
 @dataclass(frozen=True, eq=False)
 class Opened:
@@ -73,13 +78,26 @@ class Reader:
     """The shards of one split, opened when needed and kept while in use.
 
     Args:
+        known: all fields of the data set.
+        chosen: the names of those to read; all by default.
         keep: how many shards stay open.
-        fields: what to read, by name.
         threads: shards opened (fetched, checked) at the same time; 0 opens in the caller's thread.
     """
 
-    def __init__(self, store: Store, shards: Sequence[Shard], fields: dict[str, Field], keep: int, threads: int = 2):
-        self.store, self.shards, self.fields, self.keep = store, shards, fields, max(keep, 1)
+    def __init__(
+        self,
+        store: Store,
+        shards: Sequence[Shard],
+        known: dict[str, Field],
+        chosen: Sequence[str] | None = None,
+        *,
+        keep: int,
+        threads: int = 2,
+    ):
+        self.store, self.shards, self.known, self.keep = store, shards, known, max(keep, 1)
+        if unknown := [name for name in chosen or () if name not in known]:
+            raise DataError(f"{store.name} has no field {unknown[0]!r}; it has {', '.join(known)}")
+        self.fields = known if chosen is None else {name: known[name] for name in chosen}
         self.starts = np.cumsum([0, *(shard.samples for shard in shards)])[:-1]  # place of each shard's first sample
         self._open: OrderedDict[int, Future[Opened]] = OrderedDict()
         self._checked: dict[int, tuple[int, int, int]] = {}  # shard -> the file that was compared with its checksum
@@ -209,7 +227,7 @@ class Reader:
     def _load_once(self, number: int) -> Opened:
         shard = self.shards[number]
         where = f"{self.store.name}/{shard.name}"
-        index = read_index(self.store, shard, self.fields)
+        index = read_index(self.store, shard, self.known)
         file = self.store.tar(shard)
         try:
             status = os.fstat(file.fileno())
@@ -248,7 +266,7 @@ def read_index(store: Store, shard: Shard, fields: dict[str, Field]) -> Index:
     for field, (dtype, extents) in summary(index).items():
         expected = fields.get(field)
         if expected is None:
-            continue
+            raise DataError(f"{where}: field {field!r} is not in the manifest; convert the data again")
         fits = len(extents) == len(expected.shape) and all(
             extent is None or found == (extent, extent) for found, extent in zip(extents, expected.shape, strict=True)
         )

@@ -6,6 +6,7 @@ and beside each tar its index. The manifest is written last: a folder without on
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import types
@@ -90,6 +91,7 @@ class Manifest:
 
     def to_json(self) -> str:
         body = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        body["checksum"] = _checksum(body)
         return json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @staticmethod
@@ -101,6 +103,8 @@ class Manifest:
             raise DataError(f"{where} is not JSON ({error}); convert the data again, or restore the file") from error
         if not isinstance(body, dict) or (body.pop("format", None), body.pop("version", None)) != (FORMAT, VERSION):
             raise DataError(f"{where} is no manifest of {FORMAT!r}, version {VERSION}; convert the data again")
+        if body.pop("checksum", None) != _checksum({"format": FORMAT, "version": VERSION, **body}):
+            raise DataError(f"{where} was changed after it was written; convert the data again, or restore the file")
         manifest: Manifest = _decode(Manifest, body, where)
         _check(manifest, where)
         return manifest
@@ -112,6 +116,12 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 NUMBERS = frozenset(
     "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
 )  # what an array may hold; never objects, records or text
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's content, however it is laid out: a label range has no other guard against a flipped bit."""
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ import hashlib
 import logging
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
@@ -92,7 +92,6 @@ class Stream:
         self.manifest_sha256 = hashlib.sha256(body).hexdigest()
         if split not in self.manifest.splits:
             raise DataError(f"{self.store.name} has no split {split!r}; it has {', '.join(self.manifest.splits)}")
-        chosen = self.manifest.fields if fields is None else {name: self._field(name) for name in fields}
         self.split, self.rank, self.ranks, self.micro_batches = split, rank, ranks, micro_batches
         self.prefetch, self.on_damage, self.damage_budget = prefetch, on_damage, damage_budget
         self.pin_memory = pin_memory and torch.cuda.is_available()
@@ -106,7 +105,9 @@ class Stream:
             bucket=32 if bucket is True else int(bucket),
             drop_last=drop_last,
         )
-        self.reader = Reader(self.store, shards, chosen, keep=2 * window, threads=2 if prefetch else 0)
+        self.reader = Reader(
+            self.store, shards, self.manifest.fields, fields, keep=2 * window, threads=2 if prefetch else 0
+        )
         needed = sum(sorted(shard.bytes for shard in shards)[-2 * window :])
         if needed > self.store.room():
             raise ValueError(
@@ -132,29 +133,33 @@ class Stream:
 
     def epoch(self, epoch: int) -> Iterator[list[Arrays]]:
         """The steps of ``epoch`` from the current position, or from its start when the position is in another epoch."""
-        done = self._position[1] if self._position[0] == epoch else 0
-        self._position, self._outstanding = (epoch, done), None
-        first = -(-done // self.order.global_batch)
-        entered = waited = time.perf_counter()
+        first = self.first_step(epoch)
         with _Ahead(self, epoch, first) as steps:
-            for step, parts in steps:
-                now = time.perf_counter()
-                self.wait_seconds += now - waited
-                self.seconds, entered = self.seconds + now - entered, now
-                self._outstanding = (epoch, min((step + 1) * self.order.global_batch, self.order.total))
-                if parts:
-                    yield parts
-                waited = time.perf_counter()
-                self.consumed()
+            yield from self.counted(epoch, steps)
+
+    def first_step(self, epoch: int) -> int:
+        """The step of ``epoch`` that comes next: 0 when the position is in another epoch."""
+        return -(-self._position[1] // self.order.global_batch) if self._position[0] == epoch else 0
+
+    def counted(self, epoch: int, steps: Iterable[tuple[int, list[Arrays]]]) -> Iterator[list[Arrays]]:
+        """Hand on numbered steps of ``epoch`` from the next one, and keep the position and the time waited."""
+        self._position = (epoch, min(self.first_step(epoch) * self.order.global_batch, self.order.total))
+        self._outstanding = None
+        entered = waited = time.perf_counter()
+        for step, parts in steps:
+            now = time.perf_counter()
+            self.wait_seconds += now - waited
+            self.seconds, entered = self.seconds + now - entered, now
+            self._outstanding = (epoch, min((step + 1) * self.order.global_batch, self.order.total))
+            if parts:
+                yield parts
+            waited = time.perf_counter()
+            self.consumed()
 
     def consumed(self) -> None:
         """The step at hand has been used: a state saved from now on does not contain it."""
         if self._outstanding is not None:
             self._position, self._outstanding = self._outstanding, None
-
-    def step(self, epoch: int, step: int) -> list[Arrays]:
-        """The parts of one step for this rank; empty when all of its samples lie in skipped shards."""
-        return self._make(self._plan(epoch), step)
 
     @property
     def wait_share(self) -> float:
@@ -216,35 +221,19 @@ class Stream:
         """Let go of threads and shards."""
         self.reader.close()
 
-    def copy(self) -> Stream:
-        """A stream like this one with nothing open and the same position, for another process."""
-        other = Stream(**self._made_with)
-        other._position = self._position
-        return other
+    def copy(self, **changes: Any) -> Stream:
+        """A stream like this one, but for ``changes``, with nothing open and the same position."""
+        return _restore(self._made_with | changes, self._position)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _restore, (self._made_with, self._position)
 
-    @cached_property
-    def _identity(self) -> dict[str, Any]:
-        order = self.order
-        settings = {name: getattr(order, name) for name in ("global_batch", "seed", "shuffle", "window", "bucket")}
-        return {"split": self.split, "manifest": self.manifest_sha256, **settings}
-
-    def _field(self, name: str) -> Any:
-        if name not in self.manifest.fields:
-            raise DataError(f"{self.store.name} has no field {name!r}; it has {', '.join(self.manifest.fields)}")
-        return self.manifest.fields[name]
-
-    def _plan(self, epoch: int) -> Epoch:
+    def plan(self, epoch: int) -> Epoch:
+        """The order of an epoch; the same on every rank."""
         return self.order.epoch(epoch, self._lengths)
 
-    def _lengths(self, shard: int) -> np.ndarray:
-        if self.on_damage == "skip" and not self._usable(shard):
-            return np.zeros(self.order.samples[shard], np.int64)
-        return self.reader.lengths(shard)
-
-    def _make(self, plan: Epoch, step: int) -> list[Arrays]:
+    def parts(self, plan: Epoch, step: int) -> list[Arrays]:
+        """The parts of one step for this rank; empty when all of its samples lie in skipped shards."""
         shard, row = plan.batch(step)
         if self.on_damage == "skip":
             usable = {int(number): self._usable(int(number)) for number in np.unique(shard)}
@@ -264,6 +253,17 @@ class Stream:
             weight = part.weight if filled is mine else torch.zeros(1)
             made.append(replace(part, share=parts / len(shard), weight=weight))
         return made
+
+    @cached_property
+    def _identity(self) -> dict[str, Any]:
+        order = self.order
+        settings = {name: getattr(order, name) for name in ("global_batch", "seed", "shuffle", "window", "bucket")}
+        return {"split": self.split, "manifest": self.manifest_sha256, **settings}
+
+    def _lengths(self, shard: int) -> np.ndarray:
+        if self.on_damage == "skip" and not self._usable(shard):
+            return np.zeros(self.order.samples[shard], np.int64)
+        return self.reader.lengths(shard)
 
     def _usable(self, number: int) -> bool:
         if number in self.damaged:
@@ -296,7 +296,7 @@ class _Ahead:
     """The steps of an epoch from ``first``, made by a background thread while the caller works on the one before."""
 
     def __init__(self, stream: Stream, epoch: int, first: int):
-        self.stream, self.plan = stream, stream._plan(epoch)
+        self.stream, self.plan = stream, stream.plan(epoch)
         self.steps = iter(range(first, stream.order.steps))
         self.thread = ThreadPoolExecutor(1, "make-batch") if stream.prefetch else None
         self.waiting: deque[tuple[int, Future[list[Arrays]]]] = deque()
@@ -312,7 +312,7 @@ class _Ahead:
     def _walk(self) -> Iterator[tuple[int, list[Arrays]]]:
         if self.thread is None:
             for step in self.steps:
-                yield step, self.stream._make(self.plan, step)
+                yield step, self.stream.parts(self.plan, step)
             return
         for step in self.steps:
             self.waiting.append((step, self.thread.submit(self._make, step)))
@@ -329,7 +329,7 @@ class _Ahead:
         if (needed := self.plan.needed(step)) != self.opening:
             self.stream.reader.ahead(needed)
             self.opening = needed
-        return self.stream._make(self.plan, step)
+        return self.stream.parts(self.plan, step)
 
 
 def _restore(made_with: dict[str, Any], position: tuple[int, int]) -> Stream:
