@@ -21,7 +21,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from data_shards import mmsa, table
+from data_shards import entities, mmsa, table
 from data_shards.command import run
 from data_shards.moments import Moments
 from data_shards.schema import MANIFEST, VERSION, DataError, Labels, Manifest, read_manifest
@@ -31,6 +31,7 @@ from data_shards.work import RECORDS, Record, units, work
 
 CONVERTER = 1  # raise it when the same input gives other bytes than before
 SHARD_SIZE = 512
+LOCK_WAIT = 5.0  # seconds; processes of a killed conversion take a moment to end
 _OURS = re.compile(r"\.?([a-z_]+-\d{6})\.(tar|idx)(\.staging)?")
 
 READERS: dict[str, Callable[[Path, Options], Source]] = {
@@ -47,9 +48,14 @@ def read(raw: Path, options: Options) -> Source:
     """The raw file through the reader of its kind."""
     if not raw.exists():
         raise DataError(f"{raw} does not exist")
+    if entities.is_alignment_folder(raw):
+        return entities.read(raw, options)
     reader = READERS.get(raw.suffix.lower())
     if reader is None or not raw.is_file():
-        raise DataError(f"{raw} is of no known kind; known are files that end in {', '.join(READERS)} (docs/data.md)")
+        raise DataError(
+            f"{raw} is of no known kind; known are files that end in {', '.join(READERS)}, and alignment folders "
+            "(docs/data.md)"
+        )
     return reader(raw, options)
 
 
@@ -101,7 +107,7 @@ def _claimed(out: Path) -> Iterator[None]:
         raise DataError(f"{out} is not empty and is no shard folder; give another --out, or empty it first")
     (out / RECORDS).mkdir(exist_ok=True)
     try:
-        with FileLock(out / RECORDS / "lock", timeout=5):
+        with FileLock(out / RECORDS / "lock", timeout=LOCK_WAIT):
             yield
             shutil.rmtree(out / RECORDS)  # not after an error: the records are what a second run continues from
     except Timeout:
@@ -179,7 +185,7 @@ def parse_labels(text: str) -> Labels:
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m data_shards.convert", description=__doc__)
-    parser.add_argument("raw", type=Path, help="an MMSA .pkl, or a table: .csv, .jsonl, .parquet")
+    parser.add_argument("raw", type=Path, help="an MMSA .pkl, a table (.csv, .jsonl, .parquet), or an alignment folder")
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
     parser.add_argument("--name", help="name of the data set (default: the known data set, or the file's name)")
     parser.add_argument("--dataset", choices=sorted(KNOWN_LABELS), help="which known data set this is")
@@ -190,6 +196,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shard-size", type=int, default=SHARD_SIZE, metavar="SAMPLES")
     parser.add_argument("--processes", type=int, default=1, help="the bytes are the same for any number")
     parser.add_argument("--force", action="store_true", help="write anew over a finished conversion")
+    entities.add_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -201,6 +208,7 @@ def _main(given: argparse.Namespace) -> None:
         text=given.text,
         tokenizer=given.tokenizer,
         max_tokens=given.max_tokens,
+        entities=entities.options_of(given) if entities.is_alignment_folder(given.raw) else None,
     )
     manifest = convert(
         given.raw,

@@ -31,16 +31,19 @@ from data_shards.source import (
     finite,
     known_resolution,
 )
-from data_shards.tokens import Tokenizer, from_pretrained, from_vocabulary, text_kind
+from data_shards.tokens import Tokenizer, from_bert, from_vocabulary, text_kind
 
 SEQUENCES = ("audio", "vision")
 VIEWS = {"T": "text", "A": "audio", "V": "vision"}
 # Widths of sound and vision tell the published feature sets apart.
 WIDTHS = {(5, 20): "mosi", (74, 35): "mosei", (33, 709): "sims", (25, 177): "simsv2"}
-PRETRAINED = {"mosi": "bert-base-uncased", "mosei": "bert-base-uncased"} | dict.fromkeys(
-    ("sims", "simsv2"), "bert-base-chinese"
-)
-VOCABULARIES = {"bert-base-uncased": 30522, "bert-base-chinese": 21128}
+# The tokenizers that made the published token ids, and the sizes of their vocabularies.
+PRETRAINED = {
+    "mosi": ("bert-base-uncased", 30522),
+    "mosei": ("bert-base-uncased", 30522),
+    "sims": ("bert-base-chinese", 21128),
+    "simsv2": ("bert-base-chinese", 21128),
+}
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def _part(content: Any, where: str) -> Part:
         if needed not in content:
             name = "regression_labels" if needed == key else needed
             raise DataError(f"{where} has no {name!r}, only {sorted(map(str, content))}; the layout is in docs/data.md")
-    ids = [_id(value) for value in content["id"]]
+    ids = [_id(value, f"{where}: id of sample {i}") for i, value in enumerate(content["id"])]
     labels = {"label": _scalars(content[key], where, key)}
     for letter, view in VIEWS.items():
         if f"regression_labels_{letter}" in content:
@@ -163,11 +166,11 @@ def _part(content: Any, where: str) -> Part:
     return Part(where, ids, labels, columns, lengths)
 
 
-def _id(value: Any) -> str:
-    """``video$_$clip``; MulT's nested arrays [video, start, end] are joined in the same way."""
+def _id(value: Any, where: str) -> str:
+    """``video$_$clip``; MulT's arrays [video, start, end] are joined in the same way."""
     if isinstance(value, np.ndarray | list | tuple):
-        return "$_$".join(_id(item) for item in value)
-    return as_string(value)
+        return "$_$".join(as_string(item, where) for item in value)
+    return as_string(value, where)
 
 
 def _scalars(column: Any, where: str, name: str) -> Sequence[Any]:
@@ -269,8 +272,8 @@ def _given_tokenizer(loaded: dict[str, Any], content: Content, dataset: str | No
             ids = _token_rows(value, content.swapped, part.at(i))[0]
             largest = max(largest, int(ids.max(initial=0)))
     if "vocabulary" in loaded:
-        return from_vocabulary([as_string(word) for word in loaded["vocabulary"]], largest)
-    return from_pretrained(PRETRAINED.get(dataset or ""), VOCABULARIES, largest)
+        return from_vocabulary([as_string(word, "vocabulary") for word in loaded["vocabulary"]], largest)
+    return from_bert(*PRETRAINED.get(dataset or "", ("", 0)), largest)
 
 
 def _rows(parts: dict[str, Part]) -> Iterator[tuple[str, tuple[str, int]]]:
@@ -290,15 +293,15 @@ def _sample(content: Content, row: tuple[str, int], repairs: Counter[str]) -> Sa
     if "$_$" in part.ids[i]:
         extra["video"] = part.ids[i].partition("$_$")[0]
     if "annotations" in part.columns:
-        extra["annotation"] = as_string(part.columns["annotations"][i])
-    text = as_string(part.columns["raw_text"][i]) if "raw_text" in part.columns else None
+        extra["annotation"] = as_string(part.columns["annotations"][i], f"{part.at(i)}: annotations")
+    text = as_string(part.columns["raw_text"][i], f"{part.at(i)}: raw_text") if "raw_text" in part.columns else None
     return Sample(part.ids[i], {name: arrays[name] for name in content.fields if name in arrays}, text, extra)
 
 
 def _text(content: Content, part: Part, i: int, repairs: Counter[str]) -> dict[str, np.ndarray]:
     """Token ids, where the data set has them; features are frames like others."""
     if content.text == "tokenize" and content.tokenizer is not None:
-        ids = content.tokenizer.encode(as_string(part.columns["raw_text"][i]), repairs)
+        ids = content.tokenizer.encode(as_string(part.columns["raw_text"][i], f"{part.at(i)}: raw_text"), repairs)
     elif content.text == "tokens":
         rows, mask, kinds = _token_rows(part.columns["text_bert"][i], content.swapped, part.at(i))
         used = np.flatnonzero(mask)
@@ -350,7 +353,9 @@ def _frames(content: Content, part: Part, i: int, repairs: Counter[str]) -> dict
         repairs[f"{m} sequences padded on the left, moved"] += left and start > 0
         whole[m], extents[m] = frames, (start, size) if left else (0, stop)
         if m in part.lengths:
-            repairs[f"{m} lengths not as stored, counted again"] += int(part.lengths[m][i]) != np.ptp(extents[m])
+            repairs[f"{m} lengths not as stored, counted again"] += (
+                int(part.lengths[m][i]) != extents[m][1] - extents[m][0]
+            )
     if "text_bert" in part.columns and (content.aligned or "text" in whole):
         # A frozen encoder's output is not zero where padded, and aligned frames end with the text's [SEP].
         used = np.flatnonzero(_token_rows(part.columns["text_bert"][i], content.swapped, part.at(i))[1])

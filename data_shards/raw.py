@@ -131,13 +131,14 @@ for _numpy in ("numpy.core", "numpy._core"):
     _KNOWN[f"{_numpy}.numeric", "_frombuffer"] = _frombuffer
 for _builtins in ("builtins", "__builtin__"):
     _KNOWN[_builtins, "bytearray"] = _bytearray
+    _KNOWN[_builtins, "bytes"] = lambda: b""  # protocol 2 writes empty bytes as this call
     for _container in (list, dict, set, frozenset, tuple):
         _KNOWN[_builtins, _container.__name__] = _of(_container)
     for _number in (int, float, complex):
         _KNOWN[_builtins, _number.__name__] = _number
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(pickle._Unpickler):  # in Python: the one in C allocates what a hostile memo index asks for
     def find_class(self, module: str, name: str) -> Any:
         known = _KNOWN.get((module, name))
         if known is None:
