@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def make_utterances() -> Callable[..., Utterances]:
             index=torch.arange(size),
             weight=torch.ones(size),
             share=1 / size,
-            label=(torch.rand(size, generator=generator) * 6 - 3),
+            label=torch.rand(size, generator=generator) * torch.tensor([3.0, -3.0, 3.0]).repeat(size)[:size],
             frames=frames,
             mask=mask,
             present=dict(mask),
@@ -60,3 +61,15 @@ def make_utterances() -> Callable[..., Utterances]:
         return replace(batch, **changes)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def small_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 120 synthetic clips, made as a user makes them."""
+    from data_shards.convert import main as convert
+    from data_shards.synthetic import main as synthetic
+
+    folder = tmp_path_factory.mktemp("small")
+    assert not synthetic([str(folder / "small.pkl"), "--samples", "120"])
+    assert not convert([str(folder / "small.pkl"), "--out", str(folder / "shards"), "--shard-size", "16"])
+    return folder / "shards"

@@ -7,8 +7,10 @@ from typing import Any
 from core.model import Model
 from core.models.baseline import Baseline
 from core.models.hscl import HSCL
+from core.models.self_mm import SelfMM
 
 MODELS: dict[str, type[Model[Any, Any]]] = {
     "baseline": Baseline,
     "hscl": HSCL,
+    "self_mm": SelfMM,
 }

@@ -1,0 +1,156 @@
+"""What Self-MM remembers of every training sample, and the unimodal labels that it makes of it.
+
+Yu et al., AAAI 2021 (arXiv:2102.04830), the unimodal label generation module. It has no parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+FUSION = "fusion"
+EPSILON = 1e-8
+
+
+class LabelMemory(nn.Module):
+    """Features, generated labels and class centres of N training samples; everything is a buffer, saved and resumed.
+
+    Labels are taken relative to ``middle``, so that ranges like [1, 5] have a positive and a negative side too. A
+    view's centres are means over the samples that *its own* label puts on that side. They are kept as running sums:
+    a row leaves the sum of its old side and enters that of its new one, so a step costs what its batch costs.
+
+    Args:
+        widths: view -> width of its features; must hold "fusion".
+        limit: generated labels are cut to [-limit, limit] around the middle.
+        squared: squared distances to the centres, as the paper prints them; the published numbers used plain ones.
+    """
+
+    def __init__(
+        self, num_samples: int, widths: Mapping[str, int], limit: float, middle: float = 0.0, squared: bool = False
+    ):
+        super().__init__()
+        if num_samples <= 0:
+            raise ValueError(f"a label memory needs the number of training samples, got {num_samples}")
+        self.views = [view for view in widths if view != FUSION]
+        self.limit, self.middle, self.squared = limit, middle, squared
+        for view, width in widths.items():
+            self.register_buffer(f"features_{view}", torch.zeros(num_samples, width))
+            self.register_buffer(f"labels_{view}", torch.zeros(num_samples))  # relative to the middle
+            self.register_buffer(f"visits_{view}", torch.zeros(num_samples, dtype=torch.int64))
+            self.register_buffer(f"sums_{view}", torch.zeros(2, width, dtype=torch.float64))
+            self.register_buffer(f"sizes_{view}", torch.zeros(2, dtype=torch.int64))
+        for view in self.views:  # of this epoch: labels generated, of these cut to the limit
+            self.register_buffer(f"generated_{view}", torch.zeros(2, dtype=torch.int64), persistent=False)
+            self.register_buffer(f"human_{view}", torch.zeros(3, dtype=torch.float64), persistent=False)
+
+    def of(self, what: str, view: str) -> Tensor:
+        """The buffer ``what`` ("features", "labels", "visits", "sums", "sizes") of a view."""
+        return self.get_buffer(f"{what}_{view}")
+
+    def labels(self, view: str, index: Tensor, label: Tensor) -> Tensor:
+        """(B,) current labels of a view: the human ``label`` for a sample that the view has not met yet."""
+        met = self.of("visits", view)[index] > 0
+        return torch.where(met, self.of("labels", view)[index] + self.middle, label)
+
+    @torch.no_grad()
+    def update(
+        self, index: Tensor, label: Tensor, features: Mapping[str, Tensor], given: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Learn one batch, whose samples are all different: new labels by the old centres, then features, then centres.
+
+        Args:
+            features: view -> (B, width).
+            given: view -> (B,) bool; a view's memory of a sample stays as it is where the sample lacks that modality.
+        """
+        label = label - self.middle
+        towards = {view: self.attraction(view, rows) for view, rows in features.items()}
+        for view, rows in features.items():
+            here = slice(None) if given is None or view not in given else given[view]
+            at = index[here]
+            new = label[here]
+            if view != FUSION:
+                generated, cut = generate(towards[view][here], towards[FUSION][here], new, self.limit)
+                new = self._blend(view, at, new, generated, cut)
+            self._write(view, at, rows[here].float(), new)
+
+    def attraction(self, view: str, features: Tensor) -> Tensor:
+        """alpha of (B, width) features, (B,): how much nearer the positive centre is, as a part of its distance."""
+        centres = (self.of("sums", view) / self.of("sizes", view).clamp(min=1)[:, None]).float()
+        positive, negative = (features.float()[:, None] - centres).square().sum(-1).unbind(1)  # each (B,)
+        if not self.squared:
+            positive, negative = positive.sqrt(), negative.sqrt()
+        return (negative - positive) / (positive + EPSILON)
+
+    def _blend(self, view: str, index: Tensor, label: Tensor, generated: Tensor, cut: Tensor) -> Tensor:
+        """Labels after visit n: (n-1)/(n+1) of the old and 2/(n+1) of the generated one, from the second visit on."""
+        visit = self.of("visits", view)[index] + 1
+        have_centres = (self.of("sizes", view) > 0).all() & (self.of("sizes", FUSION) > 0).all()
+        due = (visit > 1) & have_centres  # a side without samples has no centre: labels wait
+        old = torch.where(visit > 1, self.of("labels", view)[index], label)
+        share = 2 / (visit + 1).float()
+        self.of("generated", view).add_(torch.stack([due.sum(), (due & cut).sum()]))
+        return torch.where(due, (1 - share) * old + share * generated, old)
+
+    def _write(self, view: str, index: Tensor, features: Tensor, label: Tensor) -> None:
+        """Move rows from the side and the place they were at to the new ones."""
+        bank, labels, visits = self.of("features", view), self.of("labels", view), self.of("visits", view)
+        old = _sides(labels[index]) & (visits[index] > 0)  # (2, B); nothing of an unvisited row is in the sums
+        new = _sides(label)
+        self.of("sums", view).add_(new.double() @ features.double() - old.double() @ bank[index].double())
+        self.of("sizes", view).add_(new.sum(1) - old.sum(1))
+        bank[index], labels[index] = features, label
+        visits[index] += 1
+
+    @torch.no_grad()
+    def begin_epoch(self) -> None:
+        """Recompute the sums from the rows, so that rounding does not pile up, and start this epoch's counts."""
+        for view in (FUSION, *self.views):
+            sides = _sides(self.of("labels", view)) & (self.of("visits", view) > 0)  # (2, N)
+            self.of("sums", view).copy_(sides.double() @ self.of("features", view).double())
+            self.of("sizes", view).copy_(sides.sum(1))
+        for view in self.views:
+            self.of("generated", view).zero_()
+            self.of("human", view).zero_()
+
+    @torch.no_grad()
+    def compare(self, view: str, index: Tensor, label: Tensor, human: Tensor) -> None:
+        """Count how far the labels of a batch are from human unimodal ones, (B,), nan where there is none."""
+        known = human.isfinite()
+        apart = [(self.labels(view, index, label) - human).abs(), (label - human).abs()]
+        sums = [torch.where(known, values, 0).sum() for values in apart]
+        self.of("human", view).add_(torch.stack([known.sum(), *sums]).double())
+
+    def report(self) -> dict[str, float]:
+        """Per view: mean distance of its labels from the human multimodal ones, the part of generated labels that was
+        cut, and, where there are human unimodal labels, the distance from these, of the generated labels and of the
+        multimodal ones."""
+        found = {}
+        for view in self.views:
+            met = self.of("visits", view) > 0
+            drift = (self.of("labels", view) - self.of("labels", FUSION))[met].abs()
+            generated, cut = self.of("generated", view).tolist()
+            found[f"{view}_label_drift"] = float(drift.mean()) if len(drift) else 0.0
+            found[f"{view}_labels_cut"] = cut / max(generated, 1)
+            known, made, multimodal = self.of("human", view).tolist()
+            if known:
+                found[f"{view}_label_to_human"] = made / known
+                found[f"{view}_multimodal_to_human"] = multimodal / known
+        return found
+
+
+def generate(view: Tensor, fusion: Tensor, label: Tensor, limit: float) -> tuple[Tensor, Tensor]:
+    """The label that a view's alpha, (B,), suggests, and where it was cut to the limit.
+
+    The mean of two readings: labels relate as the alphas do, and labels differ as the alphas do. The epsilon takes
+    fusion's sign, which keeps the quotient from flipping for alphas around -1e-8.
+    """
+    safe = fusion + torch.where(fusion < 0, -EPSILON, EPSILON)
+    made = 0.5 * view / safe * label + 0.5 * (label + view - fusion)
+    return made.clamp(-limit, limit), made.abs() > limit
+
+
+def _sides(labels: Tensor) -> Tensor:
+    """(2, N) bool: who is positive, who is negative; zero is neither."""
+    return torch.stack([labels > 0, labels < 0])

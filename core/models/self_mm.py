@@ -1,0 +1,171 @@
+"""Self-MM (Yu et al., AAAI 2021, arXiv:2102.04830): unimodal tasks on labels generated along the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from core.batch import Utterances
+from core.encoders.inputs import MODALITIES, InputConfig, Inputs, given, groups, refuse_classes
+from core.encoders.sequence import LastState
+from core.encoders.text import TextConfig, TextEncoder, decayed
+from core.losses.task import task_loss
+from core.memory import FUSION, LabelMemory
+from core.model import DataSpec, Model, Sentiment
+
+
+@dataclass(frozen=True)
+class Output(Sentiment):
+    views: dict[str, Tensor]  # modality -> (B,), the score by that modality alone
+    hidden: dict[str, Tensor]  # modality or "fusion" -> (B, post), what the label memory keeps
+    given: dict[str, Tensor]  # modality -> (B,) float32, 1 where the sample has it
+
+
+class SelfMM(Model[Utterances, Output]):
+    """One encoder and one head per modality, and a fused head; the modalities' heads learn generated labels.
+
+    Differences from the released code: centres are running sums instead of means over all samples in each batch; the
+    epoch number in the label's momentum is the sample's own number of visits (the same when each sample comes once an
+    epoch); a side without samples delays the labels instead of making them nan; labels count from the middle of
+    their range; a modality that a sample lacks keeps its label, so its head learns nothing from that sample; features
+    are standardised.
+    """
+
+    task = "sentiment"
+
+    @dataclass(frozen=True)
+    class Config:
+        modalities: tuple[str, ...] = MODALITIES
+        audio_hidden: int = 16  # of the LSTM
+        vision_hidden: int = 32
+        audio_out: int = 16  # width of the modality's representation
+        vision_out: int = 32
+        post_fusion: int = 128  # widths of the heads
+        post_text: int = 32
+        post_audio: int = 16
+        post_vision: int = 32
+        lstm_dropout: float = 0.0  # behind the LSTM
+        drop_fusion: float = 0.0  # these four: before the heads
+        drop_text: float = 0.1
+        drop_audio: float = 0.1
+        drop_vision: float = 0.0
+        label_limit: float = 0.0  # how far generated labels may lie from the middle; 0: half of the label range
+        squared: bool = False  # paper: squared distances to the class centres; published numbers used plain ones
+        text: TextConfig = TextConfig()
+        inputs: InputConfig = InputConfig()
+
+    def __init__(self, config: Config, data: DataSpec):
+        super().__init__()
+        refuse_classes(data, "self_mm")
+        self.inputs = Inputs(data, config.inputs, config.modalities)
+        self.modalities = [m for m in MODALITIES if m in config.modalities]
+        self.text = TextEncoder(config.text, data) if "text" in self.modalities else None
+        hidden = {"audio": config.audio_hidden, "vision": config.vision_hidden}
+        width = {"audio": config.audio_out, "vision": config.vision_out}
+        if self.text is not None:
+            width["text"] = self.text.width
+        self.encoders = nn.ModuleDict(
+            {
+                m: Frames(data.features[m], hidden[m], width[m], config.lstm_dropout)
+                for m in self.modalities
+                if m != "text"
+            }
+        )
+        heads = {
+            FUSION: Head(sum(width[m] for m in self.modalities), config.post_fusion, config.drop_fusion),
+            "text": Head(width.get("text", 1), config.post_text, config.drop_text),
+            "audio": Head(width["audio"], config.post_audio, config.drop_audio),
+            "vision": Head(width["vision"], config.post_vision, config.drop_vision),
+        }
+        self.heads = nn.ModuleDict({view: heads[view] for view in (FUSION, *self.modalities)})
+        low, high = data.label_range
+        self.memory = LabelMemory(
+            data.num_train,
+            {view: heads[view].width for view in (FUSION, *self.modalities)},
+            limit=config.label_limit or (high - low) / 2,
+            middle=(high + low) / 2,
+            squared=config.squared,
+        )
+
+    def forward(self, batch: Utterances) -> Output:
+        frames, mask = self.inputs(batch)
+        coded = {m: encoder(frames[m], mask[m]) for m, encoder in self.encoders.items()}  # each (B, width)
+        if self.text is not None:
+            coded["text"] = self.text(frames["text"], mask["text"])[0][:, 0]
+        coded[FUSION] = torch.cat([coded[m] for m in self.modalities], dim=1)
+        views, hidden = {}, {}
+        for view, head in self.heads.items():
+            views[view], hidden[view] = head(coded[view])
+        return Output(
+            score=views.pop(FUSION), views=views, hidden=hidden, given={m: given(mask[m]) for m in self.modalities}
+        )
+
+    def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
+        losses = {"task": batch.mean(task_loss(output.score, batch.label))}
+        if self.training:  # the memory is of the train split
+            for m, score in output.views.items():
+                target = self.memory.labels(m, batch.index, batch.label)
+                weight = torch.tanh((target - batch.label).abs())  # nothing new where it equals the human label
+                losses[m] = batch.mean(weight * (score - target).abs())
+        return losses
+
+    def records(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
+        if not self.training:
+            return {}
+        human = {f"human_{m}": batch.view_labels[m] for m in self.modalities if m in batch.view_labels}
+        present = {f"given_{m}": value for m, value in output.given.items()}
+        hidden = {f"hidden_{view}": rows.detach() for view, rows in output.hidden.items()}
+        return {"index": batch.index, "label": batch.label, **human, **present, **hidden}
+
+    def remember(self, records: Mapping[str, Tensor]) -> None:
+        index, label = records["index"], records["label"]
+        hidden = {view: records[f"hidden_{view}"] for view in self.heads}
+        present = {m: records[f"given_{m}"] > 0 for m in self.modalities}
+        self.memory.update(index, label, hidden, present)
+        for m in self.modalities:
+            if f"human_{m}" in records:
+                self.memory.compare(m, index, label, records[f"human_{m}"])
+
+    def report(self) -> dict[str, float]:
+        return self.memory.report()
+
+    def begin_epoch(self, epoch: int) -> None:
+        super().begin_epoch(epoch)
+        self.memory.begin_epoch()
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        decay, plain = decayed(self.text.trained() if self.text is not None else [])
+        own = {m: list(encoder.parameters()) for m, encoder in self.encoders.items()}
+        return groups(self, text=decay, text_no_decay=plain, **own)
+
+
+class Frames(nn.Module):
+    """The last state of an LSTM over sound or video, mapped to (B, out)."""
+
+    def __init__(self, width: int, hidden: int, out: int, dropout: float):
+        super().__init__()
+        self.last = LastState(width, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(hidden, out)
+
+    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
+        return self.out(self.dropout(self.last(frames, mask)))
+
+
+class Head(nn.Module):
+    """Three layers to a score; the first one's output is the representation that labels are generated from."""
+
+    def __init__(self, source: int, width: int, dropout: float):
+        super().__init__()
+        self.width = width
+        self.dropout = nn.Dropout(dropout)
+        self.first, self.second, self.score = nn.Linear(source, width), nn.Linear(width, width), nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) scores and (B, width) representations, float32."""
+        hidden = torch.relu(self.first(self.dropout(x)))
+        score = self.score(torch.relu(self.second(hidden)))
+        return score.squeeze(-1).float(), hidden.float()
