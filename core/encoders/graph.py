@@ -75,7 +75,7 @@ class GCN(nn.Module):
 
 
 def neighbour_sum(features: Tensor, columns: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
-    """Row i: the sum of ``weight[e] * features[columns[e]]`` over its edges e, which start at ``offsets[i]``; (N, D)."""
+    """Row i: the sum of ``weight[e] * features[columns[e]]`` over its edges e, from ``offsets[i]`` on; (N, D)."""
     return F.embedding_bag(columns, features, offsets, mode="sum", per_sample_weights=weight.to(features.dtype))
 
 
