@@ -7,10 +7,14 @@ from typing import Any
 from core.model import Model
 from core.models.baseline import Baseline
 from core.models.hscl import HSCL
+from core.models.mclea import MCLEA
+from core.models.meaformer import MEAformer
 from core.models.self_mm import SelfMM
 
 MODELS: dict[str, type[Model[Any, Any]]] = {
     "baseline": Baseline,
     "hscl": HSCL,
+    "mclea": MCLEA,
+    "meaformer": MEAformer,
     "self_mm": SelfMM,
 }
