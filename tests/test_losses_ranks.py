@@ -1,0 +1,118 @@
+"""The contrastive losses across real processes give the loss and gradients of one process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from core.losses.distill import IAL
+from core.losses.info_nce import ICL
+from core.losses.supcon import SupCon
+from core.losses.supcr import SupCR
+
+torch.set_num_threads(1)
+
+
+def cases() -> dict[str, Any]:
+    """Name -> (loss module, number of inputs per side, what it is called with)."""
+    return {
+        "supcr by definition": SupCR(0.2, fused=False),
+        "supcr": SupCR(0.2),
+        "supcr ring": SupCR(0.2, ring=True),
+        "supcr many labels": SupCR(0.2),
+        "supcr beyond the range": SupCR(0.0009),
+        "supcon": SupCon(0.2, learnable=True),
+        "icl": ICL(0.2, learnable=True),
+        "icl log_mean": ICL(0.2, form="log_mean", learnable=True),
+        "ial": IAL(0.5, learnable=True),
+        "ial released": IAL(0.5, scale="released"),
+    }
+
+
+def inputs(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows = 600 if name == "supcr many labels" else 23
+    generator = torch.Generator().manual_seed(7)
+    features = torch.randn(rows, 6, dtype=torch.float64, generator=generator)
+    labels = torch.randint(0, 5 if rows == 23 else 500, (rows,), generator=generator)
+    weight = (torch.rand(rows, generator=generator) > 0.2).float()
+    return features, labels, weight
+
+
+def value(loss: Any, features: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    if isinstance(loss, ICL):
+        return loss(features[:, :3], features[:, 3:], weight)
+    if isinstance(loss, IAL):
+        return loss((features[:, :3], features[:, 3:]), (features[:, 1:4], features[:, 2:5]), weight)
+    return loss(features, labels, weight)
+
+
+def share(name: str, rank: int, ranks: int) -> slice:
+    """Uneven parts; the last of four ranks has nothing, and part of the second has weight zero anyway."""
+    total = len(inputs(name)[0])
+    cuts = {1: [0, total], 2: [0, 5, total], 3: [0, 9, 10, total], 4: [0, 7, 20, total, total]}[ranks]
+    return slice(cuts[rank], cuts[rank + 1])
+
+
+def work(rank: int, ranks: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+    results = {}
+    for name, loss in cases().items():
+        features, labels, weight = (part[share(name, rank, ranks)] for part in inputs(name))
+        features.requires_grad_()
+        found = value(loss.double(), features, labels, weight)
+        (2.5 * found).backward()
+        results[name] = found.item(), features.grad, [parameter.grad for parameter in loss.parameters()]
+    bad = torch.randn(3, 4)
+    if rank == ranks - 1:
+        bad[1, 2] = float("nan")
+    try:
+        SupCR(0.1, normalize=False)(bad, torch.arange(3))
+    except ValueError as error:
+        results["error"] = str(error)
+    torch.save(results, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[str, Any]:
+    results = {}
+    for name, loss in cases().items():
+        features, labels, weight = inputs(name)
+        features.requires_grad_()
+        found = value(loss.double(), features, labels, weight)
+        (2.5 * found).backward()
+        results[name] = found.item(), features.grad, [parameter.grad for parameter in loss.parameters()]
+    return results
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_any_number_of_ranks_gives_the_loss_and_gradients_of_one_process(ranks, alone, tmp_path: Path):
+    start = [sys.executable, __file__]
+    root = Path(__file__).parents[1]
+    running = [subprocess.Popen([*start, str(rank), str(ranks), str(tmp_path)], cwd=root) for rank in range(ranks)]
+    assert [process.wait() for process in running] == [0] * ranks
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
+    for name, (loss, gradient, of_parameters) in alone.items():
+        parts = [part[name] for part in found]
+        assert [part[0] for part in parts] == pytest.approx([loss] * ranks, rel=1e-12), name
+        together = torch.cat([part[1] for part in parts]) / ranks  # what averaging over ranks makes of it
+        assert (together - gradient).norm() <= 1e-12 * gradient.norm(), name
+        for i, expected in enumerate(of_parameters):
+            torch.testing.assert_close(sum(part[2][i] for part in parts) / ranks, expected, rtol=1e-12, atol=0)
+    for part in found:
+        assert "not finite" in part["error"], part
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
