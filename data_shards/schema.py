@@ -119,7 +119,7 @@ NUMBERS = frozenset(
 
 
 def _checksum(body: dict[str, Any]) -> str:
-    """SHA-256 of a manifest's content, however it is laid out: a label range has no other guard against a flipped bit."""
+    """SHA-256 of a manifest's content, however laid out: nothing else guards a label range against a flipped bit."""
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 
 from core.batch import Utterances
 from core.model import DataSpec
+from data_shards.schema import Field, Manifest, Sample
+from data_shards.shard import write_shard
 
 WIDTHS = {"text": 0, "audio": 5, "vision": 20}
 
@@ -73,3 +75,48 @@ def small_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert not synthetic([str(folder / "small.pkl"), "--samples", "120"])
     assert not convert([str(folder / "small.pkl"), "--out", str(folder / "shards"), "--shard-size", "16"])
     return folder / "shards"
+
+
+@pytest.fixture(scope="session")
+def make_shards() -> Callable[..., Manifest]:
+    """Writer of a shard folder with ``sizes`` samples per shard; sample i of the split has label i and id ``id-i``.
+
+    Every fifth sample lacks its vision, every third its view label, every seventh its flag.
+    """
+
+    def make(folder: Path, sizes: Sequence[int], split: str = "train", seed: int = 0) -> Manifest:
+        rng = np.random.default_rng(seed)
+        folder.mkdir(parents=True, exist_ok=True)
+
+        def sample(place: int) -> tuple[str, Sample]:
+            arrays = {
+                "audio": rng.normal(size=(rng.integers(1, 9), 5)).astype(np.float32),
+                "text": rng.integers(1, 60, (3, rng.integers(2, 7)), np.int32),
+                "label": np.array(place, np.float32),
+            }
+            if place % 5:
+                arrays["vision"] = rng.normal(size=(rng.integers(1, 12), 2)).astype(np.float32)
+            if place % 3:
+                arrays["label_audio"] = np.array(place / 2, np.float32)
+            if place % 7:
+                arrays["flag"] = np.array([place % 2], np.int16)
+            return f"{split}_{place:08d}", Sample(f"id-{place}", arrays, f"text {place}", {"place": place})
+
+        shards, start = [], 0
+        for number, size in enumerate(sizes):
+            samples = (sample(place) for place in range(start, start + size))
+            shards.append(write_shard(folder, f"{split}-{number:06d}.tar", samples))
+            start += size
+        fields = {
+            "audio": Field("float32", (None, 5)),
+            "flag": Field("int16", (1,)),
+            "label": Field("float32", ()),
+            "label_audio": Field("float32", ()),
+            "text": Field("int32", (3, None)),
+            "vision": Field("float32", (None, 2)),
+        }
+        manifest = Manifest("tiny", "sentiment", fields, {split: tuple(shards)}, synthetic=True)
+        (folder / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
+        return manifest
+
+    return make
