@@ -95,7 +95,11 @@ class TextEncoder(nn.Module):
     def forward(
         self, frames: Tensor, mask: Tensor, change: Change | None = None, layer: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Hidden states and mask. ``change`` is applied to the hidden states before encoder layer ``layer``."""
+        """Hidden states and mask.
+
+        ``change`` is applied to the hidden states before encoder layer ``layer``. What it puts there may come from
+        elsewhere than the text, so rows without text are then not zeroed.
+        """
         has_text = mask.any(1, keepdim=True)  # (B, 1)
         if self.backbone is None:
             return frames, mask
@@ -114,7 +118,7 @@ class TextEncoder(nn.Module):
         finally:
             if hook is not None:
                 hook.remove()
-        return hidden * has_text[..., None], mask
+        return (hidden * has_text[..., None] if change is None else hidden), mask
 
     def _hook(self, change: Change, layer: int) -> torch.utils.hooks.RemovableHandle:
         def before(module: nn.Module, inputs: tuple) -> tuple:
@@ -128,8 +132,8 @@ class TextEncoder(nn.Module):
         found = getattr(getattr(self.backbone, "encoder", None), "layer", None)
         if not isinstance(found, nn.ModuleList):
             raise ValueError(
-                f"cannot change hidden states inside {type(self.backbone).__name__}: it has no encoder.layer; "
-                "use a BERT or RoBERTa as text.source"
+                "cannot change hidden states inside the text encoder, because it has no layers where BERT has them; "
+                "use text.source=small, a BERT or a RoBERTa"
             )
         return found
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from core.model import Model
 from core.models.baseline import Baseline
+from core.models.cenet import CENet
 from core.models.hscl import HSCL
 from core.models.mclea import MCLEA
 from core.models.meaformer import MEAformer
@@ -13,6 +14,7 @@ from core.models.self_mm import SelfMM
 
 MODELS: dict[str, type[Model[Any, Any]]] = {
     "baseline": Baseline,
+    "cenet": CENet,
     "hscl": HSCL,
     "mclea": MCLEA,
     "meaformer": MEAformer,

@@ -1,0 +1,210 @@
+"""CENet with external memory: sound and video enter inside the text encoder, each representation after reading from a
+learnt memory (CENet: Wang et al., IEEE TMM 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from core.batch import Utterances
+from core.encoders.crossmodal import Attention
+from core.encoders.inputs import MODALITIES, InputConfig, Inputs, groups, refuse_classes
+from core.encoders.text import TextConfig, TextEncoder, decayed
+from core.losses.task import task_loss
+from core.model import DataSpec, Model, Sentiment
+
+
+@dataclass(frozen=True)
+class Output(Sentiment):
+    entropy: dict[str, Tensor]  # modality -> (2,), sum over real places of the memory read's entropy, and their number
+
+
+class CENet(Model[Utterances, Output]):
+    """Text hidden states attend to sound and video before one encoder layer, and the layers behind it go on.
+
+    Differences from the released code: padding takes no part in the attention, and the memory module is an addition.
+    Frames become the index of their nearest k-means centre of train frames ("codes"), or go through two layers
+    ("mlp", as in MMSA). A sample without text keeps what sound and video put into its first place.
+    """
+
+    task = "sentiment"
+    entropy: Tensor
+
+    @dataclass(frozen=True)
+    class Config:
+        modalities: tuple[str, ...] = MODALITIES
+        front: str = "codes"  # or "mlp"
+        layer: int = 1  # the encoder layer before which sound and video come in; 0 is the first
+        enhance: bool = True  # ablation: False leaves sound and video out, and only the text's memory stays
+        scale: float = 8.0  # of attention scores; 0: one over the root of the width
+        memory: tuple[str, ...] = MODALITIES  # which of them read from a memory; empty: plain CENet
+        memory_mode: str = "residual"  # "replace": what is read takes the place of the representation
+        slots: int = 64  # of each memory
+        gate: float = 0.1  # of what is read, at the start, for "residual"
+        dropout: float = 0.1
+        squared: bool = False  # the mean squared error of the released code instead of the absolute one
+        frame_mask: bool = True  # parity: False lets padded frames take part, as a fixed random word
+        freeze_embeddings: bool = False  # parity with MMSA: the text's embedding tables stay as they are
+        text: TextConfig = TextConfig()
+        inputs: InputConfig = InputConfig()
+
+    def __init__(self, config: Config, data: DataSpec):
+        super().__init__()
+        refuse_classes(data, "cenet")
+        if "text" not in config.modalities:
+            raise ValueError("cenet works inside the text encoder; options.modalities must hold text")
+        if config.memory_mode not in ("residual", "replace"):
+            raise ValueError(f"cenet has no memory_mode={config.memory_mode!r}; choose residual or replace")
+        self.config = config
+        others = [m for m in MODALITIES if m in config.modalities and m != "text"] if config.enhance else []
+        self.inputs = Inputs(data, config.inputs, ("text", *others))
+        self.text = TextEncoder(config.text, data)
+        width = self.text.width
+        if not 0 <= config.layer < len(self.text.layers):
+            raise ValueError(f"layer={config.layer}, but the text encoder has {len(self.text.layers)} layers")
+        if config.freeze_embeddings:
+            self.text.backbone.embeddings.requires_grad_(False)
+        self.fronts = nn.ModuleDict({m: _front(m, width, config, data) for m in others})
+        scale = config.scale or None
+        self.attend = nn.ModuleDict({m: Attention(width, 1, out=False, scale=scale) for m in others})
+        self.mix = nn.Linear(len(others) * width, width) if others else None
+        for layer in (*self.attend.modules(), self.mix):
+            if isinstance(layer, nn.Linear):  # as the encoder's own layers are
+                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+        self.memories = nn.ModuleDict(
+            {
+                m: ExternalMemory(width, config.slots, None if config.memory_mode == "replace" else config.gate)
+                for m in ("text", *others)
+                if m in config.memory
+            }
+        )
+        self.predict = nn.Sequential(
+            nn.Dropout(config.dropout),
+            nn.Linear(width, width),
+            nn.Tanh(),
+            nn.Dropout(config.dropout),
+            nn.Linear(width, 1),
+        )
+        self.register_buffer("entropy", torch.zeros(len(self.memories), 2), persistent=False)
+
+    def forward(self, batch: Utterances) -> Output:
+        frames, mask = self.inputs(batch)
+        entropy: dict[str, Tensor] = {}
+
+        def change(hidden: Tensor) -> Tensor:
+            """(B, T, width) text states with sound and video in them."""
+            place = mask["text"] if hidden.shape[1] == mask["text"].shape[1] else _one_more(mask["text"])
+            hidden = self._read("text", hidden, place, entropy)
+            if self.mix is None:
+                return hidden
+            found = []
+            for m, front in self.fronts.items():
+                coded = self._read(m, front(frames[m], mask[m]), mask[m], entropy)
+                found.append(self.attend[m](hidden, coded, mask[m] if self.config.frame_mask else None))
+            return hidden + self.mix(torch.cat(found, dim=2))
+
+        hidden, _ = self.text(frames["text"], mask["text"], change, self.config.layer)
+        return Output(score=self.predict(hidden[:, 0]).squeeze(-1).float(), entropy=entropy)
+
+    def _read(self, m: str, x: Tensor, mask: Tensor, entropy: dict[str, Tensor]) -> Tensor:
+        if m not in self.memories:
+            return x
+        read, share = self.memories[m](x)
+        spread = torch.special.entr(share.detach().float()).sum(-1)  # (B, T)
+        entropy[m] = torch.stack([(spread * mask).sum(), mask.sum()])
+        return read
+
+    def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
+        if self.training and output.entropy:
+            self.entropy += torch.stack([output.entropy[m] for m in self.memories])
+        return {"task": batch.mean(task_loss(output.score, batch.label, self.config.squared))}
+
+    def report(self) -> dict[str, float]:
+        """Mean entropy of the reads of this epoch by memory, in nats; log(slots) means evenly spread."""
+        sums = self.entropy.tolist()
+        return {f"{m}_memory_entropy": total / max(n, 1.0) for m, (total, n) in zip(self.memories, sums, strict=True)}
+
+    def begin_epoch(self, epoch: int) -> None:
+        super().begin_epoch(epoch)
+        self.entropy.zero_()
+
+    def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        decay, plain = decayed(self.text.trained())
+        return groups(self, text=decay, text_no_decay=plain)
+
+
+class ExternalMemory(nn.Module):
+    """Attention over S learnt slots: softmax((xW_q)(MW_k)^T / sqrt(d)) MW_v.
+
+    Args:
+        gate: at the start, of what is read from the normalised input and added to it; None replaces the input.
+    """
+
+    def __init__(self, width: int, slots: int, gate: float | None):
+        super().__init__()
+        self.slots = nn.Parameter(torch.randn(slots, width))
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.norm = nn.LayerNorm(width) if gate is not None else None
+        self.gate = nn.Parameter(torch.tensor([gate])) if gate is not None else None
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Of (..., width): what is read, (..., width), and the shares of the slots, (..., S)."""
+        asked = x if self.norm is None else self.norm(x)
+        score = self.query(asked) @ self.key(self.slots).T * self.slots.shape[1] ** -0.5
+        share = score.softmax(-1)
+        read = share @ self.value(self.slots)
+        return (read if self.gate is None else x + self.gate * read), share
+
+
+class Codes(nn.Module):
+    """Frames to the embedding of their nearest centre; padding to the last row, zero unless it takes part."""
+
+    centres: Tensor
+
+    def __init__(self, centres: Tensor, width: int, frame_mask: bool):
+        super().__init__()
+        self.register_buffer("centres", centres)
+        self.words = nn.Embedding(len(centres) + 1, width, padding_idx=len(centres))
+        nn.init.normal_(self.words.weight, std=0.02)
+        if frame_mask:
+            nn.init.zeros_(self.words.weight[-1])
+
+    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
+            # the squared distance but for a term that all centres share
+            nearest = (self.centres.square().sum(1) - 2 * frames.float() @ self.centres.T).argmin(-1)  # (B, T)
+        return self.words(nearest.masked_fill(~mask, len(self.centres)))
+
+
+class Perceptron(nn.Module):
+    """Frames through two layers."""
+
+    def __init__(self, source: int, width: int):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(source, width), nn.ReLU(), nn.Linear(width, width))
+
+    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
+        return self.layers(frames)
+
+
+def _front(modality: str, width: int, config: CENet.Config, data: DataSpec) -> nn.Module:
+    if config.front == "mlp":
+        return Perceptron(data.features[modality], width)
+    if config.front != "codes":
+        raise ValueError(f"cenet has no front={config.front!r}; choose codes or mlp")
+    if modality not in data.codebooks:
+        raise ValueError(
+            f"cenet needs a codebook of {modality}; make it with: python -m data_shards.codebook DIR, "
+            "or use options.front=mlp"
+        )
+    if not config.inputs.standardise:
+        raise ValueError("the codebooks are of standardised frames; leave options.inputs.standardise=true")
+    return Codes(torch.as_tensor(data.codebooks[modality], dtype=torch.float32), width, config.frame_mask)
+
+
+def _one_more(mask: Tensor) -> Tensor:
+    """The mask with the summary place in front that text features get."""
+    return torch.cat([mask.any(1, keepdim=True), mask], dim=1)
