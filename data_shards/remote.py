@@ -73,8 +73,8 @@ class Remote:
     def manifest(self) -> bytes:
         return self._small(MANIFEST)
 
-    def wrong_sizes(self, shards: Sequence[Shard]) -> dict[int, str]:
-        return {}  # asking for ten thousand sizes would take minutes; each is known when its shard is fetched
+    def wrong_sizes(self, shards: Sequence[Shard]) -> list[int]:
+        return []  # asking for ten thousand sizes would take minutes; each is known when its shard is fetched
 
     def index(self, shard: Shard) -> bytes:
         path = self._local(shard).with_suffix(".idx")

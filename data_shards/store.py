@@ -18,8 +18,8 @@ class Store(Protocol):
 
     def manifest(self) -> bytes: ...
 
-    def wrong_sizes(self, shards: Sequence[Shard]) -> dict[int, str]:
-        """What can be seen at once, without reading: shard number -> what is wrong with the file's size."""
+    def wrong_sizes(self, shards: Sequence[Shard]) -> list[int]:
+        """Numbers of the shards that can be seen at once, without reading, to be missing, cut or too long."""
 
     def tar(self, shard: Shard) -> IO[bytes]:
         """The shard, open on this machine; while it is open it is not removed."""
@@ -49,16 +49,11 @@ class Folder:
             )
         return path.read_bytes()
 
-    def wrong_sizes(self, shards: Sequence[Shard]) -> dict[int, str]:
+    def wrong_sizes(self, shards: Sequence[Shard]) -> list[int]:
         with os.scandir(self.folder) as entries:
             files = (entry for entry in entries if entry.name.endswith(".tar") and entry.is_file())
             sizes = {entry.name: entry.stat().st_size for entry in files}
-        wrong = {}
-        for number, shard in enumerate(shards):
-            size = sizes.get(shard.name)
-            if size != shard.bytes:
-                wrong[number] = "it is missing" if size is None else f"it has {size} bytes, not {shard.bytes}"
-        return wrong
+        return [number for number, shard in enumerate(shards) if sizes.get(shard.name) != shard.bytes]
 
     def tar(self, shard: Shard) -> IO[bytes]:
         try:

@@ -120,8 +120,11 @@ class Stream:
         self._position = (0, 0)  # epoch, samples consumed of it
         self._outstanding: tuple[int, int] | None = None  # the position once the step at hand is consumed
         self._sound: set[int] = set()  # shards that "skip" has checked
-        for number, what in self.store.wrong_sizes(shards).items():
-            self._damage(number, f"{self.store.name}/{shards[number].name} is damaged: {what}")
+        for number in self.store.wrong_sizes(shards):
+            try:
+                self.reader.shard(number)  # says what is lost
+            except DataError as error:
+                self._damage(number, error)
 
     def __len__(self) -> int:
         """Samples of the split."""
@@ -272,15 +275,15 @@ class Stream:
             try:
                 self.reader.shard(number)
             except DataError as error:
-                self._damage(number, str(error))
+                self._damage(number, error)
                 return False
             self._sound.add(number)
         return True
 
-    def _damage(self, number: int, message: str) -> None:
+    def _damage(self, number: int, error: DataError) -> None:
         if self.on_damage == "fail":
-            raise DataError(message)
-        self.damaged[number] = message
+            raise error
+        message = self.damaged[number] = str(error)
         share = self.skipped / len(self)
         log.warning(
             "skipping %d samples, %.3g of %s so far: %s", self.order.samples[number], share, self.split, message
