@@ -31,7 +31,7 @@ MOST_FRAMES = 200_000  # a random part of more is enough for a few centres, and 
 def train_frames(folder: Path, manifest: Manifest, modality: str) -> Iterator[np.ndarray]:
     """The train frames (T, D) of each sample that has this modality, in file order."""
     shards = manifest.splits["train"]
-    reader = Reader(open_store(folder), shards, {modality: manifest.fields[modality]}, keep=1, threads=0)
+    reader = Reader(open_store(folder), shards, manifest.fields, keep=1, threads=0)
     for number, shard in enumerate(shards):
         for arrays in reader.walk(number, range(shard.samples)):
             if modality in arrays:
@@ -85,9 +85,8 @@ def write(folder: Path, clusters: int = CLUSTERS, seed: int = 0, modalities: lis
     names = modalities or known
     if not names:
         raise DataError(f"{folder} has no frames to make codebooks of")
-    centres = {
-        name: cluster(folder, manifest, name, clusters, seed) for name in tqdm(names, desc="k-means", unit="modality")
-    }
+    with tqdm(names, desc="k-means", unit="modality") as bar:
+        centres = {name: cluster(folder, manifest, name, clusters, seed) for name in bar}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, **centres)
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()

@@ -34,7 +34,7 @@ from data_shards.source import (
     finite,
     known_resolution,
 )
-from data_shards.tokens import Tokenizer, from_pretrained, text_kind
+from data_shards.tokens import Tokenizer, from_bert, text_kind
 
 FEATURES = "text_features"  # the column whose arrays become the field "text"
 PLAIN = {"id", "split", "label", "class", "text", "video", "tokens"}  # columns that never point to frames
@@ -79,7 +79,7 @@ def read(raw: Path, options: Options) -> Source:
     fields |= {"class": Field("int64", ())} if labels.kind == "classes" else {"label": Field("float32", ())}
     fields |= {view: Field("float32", ()) for view in views}
     content = Content(raw.parent, labels, kind, modalities, views, fields, tokenizer)
-    given = from_pretrained(None, {}, survey.largest_token) if kind == "tokens" else None
+    given = from_bert("", 0, survey.largest_token) if kind == "tokens" else None
     return Source(
         name=options.name or options.dataset or raw.stem,
         task="sentiment",
@@ -313,6 +313,6 @@ def _load(folder: Path, row: Row, column: str) -> np.ndarray:
 def _open(path: Path, key: str | None, size: int, changed: int) -> np.ndarray:
     """The last few arrays stay open: rows that share one mostly follow each other. ``.npy`` files are only mapped."""
     if key is None:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    with np.load(path, allow_pickle=False) as arrays:
+        return np.lib.format.open_memmap(path, mode="r")
+    with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
         return arrays[key]
