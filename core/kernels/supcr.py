@@ -60,7 +60,7 @@ def supcr_op(
     if n < 2:
         return _loss_of(rows, 0.0), result
     exponent = stages.largest_exponent(rows, temperature)
-    rows = rows.to(stages.working_type(rows, exponent, n))
+    rows = rows.float() if path == "triton" else rows.to(stages.working_type(rows, exponent, n))
     table = distinct(labels)
     if path == "auto":
         path = stages.choose_path(rows, exponent, n, len(table))
