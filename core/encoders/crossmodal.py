@@ -40,13 +40,19 @@ class Attention(nn.Module):
         self.value = nn.Linear(source, width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias) if out else nn.Identity()
 
-    def forward(self, x: Tensor, source: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, T, width). ``mask`` is (B, S), True at keys that exist; a sample without keys gives zeros."""
+    def forward(self, x: Tensor, source: Tensor, mask: Tensor | None = None, pairs: Tensor | None = None) -> Tensor:
+        """(B, T, width). A query that may look at nothing gives zeros.
+
+        Args:
+            mask: (B, S), True at keys that exist.
+            pairs: (T, S), True where a query may look at a key.
+        """
         query, key, value = (self._split(f(y)) for f, y in ((self.query, x), (self.key, source), (self.value, source)))
         some = allowed = None
         if mask is not None:
-            some = mask.any(1)[:, None, None]  # (B, 1, 1)
-            allowed = (mask[:, None] | ~some)[:, None]  # (B, 1, 1, S); softmax over nothing would be NaN
+            allowed = mask[:, None] if pairs is None else mask[:, None] & pairs  # (B, 1 or T, S)
+            some = allowed.any(2, keepdim=True)
+            allowed = (allowed | ~some)[:, None]  # (B, 1, 1 or T, S); softmax over nothing would be NaN
         mixed = attend(query, key, value, allowed, self.dropout, self.scale)  # (B, h, T, d)
         mixed = self.out(mixed.transpose(1, 2).flatten(2))
         return mixed if some is None else mixed * some

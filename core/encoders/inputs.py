@@ -60,7 +60,7 @@ class Inputs(nn.Module):
         frames = self.complete(batch)
         masks = {}
         for m in self.modalities:
-            mask, present = _one_frame(batch.mask[m]), _one_frame(batch.present[m])
+            mask, present = one_frame(batch.mask[m]), one_frame(batch.present[m])
             hidden = mask & ~present
             if frames[m].is_floating_point():
                 frames[m] = frames[m].masked_fill(hidden[..., None], 0)
@@ -73,7 +73,7 @@ class Inputs(nn.Module):
         """Standardised frames by modality, nothing hidden; each at least one frame long."""
         frames = {}
         for m in self.modalities:
-            values, mask = _one_frame(batch.frames[m]), _one_frame(batch.mask[m])
+            values, mask = one_frame(batch.frames[m]), one_frame(batch.mask[m])
             if m in self.scaled:
                 values = (values - getattr(self, f"{m}_mean")) * getattr(self, f"{m}_scale")
                 values = values.clamp(-self.clip, self.clip) if self.clip else values
@@ -83,7 +83,7 @@ class Inputs(nn.Module):
         return frames
 
 
-def _one_frame(tensor: Tensor) -> Tensor:
+def one_frame(tensor: Tensor) -> Tensor:
     """A batch in which nobody has a modality may be 0 frames long; encoders want one, masked."""
     if tensor.shape[1]:
         return tensor
