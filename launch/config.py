@@ -101,12 +101,16 @@ def recipe_names() -> list[str]:
 
 def load_recipe(name: str) -> Run:
     """The run that recipe ``model/data_set`` stands for."""
+    import launch.recipes
+
+    module, _, function = name.partition("/")
+    if module in (found.name for found in pkgutil.iter_modules(launch.recipes.__path__)):
+        recipes = importlib.import_module(f"launch.recipes.{module}").RECIPES
+        if function in recipes:
+            run: Run = recipes[function]()
+            return dataclasses.replace(run, recipe=name)
     names = recipe_names()
-    if name not in names:
-        raise ConfigError(f"no recipe {name!r}{_suggest(name, names)}; there are: {', '.join(names)}")
-    module, function = name.split("/")
-    run: Run = importlib.import_module(f"launch.recipes.{module}").RECIPES[function]()
-    return dataclasses.replace(run, recipe=name)
+    raise ConfigError(f"no recipe {name!r}{_suggest(name, names)}; there are: {', '.join(names)}")
 
 
 def override(run: Run, changes: Sequence[str]) -> Run:

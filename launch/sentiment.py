@@ -37,6 +37,14 @@ class SentimentTask:
             raise ConfigError(f"{run.data} holds {self.manifest.task} data, but recipe {run.recipe!r} is for sentiment")
         self.data: DataSpec = sentiment_spec(self.manifest, Path(run.data) if "://" not in run.data else None)
         self._waited = 0.0
+        if run.select not in self._score_names():
+            known = ", ".join(self._score_names())
+            raise ConfigError(f"select={run.select!r} is no score of metrics={run.metrics}; there are {known}")
+
+    def _score_names(self) -> list[str]:
+        classes = self.run.metrics == "classes"
+        two = np.eye(2) if classes else np.array([0.0, 1.0])
+        return list(self.score(Predictions(np.arange(2), two, np.arange(2.0))))
 
     def _stream(self, split: str, *, shuffle: bool) -> Stream:
         run, loading = self.run, self.run.loading
@@ -124,8 +132,6 @@ class SentimentTask:
         return [split for split in ("train", "valid", "test") if split in self.manifest.splits]
 
     def badness(self, scores: dict[str, float]) -> float:
-        if self.run.select not in scores:
-            raise ConfigError(f"select={self.run.select!r} is no score of this task; there are {', '.join(scores)}")
         return scores[self.run.select] * (1.0 if self.run.goal == "min" else -1.0)
 
     def sample_ids(self, parts: list[Batch]) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from core.model import DataSpec, Model
 from core.models import MODELS
-from launch.config import Run
+from launch.config import ConfigError, Run
 from launch.task import Task
 
 
@@ -20,4 +20,8 @@ def build_task(run: Run) -> Task:
 
 
 def build_model(run: Run, data: DataSpec) -> Model:
-    return MODELS[run.model](run.options, data)
+    """The run's model for these data. A model that refuses its options or the data does so with a ConfigError here."""
+    try:
+        return MODELS[run.model](run.options, data)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"model {run.model!r} cannot be built: {error}") from error

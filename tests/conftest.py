@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from core.batch import Utterances
+from core.batch import EntityGraph, Utterances
+from core.encoders.graph import symmetric_edges
 from core.model import DataSpec
 from data_shards.schema import Field, Manifest, Sample
 from data_shards.shard import write_shard
@@ -118,5 +119,34 @@ def make_shards() -> Callable[..., Manifest]:
         manifest = Manifest("tiny", "sentiment", fields, {split: tuple(shards)}, synthetic=True)
         (folder / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
         return manifest
+
+    return make
+
+
+@pytest.fixture
+def make_graph() -> Callable[..., tuple[DataSpec, EntityGraph]]:
+    """Builder of two random graphs in one id space, with views that some entities lack, and a batch of their pairs."""
+
+    def make(pairs: int = 7, entities: int = 26, seed: int = 0, double: bool = False) -> tuple[DataSpec, EntityGraph]:
+        generator = torch.Generator().manual_seed(seed)
+        ends = torch.randint(0, entities, (2, 2 * entities), generator=generator)
+        order = torch.randperm(entities, generator=generator)
+        present = {"relation": torch.ones(entities, dtype=torch.bool), "attribute": order % 4 > 0}
+        views = {
+            view: torch.randn(entities, width, generator=generator, dtype=torch.float64 if double else torch.float32)
+            * present[view].unsqueeze(1)
+            for view, width in (("relation", 9), ("attribute", 5))
+        }
+        batch = EntityGraph(
+            index=torch.arange(pairs),
+            weight=torch.ones(pairs),
+            share=1 / pairs,
+            links=order[: 2 * pairs].reshape(pairs, 2),
+            edges=symmetric_edges(ends[0], ends[1], entities),
+            views=views,
+            present=present,
+        )
+        features = {view: rows.shape[1] for view, rows in views.items()}
+        return DataSpec(task="alignment", features=features, num_train=entities), batch
 
     return make

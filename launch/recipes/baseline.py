@@ -1,0 +1,30 @@
+"""Late fusion: what every model must beat. With options.modalities=text it is a head on the text encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from core.models.baseline import Baseline
+from launch.config import Run
+from launch.recipes import hscl
+
+
+def mosi_utterance() -> Run:
+    """Late fusion on MOSI with utterance-level sound and video, and transcripts; optimised as HSCL is.
+
+    deepspeed launch/train.py baseline/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
+    """
+    base = hscl.mosi_utterance()
+    return replace(base, model="baseline", options=Baseline.Config(text=base.options.text))
+
+
+def demo() -> Run:
+    """Late fusion on the generated data of ``python -m data_shards.synthetic``.
+
+    deepspeed launch/train.py baseline/demo data=demo/shards
+    """
+    return replace(hscl.demo(), model="baseline", options=Baseline.Config())
+
+
+RECIPES: dict[str, Callable[[], Run]] = {"mosi_utterance": mosi_utterance, "demo": demo}
