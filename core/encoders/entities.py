@@ -67,7 +67,7 @@ class EntityEncoder(nn.Module):
         for view in self.widths:
             if view == "graph":
                 with torch.autocast(batch.edges.device.type, enabled=False):  # sums over hub entities need the digits
-                    every = self.graph(self.entity.float(), batch.edges)
+                    every = self.graph(self.entity, batch.edges)
                 embeddings[view] = every if entities is None else every[entities]
                 present[view] = torch.ones(embeddings[view].shape[:-1], dtype=torch.bool, device=every.device)
             else:
