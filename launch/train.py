@@ -10,6 +10,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from launch.loop import Progress, TrainingStopped, fit
 from launch.provenance import provenance
 from launch.runlog import RunLog
 from launch.signals import Stop
+from launch.task import Task
 from launch.tasks import build_model, build_task
 
 USAGE = """usage: deepspeed launch/train.py RECIPE data=DIR [key=value ...]
@@ -42,15 +46,18 @@ def parse(arguments: list[str]) -> Run:
         print(USAGE.format(recipes=", ".join(recipe_names())))
         raise SystemExit(0 if words else 2)
     run = load_recipe(words[0])
-    changes: list[str] = []
-    for word in words[1:]:
-        changes += _from_file(word[1:]) if word.startswith("@") else [word]
+    changes = expand(words[1:])
     show = "--show" in changes
     run = override(run, [change for change in changes if change != "--show"])
     if show:
         print(json.dumps(to_dict(run), indent=1))
         raise SystemExit(0)
     return run
+
+
+def expand(words: Sequence[str]) -> list[str]:
+    """``key=value`` words, with each ``@FILE`` replaced by the changes that the JSON file holds."""
+    return [change for word in words for change in (_from_file(word[1:]) if word.startswith("@") else [word])]
 
 
 def _from_file(path: str) -> list[str]:
@@ -94,8 +101,22 @@ def _start_time() -> str:
     return datetime.fromtimestamp(float(now)).strftime("%Y%m%d-%H%M%S")
 
 
-def train(run: Run, *, quiet: bool = False) -> dict[str, dict[str, float]]:
-    """Train, then evaluate the best checkpoint once on validation and test, and write the report."""
+@dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to go on; nothing has been trained by this process yet."""
+
+    run: Run
+    run_dir: Path
+    task: Task
+    log: RunLog
+    progress: Progress
+    engine: Any
+    epochs: Iterator[dict[str, float]]  # trains; validation scores of each epoch
+
+
+@contextmanager
+def prepare(run: Run, *, quiet: bool = False) -> Iterator[Prepared]:
+    """Open or make the run's directory, and everything that training needs. The test split is not in reach."""
     stop = Stop().listen()
     run, run_dir = open_run(run)
     torch.manual_seed(run.seed)
@@ -105,9 +126,16 @@ def train(run: Run, *, quiet: bool = False) -> dict[str, dict[str, float]]:
     checkpoints = Checkpoints(run_dir, progress)
     with RunLog(run_dir, quiet=quiet) as log:
         engine = resume(run, model, task, checkpoints, log)
-        for scores in fit(engine, task, run, run_dir, log, checkpoints, stop):
-            log.say(_line(scores, run))
-        return report.finish(run, run_dir, task, log, engine.device)
+        epochs = fit(engine, task, run, run_dir, log, checkpoints, stop)
+        yield Prepared(run, run_dir, task, log, progress, engine, epochs)
+
+
+def train(run: Run, *, quiet: bool = False) -> dict[str, dict[str, float]]:
+    """Train, then evaluate the best checkpoint once on validation and test, and write the report."""
+    with prepare(run, quiet=quiet) as it:
+        for scores in it.epochs:
+            it.log.say(_line(scores, it.run))
+        return report.finish(it.run, it.run_dir, it.task, it.log, it.engine.device)
 
 
 def resume(run: Run, model: Any, task: Any, checkpoints: Checkpoints, log: RunLog) -> Any:
