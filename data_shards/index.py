@@ -18,6 +18,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
@@ -43,15 +44,16 @@ def index_tar(path: Path, leave_out: Sequence[str] = ()) -> tuple[Index, int]:
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise DataError(f"{path} is empty; fetch or write the file again")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
-            builder = _Builder(str(path), held, frozenset(leave_out))
-            for member in members(held, str(path)):
-                builder.add(member)
-            return builder.finish(), builder.without_suffix
+        held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # freed with its last view, an error's too
+    builder = _Builder(str(path), held, frozenset(leave_out))
+    for member in members(held, str(path)):
+        builder.add(member)
+    return builder.finish(), builder.without_suffix
 
 
 def _with_checksum(path: Path, leave_out: Sequence[str]) -> tuple[Index, int, str]:
-    return *index_tar(path, leave_out), sha256_of(path)
+    with path.open("rb") as file:
+        return *index_tar(path, leave_out), sha256_of(file)
 
 
 class _Builder:
@@ -183,8 +185,9 @@ def index_folder(
     splits: dict[str, list[Shard]] = {}
     found: dict[str, tuple[str, list[tuple[int, int]]]] = {}
     lost, seen = 0, Counter[str]()
-    with ProcessPoolExecutor(processes) as pool:
-        results = pool.map(partial(_with_checksum, leave_out=leave_out), tars)
+    with ProcessPoolExecutor(processes) if processes > 1 else nullcontext() as pool:
+        work = partial(_with_checksum, leave_out=leave_out)
+        results = pool.map(work, tars) if pool else map(work, tars)
         for path, (index, without_suffix, sha256) in zip(
             tars, tqdm(results, total=len(tars), disable=None), strict=True
         ):

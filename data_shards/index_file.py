@@ -149,6 +149,7 @@ def _inside(index: Index, offset: np.ndarray, shape: np.ndarray, unit: int, what
     size = np.prod(shape.astype(np.float64), axis=1) * unit  # float: a product that leaves int64 must not wrap around
     start, end = index.table[:, START], index.table[:, END]
     bad = here & ((offset <= start) | (shape < 0).any(axis=1) | (offset + size > end))
+    bad |= ~here & ((shape != 0) & (shape != ABSENT)).any(axis=1)
     if bad.any():
         row = int(np.argmax(bad))
         raise ValueError(f"{what} of sample {row} lies outside its sample")

@@ -1,7 +1,8 @@
-"""Shards in memory: open, check, view, and copy samples into padded batches.
+"""Shards at hand: open, check, view, and read samples into padded batches.
 
-A shard is mapped, not read. Before a sample of it is used its index and the whole tar are compared with the
-manifest's checksums and its index with the manifest's fields, so nothing later needs to doubt an offset.
+Before a sample of a shard is used, its index and the whole tar are compared with the manifest's checksums, and the
+index with the manifest's fields, so nothing later needs to doubt an offset. Batches are read straight into place;
+views are of a memory map, made when the first is asked for.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from threading import Lock
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from data_shards.damage import explain
+from data_shards.damage import advice, explain
 from data_shards.gather import kernel
 from data_shards.index_file import (
     ABSENT,
@@ -37,7 +39,7 @@ from data_shards.index_file import (
     summary,
 )
 from data_shards.schema import DataError, Field, Shard
-from data_shards.shard import index_name
+from data_shards.shard import index_name, sha256_of
 from data_shards.store import Store
 
 log = logging.getLogger(__name__)
@@ -65,13 +67,18 @@ class Arrays:
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """A mapped shard that was found to be what the manifest says."""
+    """An open shard that was found to be what the manifest says. While it is held the file stays open."""
 
     index: Index
-    map: mmap.mmap
-    places: (
-        np.ndarray
-    )  # (S, 2 F) int64: address and length, per field of the reader; address ABSENT where there is none
+    file: IO[bytes]
+    places: np.ndarray  # (S, 2 F) int64: offset and length, per field of the reader; length 0 where there is none
+
+    @cached_property
+    def map(self) -> mmap.mmap:
+        return mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self.file.fileno(), size, offset)
 
 
 class Reader:
@@ -151,14 +158,14 @@ class Reader:
     def record(self, number: int, row: int) -> dict[str, Any]:
         """The JSON of one sample, with at least its ``id``; ``text`` where there is a transcript."""
         opened = self.shard(number)
-        line = opened.index.table[row]
+        line = opened.index.table[row].tolist()
         where = f"{self.store.name}/{self.shards[number].name}, sample {opened.index.key(row)!r}"
         record: dict[str, Any] = {}
         if line[JSON] != ABSENT:
-            record = parse_json(opened.map[line[JSON] : line[JSON] + line[JSON_SIZE]], where)
+            record = parse_json(opened.read(line[JSON], line[JSON_SIZE]), where)
         record.setdefault("id", opened.index.key(row))
         if line[TEXT] != ABSENT:
-            record["text"] = opened.map[line[TEXT] : line[TEXT] + line[TEXT_SIZE]].decode("utf-8", "replace")
+            record["text"] = opened.read(line[TEXT], line[TEXT_SIZE]).decode("utf-8", "replace")
         return record
 
     def lengths(self, number: int) -> np.ndarray:
@@ -167,18 +174,20 @@ class Reader:
 
     def collate(self, shard: np.ndarray, row: np.ndarray, pin: bool = False) -> Arrays:
         """One padded part of the samples given by shard and row, (B,) each; every array is copied once."""
-        held, places = self._places(shard, row)
+        held, file, places = self._places(shard, row)
         arrays: dict[str, Tensor] = {}
         lengths: dict[str, Tensor] = {}
         for column, (field, kind) in enumerate(self.fields.items()):
-            address, length = places[2 * column], places[2 * column + 1]
+            offset, length = places[2 * column], places[2 * column + 1]
             longest = max(int(length.max()), 1)
             shape = tuple(longest if extent is None else extent for extent in kind.shape)
             out = torch.empty((len(row), *shape), dtype=torch_dtype(kind.dtype), pin_memory=pin)
             axis = kind.shape.index(None) if None in kind.shape else 0
             lead = int(np.prod(shape[:axis]))
             inner = int(np.prod(shape[axis + 1 :] if None in kind.shape else shape)) * out.element_size()
-            kernel()(address, length, lead, inner, longest, out.data_ptr())
+            failed = kernel()(file, offset, length, lead, inner, longest, out.data_ptr())
+            if failed >= 0:
+                self._changed(int(shard[failed]), int(row[failed]))
             if None in kind.shape:
                 lengths[field] = torch.from_numpy(length)
             elif not length.all():
@@ -188,15 +197,24 @@ class Reader:
         index = torch.from_numpy(self.starts[shard] + row)
         return Arrays(index, torch.ones(len(row)), 1.0, arrays, lengths)
 
-    def _places(self, shard: np.ndarray, row: np.ndarray) -> tuple[list[Opened], np.ndarray]:
-        """The open shards, to be held while their memory is read, and (2 F, B) addresses and lengths."""
+    def _places(self, shard: np.ndarray, row: np.ndarray) -> tuple[list[Opened], np.ndarray, np.ndarray]:
+        """The open shards, to be held while they are read, (B,) their files, and (2 F, B) offsets and lengths."""
         by_shard = np.argsort(shard, kind="stable")
         numbers, first = np.unique(shard[by_shard], return_index=True)
         held = [self.shard(int(number)) for number in numbers]
         places = np.empty((len(row), 2 * len(self.fields)), np.int64)
+        file = np.empty(len(row), np.int64)
         for opened, rows in zip(held, np.split(by_shard, first[1:]), strict=True):
             places[rows] = opened.places[row[rows]]
-        return held, np.ascontiguousarray(places.T)
+            file[rows] = opened.file.fileno()
+        return held, file, np.ascontiguousarray(places.T)
+
+    def _changed(self, number: int, row: int) -> None:
+        where = f"{self.store.name}/{self.shards[number].name}"
+        key = self.shard(number).index.key(row)
+        raise DataError(
+            f"{where}: sample {key!r} could not be read whole; was the file changed in use? {advice(where)}"
+        )
 
     def _future(self, number: int) -> Future[Opened]:
         with self._lock:
@@ -234,16 +252,16 @@ class Reader:
             if status.st_size != shard.bytes:
                 what = f"it has {status.st_size} bytes, not {shard.bytes}"
                 raise DataError(explain(where, index, what, size=status.st_size))
-            held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             identity = (status.st_ino, status.st_size, status.st_mtime_ns)
             if self._checked.get(number) != identity:
-                if hashlib.sha256(held).hexdigest() != shard.sha256:
-                    raise DataError(explain(where, index, "its checksum is wrong", held))
+                if sha256_of(file) != shard.sha256:
+                    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
+                        raise DataError(explain(where, index, "its checksum is wrong", held))
                 self._checked[number] = identity
         except BaseException:
             file.close()
             raise
-        opened = Opened(index, held, _absolute(index, held, self.fields))
+        opened = Opened(index, file, _places(index, self.fields))
         weakref.finalize(opened, file.close)  # open as long as it is used: a cache removes no file that is open
         return opened
 
@@ -278,20 +296,16 @@ def read_index(store: Store, shard: Shard, fields: dict[str, Field]) -> Index:
     return index
 
 
-def _absolute(index: Index, held: mmap.mmap, fields: dict[str, Field]) -> np.ndarray:
-    """(S, 2 F) int64, where each array lies in memory and how many frames (a fixed shape: 1) it has."""
+def _places(index: Index, fields: dict[str, Field]) -> np.ndarray:
+    """(S, 2 F) int64, the offset of each array and how many frames (a fixed shape: 1) it has; 0 where it is absent."""
     places = np.zeros((len(index), 2 * len(fields)), np.int64)
-    base = np.frombuffer(held, np.uint8).ctypes.data
     first = columns(index.arrays)
     for column, (field, kind) in enumerate(fields.items()):
-        if field not in first:
-            places[:, 2 * column] = ABSENT
-            continue
-        offset = index.table[:, first[field]]
-        here = offset != ABSENT
-        places[:, 2 * column] = np.where(here, base + offset, ABSENT)
-        time = first[field] + 1 + kind.shape.index(None) if None in kind.shape else None
-        places[:, 2 * column + 1] = np.where(here, 1 if time is None else index.table[:, time], 0)
+        if field in first:
+            offset = index.table[:, first[field]]
+            time = first[field] + 1 + kind.shape.index(None) if None in kind.shape else None
+            places[:, 2 * column] = offset
+            places[:, 2 * column + 1] = (offset != ABSENT) if time is None else index.table[:, time]
     return places
 
 

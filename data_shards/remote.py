@@ -102,7 +102,7 @@ class Remote:
         beside = path.with_suffix(".idx")
         for file, sha256 in ((path, shard.sha256), (beside, shard.index_sha256)):
             with self._exclusive(file):
-                if file.exists() and sha256_of(file) != sha256:  # another rank may have put it right meanwhile
+                if file.exists() and _checksum(file) != sha256:  # another rank may have put it right meanwhile
                     file.unlink()
         return True
 
@@ -127,7 +127,7 @@ class Remote:
                 have += file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        if sha256_of(part) != shard.sha256:
+        if _checksum(part) != shard.sha256:
             part.unlink()
             raise DataError(
                 f"{url} is not the shard that the manifest promises: its checksum is wrong; "
@@ -243,6 +243,11 @@ def _status(path: Path) -> os.stat_result | None:
 def _reserved(file: Path, size: int) -> int:
     """What a file of the cache will take: a transfer under way counts as the whole shard, which its name tells."""
     return int(file.suffixes[-2][1:]) if file.suffix == ".part" else size
+
+
+def _checksum(path: Path) -> str:
+    with path.open("rb") as file:
+        return sha256_of(file)
 
 
 def _may_pass(error: BaseException) -> bool:

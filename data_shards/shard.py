@@ -73,12 +73,12 @@ def staged(path: Path) -> Iterator[IO[bytes]]:
     sync_folder(path.parent)
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, read in pieces."""
+def sha256_of(file: IO[bytes]) -> str:
+    """SHA-256 of an open file, from its start, read in pieces."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    file.seek(0)
+    while block := file.read(1 << 20):
+        digest.update(block)
     return digest.hexdigest()
 
 
