@@ -24,6 +24,7 @@ from data_shards.source import (
     Options,
     Source,
     as_frames,
+    as_numbers,
     as_string,
     check_label,
     check_width,
@@ -146,24 +147,27 @@ def _part(content: Any, where: str) -> Part:
         if needed not in content:
             name = "regression_labels" if needed == key else needed
             raise DataError(f"{where} has no {name!r}, only {sorted(map(str, content))}; the layout is in docs/data.md")
-    ids = [_id(value, f"{where}: id of sample {i}") for i, value in enumerate(content["id"])]
-    labels = {"label": _scalars(content[key], where, key)}
-    for letter, view in VIEWS.items():
-        if f"regression_labels_{letter}" in content:
-            name = f"regression_labels_{letter}"
-            labels[f"label_{view}"] = _scalars(content[name], where, name)
-    names = ("text_bert", "text", *SEQUENCES, "raw_text", "annotations")
-    columns = {name: content[name] for name in names if content.get(name) is not None}
-    lengths = {
-        m: _scalars(content[f"{m}_lengths"], where, f"{m}_lengths") for m in SEQUENCES if f"{m}_lengths" in content
-    }
+    ids = [_id(value, f"{where}: id of sample {i}") for i, value in enumerate(_column(content, "id", where))]
     if not ids:
         raise DataError(f"{where} holds no samples")
-    for name, column in {**labels, **columns, **{f"{m}_lengths": of for m, of in lengths.items()}}.items():
-        if not isinstance(column, list | tuple | np.ndarray) or np.ndim(column[:1]) < 1 or len(column) != len(ids):
-            size = len(column) if hasattr(column, "__len__") else type(column).__name__
-            raise DataError(f"{where}: {name!r} has {size} entries for {len(ids)} ids")
+    labels = {"label": _scalars(content, key, where, len(ids))}
+    for letter, view in VIEWS.items():
+        if f"regression_labels_{letter}" in content:
+            labels[f"label_{view}"] = _scalars(content, f"regression_labels_{letter}", where, len(ids))
+    names = ("text_bert", "text", *SEQUENCES, "raw_text", "annotations")
+    columns = {name: _column(content, name, where, len(ids)) for name in names if content.get(name) is not None}
+    lengths = {m: _scalars(content, f"{m}_lengths", where, len(ids)) for m in SEQUENCES if f"{m}_lengths" in content}
     return Part(where, ids, labels, columns, lengths)
+
+
+def _column(content: dict[str, Any], name: str, where: str, count: int | None = None) -> Sequence[Any]:
+    """What stands under ``name``: a list or array, one entry per sample."""
+    column = content[name]
+    if not isinstance(column, list | tuple | np.ndarray) or (isinstance(column, np.ndarray) and column.ndim == 0):
+        raise DataError(f"{where}: {name!r} is a {type(column).__name__}, not one entry per sample")
+    if count is not None and len(column) != count:
+        raise DataError(f"{where}: {name!r} has {len(column)} entries for {count} ids")
+    return column  # type: ignore[return-value]  # an array, in all that is done with it here, is a sequence
 
 
 def _id(value: Any, where: str) -> str:
@@ -173,15 +177,14 @@ def _id(value: Any, where: str) -> str:
     return as_string(value, where)
 
 
-def _scalars(column: Any, where: str, name: str) -> Sequence[Any]:
+def _scalars(content: dict[str, Any], name: str, where: str, count: int) -> Sequence[Any]:
     """One number per sample from a list, an array (N,), or MulT's (N, 1, 1)."""
+    column = _column(content, name, where, count)
     if isinstance(column, np.ndarray):
-        if column.ndim > 1 and column.size != len(column):
+        if column.size != len(column):
             raise DataError(f"{where}: {name!r} has shape {column.shape}; one number per sample is read")
         return column.reshape(-1).tolist()
-    if isinstance(column, list | tuple):
-        return [value.item() if isinstance(value, np.ndarray) and value.size == 1 else value for value in column]
-    raise DataError(f"{where}: {name!r} is a {type(column).__name__}, not a list or array")
+    return [value.item() if isinstance(value, np.ndarray) and value.size == 1 else value for value in column]
 
 
 def _has(parts: dict[str, Part]) -> set[str]:
@@ -222,7 +225,11 @@ def _labels(raw: Path, parts: dict[str, Part], dataset: str | None, options: Opt
 
 def _is_swapped(parts: dict[str, Part]) -> bool:
     """Whether token ids lie as (L, 3); where L is 3 the mask, all 0 and 1, tells rows from columns."""
-    first = [np.asarray(part.columns["text_bert"][i]) for part in parts.values() for i in range(min(8, len(part.ids)))]
+    first = [
+        as_numbers(part.columns["text_bert"][i], "f8", f"{part.at(i)}: text_bert")
+        for part in parts.values()
+        for i in range(min(8, len(part.ids)))
+    ]
     if first[0].ndim != 2 or 3 not in first[0].shape:
         return False  # refused, with its id, when the sample is made
     if first[0].shape != (3, 3):
@@ -258,7 +265,7 @@ def _is_aligned(parts: dict[str, Part], frames: list[str]) -> bool:
         return False
     lengths = {len(as_frames(part.columns[m][0], part.at(0))) for m in frames if m in part.columns}
     if "text_bert" in part.columns:
-        lengths.add(max(np.shape(part.columns["text_bert"][0])))
+        lengths.add(max(np.shape(part.columns["text_bert"][0]), default=0))
     return len(lengths) == 1 and len(frames) > 1 and lengths != {1}
 
 
@@ -319,13 +326,10 @@ def _text(content: Content, part: Part, i: int, repairs: Counter[str]) -> dict[s
 
 def _token_rows(value: Any, swapped: bool, where: str) -> np.ndarray:
     """Token ids, mask and types as (3, L) int64."""
-    try:
-        rows = np.asarray(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: text_bert is no array of numbers ({error})") from None
+    rows = as_numbers(value, "f8", f"{where}: text_bert")
     rows = rows.T if swapped else rows
     if rows.ndim != 2 or len(rows) != 3:
-        raise DataError(f"{where}: text_bert has shape {np.shape(value)}; it must be (3, L): ids, mask, types")
+        raise DataError(f"{where}: text_bert has shape {rows.shape}; it must be (3, L): ids, mask, types")
     if not np.isfinite(rows).all() or (rows != np.round(rows)).any() or (rows < 0).any() or (rows >= 2**31).any():
         raise DataError(f"{where}: text_bert holds {rows[~_is_id(rows)][0]:g}, which is no token id")
     if (rows[1] > 1).any():
@@ -353,9 +357,8 @@ def _frames(content: Content, part: Part, i: int, repairs: Counter[str]) -> dict
         repairs[f"{m} sequences padded on the left, moved"] += left and start > 0
         whole[m], extents[m] = frames, (start, size) if left else (0, stop)
         if m in part.lengths:
-            repairs[f"{m} lengths not as stored, counted again"] += (
-                int(part.lengths[m][i]) != extents[m][1] - extents[m][0]
-            )
+            length = extents[m][1] - extents[m][0]
+            repairs[f"{m} lengths not as stored, counted again"] += bool(part.lengths[m][i] != length)
     if "text_bert" in part.columns and (content.aligned or "text" in whole):
         # A frozen encoder's output is not zero where padded, and aligned frames end with the text's [SEP].
         used = np.flatnonzero(_token_rows(part.columns["text_bert"][i], content.swapped, part.at(i))[1])

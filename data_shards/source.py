@@ -11,11 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data_shards.schema import DataError, Field, Labels, Sample
+
+if TYPE_CHECKING:
+    from data_shards.entities import EntityOptions
 
 SPLITS = {"train": "train", "valid": "valid", "test": "test", "dev": "valid", "val": "valid", "validation": "valid"}
 
@@ -38,6 +41,7 @@ class Options:
     text: str = "auto"  # tokens (as given), features, tokenize, or auto
     tokenizer: str | None = None  # folder of a transformers tokenizer
     max_tokens: int | None = None
+    entities: EntityOptions | None = None  # of an alignment folder
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,8 @@ def file_facts(path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def as_string(value: Any) -> str:
-    """Text from str, bytes (UTF-8, or Latin-1 where it is not that), or an array of one of them."""
+def as_string(value: Any, where: str) -> str:
+    """Text from str, a number, bytes (UTF-8, or Latin-1 where it is not that), or an array of one of them."""
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(-1)[0]
     if isinstance(value, bytes):
@@ -80,20 +84,30 @@ def as_string(value: Any) -> str:
             return value.decode("utf-8")
         except UnicodeDecodeError:
             return value.decode("latin-1")
+    if not isinstance(value, str | int | float | np.generic):
+        raise DataError(f"{where}: a {type(value).__name__} where text should be")
     return str(value)
+
+
+def as_numbers(value: Any, dtype: str, where: str) -> np.ndarray:
+    """An array of real numbers as ``dtype``. What overflows becomes inf."""
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "biufO":
+            raise TypeError(f"its type is {array.dtype}")
+        with np.errstate(over="ignore", invalid="ignore"):
+            return array.astype(dtype)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: no array of numbers ({error})") from None
 
 
 def as_frames(value: Any, where: str) -> np.ndarray:
     """Frames as (T, D) float32; a vector (D,) becomes one frame. Non-finite values stay."""
-    try:
-        with np.errstate(over="ignore", invalid="ignore"):  # what overflows becomes inf, and is repaired and counted
-            frames = np.asarray(value, dtype="<f4")
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: no array of numbers ({error})") from None
+    frames = as_numbers(value, "<f4", where)
     if frames.ndim == 1:
         frames = frames[None]
     if frames.ndim != 2 or frames.shape[1] == 0:
-        raise DataError(f"{where}: has shape {np.shape(value)}; frames are (T, D), or (D,) without a time axis")
+        raise DataError(f"{where}: has shape {frames.shape}; frames are (T, D), or (D,) without a time axis")
     return frames
 
 

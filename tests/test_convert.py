@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -366,7 +367,7 @@ def _pop(split: str, name: str) -> Callable[[Content], None]:
         (_pop("test", "id"), "test has no 'id'"),
         (lambda content: content["train"].update(id=content["train"]["id"][:-1]), "has 24 entries for 23 ids"),
         (lambda content: content.update(train=[1]), "train is a list, not a dict"),
-        (lambda content: content["train"].update(audio="x"), "'audio' has 1 entries"),
+        (lambda content: content["train"].update(audio="x"), "'audio' is a str, not one entry per sample"),
         (lambda content: content["test"].update(audio=np.ones((12, 60, 4))), "has 4 features, and samples before it"),
         (lambda content: content["test"].update(audio=np.ones((12, 6, 5, 2))), "frames are"),
     ],
@@ -664,3 +665,53 @@ def test_the_command_says_what_was_repaired_and_what_to_do_next(
     assert lines[0] == "repaired: 3 audio values not finite, set to 0"
     assert lines[-1].startswith("SYNTHETIC data: 36 train, 6 valid, 18 test samples are in")
     assert lines[-1].endswith(f"python -m data_shards.inspect {tmp_path / 'out'}")
+
+
+ODD: list[Any] = [
+    None,
+    5,
+    "x",
+    [],
+    {},
+    [None] * 24,
+    ["x"] * 24,
+    [{}] * 24,
+    [[]] * 24,
+    [[[1, 2], [3]]] * 24,
+    np.array(3.0),
+    np.zeros((24, 0)),
+    np.zeros((24, 0, 5)),
+    np.zeros((24, 3, 0)),
+    np.zeros((24, 1, 1, 1)),
+    np.full((24, 3, 4), np.nan),
+    np.array([None] * 24, dtype=object),
+    np.array(["a"] * 24),
+    np.array([1 + 2j] * 24),
+    [b"\xff"] * 24,
+]
+
+
+@pytest.mark.parametrize("name", list(make(10)["train"]))
+def test_odd_values_in_any_place_are_read_or_refused(content: Content, tmp_path: Path, name: str) -> None:
+    """Whatever stands under a key: a data error that names the file, or one sample per id."""
+    for odd in ODD:
+        raw = save(content | {"train": content["train"] | {name: odd}}, tmp_path)
+        try:
+            source = entry.read(raw, Options())
+            made = [source.sample(row, Counter()) for _, row in source.rows()]
+        except DataError as error:
+            refused = str(error)
+        else:
+            refused = ""
+            assert len(made) == sum(source.counts.values()) == 40
+        assert refused == "" or str(raw) in refused
+
+
+def test_sources_can_be_sent_to_processes_that_are_not_forked(content: Content, tmp_path: Path, minilm: str) -> None:
+    source = entry.read(save(content, tmp_path), Options(tokenizer=minilm))
+    row = next(source.rows())[1]
+    sent = pickle.loads(pickle.dumps((source, row)))
+    left, right = source.sample(row, Counter()), sent[0].sample(sent[1], Counter())
+    assert left.id == right.id
+    for name in left.arrays:
+        np.testing.assert_array_equal(left.arrays[name], right.arrays[name])
