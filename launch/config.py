@@ -110,7 +110,7 @@ def load_recipe(name: str) -> Run:
             run: Run = recipes[function]()
             return dataclasses.replace(run, recipe=name)
     names = recipe_names()
-    raise ConfigError(f"no recipe {name!r}{_suggest(name, names)}; there are: {', '.join(names)}")
+    raise ConfigError(f"no recipe {name!r}{suggest(name, names)}; there are: {', '.join(names)}")
 
 
 def override(run: Run, changes: Sequence[str]) -> Run:
@@ -131,7 +131,7 @@ def to_dict(run: Run) -> dict[str, Any]:
 def from_dict(tree: dict[str, Any]) -> Run:
     """The inverse of ``to_dict``, checked against the declared types."""
     if tree.get("model") not in MODELS:
-        raise ConfigError(f"no model {tree.get('model')!r}{_suggest(str(tree.get('model')), list(MODELS))}")
+        raise ConfigError(f"no model {tree.get('model')!r}{suggest(str(tree.get('model')), list(MODELS))}")
     options = _validate(MODELS[tree["model"]].Config, tree["options"], "options.")
     return dataclasses.replace(_validate(Run, {**tree, "options": None}, ""), options=options)
 
@@ -168,9 +168,10 @@ def _require(place: Any, part: str, where: str, key: str) -> None:
     if not isinstance(place, dict) or part not in place:
         known = list(place) if isinstance(place, dict) else []
         inside = f" in {where!r}" if where else ""
-        raise ConfigError(f"no option {key!r}: there is no {part!r}{inside}{_suggest(part, known)}")
+        raise ConfigError(f"no option {key!r}: there is no {part!r}{inside}{suggest(part, known)}")
 
 
-def _suggest(word: str, words: Sequence[str]) -> str:
+def suggest(word: str, words: Sequence[str]) -> str:
+    """The end of a sentence that asks whether the nearest of ``words`` was meant; empty when none is near."""
     close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
