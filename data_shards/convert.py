@@ -219,6 +219,8 @@ def _main(given: argparse.Namespace) -> None:
         force=given.force,
         progress=True,
     )
+    for name in manifest.source.get("left out", ()):
+        print(f"left out: {name!r}, which is none of the splits train, valid and test")
     for repair, count in manifest.repairs.items():
         print(f"repaired: {count} {repair}")
     counts = ", ".join(f"{manifest.samples(split)} {split}" for split in manifest.splits)

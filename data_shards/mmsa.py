@@ -236,7 +236,7 @@ def _is_swapped(parts: dict[str, Part]) -> bool:
         return first[0].shape[0] != 3
 
     def masks(column: bool) -> int:
-        rows = [(ids.T if column else ids)[1:] for ids in first]
+        rows = [(ids.T if column else ids)[1:] for ids in first if ids.shape == (3, 3)]
         return sum(bool(np.isin(row, (0, 1)).all() and row[0][0] == 1) for row in rows)
 
     return masks(column=True) > masks(column=False)

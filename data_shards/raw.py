@@ -1,4 +1,4 @@
-"""The one place that reads a pickle, and it executes nothing.
+"""The one place that knows pickles. Reading one executes nothing.
 
 A pickle is a program for a small stack machine that may call anything by name. Here every name resolves to one of
 the few functions below, which make only plain containers and inert stand-ins for NumPy's arrays; any other name is
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.schema import DataError
+from data_shards.shard import staged
 
 DEEPEST = 32  # containers inside containers; the layouts in use have four levels
 
@@ -168,6 +169,12 @@ def load_pickle(path: Path) -> Any:
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         detail = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} is damaged or no pickle ({detail}); fetch or write it again") from None
+
+
+def save_pickle(content: Any, path: Path) -> None:
+    """Write a raw file; it appears complete or not at all."""
+    with staged(path) as file:
+        pickle.dump(content, file, protocol=4)
 
 
 def _resolve(value: Any, done: dict[int, Any], depth: int) -> Any:

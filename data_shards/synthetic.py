@@ -9,7 +9,6 @@ the signal fills a part of the frames and the rest is noise.
 from __future__ import annotations
 
 import argparse
-import pickle
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from data_shards.command import run
+from data_shards.raw import save_pickle
 from data_shards.schema import DataError
-from data_shards.shard import staged
 
 SAMPLES = 1200
 SHARES = {"train": 0.6, "valid": 0.1, "test": 0.3}
@@ -146,8 +145,7 @@ def _padded(sequences: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
 def write(path: Path, samples: int = SAMPLES, seed: int = 0) -> None:
     content = make(samples, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with staged(path) as file:
-        pickle.dump(content, file, protocol=4)
+    save_pickle(content, path)
 
 
 def _main(given: argparse.Namespace) -> None:

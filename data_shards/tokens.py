@@ -60,12 +60,12 @@ def from_vocabulary(words: list[str], largest: int) -> dict[str, Any]:
     return {"name": "own vocabulary", "vocab_size": len(words), "sha256": _digest(words), "special": special}
 
 
-def from_pretrained(name: str | None, sizes: dict[str, int], largest: int) -> dict[str, Any]:
-    """Manifest.tokenizer for ids that are said to come from ``name``; when they cannot, only their size is known."""
-    size = sizes.get(name or "", 0)
-    if name is None or largest >= size:
+def from_bert(name: str, size: int, largest: int) -> dict[str, Any]:
+    """Manifest.tokenizer for ids that BERT ``name`` is said to have made; only their size is known if it cannot."""
+    if largest >= size:
         return {"name": "unknown", "vocab_size": largest + 1}
-    return {"name": name, "vocab_size": size}
+    special = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
+    return {"name": name, "vocab_size": size, "special": special}
 
 
 def text_kind(options: Options, where: str, *, ids: str, raw: str, features: str, has: set[str]) -> str:

