@@ -1,0 +1,104 @@
+"""Write the pairs that a finished run predicts: ``python -m launch.align RUN --out pairs.csv``.
+
+Candidates are the entities that no training link holds, or with ``--entities test`` those of the test links alone.
+``mutual`` gives pairs that are each other's nearest; ``assignment`` the one-to-one pairing with the greatest sum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import pandas as pd
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from core.metrics.alignment import Candidates, mean_of_nearest, mutual_nearest, tiles, unit
+from data_shards.schema import DataError
+from launch.alignment import AlignmentTask
+from launch.config import ConfigError, override
+from launch.evaluate import read_run
+from launch.report import best_model
+from launch.tasks import build_task
+
+LARGEST = 20_000  # entities per side for an assignment, which holds their whole matrix
+
+
+def predict(left: Tensor, right: Tensor, method: str, csls: int) -> tuple[Tensor, Tensor]:
+    """(M, 2) rows of left and right, each in one pair at most, and the (M,) cosines of the pairs.
+
+    Args:
+        method: "mutual" or "assignment".
+        csls: neighbours whose mean similarity an assignment subtracts; 0: plain cosines. Mutual neighbours do without.
+
+    Raises:
+        ConfigError: too many entities for an assignment.
+    """
+    left, right = unit(left), unit(right)
+    if method == "mutual":
+        return mutual_nearest(left, right)
+    if max(len(left), len(right)) > LARGEST:
+        raise ConfigError(
+            f"an assignment of {len(left)} x {len(right)} entities does not fit (at most {LARGEST} each); "
+            "use --method mutual, or --entities test"
+        )
+    scores = torch.cat([tile for _, tile in tiles(left, right)])
+    cosines = scores
+    if csls:
+        hubs = mean_of_nearest(left, Candidates(right), csls), mean_of_nearest(right, Candidates(left), csls)
+        scores = 4 * scores - hubs[0].unsqueeze(1) - hubs[1]
+    rows, columns = (torch.from_numpy(part) for part in linear_sum_assignment(scores.cpu().numpy(), maximize=True))
+    return torch.stack([rows, columns], 1), cosines.cpu()[rows, columns]
+
+
+def align(run_dir: Path, changes: list[str], method: str, entities: str, csls: int) -> pd.DataFrame:
+    """Columns left, right (ids of the source) and similarity, the most similar pair first."""
+    run = override(read_run(run_dir), changes)
+    task = build_task(run)
+    if not isinstance(task, AlignmentTask):
+        raise ConfigError(f"{run_dir} is a run of {run.model!r}, which aligns nothing")
+    model, state = best_model(run, run_dir, task, task.device)
+    joint = task.embed(model)
+    if entities == "test":
+        sides = [side.unique() for side in task.graphs.links["test"].T]
+    else:
+        sides = [task.open_entities(side) for side in (0, 1)]
+    pairs, similarity = predict(joint[sides[0]], joint[sides[1]], method, csls)
+    order = similarity.argsort(descending=True, stable=True)
+    pairs, similarity = pairs[order].cpu(), similarity[order].cpu()
+    names = [task.graphs.ids(side.cpu()[pairs[:, place]]) for place, side in enumerate(sides)]
+    return pd.DataFrame({"left": names[0], "right": names[1], "similarity": similarity.numpy()})
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m launch.align", description=__doc__)
+    parser.add_argument("run", type=Path, help="directory of a finished run")
+    parser.add_argument("changes", nargs="*", help="key=value changes of the run, such as data=DIR")
+    parser.add_argument("--out", type=Path, required=True, help="CSV file of the pairs")
+    parser.add_argument("--method", choices=["mutual", "assignment"], default="mutual")
+    parser.add_argument(
+        "--entities", choices=["open", "test"], default="open", help="open: all without a training link"
+    )
+    parser.add_argument("--csls", type=int, default=3, help="neighbours for an assignment; 0: plain cosines")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    given = _arguments(argv)
+    try:
+        table = align(given.run, given.changes, given.method, given.entities, given.csls)
+        partial = given.out.with_name(given.out.name + ".partial")
+        table.to_csv(partial, index=False)
+        os.replace(partial, given.out)
+    except (ConfigError, DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{len(table)} pairs are in {given.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
