@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
-import numpy as np
-
 from core.model import DataSpec
-from data_shards.schema import DataError, Manifest
+from data_shards.codebook import load_codebooks
+from data_shards.schema import Manifest
 from data_shards.utterances import LABELS
-
-CODEBOOK = "codebook.npz"
 
 
 def sentiment_spec(manifest: Manifest, folder: Path | None) -> DataSpec:
@@ -30,17 +26,5 @@ def sentiment_spec(manifest: Manifest, folder: Path | None) -> DataSpec:
         vocab_size=int(tokenizer.get("vocab_size", 0)),
         unknown_id=int(tokenizer.get("special", {}).get("unk") or 0),
         moments={name: moments for name, moments in manifest.moments.items() if name in modalities},
-        codebooks=_codebooks(manifest, folder),
+        codebooks=load_codebooks(folder, manifest) if folder else {},
     )
-
-
-def _codebooks(manifest: Manifest, folder: Path | None) -> dict[str, np.ndarray]:
-    said = manifest.extras.get(CODEBOOK)
-    if said is None or folder is None:
-        return {}
-    path = folder / CODEBOOK
-    again = f"make it again with: python -m data_shards.codebook {folder}"
-    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != said:
-        raise DataError(f"{path} is not the one that the manifest vouches for; {again}")
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}

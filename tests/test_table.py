@@ -19,7 +19,7 @@ from data_shards.convert import convert
 from data_shards.inspect import examine
 from data_shards.reader import Reader
 from data_shards.schema import DataError, Field, Labels, Manifest
-from data_shards.source import Options
+from data_shards.source import KNOWN_LABELS, Options, known_resolution
 from data_shards.store import open_store
 
 REPOSITORY = Path(__file__).parents[1]
@@ -334,3 +334,11 @@ def test_mmmo_comes_in_through_a_table_with_its_missing_text(tmp_path: Path) -> 
                 np.testing.assert_array_equal(sample["vision"][sample["vision"].any(axis=1)], kept)
             else:
                 assert "vision" not in sample
+
+
+@pytest.mark.parametrize(
+    ("labels", "step"), [([0.2, -1.4, 3], 0.2), ([0.2, 0.25], 0.05), ([0.2, 1 / 3, 0.25], 1 / 60), ([0.2, 0.123], None)]
+)
+def test_the_step_of_a_known_data_set_becomes_one_that_all_labels_fit(labels: list[float], step: float | None):
+    found = known_resolution(KNOWN_LABELS["mosi"], np.array(labels)).resolution
+    assert found == (None if step is None else pytest.approx(step))
