@@ -9,7 +9,7 @@ checkpointing, two-pass contrastive losses). That is what makes one process and 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,22 @@ def sample_masks(seed: int, step: int, index: Tensor) -> Iterator[None]:
         yield
     finally:
         _context = previous
+
+
+def same_masks() -> AbstractContextManager[None]:
+    """A block in which masks are drawn as they are now, for a forward that is computed again later."""
+    context = _context
+
+    @contextmanager
+    def again() -> Iterator[None]:
+        global _context
+        previous, _context = _context, context
+        try:
+            yield
+        finally:
+            _context = previous
+
+    return again()
 
 
 def hash64(*numbers: int) -> int:

@@ -79,10 +79,14 @@ class Run:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload: bool = False  # keep optimiser state in CPU memory
+    recompute: bool = False  # keep only the layers' inputs for the backward pass and compute the rest again
     compile: bool = False  # torch.compile of the model
     cache_contrast: bool = True  # with micro-batches: contrastive losses still see the whole global batch (two passes)
     deepspeed: str = ""  # a DeepSpeed JSON file; what it leaves out comes from here
     save_every: int = 0  # steps between checkpoints within an epoch; 0: only after each epoch
+    keep: int = 2  # newest checkpoints that stay, besides the best
+    check_every: int = 0  # steps between two comparisons of all ranks' parameters; 0: never
+    timeout: float = 1800.0  # seconds that ranks wait for one of them before they name it and leave
     task_options: dict[str, Any] = field(
         default_factory=dict
     )  # what only the task knows (alignment: iterative learning)

@@ -1,14 +1,14 @@
-"""DeepSpeed, and nowhere else: processes, the wrapped model, and a configuration that leaves nothing to a default."""
+"""DeepSpeed, and nowhere else: processes, the wrapped model, its optimiser and learning rates."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import socket
 import time
 import warnings
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from core import distributed
 from core.batch import Batch
 from core.dropout import number_dropouts, sample_masks
 from core.model import Model, Output
+from core.recompute import recompute_layers
+from launch import messages, watch
 from launch.config import ConfigError, Run
+from launch.deepspeed_config import deepspeed_config, refuse_impossible
 
-COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 _SHARED_MEMORY_OP = "deepspeed_shm_comm_op"
 
 
@@ -78,8 +79,13 @@ def _float32(output: Output) -> Output:
     return replace(output, **{f.name: widen(getattr(output, f.name)) for f in fields(output)})
 
 
-def init_processes() -> None:
-    """Join the processes that a launcher started (``deepspeed``, ``torchrun``), or be the only one."""
+def init_processes(timeout: float = 1800.0, lost_after: float = watch.LOST_AFTER) -> None:
+    """Join the processes that a launcher started (``deepspeed``, ``torchrun``), or be the only one.
+
+    Args:
+        timeout: seconds that the ranks may wait for one of them.
+        lost_after: seconds of silence after which a rank counts as gone.
+    """
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed warns that it found no GPU
     warnings.filterwarnings(
@@ -94,9 +100,13 @@ def init_processes() -> None:
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     if int(os.environ["WORLD_SIZE"]) > 1:
         _refuse_stale_build_lock()
-    deepspeed.init_distributed(timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    # the watch names the rank that is missing and should be first; the collectives' own time-out is the second net
+    patience = timedelta(seconds=timeout + 60)
+    deepspeed.init_distributed(timeout=patience, verbose=False)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    messages.open_group(patience)
+    watch.begin(timeout, lost_after)
 
 
 def _refuse_stale_build_lock() -> None:
@@ -116,15 +126,12 @@ def _refuse_stale_build_lock() -> None:
 
 
 def shutdown_processes() -> None:
+    """Leave together, at the end of the work."""
     if torch.distributed.is_initialized():
+        messages.any_rank(False)
+        watch.leave()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-
-
-def micro_batches(run: Run) -> int:
-    """Parts in which a rank takes its share of the global batch."""
-    share = math.ceil(run.batch_size / distributed.world_size())
-    return math.ceil(share / run.max_micro_batch) if run.max_micro_batch else 1
 
 
 def parameter_groups(model: Model, run: Run) -> list[dict[str, Any]]:
@@ -158,104 +165,58 @@ def optimizer_for(model: Model, run: Run) -> torch.optim.Optimizer:
     return kind(parameter_groups(model, run), betas=run.optim.betas, eps=run.optim.eps)
 
 
-def deepspeed_config(run: Run) -> dict[str, Any]:
-    """The complete DeepSpeed configuration: the recipe's, with what ``deepspeed=FILE`` says laid over it.
-
-    DeepSpeed's own defaults change between versions (gradient clipping did), so each one that matters is written out.
-    """
-    parts = micro_batches(run)
-    micro = math.ceil(run.batch_size / (distributed.world_size() * parts))
-    ours: dict[str, Any] = {
-        # DeepSpeed uses these only for arithmetic; the stream deals out the true global batch
-        "train_micro_batch_size_per_gpu": micro,
-        "gradient_accumulation_steps": parts,
-        "gradient_clipping": run.optim.clip,
-        "prescale_gradients": False,
-        "communication_data_type": "fp32",
-        "zero_optimization": {
-            "stage": run.zero_stage,
-            "overlap_comm": False,
-            "contiguous_gradients": True,
-            "round_robin_gradients": False,
-            "reduce_bucket_size": 5e8,
-            "allgather_bucket_size": 5e8,
-            "allgather_partitions": True,
-            "reduce_scatter": True,
-        },
-        "fp16": {"enabled": False},
-        "bf16": {"enabled": False},
-        "torch_autocast": {"enabled": run.precision == "bf16", "dtype": "bfloat16"},
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 2**31,
-        "wall_clock_breakdown": False,
-        "memory_breakdown": False,
-        "dump_state": False,
-    }
-    if run.precision == "fp16":
-        if not torch.cuda.is_available():
-            raise ConfigError("precision=fp16 needs a GPU; use precision=bf16 or precision=fp32 here")
-        ours["torch_autocast"] = {"enabled": True, "dtype": "float16"}
-    if run.offload:
-        ours["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-    return _merge(ours, _read_config(run.deepspeed, run), "") if run.deepspeed else ours
-
-
-_SET_ELSEWHERE = {
-    "optimizer": "optim.algorithm, optim.groups.<name>.lr, ...",
-    "scheduler": "optim.schedule, optim.warmup",
-}
-
-
-def _read_config(path: str, run: Run) -> dict[str, Any]:
-    try:
-        theirs = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ConfigError(f"deepspeed={path}: {error}") from None
-    for section, instead in _SET_ELSEWHERE.items():
-        if section in theirs:
-            raise ConfigError(f"{path} has a section {section!r}, but the recipe decides that; set {instead}")
-    world, parts = distributed.world_size(), micro_batches(run)
-    expected = {
-        "train_batch_size": run.batch_size,
-        "train_micro_batch_size_per_gpu": math.ceil(run.batch_size / (world * parts)),
-        "gradient_accumulation_steps": parts,
-    }
-    for key, value in expected.items():
-        if theirs.get(key, "auto") not in ("auto", value):
-            raise ConfigError(
-                f"{path} says {key} = {theirs[key]}, but batch_size={run.batch_size} on {world} process(es) with "
-                f"max_micro_batch={run.max_micro_batch} makes it {value}; leave it out of the file, or change the run"
-            )
-        theirs.pop(key, None)
-    for key, precision in (("fp16", "fp16"), ("bf16", "bf16")):
-        if theirs.get(key, {}).get("enabled"):
-            raise ConfigError(
-                f"{path} enables {key}, which would train the weights themselves in it; set precision={precision}"
-            )
-    return theirs
-
-
-def _merge(base: dict[str, Any], over: dict[str, Any], where: str) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            merged[key] = _merge(base[key], value, f"{where}{key}.")
-        elif value != "auto":
-            merged[key] = value
-    return merged
-
-
 def start(model: Model, run: Run) -> Any:
     """The DeepSpeed engine around ``TrainStep(model)``."""
     import deepspeed
 
+    frozen = any(not parameter.requires_grad for parameter in model.parameters())
+    refuse_impossible(run, gpu=torch.cuda.is_available(), frozen=frozen)
     step = TrainStep(model, run.seed)
+    if run.recompute and not recompute_layers(model):
+        raise ConfigError(f"recompute=true has no effect: model {run.model!r} has no layers in a ModuleList")
     if run.compile:
         model.compile()
     engine, *_ = deepspeed.initialize(
         model=step, optimizer=optimizer_for(model, run), config=deepspeed_config(run), dist_init_required=False
     )
     return engine
+
+
+def optimizer_step(engine: Any) -> float:
+    """Let the optimiser move if the global gradient is finite; the gradient's norm before clipping, else inf or nan.
+
+    Stages 1 to 3 compute the norm themselves and stay where they are when it is not finite; stage 0 would go on.
+    """
+    scaler = engine.torch_autocast_z0_gradscaler
+    if engine.zero_optimization_stage() > 0:
+        engine.step()
+        return math.inf if engine.optimizer.overflow else float(engine.get_global_grad_norm())
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    norm = float(nn.utils.get_total_norm(gradients)) / (scaler.get_scale() if scaler is not None else 1.0)
+    if math.isfinite(norm) or scaler is not None:
+        engine.step()
+    return norm
+
+
+def loss_scale(engine: Any) -> dict[str, float]:
+    """The state of fp16's loss scale; empty in other precisions."""
+    scaler = engine.torch_autocast_z0_gradscaler
+    return {} if scaler is None else scaler.state_dict()
+
+
+def load_loss_scale(engine: Any, state: dict[str, float]) -> None:
+    if engine.torch_autocast_z0_gradscaler is not None and state:
+        engine.torch_autocast_z0_gradscaler.load_state_dict(state)
+
+
+def gathered(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+    """Within this block every rank sees the parameters whole, for reading; all ranks must enter it."""
+    if not any(hasattr(parameter, "ds_tensor") for parameter in parameters):
+        return nullcontext()
+    import deepspeed
+
+    gather: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameters)
+    return gather
 
 
 def learning_rate_factor(run: Run, step: int, steps: int, epoch: int) -> float:

@@ -11,22 +11,25 @@ import torch
 
 from core import distributed
 from core.model import Model
-from launch.checkpoint import Checkpoints, load_weights, read_state
+from launch.checkpoint import Checkpoints, read_state
 from launch.config import ConfigError, Run
+from launch.contents import load_weights
 from launch.pictures import figure, save
+from launch.progress import Progress
 from launch.runlog import RunLog
 from launch.task import Final, Task
 from launch.tasks import build_model
 
 
-def best_model(run: Run, run_dir: Path, task: Task, device: torch.device) -> tuple[Model, dict[str, Any]]:
+def best_model(run: Run, run_dir: Path, task: Task, device: torch.device) -> tuple[Model, Progress]:
     """The model of the best epoch, and the progress that its checkpoint was saved with."""
-    folder, complaints = Checkpoints(run_dir, None).find("best")
+    folder, complaints = Checkpoints(run_dir, Progress()).find("best")
     if folder is None:
         raise ConfigError(f"{run_dir} has no whole best checkpoint" + "".join(f"; {text}" for text in complaints))
     model = build_model(run, task.data)
-    load_weights(folder, model)
-    return model.to(device).eval(), read_state(folder)["progress"]
+    state = read_state(folder)
+    load_weights(folder, state.shapes, model)
+    return model.to(device).eval(), state.progress
 
 
 def finish(run: Run, run_dir: Path, task: Task, log: RunLog, device: torch.device) -> dict[str, dict[str, float]]:
@@ -41,10 +44,10 @@ def finish(run: Run, run_dir: Path, task: Task, log: RunLog, device: torch.devic
         write_scores(run_dir / "scores.json", scores)
         events = read_events(run_dir)
         pictures = [_draw_losses(run_dir, events), *final.pictures]
-        text = _report(run, scores, progress["best_epoch"], events, pictures, final.remarks)
+        text = _report(run, scores, progress.best_epoch, events, pictures, final.remarks)
         (run_dir / "report.md").write_text(text, encoding="utf-8")
         for split, values in scores.items():
-            log.event(split, progress["step"], values)
+            log.event(split, progress.step, values)
             log.say(f"{split:>5}: " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
         for remark in final.remarks:
             log.say(remark)

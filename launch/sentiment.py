@@ -21,7 +21,7 @@ from data_shards.stream import Stream
 from data_shards.utterances import utterances
 from launch.config import ConfigError, Run
 from launch.data_spec import sentiment_spec
-from launch.engine import micro_batches
+from launch.deepspeed_config import micro_batches
 from launch.predictions import Predictions, draw, write_predictions
 from launch.task import Final
 
@@ -75,8 +75,10 @@ class SentimentTask:
 
     def batches(self, epoch: int) -> Iterator[list[Batch]]:
         for parts in self.train.epoch(epoch):
-            self.train.consumed()  # a checkpoint is only ever written after the step, so it counts from here on
             yield [self._prepare(part, "train", epoch) for part in parts]
+
+    def consumed(self) -> None:
+        self.train.consumed()
 
     def _prepare(self, part: Any, split: str, epoch: int) -> Utterances:
         return hide(utterances(part), self.run.missing, split=split, epoch=epoch)

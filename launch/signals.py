@@ -1,33 +1,43 @@
-"""Being asked to stop: a signal is only noted, and all ranks leave together at the next step boundary."""
+"""Being asked to stop: a signal is only noted, and all ranks leave together at the next boundary.
+
+Boundaries are between two steps, also while the next batch is waited for, and between two batches of an evaluation.
+The rank that got the signal tells the others, so one signal to one rank is enough.
+"""
 
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
-import torch
-from torch import Tensor
+from torch import nn
 
-from core import distributed
-from launch.runlog import RunLog
+from launch import messages, watch
 
 PREEMPTED = 75  # exit code: stopped on request, everything saved, start again to go on (EX_TEMPFAIL of sysexits.h)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Preempted(SystemExit):
-    """Leaves the process with ``PREEMPTED``."""
+    """Leaves the process with ``PREEMPTED``. ``stuck``: a thread still waits for data that may never come."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, stuck: bool = False) -> None:
         super().__init__(PREEMPTED)
+        self.stuck = stuck
+
+
+class StopNow(Exception):
+    """All ranks have agreed to stop, in the middle of an evaluation."""
 
 
 class Stop:
-    """Notes signals; ``agreed`` turns True on every rank at the same step."""
+    """Notes signals; ``agreed`` is True on every rank at the same boundary."""
 
     def __init__(self) -> None:
         self.signal = 0
-        self.agreed = False
+        self.nothing_to_save = False
 
     def listen(self) -> Stop:
         for number in SIGNALS:
@@ -36,17 +46,30 @@ class Stop:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
+        watch.ask_stop()
+        if self.nothing_to_save:
+            raise Preempted
 
-    def wish(self, device: torch.device) -> Tensor:
-        """(), 1 where this rank was asked to stop; summed over ranks in the message every step sends anyway."""
-        return torch.tensor(float(self.signal > 0), dtype=torch.float64, device=device)
+    @property
+    def asked(self) -> bool:
+        """Whether this rank has heard of a request; the others may not have."""
+        return self.signal > 0 or watch.stop_asked()
 
-    def agree(self, device: torch.device) -> bool:
-        """Ask the other ranks, outside a step."""
-        self.agreed = bool(distributed.all_reduce_sum(self.wish(device)) > 0)
-        return self.agreed
+    def agreed(self) -> bool:
+        """Whether any rank has heard of a request. Collective: all give the same answer."""
+        return messages.any_rank(self.asked)
 
-    def leave(self, log: RunLog) -> None:
-        log.close_bar()
-        log.say("stopped on request; everything is saved, and the same command with the same run_dir goes on from here")
-        raise Preempted
+    @contextmanager
+    def between_batches_of(self, model: nn.Module) -> Iterator[None]:
+        """Within this block, every forward of ``model`` is preceded by a boundary, which may raise ``StopNow``."""
+
+        def boundary(module: nn.Module, inputs: Any) -> None:
+            watch.at("evaluating")
+            if self.agreed():
+                raise StopNow
+
+        handle = model.register_forward_pre_hook(boundary)
+        try:
+            yield
+        finally:
+            handle.remove()

@@ -35,6 +35,10 @@ class Task(Protocol):
         """What is left of this epoch: per optimiser step, the parts (micro-batches) of this rank."""
         ...
 
+    def consumed(self) -> None:
+        """The batch at hand has been trained on: ``state_dict`` counts it from now on, and not before."""
+        ...
+
     def begin_epoch(self, epoch: int, model: Model) -> None:
         """Told before each epoch, in case the data depend on the model (new links, say)."""
         ...

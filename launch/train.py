@@ -7,6 +7,7 @@ command with the same ``run_dir`` goes on where it stopped.
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -21,14 +22,17 @@ import torch
 
 from core import distributed
 from data_shards.schema import DataError
-from launch import report
-from launch.checkpoint import Checkpoints, load_moments, load_weights, read_state
+from launch import report, watch
+from launch.checkpoint import Checkpoints, SaveError, read_state
 from launch.config import ConfigError, Run, from_dict, load_recipe, override, recipe_names, to_dict
-from launch.engine import init_processes, shutdown_processes, start
-from launch.loop import Progress, TrainingStopped, fit
+from launch.contents import load_generators, load_moments, load_weights
+from launch.engine import init_processes, load_loss_scale, shutdown_processes, start
+from launch.loop import fit
+from launch.progress import Progress
 from launch.provenance import provenance
 from launch.runlog import RunLog
-from launch.signals import Stop
+from launch.signals import PREEMPTED, Preempted, Stop
+from launch.step import TrainingStopped
 from launch.task import Task
 from launch.tasks import build_model, build_task
 
@@ -37,6 +41,13 @@ USAGE = """usage: deepspeed launch/train.py RECIPE data=DIR [key=value ...]
 recipes: {recipes}
 keys:    everything in the recipe, dotted (batch_size=64 optim.groups.main.lr=1e-3 options.temperature=0.2);
          a JSON file with such keys: @FILE; all keys of a recipe: python -m launch.train RECIPE --show"""
+
+
+# Where a run computes, not what: the same run may go on with other values of these.
+MAY_CHANGE = (
+    *("run_dir", "max_micro_batch", "eval_batch_size", "zero_stage", "offload", "recompute", "compile", "deepspeed"),
+    *("save_every", "keep", "check_every", "timeout"),
+)
 
 
 def parse(arguments: list[str]) -> Run:
@@ -78,7 +89,8 @@ def open_run(run: Run) -> tuple[Run, Path]:
     tree = to_dict(run)
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))["run"]
-        differ = [key for key in tree if key != "run_dir" and json.loads(json.dumps(tree[key])) != before.get(key)]
+        fixed = [key for key in tree if key in before and key not in MAY_CHANGE]
+        differ = [key for key in fixed if json.loads(json.dumps(tree[key])) != before[key]]
         if differ:
             raise ConfigError(
                 f"{run_dir} holds a run with another {', '.join(differ)} (see {path}); "
@@ -110,6 +122,7 @@ class Prepared:
     task: Task
     log: RunLog
     progress: Progress
+    stop: Stop
     engine: Any
     epochs: Iterator[dict[str, float]]  # trains; validation scores of each epoch
 
@@ -122,12 +135,11 @@ def prepare(run: Run, *, quiet: bool = False) -> Iterator[Prepared]:
     torch.manual_seed(run.seed)
     task = build_task(run)
     model = build_model(run, task.data)
-    progress = Progress()
-    checkpoints = Checkpoints(run_dir, progress)
+    checkpoints = Checkpoints(run_dir, Progress(), run.keep)
     with RunLog(run_dir, quiet=quiet) as log:
         engine = resume(run, model, task, checkpoints, log)
         epochs = fit(engine, task, run, run_dir, log, checkpoints, stop)
-        yield Prepared(run, run_dir, task, log, progress, engine, epochs)
+        yield Prepared(run, run_dir, task, log, checkpoints.progress, stop, engine, epochs)
 
 
 def train(run: Run, *, quiet: bool = False) -> dict[str, dict[str, float]]:
@@ -135,6 +147,7 @@ def train(run: Run, *, quiet: bool = False) -> dict[str, dict[str, float]]:
     with prepare(run, quiet=quiet) as it:
         for scores in it.epochs:
             it.log.say(_line(scores, it.run))
+        it.stop.nothing_to_save = True  # from here on a signal ends this process at once
         return report.finish(it.run, it.run_dir, it.task, it.log, it.engine.device)
 
 
@@ -148,14 +161,20 @@ def resume(run: Run, model: Any, task: Any, checkpoints: Checkpoints, log: RunLo
             raise ConfigError("no checkpoint of this run is whole; use another run_dir to start again")
         return start(model, run)
     state = read_state(folder)
-    load_weights(folder, model)
+    load_weights(folder, state.shapes, model)
     engine = start(model, run)
-    load_moments(folder, engine, model)
-    task.load_state_dict(state["task"])
-    for name, value in state["progress"].items():
-        setattr(checkpoints.progress, name, value)
-    torch.set_rng_state(torch.frombuffer(bytearray.fromhex(state["torch_rng"]), dtype=torch.uint8))
-    log.say(f"going on at epoch {checkpoints.progress.epoch + 1}, step {checkpoints.progress.step}, from {folder}")
+    load_moments(folder, state.adam_step, engine, model)
+    load_loss_scale(engine, state.loss_scale)
+    task.load_state_dict(state.task)
+    vars(checkpoints.progress).update(vars(state.progress))
+    load_generators(folder, state.ranks, (run.seed, state.progress.step))
+    checkpoints.newest = folder.name
+    log.say(f"going on at epoch {state.progress.epoch + 1}, step {state.progress.step}, from {folder}")
+    if state.progress.best_epoch >= 0:
+        _, complaints = checkpoints.find("best")
+        for complaint in complaints:
+            log.say(f"{complaint}; the best of the epochs to come takes its place")
+            checkpoints.progress.best, checkpoints.progress.best_epoch = math.inf, -1
     return engine
 
 
@@ -172,24 +191,36 @@ def _line(scores: dict[str, float], run: Run) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0 done, 2 refused, 3 training could not go on, 75 stopped on request with everything saved."""
+    """The exit code: 0 done, 2 refused, 3 not finite or ranks differ, 4 no room for a checkpoint, 75 stopped on
+    request with everything saved; 76, given by ``launch.watch``, when another rank is gone."""
     try:
         run = parse(sys.argv[1:] if arguments is None else arguments)
-        init_processes()
+        init_processes(run.timeout)
         train(run)
         shutdown_processes()
         return 0
-    except (ConfigError, DataError) as error:
+    except Preempted as left:
+        watch.leave()
+        if left.stuck:  # the thread that waits for data would keep the interpreter from ending
+            sys.stderr.flush()
+            os._exit(PREEMPTED)
+        return PREEMPTED
+    except (ConfigError, DataError, OSError) as error:
         return _complain(error, 2)
     except TrainingStopped as error:
         return _complain(error, 3)
-    except OSError as error:
-        return _complain(error, 2)
+    except SaveError as error:
+        return _complain(error, 4)
+    except RuntimeError as error:
+        watch.wait_for_verdict(error)
+        watch.leave(str(error))
+        raise
 
 
 def _complain(error: Exception, code: int) -> int:
     if distributed.rank() == 0:
         print(f"error: {error}", file=sys.stderr)
+    watch.leave(str(error))
     return code
 
 

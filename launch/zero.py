@@ -28,26 +28,44 @@ class Piece:
 
 
 def pieces(engine: Any, model: nn.Module) -> Iterator[Piece]:
-    """This rank's pieces. Over all ranks each element of each trained parameter comes exactly once for stages 1 and 2,
+    """This rank's pieces. Over all ranks each element of each trained parameter comes exactly once for stages 1 to 3,
     and on every rank for stage 0."""
     stage = engine.zero_optimization_stage()
-    optimizer = engine.optimizer
+    find = {0: _whole, 1: _fragment, 2: _fragment, 3: _share}[stage]
     for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        if stage == 0:
-            owner = getattr(optimizer, "optimizer", optimizer)
-            state = _state(owner, parameter)
-            yield Piece(name, 0, parameter.data.view(-1), {key: state[key].view(-1) for key in MOMENTS}, state)
-            continue
-        mapping = getattr(parameter, "_hp_mapping", None)
-        if mapping is None:  # another rank owns all of it
-            continue
-        flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-        state = _state(optimizer.optimizer, flat)
-        place = mapping.hp_fragment_address
-        moments = {key: state[key].narrow(0, place.start, place.numel) for key in MOMENTS}
-        yield Piece(name, mapping.lp_fragment_address.start, mapping.hp_fragment, moments, state)
+        if parameter.requires_grad:
+            piece = find(engine.optimizer, name, parameter)
+            if piece is not None:
+                yield piece
+
+
+def _whole(optimizer: Any, name: str, parameter: nn.Parameter) -> Piece:
+    state = _state(optimizer, parameter)
+    return Piece(name, 0, parameter.data.view(-1), {key: state[key].view(-1) for key in MOMENTS}, state)
+
+
+def _fragment(optimizer: Any, name: str, parameter: nn.Parameter) -> Piece | None:
+    """Stages 1 and 2: a group is one flat tensor, cut at places that are no borders of parameters."""
+    mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+    if mapping is None:  # another rank owns all of it
+        return None
+    state = _state(optimizer.optimizer, optimizer.single_partition_of_fp32_groups[mapping.param_group_index])
+    place = mapping.hp_fragment_address
+    moments = {key: state[key].narrow(0, place.start, place.numel) for key in MOMENTS}
+    return Piece(name, mapping.lp_fragment_address.start, mapping.hp_fragment, moments, state)
+
+
+def _share(optimizer: Any, name: str, parameter: nn.Parameter) -> Piece | None:
+    """Stage 3: each parameter is cut into equal shares, the last ones filled up or empty."""
+    group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    start = torch.distributed.get_rank() * size
+    count = min(size, parameter.ds_numel - start)  # type: ignore[attr-defined]
+    if count <= 0:
+        return None
+    flat = optimizer.fp32_partitioned_groups_flat[group]
+    state = _state(optimizer.optimizer, flat)
+    moments = {key: state[key].narrow(0, offset, count) for key in MOMENTS}
+    return Piece(name, start, flat.detach().narrow(0, offset, count), moments, state)
 
 
 def _state(optimizer: torch.optim.Optimizer, owner: Tensor) -> dict[str, Any]:
@@ -58,3 +76,8 @@ def _state(optimizer: torch.optim.Optimizer, owner: Tensor) -> dict[str, Any]:
         for key in MOMENTS:
             state[key] = torch.zeros_like(owner, memory_format=torch.preserve_format)
     return state
+
+
+def shape(parameter: Tensor) -> list[int]:
+    """The shape of a parameter, also of one that stage 3 has cut up."""
+    return list(getattr(parameter, "ds_shape", parameter.shape))

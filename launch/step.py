@@ -1,0 +1,162 @@
+"""One optimiser step over this rank's parts of a global batch."""
+
+from __future__ import annotations
+
+import json
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from core import distributed
+from core.batch import Batch
+from core.model import Model
+from launch import watch
+from launch.config import Run
+from launch.engine import optimizer_step
+from launch.health import Clock
+from launch.progress import Progress
+from launch.task import Task
+
+
+class TrainingStopped(RuntimeError):
+    """Training cannot go on; the message says why and what was written about it."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What one step did."""
+
+    losses: dict[str, float]  # name -> mean over the global batch, the same on every rank
+    grad_norm: float  # of the global gradient, before clipping
+
+
+def train_step(
+    engine: Any, parts: list[Batch], progress: Progress, run: Run, task: Task, run_dir: Path, clock: Clock
+) -> Taken:
+    """Forward, backward, and the optimiser's step when every loss and the gradient are finite.
+
+    Raises:
+        TrainingStopped: on every rank, before the optimiser moved.
+    """
+    device, step = engine.device, progress.step
+    model: Model = engine.module.model
+    parts = _with_counts(model, [part.to(device) for part in parts])
+    cached: dict[str, list[Tensor]] | None = None
+    contrast: dict[str, Tensor] = {}
+    if len(parts) > 1 and run.cache_contrast:
+        cached, contrast = _contrast_of_all(engine, model, parts, step)
+        clock.lap("first_pass")
+    totals: dict[str, Tensor] = {}
+    records: list[dict[str, Tensor]] = []
+    for number, part in enumerate(parts):
+        cotangents = None if cached is None else {name: rows[number] for name, rows in cached.items()}
+        losses, remembered = engine(part, step, cotangents or None)
+        loss = torch.stack([value.reshape(()) for value in losses.values()]).sum()
+        if contrast:
+            losses.pop("contrast")
+        for name, value in losses.items():
+            totals[name] = totals.get(name, torch.zeros((), device=device)) + value.detach().reshape(()) / len(parts)
+        records.append(remembered)
+        clock.lap("forward")
+        engine.backward(loss)
+        clock.lap("backward")
+        if number + 1 < len(parts):
+            engine.step()
+    watch.at(f"at step {step}, summing losses")
+    means = _mean(totals | contrast)
+    clock.lap("exchange")
+    taken = Taken(means, math.nan)
+    if not all(math.isfinite(value) for value in means.values()):
+        _report_bad_batch(parts, taken, progress, task, run_dir)
+    watch.at(f"at step {step}, in the optimiser")
+    taken = Taken(means, optimizer_step(engine))
+    if not math.isfinite(taken.grad_norm) and run.precision != "fp16":  # fp16 skips such steps and lowers its scale
+        _report_bad_batch(parts, taken, progress, task, run_dir)
+    _remember(model, records, parts)
+    clock.lap("optimiser")
+    return taken
+
+
+def _with_counts(model: Model, parts: list[Batch]) -> list[Batch]:
+    """The parts with ``Model.counts`` summed over the whole global batch."""
+    own = [model.counts(part) for part in parts]
+    if not own[0]:
+        return parts
+    names = sorted(own[0])
+    total = distributed.all_reduce_sum(
+        torch.stack([torch.stack([count[name].float() for name in names]) for count in own]).sum(0)
+    )
+    # a loss divides its local sum by the count; the engine averages over ranks and parts, hence the factor
+    factor = distributed.world_size() * len(parts)
+    counts = {name: total[place] / factor for place, name in enumerate(names)}
+    return [replace(part, counts=counts) for part in parts]
+
+
+def _contrast_of_all(
+    engine: Any, model: Model, parts: list[Batch], step: int
+) -> tuple[dict[str, list[Tensor]] | None, dict[str, Tensor]]:
+    """First of two passes (GradCache, Gao et al., 2021): contrastive losses over all parts, and their gradients with
+    respect to each part's embeddings. None when the model has no such losses."""
+    with torch.no_grad(), _autocast(engine):
+        rows = [model.embeddings(engine.module.run(part, step)) for part in parts]
+    if not rows[0]:
+        return None, {}
+    leaves = {name: torch.cat([row[name] for row in rows]).requires_grad_() for name in rows[0]}
+    target = torch.cat([part.target for part in parts])
+    weight = torch.cat([part.weight for part in parts])
+    losses = model.contrast(leaves, target, weight)
+    gradients = torch.autograd.grad(torch.stack([v.reshape(()) for v in losses.values()]).sum(), list(leaves.values()))
+    sizes = [len(part) for part in parts]
+    # the engine divides by the number of parts, and these gradients are already those of the whole batch
+    cached = {n: list((g * len(parts)).split(sizes)) for n, g in zip(leaves, gradients, strict=True)}
+    return cached, {name: value.detach().reshape(()) for name, value in losses.items()}
+
+
+def _autocast(engine: Any) -> AbstractContextManager[Any]:
+    """The precision that the engine's own forward runs in."""
+    kind = torch.device(engine.device).type
+    return torch.autocast(kind, dtype=engine.torch_autocast_dtype(), enabled=engine.torch_autocast_enabled())
+
+
+def _mean(totals: dict[str, Tensor]) -> dict[str, float]:
+    """Losses averaged over ranks, in one message."""
+    message = distributed.all_reduce_sum(torch.stack([value.double() for value in totals.values()]))
+    return {name: value / distributed.world_size() for name, value in zip(totals, message.tolist(), strict=True)}
+
+
+def _remember(model: Model, records: list[dict[str, Tensor]], parts: list[Batch]) -> None:
+    """Give the model the records of the whole global batch, in the order of the samples."""
+    if not records[0]:
+        return
+    real = torch.cat([part.weight for part in parts]) > 0
+    local = {name: torch.cat([record[name] for record in records])[real] for name in records[0]}
+    sizes = distributed.gather_sizes(len(local["index"]), local["index"].device)
+    whole = {name: distributed.gather_rows(rows, sizes) for name, rows in local.items()}
+    order = torch.argsort(whole["index"])
+    with torch.no_grad():
+        model.remember({name: rows[order] for name, rows in whole.items()})
+
+
+def _report_bad_batch(parts: list[Batch], taken: Taken, progress: Progress, task: Task, run_dir: Path) -> None:
+    """Write which samples made a loss or the gradient non-finite, and stop before the optimiser moves."""
+    path = run_dir / f"bad_batch_rank{distributed.rank()}.json"
+    body = {
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "losses": {name: str(value) for name, value in taken.losses.items()},
+        "gradient_norm": str(taken.grad_norm),
+        "samples": task.sample_ids(parts),
+    }
+    path.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    terms = ", ".join(f"{name} {value:g}" for name, value in taken.losses.items())
+    total = sum(taken.losses.values())
+    what = "the gradient is not finite although the loss is" if math.isfinite(total) else f"loss became {total}"
+    raise TrainingStopped(
+        f"{what} in epoch {progress.epoch} at step {progress.step} ({terms}); "
+        f"the batch's sample ids are in {path}; the last checkpoint is untouched"
+    )
