@@ -11,6 +11,7 @@ from core.models.hscl import HSCL
 from core.models.mclea import MCLEA
 from core.models.meaformer import MEAformer
 from core.models.self_mm import SelfMM
+from core.models.tate import TATE
 from core.models.tfr_net import TFRNet
 
 MODELS: dict[str, type[Model[Any, Any]]] = {
@@ -20,5 +21,6 @@ MODELS: dict[str, type[Model[Any, Any]]] = {
     "mclea": MCLEA,
     "meaformer": MEAformer,
     "self_mm": SelfMM,
+    "tate": TATE,
     "tfr_net": TFRNet,
 }
