@@ -58,7 +58,7 @@ class AlignmentTask:
         none = self.given.new_empty(0, 2)
         self.proposed, self.candidates = none, none  # links in use beside the given ones, and those on probation
         self._begun = -1  # the last epoch that ``begin_epoch`` has seen
-        self._position = (0, 0)  # epoch, steps of it that are done
+        self._position = self._following = (0, 0)  # epoch, steps of it that are done; and once the one at hand is
         self._identity = hashlib.sha256(self.graphs.manifest.to_json().encode()).hexdigest()
 
     def _load(self, views: tuple[str, ...]) -> Graphs:
@@ -88,8 +88,12 @@ class AlignmentTask:
             mine = rows[deal(len(rows), ranks)[rank]]
             index = torch.from_numpy(mine if len(mine) else rows[:1]).to(self.device)
             weight = torch.full((len(index),), float(len(mine) > 0), device=self.device)
-            self._position = (epoch, step + 1)  # a checkpoint is only ever written after the step
+            self._following = (epoch, step + 1)
             yield [self.graphs.batch(index, links[index], weight, ranks / len(rows))]
+            self.consumed()
+
+    def consumed(self) -> None:
+        self._position = self._following
 
     def begin_epoch(self, epoch: int, model: Model) -> None:
         """Propose links when it is time. Seen once per epoch, so that resuming within one changes nothing."""
@@ -226,7 +230,8 @@ class AlignmentTask:
         for key in ("data", "batch_size", "seed"):
             if state[key] != now[key]:
                 raise DataError(f"the saved position belongs to another {key} ({state[key]!r}, not {now[key]!r})")
-        self._position, self._begun = tuple(state["position"]), state["begun"]
+        self._position = self._following = tuple(state["position"])
+        self._begun = state["begun"]
         self.proposed, self.candidates = (
             torch.tensor(state[key], dtype=torch.int64, device=self.device).reshape(-1, 2)
             for key in ("proposed", "candidates")

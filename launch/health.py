@@ -102,8 +102,8 @@ def diverged(model: nn.Module) -> list[str]:
 
     Parameters that ZeRO 3 has cut up are nobody's copy and cannot differ.
     """
-    tensors = {name: tensor for name, tensor in model.named_parameters() if not hasattr(tensor, "ds_tensor")}
-    tensors |= dict(model.named_buffers())
+    tensors: dict[str, Tensor] = dict(model.named_buffers())
+    tensors |= {name: tensor for name, tensor in model.named_parameters() if not hasattr(tensor, "ds_tensor")}
     sums = {name: _checksum(tensor) for name, tensor in tensors.items()}
     said = messages.gather_text(hashlib.sha256("".join(sums.values()).encode()).hexdigest())
     different = [rank for rank, digest in enumerate(said) if digest != said[0]]

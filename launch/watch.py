@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-import torch.distributed as dist
+from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from core import distributed
 from launch import messages
@@ -46,7 +46,7 @@ class Beat:
 class Watch:
     """One per process; ``begin`` makes it."""
 
-    def __init__(self, store: dist.TCPStore, lost_after: float, stalled_after: float):
+    def __init__(self, store: TCPStore, lost_after: float, stalled_after: float):
         self.store, self.lost_after, self.stalled_after = store, lost_after, stalled_after
         self.rank, self.ranks = distributed.rank(), distributed.world_size()
         self.own = Beat(host=socket.gethostname())
@@ -152,11 +152,11 @@ def begin(timeout: float, lost_after: float = LOST_AFTER) -> None:
     address, patience = os.environ["MASTER_ADDR"], timedelta(seconds=lost_after)
     first = distributed.rank() == 0
     if first:
-        store = dist.TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=patience)
+        store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=patience)
         store.set("word", json.dumps({"lost": "", "stop": False}))
     port = int(messages.from_first(str(store.port) if first else ""))
     if not first:
-        store = dist.TCPStore(address, port, is_master=False, timeout=patience)
+        store = TCPStore(address, port, is_master=False, timeout=patience)
     watch = Watch(store, lost_after, timeout)
     watch.say()
     messages.any_rank(False)  # every rank has said something before rank 0 asks
@@ -206,4 +206,4 @@ def wait_for_verdict(error: Exception) -> None:
 
 def _is_of_communication(error: Exception) -> bool:
     words = ("gloo", "nccl", "connection", "socket", "timed out", "peer")
-    return isinstance(error, dist.DistError) or any(word in str(error).lower() for word in words)
+    return isinstance(error, DistError) or any(word in str(error).lower() for word in words)

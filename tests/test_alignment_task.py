@@ -82,6 +82,7 @@ def train(task: AlignmentTask, model: Any, optimizer: Any, epochs: range, stop_a
             for parameter in model.parameters():
                 parameter.grad = distributed.all_reduce_sum(parameter.grad) / distributed.world_size()
             optimizer.step()
+            task.consumed()
             losses.append(loss.item())
             if len(losses) == stop_after:
                 return losses
