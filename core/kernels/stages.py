@@ -70,15 +70,16 @@ def strips(
     return columns.new_tensor(log_sum, dtype=torch.float64), gradient[back]
 
 
-def choose_path(rows: Tensor, exponent: float, n: int, num_labels: int) -> str:
+def choose_path(rows: Tensor, exponent: float, n: int, num_labels: int, *, alone: bool = True) -> str:
     """The way to go for working rows on their device: "buckets", "scan", "triton", or "torch" where no other can run.
 
     Args:
         exponent: a bound of |log2 e_ij|, see ``largest_exponent``.
+        alone: whether one process does it all; only then does the GPU work on logarithms where it must.
     """
-    if rows.is_cuda and rows.dtype == torch.float32 and rows.shape[1] <= WIDEST and num_labels * n <= MOST_SUMS:
-        if triton_available():
-            return "triton"
+    fits = rows.dtype == torch.float32 and rows.shape[1] <= WIDEST and num_labels * n <= MOST_SUMS
+    if rows.is_cuda and fits and (alone or in_range(rows.dtype, exponent, n)) and triton_available():
+        return "triton"
     if rows.device.type != "cpu" or not in_range(rows.dtype, exponent, n):
         return "torch"
     return "buckets" if num_labels <= MOST_BUCKETS else "scan"

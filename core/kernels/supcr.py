@@ -115,7 +115,7 @@ for _device in ("cpu", "cuda"):
 
 def _on_cpu(
     rows: Tensor, labels: Labels, temperature: float, gradient: bool, path: str, keep: bool
-) -> tuple[float, Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:
     columns, order = by_label(rows, labels.groups, len(labels))
     anchors = Anchors(columns, torch.arange(len(rows)))
     total = torch.zeros_like(rows) if gradient else None
@@ -129,11 +129,12 @@ def _on_cpu(
         log_sum = supcr_cpu.bucket_weights(sums, columns.starts, labels)
         if total is not None:
             supcr_cpu.bucket_gradient(tiles, sums, sums, temperature, total, kept)
+    loss = rows.new_tensor(log_sum, dtype=torch.float64)
     if total is None:
-        return log_sum, None
+        return loss, None
     back = torch.empty_like(order)
     back[order] = torch.arange(len(order))
-    return log_sum, total[back]
+    return loss, total[back]
 
 
 def check_shapes(features: Tensor, labels: Tensor) -> None:

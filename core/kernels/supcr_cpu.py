@@ -42,7 +42,7 @@ class Tiles:
         because the tile holds it itself or the matrix is not symmetric."""
         for row in range(0, len(self.anchors.columns), self.height):
             for column in range(row if self.symmetric else 0, len(self.columns), TILE_COLUMNS):
-                yield row, column, self.height if self.symmetric and column == row else 0
+                yield row, column, max(0, row + self.height - column) if self.symmetric else 0
 
     def products(self, row: int, column: int, keep: bool = False) -> Tensor:
         left = self.anchors.columns.rows[row : row + self.height]

@@ -26,9 +26,8 @@ def _configurations() -> list[triton.Config]:
     if os.environ.get("TRITON_INTERPRET") == "1":  # which cannot measure time
         return [triton.Config({"BM": 32}, num_warps=4, num_stages=1)]
     return [
-        triton.Config({"BM": 128}, num_warps=8, num_stages=2),
-        triton.Config({"BM": 64}, num_warps=4, num_stages=2),
-        triton.Config({"BM": 64}, num_warps=4, num_stages=3),
+        triton.Config({"BM": 64}, num_warps=8, num_stages=2),
+        triton.Config({"BM": 64}, num_warps=8, num_stages=3),
     ]
 
 
@@ -61,8 +60,15 @@ class Operand:
 
     @property
     def piece(self) -> int:
-        """Features multiplied at once."""
+        """Features multiplied at once: as many as leave the registers room."""
+        if self.exact:
+            return self.width if self.width <= 128 else 64
         return self.width if self.width <= 256 else 128
+
+    @property
+    def output(self) -> int:
+        """Features of the gradient that one program computes."""
+        return max(self.piece, min(self.width, 128))
 
 
 @dataclass(frozen=True)
@@ -186,12 +192,11 @@ def _launch_gradient(
     parts = row_weights.new_zeros(splits, m, left.width)
     if m > 0 and n > 0:
         shrink = 2.0 ** -max(0, math.ceil(math.log2(n / LARGEST_SHARE)))
-        width = min(left.piece, left.width)
-        _gradient[lambda meta: (triton.cdiv(m, meta["BM"]), splits, left.width // width)](
+        _gradient[lambda meta: (triton.cdiv(m, meta["BM"]), splits, left.width // left.output)](
             left.high, left.low, right.high, right.low, anchors.own.int(), anchors.columns.groups.int(),
             columns.groups.int(), row_weights.T.contiguous(), weights, parts,
             _scale(left, right, temperature), shrink, m, n, len(weights), share,
-            D=left.width, BD=left.piece, BO=width, EXACT=left.exact, LOG=log, BN=GRADIENT_COLUMNS,
+            D=left.width, BD=left.piece, BO=left.output, EXACT=left.exact, LOG=log, BN=GRADIENT_COLUMNS,
         )  # fmt: skip
         parts *= 1 / (shrink * right.factor)
     return parts.sum(0)

@@ -1,3 +1,4 @@
+# mypy: ignore-errors
 """The three Triton kernels of SupCR: sums by label, the walk from sums to weights, the gradient.
 
 Rows and columns are sorted by label. Sums and weights are (U, m), by label first, so that neighbouring anchors are
@@ -39,14 +40,20 @@ def products(
 ):  # fmt: skip
     """(BM, BN) inner products over D features, BD at a time; where that is all of them, left is the rows' tile."""
     total = tl.zeros((BM, BN), dtype=tl.float32)
-    for piece in tl.static_range(0, D, BD):
-        left = left_high if D == BD else load_rows(row_high, rows, row_valid, piece, BD, D)
-        right = tl.trans(load_rows(high, columns, valid, piece, BD, D))
-        total = tl.dot(left, right, total)
+    if D == BD:
+        right = tl.trans(load_rows(high, columns, valid, 0, BD, D))
+        total = tl.dot(left_high, right, total)
         if EXACT:
-            total = tl.dot(left, tl.trans(load_rows(low, columns, valid, piece, BD, D)), total)
-            rest = left_low if D == BD else load_rows(row_low, rows, row_valid, piece, BD, D)
-            total = tl.dot(rest, right, total)
+            total = tl.dot(left_high, tl.trans(load_rows(low, columns, valid, 0, BD, D)), total)
+            total = tl.dot(left_low, right, total)
+    else:
+        for piece in range(0, D, BD):
+            left = load_rows(row_high, rows, row_valid, piece, BD, D)
+            right = tl.trans(load_rows(high, columns, valid, piece, BD, D))
+            total = tl.dot(left, right, total)
+            if EXACT:
+                total = tl.dot(left, tl.trans(load_rows(low, columns, valid, piece, BD, D)), total)
+                total = tl.dot(load_rows(row_low, rows, row_valid, piece, BD, D), right, total)
     return total
 
 

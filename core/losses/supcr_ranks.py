@@ -8,6 +8,7 @@ labels than buckets are good for, ranks compute gradients for all rows and sum t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -69,7 +70,12 @@ def _local_parts(
     rows = features.detach().to(stages.working_type(features, exponent, total))
     table = distinct(labels)
     mine, order = by_label(rows, table.groups[begin : begin + len(rows)], len(table))
-    path = stages.choose_path(rows, exponent, total, len(table))
+    path = stages.choose_path(rows, exponent, total, len(table), alone=False)
+    if ring and path == "torch":
+        raise ValueError(
+            f"SupCR cannot pass rows round a ring at temperature {temperature:g} with rows up to "
+            f"{(exponent * temperature / math.log2(math.e)) ** 0.5:g} long on {rows.device.type}; use ring=False"
+        )
     if path in ("buckets", "triton") or ring:
         log_sum, sorted_gradient = _by_buckets(mine, table, sizes, temperature, ring)
         gradient = torch.empty_like(sorted_gradient).index_copy_(0, order, sorted_gradient)
