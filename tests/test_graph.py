@@ -96,3 +96,22 @@ def test_renumbering_the_entities_renumbers_the_output() -> None:
     moved = place[edges]
     moved = moved[:, torch.argsort(moved[0], stable=True)]
     torch.testing.assert_close(net(features[order], moved), net(features, edges)[order])
+
+
+@pytest.mark.parametrize("kind", [DiagonalGAT, GCN])
+@pytest.mark.parametrize("asked", [[[3, 7], [7, 0]], [[5, 5]], [[i, 19 - i] for i in range(20)]])
+def test_asking_for_some_entities_changes_neither_their_rows_nor_the_gradients(
+    kind: type[torch.nn.Module], asked: list[list[int]]
+) -> None:
+    torch.manual_seed(5)
+    net, edges, entities = kind(4).double(), random_edges(20), torch.tensor(asked)
+    found = []
+    for some in (None, entities):
+        features = torch.randn(20, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        features.requires_grad_()
+        rows = net(features, edges, some)
+        rows = rows[entities] if some is None else rows
+        gradients = torch.autograd.grad((rows.sin() ** 2).sum(), [features, *net.parameters()])
+        found.append([rows, *gradients])
+    for whole, part in zip(*found, strict=True):
+        torch.testing.assert_close(part, whole)

@@ -44,8 +44,8 @@ def chosen_views(wanted: tuple[str, ...], data: DataSpec) -> tuple[str, ...]:
 class EntityEncoder(nn.Module):
     """One embedding per view and entity.
 
-    The graph network always runs over the whole graph; the linear maps only over the entities asked for. An entity
-    that lacks a view gets a row of zeros there (MCLEA draws random features instead).
+    Only what the entities asked for need is computed, exactly: their rows of the linear maps, and in the graph network
+    their neighbourhoods. An entity that lacks a view gets a row of zeros there (MCLEA draws random features instead).
     """
 
     def __init__(
@@ -67,9 +67,8 @@ class EntityEncoder(nn.Module):
         for view in self.widths:
             if view == "graph":
                 with torch.autocast(batch.edges.device.type, enabled=False):  # sums over hub entities need the digits
-                    every = self.graph(self.entity, batch.edges)
-                embeddings[view] = every if entities is None else every[entities]
-                present[view] = torch.ones(embeddings[view].shape[:-1], dtype=torch.bool, device=every.device)
+                    embeddings[view] = self.graph(self.entity, batch.edges, entities)
+                present[view] = torch.ones(embeddings[view].shape[:-1], dtype=torch.bool, device=batch.edges.device)
             else:
                 raw, has = batch.views[view], batch.present[view]
                 raw, has = (raw, has) if entities is None else (raw[entities], has[entities])

@@ -2,11 +2,13 @@
 
 Nothing here is (N, N), and nothing is (E, D) either: neighbours are summed by ``embedding_bag``, whose forward and
 backward walk the edge list row by row. Edges are (2, E), sorted by their first row, with a self-loop at every entity.
+When only some entities are asked for, each layer computes exactly the entities that the next one needs.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +26,12 @@ class DiagonalGAT(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(DiagonalAttention(width, heads) for _ in range(layers))
 
-    def forward(self, features: Tensor, edges: Tensor) -> Tensor:
-        """(N, D) features and (2, E) edges to (N, D)."""
-        offsets = row_offsets(edges, len(features))
-        for depth, layer in enumerate(self.layers):
-            features = layer(F.elu(features) if depth else features, edges, offsets)
-        return features
+    def forward(self, features: Tensor, edges: Tensor, entities: Tensor | None = None) -> Tensor:
+        """(N, D) features and (2, E) edges to the (N, D) rows of all entities, or to (M, D) of the (M,) ones given."""
+        blocks, features = neighbourhoods(features, edges, entities, len(self.layers))
+        for depth, (layer, block) in enumerate(zip(self.layers, blocks, strict=True)):
+            features = layer(F.elu(features) if depth else features, block)
+        return features if entities is None else features[blocks[-1].place[entities]]
 
 
 class DiagonalAttention(nn.Module):
@@ -43,16 +45,16 @@ class DiagonalAttention(nn.Module):
         self.target = nn.Parameter(torch.empty(heads, width).uniform_(-bound, bound))
         self.slope = slope
 
-    def forward(self, features: Tensor, edges: Tensor, offsets: Tensor) -> Tensor:
-        rows, columns = edges
-        source = features @ (self.scale * self.source).T  # (N, heads)
-        target = features @ (self.scale * self.target).T
-        scores = -F.leaky_relu(source[rows] + target[columns], self.slope)  # (E, heads)
-        attention = segment_softmax(scores, rows, len(features))
-        mean = torch.zeros_like(features)
+    def forward(self, features: Tensor, block: Block) -> Tensor:
+        """(S, D) features of a block's sources to the (R, D) of its rows."""
+        source = features[block.own] @ (self.scale * self.source).T  # (R, heads)
+        target = features @ (self.scale * self.target).T  # (S, heads)
+        scores = -F.leaky_relu(source[block.rows] + target[block.columns], self.slope)  # (E, heads)
+        attention = segment_softmax(scores, block.rows, len(source))
+        mean = features.new_zeros(len(source), features.shape[1])
         for scale, weight in zip(self.scale / len(self.scale), attention.unbind(1), strict=True):
             # scaling after the sum instead of before is the same, and fuses with the mean over heads
-            mean = torch.addcmul(mean, neighbour_sum(features, columns, offsets, weight), scale)
+            mean = torch.addcmul(mean, neighbour_sum(features, block.columns, block.offsets, weight), scale)
         return mean
 
 
@@ -63,15 +65,66 @@ class GCN(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
 
-    def forward(self, features: Tensor, edges: Tensor) -> Tensor:
-        """(N, D) features and (2, E) edges to (N, D)."""
-        rows, columns = edges
-        offsets = row_offsets(edges, len(features))
-        degree = torch.bincount(rows, minlength=len(features)).to(features.dtype)
-        weight = (degree[rows] * degree[columns]).rsqrt()  # (E,)
-        for depth, layer in enumerate(self.layers):
-            features = neighbour_sum(layer(F.relu(features) if depth else features), columns, offsets, weight)
-        return features
+    def forward(self, features: Tensor, edges: Tensor, entities: Tensor | None = None) -> Tensor:
+        """(N, D) features and (2, E) edges to the (N, D) rows of all entities, or to (M, D) of the (M,) ones given."""
+        root = torch.bincount(edges[0], minlength=len(features)).to(features.dtype).rsqrt()
+        blocks, features = neighbourhoods(features, edges, entities, len(self.layers))
+        for depth, (layer, block) in enumerate(zip(self.layers, blocks, strict=True)):
+            near = root[block.sources]
+            weight = near[block.own][block.rows] * near[block.columns]  # (E,)
+            hidden = layer(F.relu(features) if depth else features)
+            features = neighbour_sum(hidden, block.columns, block.offsets, weight)
+        return features if entities is None else features[blocks[-1].place[entities]]
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one layer computes: R rows from S sources, over E edges in the numbers of these rows and sources."""
+
+    sources: Tensor  # (S,) entities whose features go in, ascending
+    own: Tensor  # (R,) the row's own place among the sources
+    rows: Tensor  # (E,) ascending
+    columns: Tensor  # (E,) places among the sources
+    offsets: Tensor  # (R,) where each row's edges start
+    place: Tensor  # (N,) place of an entity among the rows; meaningless for others
+
+
+def neighbourhoods(features: Tensor, edges: Tensor, entities: Tensor | None, layers: int) -> tuple[list[Block], Tensor]:
+    """One block per layer such that the last one's rows are ``entities`` (any shape; None: all N), and the features of
+    the first one's sources."""
+    size = len(features)
+    offsets = row_offsets(edges, size)
+    everyone = torch.arange(size, device=edges.device)
+    if entities is None:
+        return [Block(everyone, everyone, edges[0], edges[1], offsets, everyone)] * layers, features
+    degree = torch.diff(offsets, append=offsets.new_tensor([edges.shape[1]]))
+    blocks: list[Block] = []
+    wanted = _marked(entities, size)
+    for _ in range(layers):
+        counts = degree[wanted]
+        ends = counts.cumsum(0)
+        rows = torch.repeat_interleave(torch.arange(len(wanted), device=edges.device), counts)
+        # the edges of a row lie next to each other: its first one, and how far into the row
+        which = torch.arange(len(rows), device=edges.device) + (offsets[wanted] - ends + counts)[rows]
+        columns = edges[1][which]
+        sources = _marked(columns, size)
+        among = _places(sources, size)
+        blocks.append(Block(sources, among[wanted], rows, among[columns], ends - counts, _places(wanted, size)))
+        wanted = sources
+    return blocks[::-1], features[wanted]
+
+
+def _marked(entities: Tensor, size: int) -> Tensor:
+    """The distinct ones of these entities, ascending; faster than sorting them."""
+    mask = torch.zeros(size, dtype=torch.bool, device=entities.device)
+    mask[entities.flatten()] = True
+    return mask.nonzero().squeeze(1)
+
+
+def _places(entities: Tensor, size: int) -> Tensor:
+    places = torch.zeros(size, dtype=torch.int64, device=entities.device)
+    places[entities] = torch.arange(len(entities), device=entities.device)
+    return places
 
 
 def neighbour_sum(features: Tensor, columns: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
