@@ -62,9 +62,8 @@ class AlignmentTask:
         self._identity = hashlib.sha256(self.graphs.manifest.to_json().encode()).hexdigest()
 
     def _load(self, views: tuple[str, ...]) -> Graphs:
-        loading = self.run.loading
-        cache = Path(loading.cache) if loading.cache else None
-        return load_graphs(self.run.data, views, cache=cache, cache_gb=loading.cache_gb, device=self.device)
+        cache = Path(self.run.cache) if self.run.cache else None
+        return load_graphs(self.run.data, views, cache=cache, cache_gb=self.run.cache_gb, device=self.device)
 
     @property
     def links(self) -> Tensor:

@@ -50,9 +50,6 @@ class Loading:
     bucket: bool = False  # group samples of like length, planned globally
     drop_last: bool = False
     prefetch: int = 2  # batches prepared ahead
-    on_damage: Literal["fail", "skip"] = "fail"
-    cache: str = ""  # folder for remote shards
-    cache_gb: float = 50.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,10 @@ class Run:
     options: Any
     optim: Optim = Optim()
     data: str = ""  # shard folder or URL
+    cache: str = ""  # folder for remote shards; by default one of the user's cache folder
+    cache_gb: float = 50.0
+    on_damage: Literal["fail", "skip"] = "fail"  # what happens to a damaged shard; skip: it is left out, and counted
+    damage_budget: float = 0.01  # with skip: the share of a split's samples that may be left out
     run_dir: str = ""  # default: runs/<recipe>-<time>
     recipe: str = ""  # name of the recipe this came from
     batch_size: int = 32  # of one optimiser step, over all ranks and micro-batches
@@ -71,7 +72,7 @@ class Run:
     epochs: int = 20
     patience: int = 8  # epochs without a better validation score before stopping; 0: never
     seed: int = 1111
-    metrics: Literal["mosi", "sims", "phq", "mmmo", "classes", "alignment"] = "mosi"
+    metrics: Literal["mosi", "sims", "phq", "classes", "alignment"] = "mosi"
     select: str = "MAE"  # validation score that picks the best epoch
     goal: Literal["min", "max"] = "min"
     missing: Missing = Missing()
@@ -87,9 +88,7 @@ class Run:
     keep: int = 2  # newest checkpoints that stay, besides the best
     check_every: int = 0  # steps between two comparisons of all ranks' parameters; 0: never
     timeout: float = 1800.0  # seconds that ranks wait for one of them before they name it and leave
-    task_options: dict[str, Any] = field(
-        default_factory=dict
-    )  # what only the task knows (alignment: iterative learning)
+    task_options: dict[str, Any] = field(default_factory=dict)  # of the task (alignment: iterative learning)
 
 
 def recipe_names() -> list[str]:

@@ -62,9 +62,10 @@ class SentimentTask:
             drop_last=loading.drop_last and shuffle,
             prefetch=loading.prefetch,
             pin_memory=torch.cuda.is_available(),
-            on_damage=loading.on_damage,
-            cache=Path(loading.cache) if loading.cache else None,
-            cache_gb=loading.cache_gb,
+            on_damage=run.on_damage,
+            damage_budget=run.damage_budget,
+            cache=Path(run.cache) if run.cache else None,
+            cache_gb=run.cache_gb,
         )
 
     def steps(self, epoch: int) -> int:

@@ -1,0 +1,49 @@
+"""The demo at its full size: what it promises about scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from runs import scores, train
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def demo_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from data_shards.convert import main as convert
+    from data_shards.synthetic import main as synthetic
+
+    folder = tmp_path_factory.mktemp("demo")
+    assert not synthetic([str(folder / "synthetic.pkl")])
+    assert not convert([str(folder / "synthetic.pkl"), "--out", str(folder / "shards")])
+    return folder / "shards"
+
+
+@pytest.fixture(scope="module")
+def demo(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
+    """Test scores of the recipe as it is."""
+    run_dir = tmp_path_factory.mktemp("run") / "all"
+    done = train("hscl/demo", f"data={demo_shards}", f"run_dir={run_dir}")
+    assert done.returncode == 0, done.stderr
+    return scores(run_dir)["test"]
+
+
+def test_three_modalities_reach_the_promised_correlation(demo: dict[str, float]):
+    assert demo["Corr"] >= 0.80
+
+
+@pytest.mark.parametrize("modality", ["text", "audio", "vision"])
+def test_one_modality_alone_is_worse(modality: str, demo: dict[str, float], demo_shards: Path, tmp_path: Path):
+    done = train("hscl/demo", f"data={demo_shards}", f"run_dir={tmp_path / 'run'}", f"options.modalities={modality}")
+    assert done.returncode == 0, done.stderr
+    alone = scores(tmp_path / "run")["test"]
+    assert alone["Corr"] < demo["Corr"] - 0.03
+    assert alone["MAE"] > demo["MAE"]
+
+
+def test_two_processes_give_the_scores_of_one(demo: dict[str, float], demo_shards: Path, tmp_path: Path):
+    done = train("hscl/demo", f"data={demo_shards}", f"run_dir={tmp_path / 'run'}", processes=2)
+    assert done.returncode == 0, done.stderr
+    assert scores(tmp_path / "run")["test"] == pytest.approx(demo, abs=5e-4)
