@@ -25,8 +25,6 @@ from launch import messages, watch
 from launch.config import ConfigError, Run
 from launch.deepspeed_config import deepspeed_config, refuse_impossible
 
-_SHARED_MEMORY_OP = "deepspeed_shm_comm_op"
-
 
 class TrainStep(nn.Module):
     """A model and its losses as one forward, so that every parameter is used inside the engine.
@@ -98,8 +96,7 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watch.LOST_AFTER
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    if int(os.environ["WORLD_SIZE"]) > 1:
-        _refuse_stale_build_lock()
+    refuse_stale_build_lock()
     # the watch names the rank that is missing and should be first; the collectives' own time-out is the second net
     patience = timedelta(seconds=timeout + 60)
     deepspeed.init_distributed(timeout=patience, verbose=False)
@@ -109,20 +106,29 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watch.LOST_AFTER
     watch.begin(timeout, lost_after)
 
 
-def _refuse_stale_build_lock() -> None:
-    """A process killed while DeepSpeed compiled its operator leaves a lock that later runs would wait on forever."""
-    from torch.utils.cpp_extension import _get_build_directory
+def refuse_stale_build_lock(root: Path | None = None) -> None:
+    """Name the lock that a process leaves when it is killed while it compiles an operator of DeepSpeed: every later
+    run would wait for it, forever and without a word.
 
-    lock = Path(_get_build_directory(_SHARED_MEMORY_OP, verbose=False)) / "lock"
-    try:
-        age = time.time() - lock.stat().st_mtime
-    except FileNotFoundError:
-        return
-    if age > 600:
-        raise ConfigError(
-            f"{lock} was left {age / 60:.0f} minutes ago by an interrupted build of a DeepSpeed operator, and every "
-            f"run would wait for it forever; if nothing is compiling now, remove it: rm {lock}"
-        )
+    Raises:
+        ConfigError: with the command that removes it.
+    """
+    import psutil
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = root or Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    compilers = {"ninja", "c++", "g++", "clang++", "cc1plus", "nvcc", "cicc"}
+    for lock in [*root.glob("*/lock"), *root.glob("*/*/lock")]:
+        try:
+            age = time.time() - lock.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        # another machine that shares this folder may be compiling, which takes two minutes
+        if age > 300 or (age > 5 and not any(p.info["name"] in compilers for p in psutil.process_iter(["name"]))):
+            raise ConfigError(
+                f"{lock} was left {age:.0f} s ago by an interrupted build of a DeepSpeed operator, and every run "
+                f"would wait for it forever; if no machine is compiling there now, remove it: rm {lock}"
+            )
 
 
 def shutdown_processes() -> None:
