@@ -1,0 +1,89 @@
+"""Ray itself: started on this machine for one search, closed to the outside, or joined where a cluster runs."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.config import ConfigError
+from tune.settings import Search
+
+OBJECT_STORE = 100 * 2**20  # bytes; hardly anything goes through it
+PACKAGES = ("core", "data_shards", "launch", "tune")
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What the trials of a search can have."""
+
+    gpus: float  # per process
+    concurrent: int  # trials at the same time
+
+
+@contextlib.contextmanager
+def cluster(search: Search) -> Iterator[Capacity]:
+    """Ray for the time of a search.
+
+    A local one listens on the loopback interface only, has no dashboard, and wants a token that this process has made
+    up and tells nobody. One that is joined gets the code with the job.
+
+    Raises:
+        ConfigError: a trial needs more than there is.
+    """
+    os.environ.update(
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="1",  # a trial without GPUs sees none
+        RAY_DEDUP_LOGS="0",
+        RAY_AIR_NEW_OUTPUT="0",  # tune.progress says what happens
+        TUNE_GLOBAL_CHECKPOINT_S="15",  # copies what TensorBoard reads into the search's folder
+        TUNE_DISABLE_STRICT_METRIC_CHECKING="1",
+        TUNE_WARN_THRESHOLD_S="30",
+    )
+    if not search.address:
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    import ray
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")
+    if search.address:
+        root = Path(__file__).parents[1]
+        modules = [str(root / package) for package in PACKAGES]
+        ray.init(search.address, runtime_env={"py_modules": modules}, log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        ray.init(
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+        )
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    try:
+        yield capacity(search, ray.cluster_resources())
+    finally:
+        ray.shutdown()
+
+
+def capacity(search: Search, there: dict[str, float]) -> Capacity:
+    """How many trials run side by side, on what Ray says that there is.
+
+    Raises:
+        ConfigError: not even one.
+    """
+    gpus = search.gpus if search.gpus >= 0 else min(1.0, there.get("GPU", 0.0))
+    cpus_needed, gpus_needed = search.processes * search.cpus, search.processes * gpus
+    fit = int(there.get("CPU", 0.0) / cpus_needed + 1e-9)
+    if gpus_needed:
+        fit = min(fit, int(there.get("GPU", 0.0) / gpus_needed + 1e-9))
+    if fit < 1:
+        raise ConfigError(
+            f"a trial of {search.processes} process(es) needs {cpus_needed:g} CPUs and {gpus_needed:g} GPUs, but there "
+            f"are {there.get('CPU', 0):g} and {there.get('GPU', 0):g}; give fewer processes=, or a part of one with "
+            f"cpus=0.5 or gpus=0.5"
+        )
+    return Capacity(gpus, min(fit, search.concurrent or fit, search.trials))

@@ -1,0 +1,116 @@
+"""The values that one setting may take in a search: a range or a list, written like ``loguniform(1e-4, 1e-2)``."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from typing import Any
+
+from launch.config import ConfigError
+
+FORMS = (
+    "uniform(a, b), loguniform(a, b), randint(a, b), lograndint(a, b), quniform(a, b, step), choice(x, y, ...) "
+    "or none (not searched); bounds belong to the range"
+)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from ``low`` to ``high``, both included."""
+
+    low: float
+    high: float
+    log: bool = False
+    whole: bool = False
+    step: float = 0.0  # 0: any number
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ConfigError(f"a range goes from a smaller to a larger number, not from {self.low} to {self.high}")
+        if self.log and self.low <= 0:
+            raise ConfigError(f"a logarithmic range starts above 0, not at {self.low}")
+
+    def has(self, value: Any) -> bool:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and self.low <= value <= self.high
+
+    def ends(self) -> list[Any]:
+        return [self.low, self.high]
+
+    def __str__(self) -> str:
+        if self.step:
+            return f"quniform({self.low}, {self.high}, {self.step})"
+        return f"{'log' if self.log else ''}{'randint' if self.whole else 'uniform'}({self.low}, {self.high})"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a few values of any kind."""
+
+    values: tuple[Any, ...]
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ConfigError("choice() needs at least one value")
+        if any(value in self.values[:place] for place, value in enumerate(self.values)):
+            raise ConfigError(f"a value stands twice in {self}")
+
+    def has(self, value: Any) -> bool:
+        return value in self.values
+
+    def ends(self) -> list[Any]:
+        return list(self.values)
+
+    def __str__(self) -> str:
+        return f"choice({', '.join(map(str, self.values))})"
+
+
+Domain = Range | Choice
+
+
+def read_domain(key: str, text: str) -> Domain | None:
+    """``text`` as a domain, or None for ``none``. Nothing in it is evaluated: names and numbers are all it may hold.
+
+    Raises:
+        ConfigError: it cannot be read; the message names ``key`` and the forms that there are.
+    """
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+        if isinstance(node, ast.Name) and node.id == "none":
+            return None
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or node.keywords:
+            raise ValueError("not of the form name(values)")
+        return _domain(node.func.id, [_value(argument) for argument in node.args])
+    except (SyntaxError, ValueError, TypeError) as error:
+        reason = error.msg if isinstance(error, SyntaxError) else error
+        raise ConfigError(f"cannot read space.{key}={text} ({reason}); write one of {FORMS}") from None
+
+
+def _value(node: ast.expr) -> Any:
+    """A literal; a bare word stands for itself. Sequences become lists, as they are in JSON."""
+    if isinstance(node, ast.Name):
+        return {"true": True, "false": False, "null": None}.get(node.id, node.id)
+    if isinstance(node, ast.Tuple | ast.List):
+        return [_value(item) for item in node.elts]
+    return ast.literal_eval(node)
+
+
+def _domain(name: str, values: list[Any]) -> Domain:
+    if name == "choice":
+        return Choice(tuple(values))
+    counts = {"uniform": 2, "loguniform": 2, "randint": 2, "lograndint": 2, "quniform": 3}
+    if name not in counts:
+        raise ValueError(f"there is no {name}()")
+    if len(values) != counts[name]:
+        raise ValueError(f"{name}() takes {counts[name]} numbers")
+    whole = name.endswith("randint")
+    kinds = int if whole else int | float
+    if any(isinstance(value, bool) or not isinstance(value, kinds) for value in values):
+        raise ValueError(f"{name}() takes {'whole ' if whole else ''}numbers")
+    if name == "quniform":
+        low, high, step = values
+        if step <= 0 or abs((high - low) / step - round((high - low) / step)) > 1e-9:
+            raise ValueError(f"{step} is no step that leads from {low} to {high}")
+        return Range(low, high, step=step)
+    low, high = values
+    return Range(low, high, log=name.startswith("log"), whole=whole)

@@ -1,0 +1,15 @@
+"""One process that ends a run of the confirmation as ``launch.train`` would: the test split, once, and the report."""
+
+from __future__ import annotations
+
+import sys
+
+from launch.train import main
+from tune.child import die_with_parent, serve_store
+
+if __name__ == "__main__":
+    die_with_parent()
+    store = serve_store()
+    code = main(sys.argv[1:])
+    del store
+    sys.exit(code)

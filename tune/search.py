@@ -1,0 +1,161 @@
+"""Search the settings of a recipe: ``python -m tune.search hscl/mosi data=DIR trials=32 space.tau=loguniform(0.05,1)``.
+
+Every trial is a normal run of ``launch/train.py`` that never sees the test split. The best configuration is trained
+again over a few seeds, and only these runs are evaluated on test, once each.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from data_shards.schema import DataError
+from launch.config import ConfigError, recipe_names
+from tune.check import Check
+from tune.cluster import Capacity, cluster
+from tune.domain import FORMS
+from tune.journal import Journal, Record
+from tune.report import best_changes, write_best, write_confirmed, write_report
+from tune.settings import Search, load_search, read_search, same_search, write_search
+from tune.source import Source
+
+USAGE = """usage: python -m tune.search RECIPE data=DIR [key=value ...]
+       python -m tune.search resume=DIR
+
+trials=32  search=optuna|random|grid|pbt  scheduler=asha|none  confirm=5 (seeds)  run_dir=DIR
+processes=1 (of a trial)  cpus=1 gpus=1 (of a process)  concurrent=0 (trials at a time; 0: as many as fit)
+grace=1 reduction=3 (asha)  interval=0 (pbt, epochs)  retries=2 (of killed trials)
+address=auto (a Ray cluster)  storage=URI (for checkpoints, where machines share no folder)
+
+space.KEY=DOMAIN  search this setting of the recipe too; space=none: nothing but these
+                  {forms}
+key=value         this setting holds for every trial (epochs=10), and is not searched
+
+recipes: {recipes}"""
+
+
+def run_trials(
+    search: Search,
+    part: str,
+    next_point: Callable[[int, list[Record]], dict[str, Any] | None],
+    journal: Journal,
+    capacity: Capacity,
+    count: int,
+) -> bool:
+    """Bring ``part`` of a search to ``count`` trials that have ended; False when it was interrupted."""
+    from tune.tuner import run
+
+    todo = [record for record in journal.trials() if record.state == "running"]
+    if not todo and len(journal.records) >= count:
+        return True
+    journal.write("session")
+    run(search, part, next_point, journal, capacity, count)
+    return not journal.unfinished()
+
+
+def find(search: Search, journal: Journal, capacity: Capacity, source: Source) -> bool:
+    """The search itself; False when it was interrupted."""
+    return run_trials(search, "trials", source.point, journal, capacity, search.trials)
+
+
+def confirm(search: Search, changes: dict[str, Any], capacity: Capacity) -> Journal | None:
+    """Train the best configuration over seeds, then evaluate test; None when it was interrupted."""
+    first = search.run().seed
+
+    def seeded(number: int, _: list[Record]) -> dict[str, Any]:
+        return {**changes, "seed": first + number - 1}
+
+    journal = Journal(search.folder / "confirm.jsonl")
+    if not run_trials(search, "confirm", seeded, journal, capacity, search.confirm):
+        return None
+    write_confirmed(search, journal)  # validation is on the disk before test is touched
+    if any(record.usable and not record.test for record in journal.trials()):
+        from tune.tuner import evaluate
+
+        evaluate(search, "confirm", journal, capacity)
+        write_confirmed(search, journal)
+    return journal
+
+
+def search_for(search: Search) -> int:
+    """Run or go on with a search; the exit code."""
+    check, source = Check(search), None
+    source = Source(search, check)
+    for line in check.space(source):
+        print(f"left out of the grid: {line}")
+    journal = Journal(search.folder / "journal.jsonl")
+    started = time.monotonic()
+    with cluster(search) as capacity:
+        say_plan(search, journal, capacity)
+        if not find(search, journal, capacity, source):
+            return interrupted(search)
+        ranking = journal.ranking()
+        if not ranking:
+            write_report(search, journal, None)
+            print(f"error: no trial of {search.folder} came to a normal end; see report.md there", file=sys.stderr)
+            return 3
+        write_best(search, ranking[0])
+        write_report(search, journal, None)
+        confirmed = None
+        if search.confirm:
+            print(f"confirming trial {ranking[0].number} over {search.confirm} seeds", flush=True)
+            confirmed = confirm(search, best_changes(search, ranking[0]), capacity)
+            if confirmed is None:
+                return interrupted(search)
+    write_report(search, journal, confirmed)
+    print(f"report: {search.folder / 'report.md'} ({time.monotonic() - started:.0f} s)")
+    data = search.run().data
+    print(f"train it: deepspeed launch/train.py {search.recipe} data={data} @{search.folder / 'best.json'}")
+    return 0
+
+
+def say_plan(search: Search, journal: Journal, capacity: Capacity) -> None:
+    ended = len(journal.records) - len(journal.unfinished())
+    print(f"searching {search.recipe} with {search.search}, {search.trials} trials, {capacity.concurrent} at a time")
+    for key, domain in search.domains().items():
+        print(f"  {key:<32} {domain}")
+    if ended:
+        print(f"{ended} trials have ended before and are not repeated")
+    print(f"pictures while it runs: tensorboard --logdir {search.folder}", flush=True)
+
+
+def interrupted(search: Search) -> int:
+    print(f"stopped; go on with: python -m tune.search resume={search.folder}", file=sys.stderr)
+    return 130
+
+
+def parse(arguments: list[str]) -> Search:
+    """A new search in its own folder, or the one that ``resume=DIR`` names."""
+    folders = [word.partition("=")[2] for word in arguments if word.startswith("resume=")]
+    others = [word for word in arguments if not word.startswith("resume=")]
+    if not folders:
+        search = read_search(others)
+        write_search(search)
+        return search
+    search = load_search(Path(folders[-1]))
+    if others:
+        same_search(search, others)
+    return search
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code: 0 done, 2 refused, 3 no trial came to an end, 130 interrupted."""
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words or words[0] in ("-h", "--help"):
+        print(USAGE.format(recipes=", ".join(recipe_names()), forms=FORMS))
+        return 0 if words else 2
+    try:
+        return search_for(parse(words))
+    except (ConfigError, DataError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; go on with: python -m tune.search resume=DIR", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

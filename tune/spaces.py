@@ -1,0 +1,96 @@
+"""What is searched for each model when the command line does not say otherwise.
+
+A key is a field of the recipe; a recipe that lacks it (a group of another text encoder, say) is searched without it.
+Add ``space.KEY=...`` on the command line for more, ``space.KEY=none`` for less, ``space=none`` to start from nothing.
+"""
+
+from __future__ import annotations
+
+from tune.domain import Choice, Domain, Range
+
+
+def choice(*values: object) -> Choice:
+    return Choice(values)
+
+
+def uniform(low: float, high: float) -> Range:
+    return Range(low, high)
+
+
+def loguniform(low: float, high: float) -> Range:
+    return Range(low, high, log=True)
+
+
+SPACES: dict[str, dict[str, Domain]] = {
+    "hscl": {
+        "options.alpha": loguniform(0.001, 1.0),
+        "options.omega1": loguniform(0.001, 1.0),
+        "options.omega2": loguniform(0.001, 1.0),
+        "options.temperature": loguniform(0.05, 2.0),
+        "optim.groups.main.lr": loguniform(1e-4, 1e-2),
+        "optim.groups.text.lr": loguniform(5e-6, 1e-4),
+    },
+    "cenet": {
+        "options.slots": choice(16, 32, 64, 128, 256),  # S of the external memory
+        "options.scale": choice(0.0, 8.0),  # 0: one over the root of the width
+        "optim.groups.main.lr": loguniform(1e-5, 1e-3),
+        "optim.groups.text.lr": loguniform(5e-6, 1e-4),
+    },
+    # the list of MMSA's config_tune
+    "self_mm": {
+        "batch_size": choice(16, 32),
+        "optim.groups.audio.lr": choice(1e-4, 1e-3, 5e-3),
+        "optim.groups.vision.lr": choice(1e-4, 1e-3, 5e-3),
+        "optim.groups.main.lr": choice(1e-4, 1e-3),
+        "optim.groups.text.weight_decay": choice(1e-3, 1e-2),
+        "optim.groups.main.weight_decay": choice(1e-3, 1e-2),
+        "optim.groups.audio.weight_decay": choice(0.0, 1e-3, 1e-2),
+        "optim.groups.vision.weight_decay": choice(0.0, 1e-3, 1e-2),
+        "options.audio_hidden": choice(16, 32),
+        "options.vision_hidden": choice(32, 64),
+        "options.post_fusion": choice(64, 128),
+        "options.post_text": choice(32, 64),
+        "options.post_audio": choice(16, 32),
+        "options.post_vision": choice(16, 32),
+        "options.drop_fusion": choice(0.0, 0.1),
+        "options.drop_text": choice(0.0, 0.1),
+        "options.drop_audio": choice(0.0, 0.1),
+        "options.drop_vision": choice(0.0, 0.1),
+    },
+    # every value that a published table of settings has (TFR-Net, MMSA, EMT-DLFR)
+    "tfr_net": {
+        "batch_size": choice(16, 24),
+        "optim.groups.text.lr": choice(2e-6, 1e-5),
+        "optim.groups.main.lr": choice(1e-3, 2e-3),
+        "options.lambdas": choice([5.0, 2.0, 20.0], [1.0, 0.01, 0.0001]),  # text, audio, vision
+        "options.relu_dropout": choice(0.0, 0.2),
+        "options.embed_dropout": choice(0.1, 0.2),
+        "options.class_dropout": choice(0.0, 0.1),
+    },
+    "mclea": {
+        "options.temperature": loguniform(0.02, 0.5),
+        "options.inter_temperature": loguniform(0.5, 10.0),
+        "options.inter_weight": loguniform(0.01, 10.0),
+    },
+    "meaformer": {
+        "options.temperature": loguniform(0.02, 0.5),
+        "optim.groups.main.lr": loguniform(1e-4, 2e-3),
+    },
+    "baseline": {
+        "optim.groups.main.lr": loguniform(1e-4, 1e-2),
+        "optim.groups.main.weight_decay": loguniform(1e-5, 1e-1),
+        "options.dropout": uniform(0.0, 0.5),
+    },
+}
+
+# how the papers call these fields
+SYMBOLS: dict[str, dict[str, str]] = {
+    "hscl": {"tau": "options.temperature"},
+    "cenet": {"S": "options.slots"},
+    "mclea": {
+        "tau1": "options.temperature",
+        "tau2": "options.inter_temperature",
+        "lambda": "options.inter_weight",
+    },
+    "meaformer": {"tau": "options.temperature"},
+}

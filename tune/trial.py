@@ -1,0 +1,134 @@
+"""A trial for Ray: an actor that holds the resources of its placement group and runs the trial's processes itself.
+
+The processes are a normal run in a folder of its own (``launch.train``'s loop, log and checkpoints). A trial that
+starts again, on whatever occasion, finds the run there and goes on; the epochs before are reported anew, so that
+searcher and scheduler see every trial from its first epoch. Where the folder is not shared (``storage=URI``) and where
+trials copy each other (pbt), the run travels through Ray's checkpoints instead.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune import PlacementGroupFactory
+
+from tune.journal import WORST
+from tune.processes import ProcessEnded, Processes
+from tune.settings import Search, words
+
+STOPPED = 3  # exit code of a process whose loss is no number
+CARRIED = ("checkpoints", "log.jsonl")  # what a run needs to go on elsewhere
+
+
+class TrialKilled(RuntimeError):
+    """A process of the trial was ended from outside; Ray starts the trial again."""
+
+
+def resources(search: Search, gpus: float) -> PlacementGroupFactory:
+    """One bundle, so that all processes of a trial are on one machine and see the GPUs of their trial only."""
+    bundle = {"CPU": search.processes * search.cpus}
+    return PlacementGroupFactory([bundle | ({"GPU": search.processes * gpus} if gpus else {})])
+
+
+class Trial(tune.Trainable):
+    """``config`` holds the trial's number, the values of what is searched, and perhaps where to go on from."""
+
+    def setup(self, config: dict[str, Any], *, search: Search, part: str, cwd: str) -> None:
+        self.search, self.cwd = search, cwd
+        self.number = int(config["number"])
+        self.test = bool(config.get("test"))
+        base = Path(self.logdir) if search.storage else search.folder / part
+        self.folder = base / f"{self.number:04d}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.changes = {key: value for key, value in config.items() if key not in ("number", "test", "origin")}
+        self.processes: Processes | None = None
+        self.epoch, self.best = 0, math.inf
+        if config.get("origin") and not self.run_dir.exists():
+            with tune.Checkpoint(config["origin"]).as_directory() as folder:
+                self._take(Path(folder))
+
+    @property
+    def run_dir(self) -> Path:
+        return self.folder / "run"
+
+    def _start(self, module: str) -> Processes:
+        search = self.search
+        own = {"run_dir": str(self.run_dir)}
+        arguments = [search.recipe, *words({**search.changes, **self.changes, **own})]
+        return Processes(
+            arguments,
+            module=module,
+            count=search.processes,
+            threads=max(1, int(search.cpus)),
+            output=self.folder / "output.log",
+            folder=self.cwd,
+        )
+
+    def step(self) -> dict[str, Any]:
+        """One epoch, or what went wrong with it. A killed process is Ray's business: it starts the trial again."""
+        try:
+            return self._finish() if self.test else self._epoch()
+        except ProcessEnded as error:
+            self.cleanup()
+            if error.code < 0:
+                raise TrialKilled(error.reason) from None
+            return self._failure("diverged" if error.code == STOPPED else "failed", error.reason)
+
+    def _epoch(self) -> dict[str, Any]:
+        if self.processes is None:
+            self.processes = self._start("tune.worker")
+        event = self.processes.next()
+        if not math.isfinite(event["badness"]):
+            return self._failure("diverged", f"the validation score is {event['badness']} after epoch {event['epoch']}")
+        self.epoch, self.best = event["epoch"], min(self.best, event["badness"])
+        return {**event, "best": self.best, "state": "finished" if event["last"] else "", "done": event["last"]}
+
+    def _finish(self) -> dict[str, Any]:
+        """Scores of the finished run on validation and, this once, on test."""
+        self.processes = self._start("tune.finish")
+        self.processes.wait()
+        scores = json.loads((self.run_dir / "scores.json").read_text(encoding="utf-8"))
+        return {"epoch": 1, "badness": 0.0, "best": 0.0, "state": "finished", "done": True, "test": scores.get("test")}
+
+    def _failure(self, state: str, reason: str) -> dict[str, Any]:
+        return {
+            "epoch": self.epoch + 1,
+            "badness": WORST,
+            "best": WORST,
+            "state": state,
+            "reason": reason,
+            "done": True,
+        }
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        for name in CARRIED:
+            source = self.run_dir / name
+            if source.is_dir():
+                shutil.copytree(source, Path(checkpoint_dir) / name)
+            elif source.is_file():
+                shutil.copy2(source, Path(checkpoint_dir) / name)
+
+    def load_checkpoint(self, checkpoint: str) -> None:
+        """Go on from another run's state. The values of ``config`` hold: a checkpoint has no learning rate in it."""
+        self.cleanup()
+        self._take(Path(checkpoint))
+
+    def _take(self, folder: Path) -> None:
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+        self.run_dir.mkdir(parents=True)
+        for name in CARRIED:
+            if (folder / name).is_dir():
+                shutil.copytree(folder / name, self.run_dir / name)
+            elif (folder / name).is_file():
+                shutil.copy2(folder / name, self.run_dir / name)
+        self.epoch, self.best = 0, math.inf
+
+    def cleanup(self) -> None:
+        if self.processes is not None:
+            self.processes.close()
+            self.processes = None

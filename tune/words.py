@@ -1,0 +1,30 @@
+"""Names of settings and their values: dotted, shortened, rounded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= leaves(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def short(key: str) -> str:
+    """``options.alpha`` as ``alpha``, ``optim.groups.main.lr`` as ``main.lr``: enough to tell settings apart."""
+    return key.removeprefix("options.").removeprefix("optim.groups.").removeprefix("optim.")
+
+
+def compact(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def values(changes: dict[str, Any]) -> str:
+    """A configuration in one line."""
+    return "  ".join(f"{short(key)}={compact(value)}" for key, value in changes.items())
