@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -191,13 +191,22 @@ def _line(scores: dict[str, float], run: Run) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0 done, 2 refused, 3 not finite or ranks differ, 4 no room for a checkpoint, 75 stopped on
-    request with everything saved; 76, given by ``launch.watch``, when another rank is gone."""
-    try:
+    """The exit code: see ``exit_code``."""
+
+    def work() -> None:
         run = parse(sys.argv[1:] if arguments is None else arguments)
         init_processes(run.timeout)
         train(run)
         shutdown_processes()
+
+    return exit_code(work)
+
+
+def exit_code(work: Callable[[], None]) -> int:
+    """Do the work of one rank: 0 done, 2 refused, 3 not finite or ranks differ, 4 no room for a checkpoint, 75 stopped
+    on request with everything saved; 76, given by ``launch.watch``, when another rank is gone."""
+    try:
+        work()
         return 0
     except Preempted as left:
         watch.leave()

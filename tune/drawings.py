@@ -17,14 +17,19 @@ from tune.source import distributions, to_params
 from tune.words import compact, short
 
 FEWEST = 4  # trials below which importance means nothing
+SLICES = 6  # most settings that are drawn one by one
 
 
 def draw_all(search: Search, journal: Journal) -> list[tuple[str, str]]:
     """Every picture that the trials allow, as (caption, file name in the search's folder)."""
-    domains = {key: domain for key, domain in search.domains().items()}
+    domains = search.domains()
     records = sorted(journal.ranking(), key=lambda record: record.number)
-    pictures = [_history(search, records), _parallel(search, domains, records), _slices(search, domains, records)]
     shares = importance(domains, records)
+    pictures = [
+        _history(search, records),
+        _parallel(search, domains, records),
+        _slices(search, domains, records, shares),
+    ]
     if shares:
         pictures.append(_importance(search, shares))
     return pictures
@@ -79,7 +84,7 @@ def position(domain: Domain, value: Any) -> float:
 
 
 def _colors(records: list[Record]) -> list[Any]:
-    """From the worst, pale, to the best, dark: by rank, so that outliers do not take all the contrast."""
+    """From the best, dark, to the worst, light: by rank, so that outliers do not take all the contrast."""
     from matplotlib import colormaps
 
     ranks = np.argsort(np.argsort([record.best for record in records]))
@@ -102,31 +107,38 @@ def _parallel(search: Search, domains: dict[str, Domain], records: list[Record])
     axes.text(len(domains), -0.04, f"{sign * best.min():.4g}", ha="center", va="top", fontsize=8, color=INK)
     axes.text(len(domains), 1.03, f"{sign * best.max():.4g}", ha="center", va="bottom", fontsize=8, color=INK)
     axes.set_xticks(list(places), [*map(short, domains), name])
-    axes.tick_params(axis="x", pad=14, length=0)
+    axes.tick_params(axis="x", length=0)
+    axes.set_ylim(-0.12, 1.12)
     axes.set_yticks([])
-    axes.grid(axis="x")
-    axes.spines["left"].set_visible(False)
-    axes.set_title("Every trial, dark to light from best to worst", pad=18)
+    axes.vlines(list(places), 0, 1, color=INK, linewidth=0.8)
+    axes.grid(visible=False)
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.set_title("Every trial, from the best (dark) to the worst (light)")
     return "Parallel coordinates; a range is drawn on its own scale.", save(drawing, search.folder / "parallel.png")
 
 
-def _slices(search: Search, domains: dict[str, Domain], records: list[Record]) -> tuple[str, str]:
+def _slices(
+    search: Search, domains: dict[str, Domain], records: list[Record], shares: dict[str, float]
+) -> tuple[str, str]:
+    """Score against each setting; of many settings, those that matter most."""
     name, sign = _score(search)
-    drawing, axes = figure(2.6 * len(domains) + 1, 3.4, columns=len(domains))
+    keys = sorted(domains, key=lambda key: -shares.get(key, 0.0))[:SLICES] if len(domains) > SLICES else list(domains)
+    drawing, axes = figure(2.6 * len(keys) + 1, 3.4, columns=len(keys))
     best = sign * np.array([record.best for record in records])
     stopped = np.array([record.state == "stopped" for record in records])
-    for place, (key, domain) in enumerate(domains.items()):
-        one = axes[place] if len(domains) > 1 else axes
-        listed = isinstance(domain, Choice)
-        at = [domain.values.index(r.changes[key]) if isinstance(domain, Choice) else r.changes[key] for r in records]
-        here = np.array(at, dtype=float)
-        one.scatter(here[~stopped], best[~stopped], s=18, color=COLORS[0], zorder=3)
-        one.scatter(here[stopped], best[stopped], s=18, facecolor="white", edgecolor=COLORS[0], zorder=3)
+    for place, key in enumerate(keys):
+        one = axes[place] if len(keys) > 1 else axes
+        domain = domains[key]
         if isinstance(domain, Choice):
+            here = np.array([float(domain.values.index(record.changes[key])) for record in records])
             one.set_xticks(range(len(domain.values)), [compact(value) for value in domain.values])
-        elif domain.log:
-            one.set_xscale("log")
-        one.margins(x=0.2 if listed else 0.05)
+            one.set_xlim(-0.5, len(domain.values) - 0.5)
+        else:
+            here = np.array([float(record.changes[key]) for record in records])
+            one.set_xscale("log" if domain.log else "linear")
+            one.set_xlim(domain.low, domain.high)
+        one.scatter(here[~stopped], best[~stopped], s=18, color=COLORS[0], zorder=3, clip_on=False)
+        one.scatter(here[stopped], best[stopped], s=18, facecolor="white", edgecolor=COLORS[0], zorder=3)
         _focus(one.set_ylim, best)
         one.set(xlabel=short(key), ylabel=name if place == 0 else "")
     return "One setting at a time; hollow: stopped early.", save(drawing, search.folder / "slices.png")

@@ -146,8 +146,8 @@ class Processes:
         codes = [process.poll() for process in self.processes]
         failed = [(rank, code) for rank, code in enumerate(codes) if code]
         if failed:
-            # ranks that lose a peer fail too: the one that was killed, or else the first, is the cause
-            rank, code = min(failed, key=lambda item: (item[1] > 0, item[1] == 1, item[0]))
+            # ranks that lose a peer end too, with a higher code: one that was killed is the cause, or one that refused
+            rank, code = min(failed, key=lambda item: (item[1] > 0, item[1] == 1, item[1], item[0]))
             raise ProcessEnded(rank, code, self._reason(rank, code))
         if closed:
             raise ProcessEnded(0, 0, "rank 0 left before its last epoch")

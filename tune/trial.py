@@ -21,7 +21,8 @@ from tune.journal import WORST
 from tune.processes import ProcessEnded, Processes
 from tune.settings import Search, words
 
-STOPPED = 3  # exit code of a process whose loss is no number
+DIVERGED = 3  # exit code of a process whose loss is no number (launch.train.exit_code)
+AGAIN = (75, 76)  # of one that was asked to stop, and of one that lost another rank: both go on from a checkpoint
 CARRIED = ("checkpoints", "log.jsonl")  # what a run needs to go on elsewhere
 
 
@@ -75,9 +76,9 @@ class Trial(tune.Trainable):
             return self._finish() if self.test else self._epoch()
         except ProcessEnded as error:
             self.cleanup()
-            if error.code < 0:
+            if error.code < 0 or error.code in AGAIN:
                 raise TrialKilled(error.reason) from None
-            return self._failure("diverged" if error.code == STOPPED else "failed", error.reason)
+            return self._failure("diverged" if error.code == DIVERGED else "failed", error.reason)
 
     def _epoch(self) -> dict[str, Any]:
         if self.processes is None:

@@ -17,16 +17,11 @@ from typing import Any, TextIO
 import torch
 
 from core import distributed
-from data_shards.schema import DataError
-from launch.config import ConfigError
 from launch.engine import init_processes, shutdown_processes
 from launch.report import read_events
-from launch.step import TrainingStopped
-from launch.train import Prepared, parse, prepare
+from launch.train import Prepared, exit_code, parse, prepare
 from tune.child import die_with_parent, serve_store
 from tune.processes import RESULTS
-
-REFUSED, STOPPED = 2, 3
 
 
 def past(it: Prepared) -> list[dict[str, Any]]:
@@ -64,42 +59,24 @@ def wanted(orders: TextIO | None, device: torch.device) -> bool:
 
 
 def work(arguments: list[str]) -> None:
+    store = serve_store()
+    run = parse(arguments)
+    init_processes(run.timeout)
     first = distributed.rank() == 0
-    orders = sys.stdin if first else None
-    with prepare(parse(arguments), quiet=True) as it:
+    with prepare(run, quiet=True) as it:
         out = os.fdopen(int(os.environ[RESULTS]), "w", encoding="utf-8") if first else None
         todo = results(it)
-        while wanted(orders, it.engine.device):
+        while wanted(sys.stdin if first else None, it.engine.device):
             body = next(todo, None)
             if body is None:
                 break
             if out is not None:
                 out.write(json.dumps(body) + "\n")
                 out.flush()
-
-
-def main(arguments: list[str]) -> int:
-    """The exit codes of ``launch.train``."""
-    die_with_parent()
-    store = serve_store()
-    try:
-        init_processes()
-        work(arguments)
-        shutdown_processes()
-        del store
-        return 0
-    except (ConfigError, DataError, OSError) as error:
-        return complain(error, REFUSED)
-    except TrainingStopped as error:
-        return complain(error, STOPPED)
-    except ValueError as error:  # a model that refuses its options
-        return complain(error, REFUSED)
-
-
-def complain(error: Exception, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr, flush=True)
-    return code
+    shutdown_processes()
+    del store
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    die_with_parent()
+    sys.exit(exit_code(lambda: work(sys.argv[1:])))
