@@ -15,6 +15,8 @@ from launch.config import ConfigError
 from tune.settings import Search
 
 OBJECT_STORE = 100 * 2**20  # bytes; hardly anything goes through it
+# Ray has this for the firewalls of other systems: 0 makes 127.0.0.1 the only address that any of its processes binds
+LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 PACKAGES = ("core", "data_shards", "launch", "tune")
 
 
@@ -47,6 +49,7 @@ def cluster(search: Search) -> Iterator[Capacity]:
     )
     if not search.address:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+        os.environ[LOOPBACK_ONLY] = "0"
     import ray
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")
@@ -60,7 +63,6 @@ def cluster(search: Search) -> Iterator[Capacity]:
             object_store_memory=OBJECT_STORE,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
         )
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     try:

@@ -152,6 +152,7 @@ def importance(domains: dict[str, Domain], records: list[Record]) -> dict[str, f
     records = [r for r in records if all(domain.has(r.changes[key]) for key, domain in domains.items())]
     if len(records) < FEWEST or np.ptp([record.best for record in records]) == 0:
         return {}
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study()
     for record in records:
         params = to_params(domains, record.changes)

@@ -54,7 +54,7 @@ class Record:
 
 
 class Journal:
-    """Open with ``Journal(folder / "journal.jsonl")``; every event is on the disk when ``write`` returns."""
+    """A context manager; every event is on the disk when ``write`` returns."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -68,7 +68,10 @@ class Journal:
         self._file.truncate(len(whole) + bool(whole))
         self._file.seek(0, os.SEEK_END)
 
-    def close(self) -> None:
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._file.close()
 
     def write(self, event: str, trial: int = 0, **values: Any) -> None:

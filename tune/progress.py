@@ -57,7 +57,7 @@ class Progress(Driver, Callback):
             self._running[number] = f"trial {number} epoch {result['epoch']} {self._score(result['badness'])}"
         if time.monotonic() - self._said > EVERY:
             self._said = time.monotonic()
-            print(f"running: {', '.join(self._running.values())}{self._best()}", flush=True)
+            print(f"running: {', '.join(self._running.values()) or 'no epoch is over yet'}{self._best()}", flush=True)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result
@@ -78,8 +78,10 @@ class Progress(Driver, Callback):
         self._running.pop(number, None)
         self.journal.write("end", number, state=state, reason=reason)
         record = self.journal.records[number]
-        score = f"  {self._score(record.best)} in epoch {record.best_epoch} of {len(record.history)}"
-        self._say(number, f"{state:<8} {score if record.usable else ' ' + reason}{self._best()}")
+        said = reason
+        if record.usable:
+            said = f"{self._score(record.best)} in epoch {record.best_epoch} of {len(record.history)}"
+        self._say(number, f"{state:<8}  {said}{self._best()}")
 
 
 def why(trial: Any) -> str:

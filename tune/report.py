@@ -95,7 +95,7 @@ def score_names(search: Search, records: list[Record]) -> list[str]:
     return [first, *(name for name in names if name != first)]
 
 
-def write_report(search: Search, journal: Journal, confirmation: Journal | None) -> None:
+def write_report(search: Search, journal: Journal, confirmation: Journal) -> None:
     """Tables, pictures and ``report.md``, whatever there is by now."""
     frame = table(search, journal)
     folder = search.folder
@@ -106,9 +106,7 @@ def write_report(search: Search, journal: Journal, confirmation: Journal | None)
     write_text(folder / "report.md", "\n".join(_lines(search, journal, confirmation, pictures)) + "\n")
 
 
-def _lines(
-    search: Search, journal: Journal, confirmation: Journal | None, pictures: list[tuple[str, str]]
-) -> list[str]:
+def _lines(search: Search, journal: Journal, confirmation: Journal, pictures: list[tuple[str, str]]) -> list[str]:
     run = search.run()
     trials, ranking = journal.trials(), journal.ranking()
     epochs = sum(len(record.history) for record in trials)
@@ -138,7 +136,7 @@ def _lines(
                 "",
             ]
     lines += _lost_lines(trials)
-    if confirmation is not None:
+    if confirmation.records:
         lines += _confirmed_lines(search, confirmation)
     lines += [line for caption, name in pictures for line in (f"![{caption}]({name})", "", caption, "")]
     lines += [

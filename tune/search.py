@@ -14,6 +14,7 @@ from typing import Any
 
 from data_shards.schema import DataError
 from launch.config import ConfigError, recipe_names
+from tune import cache
 from tune.check import Check
 from tune.cluster import Capacity, cluster
 from tune.domain import FORMS
@@ -61,51 +62,56 @@ def find(search: Search, journal: Journal, capacity: Capacity, source: Source) -
     return run_trials(search, "trials", source.point, journal, capacity, search.trials)
 
 
-def confirm(search: Search, changes: dict[str, Any], capacity: Capacity) -> Journal | None:
-    """Train the best configuration over seeds, then evaluate test; None when it was interrupted."""
+def confirm(search: Search, changes: dict[str, Any], journal: Journal, capacity: Capacity) -> bool:
+    """Train the best configuration over seeds, then evaluate test; False when it was interrupted."""
     first = search.run().seed
 
     def seeded(number: int, _: list[Record]) -> dict[str, Any]:
         return {**changes, "seed": first + number - 1}
 
-    journal = Journal(search.folder / "confirm.jsonl")
     if not run_trials(search, "confirm", seeded, journal, capacity, search.confirm):
-        return None
+        return False
     write_confirmed(search, journal)  # validation is on the disk before test is touched
-    if any(record.usable and not record.test for record in journal.trials()):
+    if untested(journal):
         from tune.tuner import evaluate
 
         evaluate(search, "confirm", journal, capacity)
         write_confirmed(search, journal)
-    return journal
+    return not untested(journal)
+
+
+def untested(journal: Journal) -> list[Record]:
+    return [record for record in journal.trials() if record.usable and not record.test]
 
 
 def search_for(search: Search) -> int:
     """Run or go on with a search; the exit code."""
-    check, source = Check(search), None
+    check = Check(search)
     source = Source(search, check)
     for line in check.space(source):
         print(f"left out of the grid: {line}")
-    journal = Journal(search.folder / "journal.jsonl")
+    cache.build()
     started = time.monotonic()
-    with cluster(search) as capacity:
+    with (
+        Journal(search.folder / "journal.jsonl") as journal,
+        Journal(search.folder / "confirm.jsonl") as confirmation,
+        cluster(search) as capacity,
+    ):
         say_plan(search, journal, capacity)
         if not find(search, journal, capacity, source):
             return interrupted(search)
         ranking = journal.ranking()
+        if ranking:
+            write_best(search, ranking[0])
+        write_report(search, journal, confirmation)
         if not ranking:
-            write_report(search, journal, None)
-            print(f"error: no trial of {search.folder} came to a normal end; see report.md there", file=sys.stderr)
+            print(f"error: no trial came to a normal end; see {search.folder / 'report.md'}", file=sys.stderr)
             return 3
-        write_best(search, ranking[0])
-        write_report(search, journal, None)
-        confirmed = None
         if search.confirm:
             print(f"confirming trial {ranking[0].number} over {search.confirm} seeds", flush=True)
-            confirmed = confirm(search, best_changes(search, ranking[0]), capacity)
-            if confirmed is None:
+            if not confirm(search, best_changes(search, ranking[0]), confirmation, capacity):
                 return interrupted(search)
-    write_report(search, journal, confirmed)
+            write_report(search, journal, confirmation)
     print(f"report: {search.folder / 'report.md'} ({time.monotonic() - started:.0f} s)")
     data = search.run().data
     print(f"train it: deepspeed launch/train.py {search.recipe} data={data} @{search.folder / 'best.json'}")

@@ -86,14 +86,7 @@ def population(search: Search, points: Points, journal: Journal, capacity: Capac
     for number in range(1, search.trials + 1):
         if number not in journal.records:
             waiting[number] = Record(number, changes=points(number, []) or {})
-    numbers = sorted(waiting)
     domains = search.domains()
-
-    def value(key: str) -> Any:
-        return tune.sample_from(lambda spec: waiting[spec.config["number"]].changes[key])
-
-    space = {"number": tune.grid_search(numbers), **{key: value(key) for key in domains}}
-    space["origin"] = tune.sample_from(lambda spec: waiting[spec.config["number"]].checkpoint)
     random.seed(config.seed)  # Ray's scheduler draws from the global generators
     np.random.seed(config.seed)
     scheduler = PopulationBasedTraining(
@@ -107,7 +100,7 @@ def population(search: Search, points: Points, journal: Journal, capacity: Capac
         log_config=False,
     )
     options = TuneConfig(num_samples=1, scheduler=scheduler, max_concurrent_trials=capacity.concurrent)
-    fit(search, "trials", journal, capacity, options, space, search.trials)
+    fit(search, "trials", journal, capacity, options, listed(list(waiting.values())), search.trials)
 
 
 def to_ray(domain: Domain) -> Any:
@@ -166,14 +159,17 @@ def evaluate(search: Search, part: str, journal: Journal, capacity: Capacity) ->
     """Scores on test of every confirmed run that has none yet; they go into the journal."""
     todo = [record for record in journal.trials() if record.usable and not record.test]
     journal.write("session")
-    found = {
-        record.number: {**record.changes, **({"origin": record.checkpoint} if record.checkpoint else {})}
-        for record in todo
-    }
-    numbers = sorted(found)
-    keys = sorted({key for changes in found.values() for key in changes})
-    space = {"number": tune.grid_search(numbers), "test": True}
-    for key in keys:
-        space[key] = tune.sample_from(lambda spec, key=key: found[spec.config["number"]][key])
+    space = {"test": True, **listed(todo)}
     options = TuneConfig(metric="best", mode="min", num_samples=1, max_concurrent_trials=capacity.concurrent)
     fit(search, part, journal, capacity, options, space, len(journal.records))
+
+
+def listed(records: list[Record]) -> dict[str, Any]:
+    """A space that consists of exactly these trials."""
+    by_number = {record.number: {"origin": record.checkpoint, **record.changes} for record in records}
+
+    def of(key: str) -> Any:
+        return tune.sample_from(lambda spec: by_number[spec.config["number"]][key])
+
+    keys = next(iter(by_number.values()))
+    return {"number": tune.grid_search(sorted(by_number)), **{key: of(key) for key in keys}}
