@@ -1,0 +1,236 @@
+"""Entity alignment on the real data: results by view, time and memory of an epoch, and of the ranking alone.
+
+    python benchmarks/alignment.py results raw=FOLDER [only="mclea/zh_en/graph;..."] [work=FOLDER] [key=value ...]
+    python benchmarks/alignment.py speed raw=FOLDER [work=FOLDER]
+    python benchmarks/alignment.py ranking [entities=100000] [width=600]
+
+``raw`` holds dbp15k/, srprs/ and fb15k_db15k/. Every cell is an ordinary ``launch.train`` whose command stands in the
+file of results, ``benchmarks/results/alignment.json``; the file is written after each cell, and a cell that is in it is
+not run again. Splits are those of seed 42, a tenth of the training links is kept for validation, and the test links
+are scored once, by the epoch that validates best.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+from core.metrics.alignment import alignment_scores  # noqa: E402
+from data_shards.graph import load_graphs  # noqa: E402
+from launch.config import load_recipe, override  # noqa: E402
+from launch.engine import optimizer_for  # noqa: E402
+from launch.provenance import provenance  # noqa: E402
+from launch.tasks import build_model  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "alignment.json"
+FOLDERS = {  # name -> (folder below raw, options of the conversion, recipe)
+    "zh_en": ("dbp15k/zh_en", [], "dbp15k_zh_en"),
+    "fr_en": ("dbp15k/fr_en", [], "dbp15k_fr_en"),
+    "en_fr": ("srprs/en_fr_15k_V1", ["--links", "seeded"], "srprs_en_fr"),
+    "fb_db": ("fb15k_db15k", ["--train-ratio", "0.2"], "fb15k_db15k"),
+}
+VIEWS = {  # structure first, one view more in each row; names last, where they are given
+    "zh_en": ["graph", "graph,relation", "graph,relation,chars"],
+    "fr_en": ["graph", "graph,relation", "graph,relation,chars"],
+    "en_fr": ["graph", "graph,relation", "graph,relation,attribute", "graph,relation,attribute,chars"],
+    "fb_db": ["graph", "graph,relation", "graph,relation,attribute", "graph,relation,attribute,numeric"],
+}
+# MEAformer's batches of 3,500 links want a GPU; here it gets MCLEA's, and as many steps as 250 epochs of its own
+CHANGES = {"mclea": [], "meaformer": ["batch_size=512", "epochs=60"]}
+SHOWN = ("Hits@1", "Hits@10", "MRR", "csls/Hits@1", "csls/MRR")
+
+
+def converted(raw: Path, work: Path, name: str) -> Path:
+    """The shards of a data set, made when they are not there."""
+    folder, options, _ = FOLDERS[name]
+    out = work / "shards" / name
+    command = [sys.executable, "-m", "data_shards.convert", str(raw / folder), "--out", str(out), *options]
+    subprocess.run([*command, "--shard-size", "4096"], cwd=ROOT, check=True)
+    return out
+
+
+def cells(only: list[str]) -> list[tuple[str, str, str]]:
+    """(model, data set, views) of the table."""
+    found = [(model, name, views) for name in FOLDERS for views in VIEWS[name] for model in CHANGES]
+    return [cell for cell in found if not only or "/".join(cell) in only]
+
+
+def results(raw: Path, work: Path, only: list[str], changes: list[str]) -> None:
+    """Run the cells that are missing, and print the table."""
+    for model, name, views in cells(only):
+        done = read()
+        key = f"{model}/{name}/{views}"
+        if key in done["cells"]:
+            continue
+        run_dir = work / "runs" / key.replace("/", "-").replace(",", "+")
+        arguments = [f"{model}/{FOLDERS[name][2]}", f"options.views={views}", *CHANGES[model], *changes]
+        places = [f"data={converted(raw, work, name)}", f"run_dir={run_dir}"]
+        started = time.perf_counter()
+        child = subprocess.Popen([sys.executable, "-m", "launch.train", *arguments, *places], cwd=ROOT)
+        _, status, usage = os.wait4(child.pid, 0)
+        if status:
+            raise SystemExit(f"{key} ended with status {status}; its output is above")
+        scores = json.loads((run_dir / "scores.json").read_text(encoding="utf-8"))
+        epochs = [event for event in _events(run_dir) if event["kind"] == "epoch"]
+        done["cells"][key] = {
+            "command": f"deepspeed launch/train.py {' '.join(arguments)} data=DIR",
+            "test": scores["test"],
+            "valid": scores["valid"],
+            "epochs": len(epochs),
+            "train_seconds": sum(event["seconds"] for event in epochs),
+            "all_seconds": time.perf_counter() - started,
+            "peak_gb": usage.ru_maxrss / 2**20,
+            "load": os.getloadavg()[1] / (os.cpu_count() or 1),
+            "provenance": provenance(),
+        }
+        write(done)
+    print(table(read()["cells"]))
+
+
+def _events(run_dir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def read() -> dict[str, Any]:
+    if RESULTS.is_file():
+        return json.loads(RESULTS.read_text(encoding="utf-8"))
+    return {"cells": {}, "speed": {}, "ranking": {}}
+
+
+def write(done: dict[str, Any]) -> None:
+    RESULTS.parent.mkdir(exist_ok=True)
+    partial = RESULTS.with_suffix(".partial")
+    partial.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, RESULTS)
+
+
+def table(done: dict[str, Any]) -> str:
+    """The cells as Markdown."""
+    lines = ["| data | views | model | " + " | ".join(SHOWN) + " | epochs |", "|---" * (len(SHOWN) + 4) + "|"]
+    for model, name, views in cells([]):
+        cell = done.get(f"{model}/{name}/{views}")
+        if cell:
+            numbers = " | ".join(f"{cell['test'][score]:.3f}" for score in SHOWN)
+            lines.append(f"| {name} | {views.replace(',', ' + ')} | {model} | {numbers} | {cell['epochs']} |")
+    return "\n".join(lines)
+
+
+def speed(raw: Path, work: Path, steps: int = 5) -> None:
+    """Seconds of the parts of a training step, and peak memory, each in a process of its own."""
+    for name in FOLDERS:
+        shards = converted(raw, work, name)
+        for model in CHANGES:
+            command = [sys.executable, __file__, "step", f"model={model}", f"name={name}", f"shards={shards}"]
+            said = subprocess.run([*command, f"steps={steps}"], check=True, capture_output=True, text=True).stdout
+            done = read()
+            done["speed"][f"{model}/{name}"] = json.loads(said.splitlines()[-1]) | {"provenance": provenance()}
+            write(done)
+    for key, cell in read()["speed"].items():
+        print(key, {part: value for part, value in cell.items() if part != "provenance"})
+
+
+def step(model_name: str, name: str, shards: str, steps: int) -> dict[str, Any]:
+    """Measure the best of ``steps`` training steps of the recipe, without names, on one thread."""
+    torch.set_num_threads(1)
+    views = [view for view in VIEWS[name] if "chars" not in view][-1].split(",")
+    run = override(
+        load_recipe(f"{model_name}/{FOLDERS[name][2]}"), [f"options.views={','.join(views)}", "batch_size=512"]
+    )
+    graphs = load_graphs(shards, views)
+    torch.manual_seed(0)
+    model = build_model(run, graphs.spec())
+    optimizer = optimizer_for(model, run)
+    links = graphs.links["train"][: run.batch_size]
+    batch = graphs.batch(torch.arange(len(links)), links, torch.ones(len(links)), 1 / len(links))
+    graph = model.encoder.graph
+    best: dict[str, float] = {}
+
+    def clock(part: str, started: float) -> float:
+        now = time.perf_counter()
+        best[part] = min(best.get(part, float("inf")), now - started)
+        return now
+
+    for _ in range(steps):
+        began = now = time.perf_counter()
+        output = model(batch)
+        now = clock("forward", now)
+        losses = model.contrast(model.embeddings(output), batch.target, batch.weight)
+        total = torch.stack(list(losses.values())).sum()
+        now = clock("losses", now)
+        optimizer.zero_grad()
+        total.backward()
+        now = clock("backward", now)
+        optimizer.step()
+        now = clock("optimiser", now)
+        now = clock("step", began)
+        rows = graph(model.encoder.entity, batch.edges, batch.links)
+        now = clock("graph forward, entities of the batch", now)
+        rows.sum().backward()
+        now = clock("graph backward, entities of the batch", now)
+        with torch.no_grad():
+            graph(model.encoder.entity, batch.edges)
+        clock("graph forward, all entities", now)
+    graph_part = best["graph forward, entities of the batch"] + best["graph backward, entities of the batch"]
+    steps_per_epoch = -(-len(graphs.links["train"]) // run.batch_size)
+    return {
+        "views": views,
+        "seconds": {part: round(value, 4) for part, value in best.items()},
+        "graph_share_of_step": round(graph_part / best["step"], 3),
+        "steps_per_epoch": steps_per_epoch,
+        "seconds_per_epoch": round(steps_per_epoch * best["step"], 2),
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+    }
+
+
+def ranking(entities: int, width: int) -> None:
+    """All scores of ``entities`` pairs, both directions, with and without CSLS; seconds and peak memory."""
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randn(entities, width, generator=generator)
+    right = left + 4 * torch.randn(entities, width, generator=generator)
+    started = time.perf_counter()
+    scores = alignment_scores(left, right)
+    cell = {
+        "entities": entities,
+        "width": width,
+        "threads": torch.get_num_threads(),
+        "seconds": round(time.perf_counter() - started, 1),
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+        "scores": scores,
+        "provenance": provenance(),
+    }
+    done = read()
+    done["ranking"][f"{entities}x{width}"] = cell
+    write(done)
+    print({key: cell[key] for key in ("entities", "width", "threads", "seconds", "peak_gb")})
+
+
+def main(words: list[str]) -> None:
+    if not words or words[0] not in ("results", "speed", "step", "ranking"):
+        raise SystemExit(__doc__)
+    own = ("raw", "work", "only", "model", "name", "shards", "steps", "entities", "width")
+    given = {key: value for key, _, value in (word.partition("=") for word in words[1:]) if key in own}
+    changes = [word for word in words[1:] if word.partition("=")[0] not in own]
+    raw, work = (Path(given.get(key, key)).resolve() for key in ("raw", "work"))
+    if words[0] == "results":
+        results(raw, work, [cell for cell in given.get("only", "").split(";") if cell], changes)
+    elif words[0] == "speed":
+        speed(raw, work, int(given.get("steps", 5)))
+    elif words[0] == "step":
+        print(json.dumps(step(given["model"], given["name"], given["shards"], int(given["steps"]))))
+    else:
+        ranking(int(given.get("entities", 100_000)), int(given.get("width", 600)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
