@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import socket
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -89,6 +90,7 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watch.LOST_AFTER
     warnings.filterwarnings(
         "ignore", message=".*is deprecated. Please use.*", category=FutureWarning
     )  # DeepSpeed's own
+    _use_own_ninja()
     import deepspeed
 
     if "RANK" not in os.environ:
@@ -104,6 +106,14 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watch.LOST_AFTER
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     messages.open_group(patience)
     watch.begin(timeout, lost_after)
+
+
+def _use_own_ninja() -> None:
+    """Put the ninja of this Python first: one of another version cannot read its records, takes DeepSpeed's operator
+    for outdated, and compiles it again for two minutes while all other runs on the machine wait."""
+    own = Path(sys.executable).parent
+    if (own / "ninja").is_file() and os.environ.get("PATH", "").split(os.pathsep)[0] != str(own):
+        os.environ["PATH"] = f"{own}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
 def refuse_stale_build_lock(root: Path | None = None) -> None:
