@@ -121,8 +121,17 @@ class Reader:
             for number in numbers:
                 self._future(number)
 
+    def give_up(self) -> None:
+        """Stop opening shards that nobody waits for any more; the next that is asked for is opened again."""
+        self.store.give_up(True)
+        with self._lock:
+            for number, future in list(self._open.items()):
+                if future.cancel() or not future.done() or future.exception():
+                    del self._open[number]
+
     def close(self) -> None:
         """Let go of every shard. Arrays that were viewed stay valid as long as they are held."""
+        self.give_up()
         if self._pool:
             self._pool.shutdown(wait=True, cancel_futures=True)
         with self._lock:

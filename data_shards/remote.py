@@ -17,13 +17,23 @@ import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from threading import Event
 from typing import IO, Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 import fsspec
 from filelock import FileLock, Timeout
-from tenacity import RetryError, Retrying, before_sleep_log, retry_if_exception, stop_after_attempt
+from tenacity import (
+    RetryError,
+    Retrying,
+    before_sleep_log,
+    retry_if_exception,
+    sleep_using_event,
+    stop_after_attempt,
+    stop_any,
+    stop_when_event_set,
+)
 from tenacity import wait_random_exponential as wait_random
 
 from data_shards.schema import MANIFEST, DataError, Shard
@@ -60,12 +70,16 @@ class Remote:
         self.cache = Path(cache) if cache is not None else home / "concord"
         self.cache.mkdir(parents=True, exist_ok=True)
         self.bound = cache_gb * 1e9
+        self.giving_up = Event()
         try:
             self.files = fsspec.filesystem(
                 protocol, skip_instance_cache=True, **(_patience(protocol) | (options or {}))
             )
         except ImportError as error:
             raise ValueError(f"{url} needs one more package: pip install {PROTOCOLS[protocol]}") from error
+
+    def give_up(self, now: bool) -> None:
+        self.giving_up.set() if now else self.giving_up.clear()
 
     def room(self) -> float:
         return self.bound
@@ -145,12 +159,19 @@ class Remote:
         try:
             return self._again(fetch, url)
         except OSError:
-            found = self._again(lambda: self.files.size(url), url)
-            if found is not None and found != size:
+            found = self._size(url)
+            if found not in (None, size):
                 raise DataError(
                     f"{url} is damaged: it has {found} bytes, not {size}; publish the folder again, the manifest last"
                 ) from None
             raise
+
+    def _size(self, url: str) -> int | None:
+        """What the server says of the file's size, if it says anything."""
+        try:
+            return self.files.size(url)
+        except Exception:  # each protocol has its own ways to say no
+            return None
 
     def _small(self, name: str) -> bytes:
         url = f"{self.name}/{name}"
@@ -162,7 +183,11 @@ class Remote:
     def _again(self, fetch: Callable[[], T], url: str) -> T:
         """``fetch()``, repeated with growing pauses while the fault may pass."""
         retrying = Retrying(
-            retry=retry_if_exception(_may_pass), before_sleep=before_sleep_log(log, logging.WARNING), **RETRY
+            retry=retry_if_exception(_may_pass),
+            before_sleep=before_sleep_log(log, logging.WARNING),
+            stop=stop_any(RETRY["stop"], stop_when_event_set(self.giving_up)),
+            sleep=sleep_using_event(self.giving_up),
+            wait=RETRY["wait"],
         )
         try:
             return retrying(fetch)

@@ -29,6 +29,9 @@ class Store(Protocol):
     def forget(self, shard: Shard) -> bool:
         """Drop a local copy that turned out wrong; False when there is no other place to get it from."""
 
+    def give_up(self, now: bool) -> None:
+        """Stop waiting for a server that does not answer, because nobody waits any more; or wait again."""
+
     def room(self) -> float:
         """Bytes of shards that may be open at the same time."""
 
@@ -72,6 +75,9 @@ class Folder:
 
     def forget(self, shard: Shard) -> bool:
         return False
+
+    def give_up(self, now: bool) -> None:
+        pass
 
     def room(self) -> float:
         return float("inf")

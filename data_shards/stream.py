@@ -300,6 +300,7 @@ class _Ahead:
 
     def __init__(self, stream: Stream, epoch: int, first: int):
         self.stream, self.plan = stream, stream.plan(epoch)
+        stream.store.give_up(False)
         self.steps = iter(range(first, stream.order.steps))
         self.thread = ThreadPoolExecutor(1, "make-batch") if stream.prefetch else None
         self.waiting: deque[tuple[int, Future[list[Arrays]]]] = deque()
@@ -308,9 +309,13 @@ class _Ahead:
     def __enter__(self) -> Iterator[tuple[int, list[Arrays]]]:
         return self._walk()
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         if self.thread:
-            self.thread.shutdown(wait=True, cancel_futures=True)
+            self.thread.shutdown(wait=False, cancel_futures=True)
+        if kind is not None:  # also when the loop was left early
+            self.stream.reader.give_up()
+        if self.thread:
+            self.thread.shutdown(wait=True)
 
     def _walk(self) -> Iterator[tuple[int, list[Arrays]]]:
         if self.thread is None:
