@@ -55,6 +55,8 @@ def converted(raw: Path, work: Path, name: str) -> Path:
     """The shards of a data set, made when they are not there."""
     folder, options, _ = FOLDERS[name]
     out = work / "shards" / name
+    if (out / "manifest.json").is_file():
+        return out
     command = [sys.executable, "-m", "data_shards.convert", str(raw / folder), "--out", str(out), *options]
     subprocess.run([*command, "--shard-size", "4096"], cwd=ROOT, check=True)
     return out

@@ -159,3 +159,14 @@ def test_eight_links_are_learnt_by_heart(make_graph: Make) -> None:
     joint = model.eval()(batch).joint
     scores = joint[batch.links[:, 0]] @ joint[batch.links[:, 1]].T
     assert scores.argmax(1).tolist() == list(range(8))
+
+
+def test_bfloat16_layers_give_nearly_the_same_embeddings(make_graph: Make) -> None:
+    spec, batch = make_graph()
+    torch.manual_seed(0)
+    model = MCLEA(MCLEA.Config(graph_hidden=6, hidden=4), spec)
+    expected = model(batch).joint
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(batch)
+    assert found.joint.dtype == torch.float32
+    torch.testing.assert_close(found.joint, expected, atol=0.02, rtol=0.1)

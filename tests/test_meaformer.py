@@ -169,3 +169,16 @@ def test_eight_links_are_learnt_by_heart(make_graph: Make) -> None:
     joint = model.eval()(batch).joint
     scores = joint[batch.links[:, 0]] @ joint[batch.links[:, 1]].T
     assert scores.argmax(1).tolist() == list(range(8))
+
+
+def test_bfloat16_layers_give_nearly_the_same_embeddings(make_graph: Make) -> None:
+    spec, batch = make_graph()
+    torch.manual_seed(0)
+    model = MEAformer(small(dropout=0.0), spec)
+    expected = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(batch)
+    assert found.joint.dtype == found.weights.dtype == torch.float32
+    torch.testing.assert_close(found.joint, expected.joint, atol=0.02, rtol=0.1)
+    found.joint.sum().backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if "query" in name)
