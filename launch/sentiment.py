@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from core.metrics.sentiment import collapsed
 from core.metrics.sentiment import scores as sentiment_scores
 from core.model import DataSpec, Model
 from data_shards.missing import hide
-from data_shards.schema import DataError, Manifest
+from data_shards.schema import DataError, Labels, Manifest
 from data_shards.stream import Stream
 from data_shards.utterances import utterances
 from launch.config import ConfigError, Run
@@ -24,6 +25,13 @@ from launch.data_spec import sentiment_spec
 from launch.deepspeed_config import micro_batches
 from launch.predictions import Predictions, draw, write_predictions
 from launch.task import Final
+
+
+def by_sign(manifest: Manifest) -> Manifest:
+    """The manifest of scores, as if they had been annotated as three classes."""
+    if manifest.labels.kind == "classes":
+        raise ConfigError("classes=sign makes classes of scores, but the labels are classes already; use classes=given")
+    return replace(manifest, labels=Labels(kind="classes", names=("negative", "neutral", "positive")))
 
 
 class SentimentTask:
@@ -35,6 +43,8 @@ class SentimentTask:
         self.manifest: Manifest = self.train.manifest
         if self.manifest.task != "sentiment":
             raise ConfigError(f"{run.data} holds {self.manifest.task} data, but recipe {run.recipe!r} is for sentiment")
+        if run.classes == "sign":
+            self.manifest = by_sign(self.manifest)
         self.data: DataSpec = sentiment_spec(self.manifest, Path(run.data) if "://" not in run.data else None)
         self._waited = 0.0
         if run.select not in self._score_names():
@@ -82,7 +92,10 @@ class SentimentTask:
         self.train.consumed()
 
     def _prepare(self, part: Any, split: str, epoch: int) -> Utterances:
-        return hide(utterances(part), self.run.missing, split=split, epoch=epoch)
+        batch = utterances(part)
+        if self.run.classes == "sign":
+            batch = replace(batch, label=batch.label.sign() + 1)  # 0, 1, 2
+        return hide(batch, self.run.missing, split=split, epoch=epoch)
 
     @torch.no_grad()
     def predict(self, model: Model, split: str, device: torch.device) -> Predictions:

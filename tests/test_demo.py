@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from runs import scores, train
+from runs import losses, scores, train
 
 pytestmark = pytest.mark.slow
 
@@ -43,7 +43,11 @@ def test_one_modality_alone_is_worse(modality: str, demo: dict[str, float], demo
     assert alone["MAE"] > demo["MAE"]
 
 
-def test_two_processes_give_the_scores_of_one(demo: dict[str, float], demo_shards: Path, tmp_path: Path):
-    done = train("hscl/demo", f"data={demo_shards}", f"run_dir={tmp_path / 'run'}", processes=2)
-    assert done.returncode == 0, done.stderr
-    assert scores(tmp_path / "run")["test"] == pytest.approx(demo, abs=5e-4)
+def test_two_processes_give_the_scores_of_one(demo_shards: Path, tmp_path: Path):
+    """Three epochs: what differs is the order of float32 sums, which training amplifies without end."""
+    for processes in (1, 2):
+        run_dir = tmp_path / str(processes)
+        done = train("hscl/demo", f"data={demo_shards}", f"run_dir={run_dir}", "epochs=3", processes=processes)
+        assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=1e-4)
+    assert scores(tmp_path / "2")["test"] == pytest.approx(scores(tmp_path / "1")["test"], abs=5e-4)

@@ -1,0 +1,78 @@
+"""TATE (Zeng et al., SIGIR 2022): whole modalities missing. A teacher on complete data comes first, in one command:
+
+deepspeed launch/teach.py tate/mosi data=shards/mosi run_dir=runs/tate
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from core.encoders.text import TextConfig
+from core.models.tate import TATE
+from data_shards.missing import Missing
+from launch.config import Group, Optim, Run
+from launch.recipes import hscl
+
+
+def mosi() -> Run:
+    """TATE on MOSI as three classes (negative, neutral, positive), a fifth of the samples without a modality or two.
+
+    deepspeed launch/train.py tate/mosi data=shards/mosi
+    """
+    return Run(
+        model="tate",
+        options=TATE.Config(text=TextConfig(source="bert-base-uncased", frozen=True)),
+        optim=Optim(algorithm="adam", groups={"main": Group(1e-3)}),
+        missing=Missing(protocol="modality", rate=0.2),
+        batch_size=32,
+        epochs=15,
+        patience=0,
+        classes="sign",
+        metrics="classes",
+        select="macro_F1",
+        goal="max",
+    )
+
+
+def classes() -> Run:
+    """TATE on labels that are classes: a table (docs/data.md) with a column ``class``.
+
+    deepspeed launch/train.py tate/classes data=shards/mine
+    """
+    return replace(mosi(), classes="given")
+
+
+def mosi_utterance() -> Run:
+    """TATE on the scores of MOSI with utterance-level sound and video; rates for the reason that HSCL's recipe gives.
+
+    deepspeed launch/train.py tate/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
+    """
+    base = hscl.mosi_utterance()
+    options = TATE.Config(text=TextConfig(source="bert-base-uncased"))
+    groups = {"text": Group(1e-4, 0.01), "main": Group(1e-4, 0.01)}
+    return replace(base, model="tate", options=options, optim=replace(base.optim, groups=groups))
+
+
+def demo() -> Run:
+    """TATE on the scores of the generated data of ``python -m data_shards.synthetic``, nothing missing.
+
+    deepspeed launch/train.py tate/demo data=demo/shards missing.rate=0.5
+    """
+    return Run(
+        model="tate",
+        options=TATE.Config(width=60, text=TextConfig(source="small")),
+        optim=Optim(groups={"main": Group(2e-3, 1e-3)}, clip=1.0, schedule="cosine", warmup=0.05),
+        missing=Missing(protocol="modality"),
+        batch_size=32,
+        epochs=15,
+        patience=5,
+    )
+
+
+RECIPES: dict[str, Callable[[], Run]] = {
+    "mosi": mosi,
+    "classes": classes,
+    "mosi_utterance": mosi_utterance,
+    "demo": demo,
+}
