@@ -26,11 +26,10 @@ def alignment_scores(left: Tensor, right: Tensor, csls: int = 3) -> dict[str, fl
 
     Names: ``Hits@1`` is left to right, ``r2l/`` right to left, ``csls/`` with CSLS of ``csls`` neighbours (0: without).
     """
-    plain, hubs = pair_ranks(left, right), pair_ranks(left, right, csls) if csls else None
     scores: dict[str, float] = {}
-    for prefix, ranks in (("", plain), ("csls/", hubs)):
-        for direction, found in zip(("", "r2l/"), ranks or (), strict=False):
-            scores |= {f"{prefix}{direction}{name}": value for name, value in summary(found).items()}
+    for direction, found in zip(("", "r2l/"), _all_ranks(left, right, csls), strict=True):
+        for prefix, ranks in zip(("", "csls/"), found, strict=False):
+            scores |= {f"{prefix}{direction}{name}": value for name, value in summary(ranks).items()}
     return scores
 
 
@@ -46,9 +45,16 @@ def pair_ranks(left: Tensor, right: Tensor, csls: int = 0) -> tuple[np.ndarray, 
     Raises:
         ValueError: no pairs, sides of unequal shape, or a value that is not finite.
     """
+    left_to_right, right_to_left = _all_ranks(left, right, csls)
+    return left_to_right[-1], right_to_left[-1]
+
+
+def _all_ranks(left: Tensor, right: Tensor, csls: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Per direction the plain ranks, and after them those with CSLS if ``csls`` is not 0."""
     if left.shape != right.shape or len(left) == 0:
-        raise ValueError(f"ranking needs as many left as right rows, at least one; got {tuple(left.shape)} and "
-                         f"{tuple(right.shape)}")  # fmt: skip
+        raise ValueError(
+            f"ranking needs as many left as right rows, at least one; got {tuple(left.shape)} and {tuple(right.shape)}"
+        )
     for name, side in (("left", left), ("right", right)):
         if not bool(side.isfinite().all()):
             row = int((~side.isfinite().all(1)).nonzero()[0])
@@ -77,18 +83,26 @@ class Candidates:
             self.count = torch.ones(len(rows), device=rows.device, dtype=rows.dtype)
 
 
-def _ranks(queries: Tensor, candidates: Candidates, hubs: Tensor | None) -> np.ndarray:
-    """(L,) rank of candidate i for query i. ``hubs`` (L,) are the CSLS means of the candidates."""
+def _ranks(queries: Tensor, candidates: Candidates, hubs: Tensor | None) -> list[np.ndarray]:
+    """(L,) rank of candidate i for query i: plain, and with CSLS where ``hubs``, its (L,) means of the candidates, are
+    given."""
     # the CSLS mean of the query itself shifts its whole row, so it cannot change a rank
     hub = None if hubs is None else _distinct(hubs, candidates)
-    ranks = torch.empty(len(queries), dtype=torch.float64)
+    ranks = [torch.empty(len(queries), dtype=torch.float64) for _ in range(1 if hub is None else 2)]
     for rows, tile in tiles(queries, candidates.rows):
-        scores = tile if hub is None else tile.mul_(4).sub_(hub)
-        gold = scores.gather(1, candidates.place[rows].unsqueeze(1))  # (rows, 1)
-        above = (scores > gold).to(scores.dtype) @ candidates.count
-        ties = (scores == gold).to(scores.dtype) @ candidates.count  # the gold one included
-        ranks[rows] = (1 + above.double() + (ties.double() - 1) / 2).cpu()
-    return ranks.numpy()
+        gold = candidates.place[rows].unsqueeze(1)
+        ranks[0][rows] = _ranks_in(tile, gold, candidates.count)
+        if hub is not None:
+            ranks[1][rows] = _ranks_in(tile.mul_(4).sub_(hub), gold, candidates.count)
+    return [found.numpy() for found in ranks]
+
+
+def _ranks_in(scores: Tensor, gold: Tensor, count: Tensor) -> Tensor:
+    """Ranks of the (rows, 1) gold columns in (rows, U) scores, where column u stands for ``count[u]`` candidates."""
+    best = scores.gather(1, gold)
+    above = (scores > best).to(scores.dtype) @ count
+    ties = (scores == best).to(scores.dtype) @ count  # the gold one included
+    return (1 + above.double() + (ties.double() - 1) / 2).cpu()
 
 
 def _distinct(values: Tensor, candidates: Candidates) -> Tensor:
