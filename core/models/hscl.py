@@ -54,6 +54,7 @@ class HSCL(Model[Utterances, Output]):
         audio_heads: int = 0  # 0: the most up to 5 that divide the width into heads of 4 or more
         vision_heads: int = 0
         fusion_heads: int = 12  # at most; the largest number up to it that divides the text's width
+        fusion_gain: float = 1.0  # at the start, of what text takes from sound and video; near 0 the text begins alone
         projection: int = 128
         hidden: int = 128  # of the predictor
         dropout: float = 0.1
@@ -107,6 +108,9 @@ class HSCL(Model[Utterances, Output]):
         own = [module for name, module in self.named_children() if name != "text"]
         for parameter in (p for module in own for p in module.parameters() if p.ndim > 1):
             nn.init.xavier_normal_(parameter)
+        for fusion in self.fuse.values():
+            if isinstance(fusion, Fusion):
+                nn.init.xavier_normal_(fusion.other.out.weight, gain=config.fusion_gain)
         if config.contrast == "supcr":
             self.draw: nn.Module = SupCR(
                 config.temperature,

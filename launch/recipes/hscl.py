@@ -72,13 +72,15 @@ def mosi_utterance() -> Run:
     """HSCL on MOSI with utterance-level sound and video (split of the bc-LSTM authors) and transcripts.
 
     The video features were extracted by networks trained on the labels of the train videos: in training they promise
-    what they do not hold on test videos. So all that reads them learns ten times slower than the text encoder.
+    what they do not hold on test videos. So the text begins alone, and all that reads them learns ten times slower
+    than the text encoder.
 
     deepspeed launch/train.py hscl/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
     """
     base = mosi()
     return replace(
         base,
+        options=replace(base.options, fusion_gain=0.01),
         optim=Optim(
             groups={"text": Group(lr=1e-4, weight_decay=0.01), "main": Group(lr=1e-5, weight_decay=0.01)},
             clip=1.0,
