@@ -110,7 +110,7 @@ class HSCL(Model[Utterances, Output]):
             nn.init.xavier_normal_(parameter)
         for fusion in self.fuse.values():
             if isinstance(fusion, Fusion):
-                nn.init.xavier_normal_(fusion.other.out.weight, gain=config.fusion_gain)
+                nn.init.xavier_normal_(fusion.other.out.get_parameter("weight"), gain=config.fusion_gain)
         if config.contrast == "supcr":
             self.draw: nn.Module = SupCR(
                 config.temperature,
