@@ -42,6 +42,7 @@ def cluster(search: Search) -> Iterator[Capacity]:
         RAY_USAGE_STATS_ENABLED="0",
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="1",  # a trial without GPUs sees none
         RAY_DEDUP_LOGS="0",
+        RAY_worker_niceness="0",  # trials are what the machine is for
         RAY_AIR_NEW_OUTPUT="0",  # tune.progress says what happens
         TUNE_GLOBAL_CHECKPOINT_S="15",  # copies what TensorBoard reads into the search's folder
         TUNE_DISABLE_STRICT_METRIC_CHECKING="1",

@@ -25,7 +25,7 @@ RESULTS = "CONCORD_RESULTS"  # for rank 0: descriptor of the pipe for results
 LISTENER = "CONCORD_LISTENER"  # for rank 0: descriptor of a socket that listens on MASTER_PORT
 GRACE = 10.0  # seconds in which a process may leave by itself
 # what a surrounding launcher or Ray has set must not reach the trial, whose processes are a world of their own
-FOREIGN = ("RAY_", "TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_", "OMPI_", "PMI_", "PMIX_", "TUNE_", "DLTS_")
+FOREIGN = ("RAY_", "TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_", "OMPI_", "PMI_", "PMIX_", "TUNE_")
 OWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE")
 
 

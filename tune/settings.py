@@ -144,6 +144,8 @@ def _build(tree: dict[str, Any]) -> Search:
         return TypeAdapter(Search).validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
+        if "error" in first.get("ctx", {}):  # what __post_init__ said
+            raise ConfigError(str(first["ctx"]["error"])) from None
         raise ConfigError(f"{first['loc'][0]}={first['input']}: {first['msg']}") from None
 
 
