@@ -33,6 +33,7 @@ class Output(Sentiment):
     tag: Tensor  # (B, 4)
     mask: Tensor  # (B, L) bool, True at tokens that exist, also where the frame was dropped
     teacher: Tensor | None  # (B, L, width + 4), what the teacher makes of the complete data
+    squares: Tensor  # (), squared norm of the last layer
 
 
 class TATE(Model[Utterances, Output]):
@@ -87,7 +88,7 @@ class TATE(Model[Utterances, Output]):
         self.decoder = Block(wide, config.heads, config.dropout) if config.backward else None
         self.pool = Pool(wide)
         self.narrow = nn.Linear(wide, d, bias=False)
-        self.answer = nn.Linear(d, data.num_classes or 1)
+        self.answer = Answer(d, data.num_classes or 1)
         own = [module for name, module in self.named_children() if name != "text"]
         for parameter in (p for module in own for p in module.parameters() if p.ndim > 1):
             nn.init.xavier_uniform_(parameter)
@@ -98,7 +99,7 @@ class TATE(Model[Utterances, Output]):
         joint = torch.cat([tokens, tag[:, None].expand(-1, tokens.shape[1], -1)], dim=2) * mask[..., None]
         hidden = self.joint(joint, mask)
         pooled = self.pool(hidden, mask)
-        answer = self.answer(self.narrow(pooled)).float()  # (B, classes or 1)
+        answer, squares = self.answer(self.narrow(pooled))  # (B, classes or 1)
         return Output(
             score=answer.squeeze(1) if self.data.num_classes == 0 else answer,
             joint=joint,
@@ -108,6 +109,7 @@ class TATE(Model[Utterances, Output]):
             tag=tag,
             mask=mask,
             teacher=self._shown(batch, hidden) if self.training and self.config.teacher else None,
+            squares=squares,
         )
 
     def _tokens(self, batch: Utterances) -> tuple[Tensor, Tensor, Tensor]:
@@ -183,8 +185,7 @@ class TATE(Model[Utterances, Output]):
             recovered = (output.tag - output.pooled[:, -TAG:].float().sigmoid()).abs().mean(1)  # (B,)
             losses["tag"] = config.tag * batch.mean(recovered)
         if config.norm:
-            squares = self.answer.weight.square().sum() + self.answer.bias.square().sum()
-            losses["norm"] = config.norm * 0.5 * squares * batch.mean(torch.ones_like(batch.weight))
+            losses["norm"] = config.norm * 0.5 * output.squares * batch.mean(torch.ones_like(batch.weight))
         return losses
 
     def _apart(self, left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
@@ -230,6 +231,14 @@ class Pool(nn.Module):
         some = mask.any(1, keepdim=True)
         share = score.masked_fill(~mask & some, float("-inf")).softmax(1) * mask
         return (share[..., None] * x).sum(1)
+
+
+class Answer(nn.Linear):
+    """The last layer, which also tells its squared norm: only in its own forward are its weights sure to be there."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """(B, out) answers, float32, and the squared norm of weights and biases, a scalar."""
+        return super().forward(x).float(), self.weight.square().sum() + self.bias.square().sum()
 
 
 def load_teacher(folder: Path, data: DataSpec) -> TATE:
