@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from core.batch import Utterances
+from core.dropout import number_dropouts, sample_masks
 from core.model import DataSpec, Model
 from core.models import MODELS
 
@@ -294,6 +295,23 @@ def test_a_batch_in_two_parts_is_the_same_batch(name: str, spec: DataSpec, make_
     model = warm(name, spec, batch)
     found = gradients(model, [rows(batch, slice(0, 5)), rows(batch, slice(5, 8))])
     _assert_same(found, gradients(model, [batch]))
+
+
+def test_dropout_does_not_depend_on_how_a_batch_is_split(
+    name: str, spec: DataSpec, make_utterances: MakeUtterances
+) -> None:
+    """Also where attention, text encoders and recurrent layers drop."""
+    batch = dropped(make_utterances())
+    model = number_dropouts(build(name, spec)).train()
+
+    def score(part: Utterances) -> Tensor:
+        with sample_masks(seed=7, step=3, index=part.index):
+            return model(part).score
+
+    whole = score(batch)
+    torch.testing.assert_close(torch.cat([score(rows(batch, slice(0, 5))), score(rows(batch, slice(5, 8)))]), whole)
+    torch.testing.assert_close(score(padded(batch, 3)), whole)
+    assert not torch.allclose(model.eval()(batch).score, whole)
 
 
 def _assert_same(found: tuple[dict, dict], wanted: tuple[dict, dict]) -> None:

@@ -96,6 +96,9 @@ class TATE(Model[Utterances, Output]):
 
     def forward(self, batch: Utterances) -> Output:
         tokens, mask, tag = self._tokens(batch)
+        # existing tokens first: a token's place, to which its dropout is tied, must not depend on the padding before it
+        order = (~mask).long().argsort(dim=1, stable=True)
+        tokens, mask = tokens.gather(1, order[..., None].expand_as(tokens)), mask.gather(1, order)
         joint = torch.cat([tokens, tag[:, None].expand(-1, tokens.shape[1], -1)], dim=2) * mask[..., None]
         hidden = self.joint(joint, mask)
         pooled = self.pool(hidden, mask)
