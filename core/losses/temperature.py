@@ -28,7 +28,7 @@ class FixedTemperature(nn.Module):
         super().__init__()
         self.value = value
 
-    def forward(self) -> float:
+    def __call__(self) -> float:  # past the hooks of ZeRO 3, which cannot look at a number
         return self.value
 
     def extra_repr(self) -> str:
