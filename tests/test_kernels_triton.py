@@ -22,7 +22,7 @@ PURPOSE = os.environ.get("KERNEL_TEST", "")
 interpreted = pytest.mark.skipif(PURPOSE != "interpret", reason="run in a process of its own")
 compiled = pytest.mark.skipif(PURPOSE != "compile", reason="run in a process of its own")
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes a program may have
-POINTERS = {"values": "*i64"} | dict.fromkeys(["row_high", "row_low", "high", "low"], "*fp16")
+POINTERS = {"values": "*fp64"} | dict.fromkeys(["row_high", "row_low", "high", "low"], "*fp16")
 POINTERS |= dict.fromkeys(["sums", "losses", "row_weights", "weights", "gradient"], "*fp32")
 POINTERS |= dict.fromkeys(
     ["own", "starts", "tile_begin", "tile_end", "tile_label", "splits", "row_groups", "groups", "counts"], "*i32"

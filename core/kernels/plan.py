@@ -12,12 +12,20 @@ from torch import Tensor
 class Labels:
     """The U distinct labels of all n rows."""
 
-    values: Tensor  # (U,) rising
+    values: Tensor  # (U,) float64, rising
     counts: Tensor  # (U,) int64, rows of each label
     groups: Tensor  # (n,) int64, each row's place in values
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @property
+    def apart(self) -> bool:
+        """Whether two labels on the same side of a third have different distances from it, rounding included."""
+        if len(self) < 2:
+            return True
+        smallest = 4 * torch.finfo(self.values.dtype).eps * (self.values[-1] - self.values[0])
+        return bool(self.values.diff().min() > smallest)
 
 
 @dataclass(frozen=True)
@@ -41,19 +49,19 @@ class Anchors:
 
 
 def distinct(labels: Tensor) -> Labels:
-    """The table of (n,) labels. Distances between labels are taken in their own type, so that ties stay ties.
+    """The table of (n,) labels, as float64, in which differences of float32 numbers or integers are all but exact.
 
     Raises:
-        ValueError: for a label that is not finite, naming its row.
+        ValueError: for a label that is not finite, naming its row, or an integer that float64 cannot hold.
     """
-    if labels.dtype in (torch.float16, torch.bfloat16):
-        labels = labels.float()
-    elif not labels.is_floating_point():
-        labels = labels.long()
-    if labels.is_floating_point() and not bool(labels.isfinite().all()):
-        row = int((~labels.isfinite()).nonzero()[0])
-        raise ValueError(f"label of row {row} is {float(labels[row])}; leave out rows without a label")
-    values, groups, counts = labels.unique(return_inverse=True, return_counts=True)
+    numbers = labels.double()
+    if labels.is_floating_point():
+        if not bool(labels.isfinite().all()):
+            row = int((~labels.isfinite()).nonzero()[0])
+            raise ValueError(f"label of row {row} is {float(labels[row])}; leave out rows without a label")
+    elif labels.numel() > 0 and float(numbers.abs().max()) >= 2**53:
+        raise ValueError(f"integer labels must be below 2**53, got {int(labels.abs().max())}")
+    values, groups, counts = numbers.unique(return_inverse=True, return_counts=True)
     return Labels(values, counts, groups)
 
 

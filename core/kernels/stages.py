@@ -52,16 +52,17 @@ def bucket_gradient(
 
 
 def strips(
-    rows: Tensor, own: Tensor, columns: Tensor, labels: Tensor, table: Labels, temperature: float, path: str
+    rows: Tensor, own: Tensor, columns: Tensor, table: Labels, temperature: float, path: str
 ) -> tuple[Tensor, Tensor]:
     """Sum of log denominators, (), and gradient of all columns times T n (n - 1), (n, D): anchors' whole rows in turn.
 
     Args:
-        rows: (m, D) anchors, each column own[i] of the (n, D) columns; labels: (n,).
+        rows: (m, D) anchors, each column own[i] of the (n, D) columns.
     """
     gradient = torch.zeros_like(columns)
     if path == "torch":
-        return supcr_torch.strips(rows, own, labels[own], columns, labels, temperature, gradient), gradient
+        labels = table.values[table.groups]
+        return supcr_torch.strips(rows, own, columns, labels, temperature, gradient), gradient
     by_columns, order = by_label(columns, table.groups, len(table))
     back = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))
     mine, my_order = by_label(rows, table.groups[own], len(table))

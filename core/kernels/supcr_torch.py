@@ -12,15 +12,14 @@ STRIP_ELEMENTS = 2**22
 
 
 def strips(
-    rows: Tensor, own: Tensor, row_labels: Tensor, columns: Tensor, labels: Tensor, temperature: float,
+    rows: Tensor, own: Tensor, columns: Tensor, labels: Tensor, temperature: float,
     gradient: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """Sum of log denominators over all pairs of an anchor, ().
 
     Args:
         rows: (m, D) anchors. own: (m,) int64, the column that each anchor is.
-        row_labels, labels: (m,) and (n,), compared by their absolute difference.
-        columns: (n, D) rows that the anchors are compared with.
+        columns: (n, D) rows that the anchors are compared with, and their labels: (n,) float64.
         gradient: (n, D); the gradient times T n (n - 1) is added to it, for anchors and candidates, if given.
     """
     total = rows.new_zeros((), dtype=torch.float64)
@@ -28,7 +27,7 @@ def strips(
     for begin in range(0, len(rows), height):
         strip, here = rows[begin : begin + height], own[begin : begin + height]
         similarity = strip @ columns.T / temperature  # (h, n)
-        order, last, nearest = _order(row_labels[begin : begin + height], labels)  # (h, n) each
+        order, last, nearest = _order(labels[here], labels)  # (h, n) each
         similarity.scatter_(1, here[:, None], float("-inf"))
         denominator = similarity.gather(1, order).logcumsumexp(1).gather(1, last)  # log D by falling distance
         itself = order == here[:, None]

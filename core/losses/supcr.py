@@ -87,14 +87,14 @@ def supcr(features: Tensor, labels: Tensor, temperature: float, *, denominator: 
 
     Args:
         features: (n, D) rows, taken as they are; s is their dot product over the temperature.
-        labels: (n,) numbers or (n, K) vectors, compared by the sum of absolute differences.
+        labels: (n,) numbers or (n, K) vectors, compared in float64 by the sum of absolute differences.
         denominator: "jk" for the formula of HSCL's published code, see ``SupCR``.
     """
     n = len(features)
     if n < 2:
         return features.sum() * 0.0
     similarity = features @ features.T / temperature  # (n, n)
-    column = labels.reshape(n, -1)
+    column = labels.reshape(n, -1).double()
     distance = (column[:, None] - column[None]).abs().sum(-1)  # (n, n)
     self_pair = torch.eye(n, dtype=torch.bool, device=features.device)
     candidate = (distance[:, None, :] >= distance[:, :, None]) & ~self_pair[:, None, :]  # (n, n, n): i, j, k

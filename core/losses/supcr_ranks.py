@@ -8,7 +8,6 @@ labels than buckets are good for, ranks compute gradients for all rows and sum t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -70,11 +69,13 @@ def _local_parts(
     rows = features.detach().to(stages.working_type(features, exponent, total))
     table = distinct(labels)
     mine, order = by_label(rows, table.groups[begin : begin + len(rows)], len(table))
-    path = stages.choose_path(rows, exponent, total, len(table), alone=False)
+    path = "torch"
+    if table.apart:
+        path = stages.choose_path(rows, exponent, total, len(table), alone=False)
     if ring and path == "torch":
         raise ValueError(
-            f"SupCR cannot pass rows round a ring at temperature {temperature:g} with rows up to "
-            f"{(exponent * temperature / math.log2(math.e)) ** 0.5:g} long on {rows.device.type}; use ring=False"
+            f"SupCR cannot pass rows round a ring with exponents up to {exponent:g} of two, at temperature "
+            f"{temperature:g} on {rows.device.type}, or with labels next to equal; use ring=False"
         )
     if path in ("buckets", "triton") or ring:
         log_sum, sorted_gradient = _by_buckets(mine, table, sizes, temperature, ring)
@@ -82,7 +83,7 @@ def _local_parts(
     else:
         everything = distributed.gather_rows(rows, sizes)
         own = begin + torch.arange(len(rows), device=rows.device)
-        log_sum, whole = stages.strips(rows, own, everything, labels, table, temperature, path)
+        log_sum, whole = stages.strips(rows, own, everything, table, temperature, path)
         gradient = distributed.all_reduce_sum(whole)[begin : begin + len(rows)]
     products = rows.double() @ distributed.all_reduce_sum(rows.double().sum(0)) - rows.double().square().sum(1)
     return log_sum - products.sum() / temperature, gradient
