@@ -55,8 +55,8 @@ class AlignmentTask:
         self.graphs: Graphs = self._load(views)
         self.data: DataSpec = self.graphs.spec()
         self.given = self.graphs.links["train"] if self.options.seeds == "links" else self._seeds(self.options.seeds)
-        none = self.given.new_empty(0, 2)
-        self.proposed, self.candidates = none, none  # links in use beside the given ones, and those on probation
+        self.proposed = self.given.new_empty(0, 2)  # links in use beside the given ones
+        self.candidates: Tensor | None = None  # those on probation; None: no probation is under way
         self._begun = -1  # the last epoch that ``begin_epoch`` has seen
         self._position = self._following = (0, 0)  # epoch, steps of it that are done; and once the one at hand is
         self._identity = hashlib.sha256(self.graphs.manifest.to_json().encode()).hexdigest()
@@ -103,12 +103,13 @@ class AlignmentTask:
         if not options.iterate_from or epoch <= options.iterate_from or epoch % options.propose_every:
             return
         found = self._propose(model)
-        if len(self.candidates) and epoch % options.restart_every != options.propose_every % options.restart_every:
+        restart = epoch % options.restart_every == options.propose_every % options.restart_every
+        if self.candidates is not None and not restart:
             found = found[_contains(self.candidates, found, self.graphs.num_entities)]
         self.candidates = found
         if epoch % options.commit_every == 0:
             self.proposed = torch.cat([self.proposed, found])
-            self.candidates = found[:0]
+            self.candidates = None
 
     def _propose(self, model: Model) -> Tensor:
         """(M, 2) mutual nearest neighbours among all entities that no training link holds; the same on every rank."""
@@ -221,7 +222,7 @@ class AlignmentTask:
             "position": list(self._position),
             "begun": self._begun,
             "proposed": self.proposed.tolist(),
-            "candidates": self.candidates.tolist(),
+            "candidates": None if self.candidates is None else self.candidates.tolist(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -231,10 +232,11 @@ class AlignmentTask:
                 raise DataError(f"the saved position belongs to another {key} ({state[key]!r}, not {now[key]!r})")
         self._position = self._following = tuple(state["position"])
         self._begun = state["begun"]
-        self.proposed, self.candidates = (
-            torch.tensor(state[key], dtype=torch.int64, device=self.device).reshape(-1, 2)
-            for key in ("proposed", "candidates")
-        )
+        self.proposed = self._pairs_of(state["proposed"])
+        self.candidates = None if state["candidates"] is None else self._pairs_of(state["candidates"])
+
+    def _pairs_of(self, pairs: list[list[int]]) -> Tensor:
+        return torch.tensor(pairs, dtype=torch.int64, device=self.device).reshape(-1, 2)
 
 
 def greedy_pairs(left: Tensor, right: Tensor, wanted: int) -> Tensor:

@@ -72,7 +72,7 @@ class Run:
     epochs: int = 20
     patience: int = 8  # epochs without a better validation score before stopping; 0: never
     seed: int = 1111
-    metrics: Literal["mosi", "sims", "phq", "classes", "alignment"] = "mosi"
+    metrics: Literal["mosi", "sims", "phq", "mmmo", "classes", "alignment"] = "mosi"
     classes: Literal["given", "sign"] = "given"  # sign: scores become the classes negative, neutral and positive
     select: str = "MAE"  # validation score that picks the best epoch
     goal: Literal["min", "max"] = "min"

@@ -82,7 +82,7 @@ def _draw_losses(run_dir: Path, events: dict[str, list[dict[str, Any]]]) -> tupl
         left.plot(epochs, [event[name] for event in events["epoch"]], label=name.removeprefix("loss_"), marker=marker)
     left.set(xlabel="epoch", ylabel="training loss", title="Losses by name")
     left.legend(frameon=False)
-    named = [name for name in ("MAE", "Corr", "accuracy", "macro_F1", "MRR", "Hits@1") if name in events["epoch"][0]]
+    named = [name for name in ("MAE", "Corr", "Accuracy", "Macro_F1", "MRR", "Hits@1") if name in events["epoch"][0]]
     for name in named[:2]:
         right.plot(epochs, [event[name] for event in events["epoch"]], label=name, marker=marker)
     right.set(xlabel="epoch", ylabel="validation score", title="Validation")

@@ -17,6 +17,7 @@ from core.metrics.sentiment import collapsed
 from core.metrics.sentiment import scores as sentiment_scores
 from core.model import DataSpec, Model
 from data_shards.missing import hide
+from data_shards.reader import Arrays
 from data_shards.schema import DataError, Labels, Manifest
 from data_shards.stream import Stream
 from data_shards.utterances import utterances
@@ -97,6 +98,10 @@ class SentimentTask:
             batch = replace(batch, label=batch.label.sign() + 1)  # 0, 1, 2
         return hide(batch, self.run.missing, split=split, epoch=epoch)
 
+    def part_arrays(self, split: str) -> Iterator[list[Arrays]]:
+        """This rank's parts of a split in file order, as they come from the shards."""
+        return self._stream(split, shuffle=False).epoch(0)
+
     @torch.no_grad()
     def predict(self, model: Model, split: str, device: torch.device) -> Predictions:
         """The model's scores of all samples of ``split``; every rank gets all of them."""
@@ -107,7 +112,7 @@ class SentimentTask:
         model.eval()
         index, prediction, label = [], [], []
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.run.precision)
-        for (part,) in self._stream(split, shuffle=False).epoch(0):
+        for (part,) in self.part_arrays(split):
             batch = self._prepare(part, split, 0).to(device)
             with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
                 score = model(batch).score.float()
@@ -122,7 +127,7 @@ class SentimentTask:
 
     def score(self, said: Predictions) -> dict[str, float]:
         if self.run.metrics == "classes":
-            return class_scores(said.prediction.argmax(-1), said.label.astype(np.int64))
+            return class_scores(said.prediction, said.label)
         return sentiment_scores(said.prediction, said.label, self.run.metrics)
 
     def evaluate(self, model: Model, split: str, device: torch.device) -> dict[str, float]:

@@ -181,7 +181,7 @@ def resume(run: Run, model: Any, task: Any, checkpoints: Checkpoints, log: RunLo
 def _line(scores: dict[str, float], run: Run) -> str:
     """One epoch in one line: the loss, what selection goes by, and how fast it went."""
     loss = sum(value for name, value in scores.items() if name.startswith("loss_"))
-    others = [name for name in ("MAE", "Corr", "accuracy", "macro_F1", "Hits@1", "MRR") if name in scores]
+    others = [name for name in ("MAE", "Corr", "Accuracy", "Macro_F1", "Hits@1", "MRR") if name in scores]
     shown = list(dict.fromkeys([run.select, *others]))[:3]
     numbers = "  ".join(f"{name} {scores[name]:.4f}" for name in shown if name in scores)
     return (

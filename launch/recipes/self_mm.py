@@ -106,7 +106,7 @@ def mmmo() -> Run:
     deepspeed launch/train.py self_mm/mmmo data=shards/mmmo
     """
     return replace(
-        demo(), options=SelfMM.Config(text=TextConfig(source="small", width=32)), metrics="phq", epochs=20, patience=6
+        demo(), options=SelfMM.Config(text=TextConfig(source="small", width=32)), metrics="mmmo", epochs=20, patience=6
     )
 
 

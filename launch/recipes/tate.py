@@ -30,7 +30,7 @@ def mosi() -> Run:
         patience=0,
         classes="sign",
         metrics="classes",
-        select="macro_F1",
+        select="Macro_F1",
         goal="max",
     )
 

@@ -1,0 +1,123 @@
+"""A finished run as a folder that needs no DeepSpeed: ``python -m launch.export RUN --out DIR [data=DIR]``.
+
+The folder has the layout of a model hub; ``core.bundle.load`` reads it. It holds the best epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core import bundle
+from data_shards.schema import DataError, Manifest
+from launch.config import ConfigError, Run, override
+from launch.evaluate import read_run
+from launch.provenance import provenance
+from launch.report import best_model
+from launch.task import Task
+from launch.tasks import build_task
+
+
+def export(run_dir: Path, out: Path, changes: list[str]) -> None:
+    """Write the best epoch of ``run_dir`` to the new folder ``out``."""
+    run = override(read_run(run_dir), changes)
+    task = build_task(run)
+    model, progress = best_model(run, run_dir, task, torch.device("cpu"))
+    scores = _scores(run_dir)
+    about = {
+        "recipe": run.recipe,
+        "schema": _schema(task),
+        "metrics": run.metrics,
+        "scores": scores,
+        "epoch": progress.best_epoch + 1,
+        "packages": provenance()["packages"],
+    }
+    bundle.save(out, run.model, run.options, model, task.data, _card(run, out, task, scores), about)
+
+
+def _scores(run_dir: Path) -> dict[str, dict[str, float]]:
+    path = run_dir / "scores.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _manifest(task: Any) -> Manifest:
+    found: Manifest = task.graphs.manifest if task.data.task == "alignment" else task.manifest
+    return found
+
+
+def _schema(task: Task) -> dict[str, Any]:
+    """What the data must look like, in the words of the manifest they were trained from."""
+    manifest = _manifest(task)
+    return {
+        "dataset": manifest.name,
+        "synthetic": manifest.synthetic,
+        "fields": {name: asdict(field) for name, field in manifest.fields.items()},
+        "labels": asdict(manifest.labels) if manifest.task == "sentiment" else None,
+        "tokenizer": manifest.tokenizer,
+        "moments": manifest.moments,
+    }
+
+
+def _card(run: Run, out: Path, task: Task, scores: dict[str, dict[str, float]]) -> str:
+    manifest = _manifest(task)
+    names = list(scores.get("test", {}))
+    table = ["| split | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"] if names else []
+    for split, values in scores.items() if names else ():
+        table.append(f"| {split} | " + " | ".join(f"{values[name]:.4f}" for name in names) + " |")
+    inputs = ", ".join(
+        f"{name} ({width} wide)" if width else f"{name} (token ids)" for name, width in task.data.features.items()
+    )
+    synthetic = ["> Trained on synthetic data: it shows the software, and says nothing about people.", ""]
+    return "\n".join(
+        [
+            "---",
+            "library_name: concord",
+            f"tags: [{task.data.task}, multimodal, {run.model}]",
+            "---",
+            "",
+            f"# {run.model} on {manifest.name}",
+            "",
+            *(synthetic if manifest.synthetic else []),
+            f"Trained by recipe `{run.recipe}`, seed {run.seed}; the epoch with the best validation {run.select}.",
+            "",
+            *table,
+            "",
+            f"Inputs: {inputs}. `config.json` holds the options, the scaling of the features, the range of the labels "
+            "and the tokenizer; `model.safetensors` the weights.",
+            "",
+            "```python",
+            "from core.bundle import load",
+            "",
+            f'model, data = load("{out.name}")',
+            "```",
+            "",
+            "Scores are of one run. Sentiment annotations reflect their annotators; do not use the model to judge "
+            "individual people.",
+            "",
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m launch.export", description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
+    parser.add_argument("changes", nargs="*", metavar="key=value", help="for example data=DIR, if the data moved")
+    words = parser.parse_args(arguments)
+    try:
+        export(words.run, words.out, words.changes)
+    except (ConfigError, DataError, ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f'{words.out} holds the model; load it with: from core.bundle import load; load("{words.out}")')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
