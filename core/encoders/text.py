@@ -34,6 +34,7 @@ def _attention(
     return attend(query, key, value, attention_mask, own, scaling).transpose(1, 2).contiguous(), None
 
 
+_NO_WEIGHTS = "weights_are_elsewhere"  # in the config.json of such a folder
 _ATTENTION = "module_dropout"
 AttentionInterface.register(_ATTENTION, _attention)
 AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
@@ -143,6 +144,10 @@ class TextEncoder(nn.Module):
             self.backbone.eval()
         return self
 
+    def architecture(self) -> dict[str, Any] | None:
+        """Of a pretrained encoder, for a folder that serves as ``source`` where all its weights are loaded anyway."""
+        return {**self.backbone.config.to_dict(), _NO_WEIGHTS: True} if self.pretrained else None
+
     def trained(self) -> list[nn.Parameter]:
         """Parameters of a pretrained encoder, which want a learning rate of their own; none of a small one."""
         return [p for p in self.parameters() if p.requires_grad] if self.pretrained else []
@@ -192,6 +197,8 @@ def _pretrained(source: str, data: DataSpec) -> Any:
         places -= int(settings.pad_token_id) + 1  # they count positions from behind the padding id
     if places and longest > places:
         raise ValueError(f"the data has sentences of {longest} tokens, text.source={source} takes at most {places}")
+    if getattr(settings, _NO_WEIGHTS, False):
+        return _without_pooler(AutoModel.from_config(settings, attn_implementation=_ATTENTION, dtype=torch.float32))
     return _without_pooler(AutoModel.from_pretrained(source, attn_implementation=_ATTENTION, dtype=torch.float32))
 
 

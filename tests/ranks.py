@@ -1,0 +1,102 @@
+"""Real ranks for the tests: processes forked from one that has imported everything, so that starting them is cheap.
+
+A rank runs a function of this file (or another importable one) and returns what the function returns.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import multiprocessing
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+_PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+os.environ["PATH"] = _PATH  # ninja, which DeepSpeed asks for when it loads its operator
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["deepspeed", "launch.train", "launch.sentiment", "launch.alignment"])
+
+
+class Ranks:
+    """Processes 0 to ``ranks - 1`` running ``function(*arguments)``; use as a context manager."""
+
+    def __init__(self, ranks: int, folder: Path, function: Callable[..., Any], *arguments: Any):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.processes = [
+            _CONTEXT.Process(target=_run, args=(rank, ranks, port, folder, function, arguments))
+            for rank in range(ranks)
+        ]
+
+    def __enter__(self) -> Ranks:
+        for process in self.processes:
+            process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            if process.is_alive():
+                process.kill()
+            process.join()
+
+    def codes(self, timeout: float = 120) -> list[int | None]:
+        """Exit codes, once all have ended."""
+        for process in self.processes:
+            process.join(timeout)
+        return [process.exitcode for process in self.processes]
+
+    def output(self, rank: int) -> str:
+        """What a rank wrote to its standard error."""
+        return (self.folder / f"rank-{rank}.txt").read_text(encoding="utf-8")
+
+    def results(self) -> list[Any]:
+        """What the function gave on each rank."""
+        codes = self.codes()
+        assert codes == [0] * len(codes), "\n".join(self.output(rank)[-3000:] for rank in range(len(codes)))
+        return [json.loads((self.folder / f"rank-{rank}.json").read_text()) for rank in range(len(codes))]
+
+
+def run_ranks(ranks: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    with Ranks(ranks, folder, function, *arguments) as started:
+        return started.results()
+
+
+def _run(
+    rank: int, ranks: int, port: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]
+) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    output = (folder / f"rank-{rank}.txt").open("a", encoding="utf-8")
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    import torch
+
+    torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(35)
+    code = 0
+    try:
+        result = function(*arguments)
+        (folder / f"rank-{rank}.json").write_text(json.dumps(result))
+    except SystemExit as left:
+        code = int(left.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,123 @@
+"""Small runs for tests with several ranks: data, a run for any registered model, and functions that ranks execute."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core.batch import Batch
+from core.encoders.text import TextConfig
+from core.models import MODELS
+from launch.config import Group, Optim, Run
+
+SENTIMENT = [name for name, kind in MODELS.items() if kind.task == "sentiment"]
+ALIGNMENT = [name for name, kind in MODELS.items() if kind.task == "alignment"]
+
+
+def sentiment_data(folder: Path, samples: int = 120) -> Path:
+    """Shards of made-up clips with codebooks, as a user makes them."""
+    from data_shards.codebook import main as codebook
+    from data_shards.convert import main as convert
+    from data_shards.synthetic import main as synthetic
+
+    assert not synthetic([str(folder / "small.pkl"), "--samples", str(samples)])
+    assert not convert([str(folder / "small.pkl"), "--out", str(folder / "shards"), "--shard-size", "16"])
+    assert not codebook([str(folder / "shards"), "--clusters", "8"])
+    return folder / "shards"
+
+
+def alignment_data(folder: Path) -> Path:
+    """Shards of two small graphs."""
+    from folders import write_folder
+
+    from data_shards.convert import convert
+    from data_shards.entities import EntityOptions
+    from data_shards.source import Options
+
+    raw = write_folder(folder / "raw")
+    convert(raw, folder / "graphs", Options(entities=EntityOptions(train_ratio=0.5)), shard_size=32)
+    return folder / "graphs"
+
+
+def small_run(model: str, data: Path | str, **changes: Any) -> Run:
+    """A run of ``model`` with its default options, a tiny text encoder, and a rate of its own for every group."""
+    from launch.tasks import build_model, build_task
+
+    options = MODELS[model].Config()
+    if any(field.name == "text" for field in fields(options)):
+        options = replace(options, text=TextConfig(source="small", width=16, layers=1, heads=2))
+    graphs = MODELS[model].task == "alignment"
+    run = Run(
+        model=model,
+        recipe=f"{model}/small",
+        options=options,
+        data=str(data),
+        batch_size=10 if graphs else 13,  # no number of ranks but 1 divides it
+        eval_batch_size=16,
+        epochs=3,
+        select="MRR" if graphs else "MAE",
+        goal="max" if graphs else "min",
+        metrics="alignment" if graphs else "mosi",
+    )
+    names = build_model(run, build_task(run).data).param_groups()
+    groups = {name: Group(lr=1e-3 * (place + 1), weight_decay=0.01) for place, name in enumerate(names)}
+    return replace(run, **{"optim": Optim(groups=groups, clip=1.0, schedule="cosine", warmup=0.1), **changes})
+
+
+def without_second_half(parts: list[Batch], rank: int, ranks: int, modality: str) -> list[Batch]:
+    """The parts without ``modality`` in the second half of the global batch: with two ranks, all that rank 1 has."""
+    if ranks == 2 and rank == 0:
+        return parts
+    (part,) = parts
+    keep = torch.arange(len(part)) < (0 if ranks == 2 else (len(part) + 1) // 2)
+    mask = {**part.mask, modality: part.mask[modality] & keep[:, None]}  # type: ignore[attr-defined]
+    present = {**part.present, modality: part.present[modality] & keep[:, None]}  # type: ignore[attr-defined]
+    return [replace(part, mask=mask, present=present)]  # type: ignore[call-arg]
+
+
+def train_all(runs: list[Run], steps: int, absent: str = "") -> list[dict[str, Any]]:
+    """Train each run for ``steps`` on the ranks there are; losses, rates by group and validation scores.
+
+    Args:
+        absent: a modality that half of each global batch lacks.
+    """
+    from launch.engine import init_processes, shutdown_processes
+
+    init_processes()
+    results = [train_one(run, steps, absent) for run in runs]
+    shutdown_processes()
+    return results
+
+
+def train_one(run: Run, steps: int, absent: str = "") -> dict[str, Any]:
+    from core import distributed
+    from launch.engine import learning_rate_factor, set_learning_rates, start
+    from launch.health import Clock
+    from launch.progress import Progress
+    from launch.step import train_step
+    from launch.tasks import build_model, build_task
+
+    torch.manual_seed(run.seed)
+    task = build_task(run)
+    model = build_model(run, task.data)
+    engine = start(model, run)
+    progress, losses, norms, rates = Progress(), [], [], {}
+    for epoch in range(1000):
+        task.begin_epoch(epoch, model)
+        model.begin_epoch(epoch)
+        engine.train()
+        for parts in task.batches(epoch):
+            if absent:
+                parts = without_second_half(parts, distributed.rank(), distributed.world_size(), absent)
+            rates = set_learning_rates(engine, run, learning_rate_factor(run, progress.step, steps, epoch))
+            taken = train_step(engine, parts, progress, run, task, Path("."), Clock())
+            progress.step += 1
+            losses.append(sum(taken.losses.values()))
+            norms.append(taken.grad_norm)
+            if progress.step == steps:
+                scores = task.evaluate(model, "valid", engine.device)
+                return {"losses": losses, "norms": norms, "rates": rates, "scores": scores}
+    raise AssertionError("an epoch has no steps")
