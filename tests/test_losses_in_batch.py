@@ -140,3 +140,26 @@ def test_wrong_settings_are_refused_with_their_value():
         IAL(4.0, scale="sum")
     with pytest.raises(ValueError, match="left \\(2, 3\\) and right \\(3, 3\\)"):
         ICL(0.1)(torch.zeros(2, 3), torch.zeros(3, 3))
+
+
+@pytest.mark.parametrize("strip", [1, 10**6])
+@pytest.mark.parametrize("kind", ["icl", "icl log_mean", "ial", "supcon", "supcon without positives"])
+def test_linear_memory_gives_the_definition(kind, strip, monkeypatch):
+    monkeypatch.setattr("core.kernels.softmax.STRIP_ELEMENTS", strip)
+    found = {}
+    for fused in (False, True):
+        left, right, *joint = (part.clone().requires_grad_() for part in pairs())
+        if kind.startswith("icl"):
+            form = "log_mean" if "log" in kind else "half_sum"
+            loss = ICL(0.02, 0.3, form, learnable=True, fused=fused)
+            value = loss(left, right)
+        elif kind == "ial":
+            loss = IAL(0.3, learnable=True, fused=fused)
+            value = loss((left, right), (joint[0], joint[1]))
+        else:
+            loss = SupCon(0.2, learnable=True, fused=fused)
+            classes = torch.arange(8) if "without" in kind else torch.tensor([0, 1, 0, 2, 1, 0, 3, 1])
+            value = loss(torch.cat([left, right]), classes)
+        (1.7 * value).backward()
+        found[fused] = [value, left.grad, right.grad, *(parameter.grad for parameter in loss.parameters())]
+    torch.testing.assert_close(found[True], found[False], rtol=1e-6, atol=1e-12)

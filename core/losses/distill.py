@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from core import distributed
 from core.losses.gather import check_rows, gather_for_global_loss, taking_part
-from core.losses.info_nce import log_softmax_of_pairs, unit_rows
+from core.losses.in_batch import divergences_over_ranks, sum_over_ranks
+from core.losses.info_nce import at_temperature, log_softmax_of_pairs, unit_rows
 from core.losses.temperature import temperature_of
 
 Scale = Literal["mean", "released"]
@@ -24,13 +25,16 @@ class IAL(nn.Module):
         scale: "mean" is the mean KL of the paper. "released" is what the released code computes, 0.1 / (2 N) times
             that for N pairs, which leaves the loss next to no effect; for comparison only.
         learnable: the temperature becomes a parameter (its logarithm, shape [1]).
+        fused: compute it in linear memory; otherwise by the definition.
     """
 
-    def __init__(self, temperature: float, *, scale: Scale = "mean", learnable: bool = False) -> None:
+    def __init__(
+        self, temperature: float, *, scale: Scale = "mean", learnable: bool = False, fused: bool = True
+    ) -> None:
         super().__init__()
         if scale not in ("mean", "released"):
             raise ValueError(f"IAL scale must be 'mean' or 'released', got {scale!r}")
-        self.scale = scale
+        self.scale, self.fused = scale, fused
         self.temperature = temperature_of("IAL", temperature, learnable)
 
     def forward(
@@ -52,9 +56,18 @@ class IAL(nn.Module):
             raise ValueError(f"IAL needs as many joint as view rows, got {[len(side) for side in (*view, *joint)]}")
         rows = taking_part(weight, *view, *(side.detach() for side in joint))
         sizes = distributed.gather_sizes(len(rows[0]), rows[0].device)
-        left, right, joint_left, joint_right = (gather_for_global_loss(unit_rows(side), sizes) for side in rows)
-        loss = ial(left, right, joint_left, joint_right, self.temperature())
-        return loss if self.scale == "mean" else loss * (0.1 / (2 * max(len(left), 1)))
+        left, right, joint_left, joint_right = (unit_rows(side) for side in rows)
+        pairs, temperature = max(1, sum(sizes)), self.temperature()
+        if self.fused:
+            view_rows = at_temperature(torch.cat([left, right]), temperature)
+            joint_rows = at_temperature(torch.cat([joint_left, joint_right]), temperature).detach()
+            kl = divergences_over_ranks(view_rows, joint_rows, [2 * size for size in sizes])  # (2 B,)
+            loss = sum_over_ranks(kl.sum() / (2 * pairs))
+        else:
+            sides = (left, right, joint_left, joint_right)
+            left, right, joint_left, joint_right = (gather_for_global_loss(side, sizes) for side in sides)
+            loss = ial(left, right, joint_left, joint_right, temperature)
+        return loss if self.scale == "mean" else loss * (0.1 / (2 * pairs))
 
 
 def ial(left: Tensor, right: Tensor, joint_left: Tensor, joint_right: Tensor, temperature: Tensor | float) -> Tensor:
@@ -63,7 +76,7 @@ def ial(left: Tensor, right: Tensor, joint_left: Tensor, joint_right: Tensor, te
     For each row of the stacked pairs: KL(joint || view) of its softmax over all other rows. Mean over the 2N rows.
     """
     if len(left) == 0:
-        return (left.sum() + right.sum()) * 0.0
+        return ((left + right) / temperature).sum() * 0.0
     log_view = log_softmax_of_pairs(left, right, temperature)
     log_joint = log_softmax_of_pairs(joint_left, joint_right, temperature).detach()
     self_pair = torch.eye(len(log_view), dtype=torch.bool, device=left.device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from core import distributed
 from core.losses.gather import check_rows, gather_for_global_loss, taking_part
+from core.losses.in_batch import log_sums_over_ranks, sum_over_ranks
 from core.losses.temperature import temperature_of
 
 Form = Literal["half_sum", "log_mean"]
@@ -23,17 +25,24 @@ class ICL(nn.Module):
         form: "half_sum" averages the two directions' -log q (released code), "log_mean" is -log of the averaged q
             (the paper's formula, never the larger one).
         learnable: the temperature becomes a parameter (its logarithm, shape [1]).
+        fused: compute it in linear memory; otherwise by the definition.
     """
 
     def __init__(
-        self, temperature: float, alpha: float = 0.5, form: Form = "half_sum", *, learnable: bool = False
+        self,
+        temperature: float,
+        alpha: float = 0.5,
+        form: Form = "half_sum",
+        *,
+        learnable: bool = False,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         if not 0 <= alpha <= 1:
             raise ValueError(f"ICL needs alpha between 0 and 1, got {alpha}")
         if form not in ("half_sum", "log_mean"):
             raise ValueError(f"ICL form must be 'half_sum' or 'log_mean', got {form!r}")
-        self.alpha, self.form = alpha, form
+        self.alpha, self.form, self.fused = alpha, form, fused
         self.temperature = temperature_of("ICL", temperature, learnable)
 
     def forward(self, left: Tensor, right: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -47,8 +56,33 @@ class ICL(nn.Module):
             raise ValueError(f"ICL needs pairs, got left {tuple(left.shape)} and right {tuple(right.shape)}")
         left, right = taking_part(weight, left, right)
         sizes = distributed.gather_sizes(len(left), left.device)
-        left, right = (gather_for_global_loss(unit_rows(side), sizes) for side in (left, right))
+        left, right = unit_rows(left), unit_rows(right)
+        if self.fused:
+            return self._in_linear_memory(left, right, sizes)
+        left, right = (gather_for_global_loss(side, sizes) for side in (left, right))
         return info_nce(left, right, self.temperature(), alpha=self.alpha, form=self.form)
+
+    def _in_linear_memory(self, left: Tensor, right: Tensor, sizes: Sequence[int]) -> Tensor:
+        rows = at_temperature(torch.cat([left, right]), self.temperature())
+        forward, backward = rows.tensor_split(2)
+        log_sum = log_sums_over_ranks(rows, [2 * size for size in sizes])
+        products = (forward * backward).sum(1)  # (B,)
+        of_left, of_right = log_sum.tensor_split(2)
+        losses = mix(products - of_left, products - of_right, self.alpha, self.form)
+        return sum_over_ranks(losses.sum() / max(1, sum(sizes)))
+
+
+def at_temperature(rows: Tensor, temperature: Tensor | float) -> Tensor:
+    """Rows whose products are those of the given rows over the temperature, which gets its gradient through them."""
+    return rows * temperature**-0.5
+
+
+def mix(forward: Tensor, backward: Tensor, alpha: float, form: Form) -> Tensor:
+    """Each pair's loss from its log q in both directions."""
+    if form == "half_sum":
+        return -(alpha * forward + (1 - alpha) * backward)
+    shares = forward.new_tensor([alpha, 1 - alpha]).log()
+    return -torch.logaddexp(forward + shares[0], backward + shares[1])
 
 
 def unit_rows(rows: Tensor) -> Tensor:
@@ -72,10 +106,7 @@ def info_nce(
     """
     pairs = len(left)
     if pairs == 0:
-        return (left.sum() + right.sum()) * 0.0
+        return ((left + right) / temperature).sum() * 0.0
     log_q = log_softmax_of_pairs(left, right, temperature)
-    forward, backward = log_q.diagonal(pairs), log_q.diagonal(-pairs)  # (N,) each: left to right, right to left
-    if form == "half_sum":
-        return -(alpha * forward + (1 - alpha) * backward).mean()
-    shares = forward.new_tensor([alpha, 1 - alpha]).log()
-    return -torch.logaddexp(forward + shares[0], backward + shares[1]).mean()
+    left_to_right, right_to_left = log_q.diagonal(pairs), log_q.diagonal(-pairs)  # (N,) each
+    return mix(left_to_right, right_to_left, alpha, form).mean()

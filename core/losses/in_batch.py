@@ -1,0 +1,83 @@
+"""Softmaxes over the rows of all ranks in linear memory, differentiable: what ICL, IAL and SupCon are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from core import distributed
+from core.kernels.softmax import Rows, Upstream, divergences, gradient, log_sums
+
+
+def own_columns(sizes: Sequence[int], device: torch.device) -> Tensor:
+    """The places of this rank's rows among those of all ranks."""
+    begin = sum(sizes[: distributed.rank()])
+    return begin + torch.arange(sizes[distributed.rank()], device=device)
+
+
+def _rows(rows: Tensor, sizes: Sequence[int]) -> Rows:
+    return Rows(rows.detach(), own_columns(sizes, rows.device), distributed.gather_rows(rows, sizes))
+
+
+class _LogSums(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        ctx.rows, ctx.sizes = _rows(rows, sizes), sizes
+        ctx.of_view = log_sums(ctx.rows)
+        return ctx.of_view.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        gathered = Upstream(*(distributed.gather_rows(part, ctx.sizes) for part in (upstream, ctx.of_view)))
+        return gradient(ctx.rows, gathered), None
+
+
+class _Divergences(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, view: Tensor, joint: Tensor, sizes: Sequence[int]) -> Tensor:
+        ctx.view, ctx.joint, ctx.sizes = _rows(view, sizes), _rows(joint, sizes), sizes
+        ctx.of_view, ctx.of_joint = log_sums(ctx.view), log_sums(ctx.joint)
+        return divergences(ctx.view, ctx.joint, ctx.of_view, ctx.of_joint)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        parts = (upstream, ctx.of_view, ctx.of_joint)
+        gathered = Upstream(*(distributed.gather_rows(part, ctx.sizes) for part in parts))
+        return gradient(ctx.view, gathered, ctx.joint), None, None
+
+
+def log_sums_over_ranks(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """For each of this rank's rows, (m,): the log of the sum of exp(<r_i, r_k>) over all other rows k of all ranks.
+
+    Backward gives the rows' whole gradient, as candidates of other ranks' rows too, so every rank must take part.
+    """
+    return _LogSums.apply(rows, sizes)
+
+
+def divergences_over_ranks(view: Tensor, joint: Tensor, sizes: Sequence[int]) -> Tensor:
+    """For each of this rank's rows, (m,): KL(joint || view) of its softmaxes over all other rows of all ranks.
+
+    Only the view gets a gradient.
+    """
+    return _Divergences.apply(view, joint, sizes)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:
+        return distributed.all_reduce_sum(part)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        return upstream[0] * distributed.world_size()
+
+
+def sum_over_ranks(part: Tensor) -> Tensor:
+    """The sum of all ranks' parts, the same on every rank; gradients are right after averaging over ranks."""
+    return _Sum.apply(part)
