@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from threading import Lock
 from typing import IO, Any
 
@@ -25,7 +26,7 @@ import torch
 from torch import Tensor
 
 from data_shards.damage import advice, explain
-from data_shards.gather import kernel
+from data_shards.gather import gather, look_up
 from data_shards.index_file import (
     ABSENT,
     JSON,
@@ -65,13 +66,32 @@ class Arrays:
         return Arrays(self.index.pin_memory(), self.weight.pin_memory(), self.share, *pinned)
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """How an array of a field lies in memory: ``lead`` runs of frames of ``inner`` bytes."""
+
+    shape: tuple[int | None, ...]
+    dtype: torch.dtype
+    lead: int
+    inner: int
+    timed: bool  # has a time axis
+
+    @staticmethod
+    def of(field: Field) -> _Layout:
+        dtype, timed = torch_dtype(field.dtype), None in field.shape
+        axis = field.shape.index(None) if timed else 0
+        lead = prod(extent or 0 for extent in field.shape[:axis])
+        inner = prod(extent or 0 for extent in field.shape[axis + timed :]) * dtype.itemsize
+        return _Layout(field.shape, dtype, lead, inner, timed)
+
+
 @dataclass(frozen=True, eq=False)
 class Opened:
     """An open shard that was found to be what the manifest says. While it is held the file stays open."""
 
     index: Index
     file: IO[bytes]
-    places: np.ndarray  # (S, 2 F) int64: offset and length, per field of the reader; length 0 where there is none
+    places: np.ndarray  # (S, 2 F) int64: offsets, then lengths, of the reader's fields; length 0 where there is none
 
     @cached_property
     def map(self) -> mmap.mmap:
@@ -108,7 +128,9 @@ class Reader:
         self.starts = np.cumsum([0, *(shard.samples for shard in shards)])[:-1]  # place of each shard's first sample
         self._open: OrderedDict[int, Future[Opened]] = OrderedDict()
         self._checked: dict[int, tuple[int, int, int]] = {}  # shard -> the file that was compared with its checksum
-        self._lock = Lock()
+        self._file, self._table = np.zeros((2, len(shards)), np.int64)  # handles, addresses of places; of open shards
+        self._layout = {name: _Layout.of(field) for name, field in self.fields.items()}
+        self._lock, self._tables = Lock(), Lock()
         self._pool = ThreadPoolExecutor(threads, "open-shard") if threads else None
 
     def shard(self, number: int) -> Opened:
@@ -182,41 +204,38 @@ class Reader:
         return bytes_of(self.shard(number).index, self.fields)
 
     def collate(self, shard: np.ndarray, row: np.ndarray, pin: bool = False) -> Arrays:
-        """One padded part of the samples given by shard and row, (B,) each; every array is copied once."""
-        held, file, places = self._places(shard, row)
+        """One padded part of the samples given by shard and row, (B,) each."""
+        held, file, offset, length = self._places(shard, row)
         arrays: dict[str, Tensor] = {}
         lengths: dict[str, Tensor] = {}
-        for column, (field, kind) in enumerate(self.fields.items()):
-            offset, length = places[2 * column], places[2 * column + 1]
-            longest = max(int(length.max()), 1)
-            shape = tuple(longest if extent is None else extent for extent in kind.shape)
-            out = torch.empty((len(row), *shape), dtype=torch_dtype(kind.dtype), pin_memory=pin)
-            axis = kind.shape.index(None) if None in kind.shape else 0
-            lead = int(np.prod(shape[:axis]))
-            inner = int(np.prod(shape[axis + 1 :] if None in kind.shape else shape)) * out.element_size()
-            failed = kernel()(file, offset, length, lead, inner, longest, out.data_ptr())
-            if failed >= 0:
-                self._changed(int(shard[failed]), int(row[failed]))
-            if None in kind.shape:
-                lengths[field] = torch.from_numpy(length)
-            elif not length.all():
-                out[torch.from_numpy(length == 0)] = _nothing(out.dtype)
-            arrays[field] = out
+        layout = np.empty((len(self.fields), 4), np.int64)
+        for number, (name, field) in enumerate(self._layout.items()):
+            longest = max(int(length[number].max()), 1)
+            shape = [longest if extent is None else extent for extent in field.shape]
+            out = torch.empty((len(row), *shape), dtype=field.dtype, pin_memory=pin)
+            layout[number] = field.lead, field.inner, longest if field.timed else 1, out.data_ptr()
+            arrays[name] = out
+        failed = gather()(file, offset, length, layout)
+        if failed >= 0:
+            self._changed(int(shard[failed]), int(row[failed]))
         del held
-        index = torch.from_numpy(self.starts[shard] + row)
-        return Arrays(index, torch.ones(len(row)), 1.0, arrays, lengths)
+        for number, (name, field) in enumerate(self._layout.items()):
+            if field.timed:
+                lengths[name] = torch.from_numpy(length[number])
+            elif not length[number].all():
+                arrays[name][torch.from_numpy(length[number] == 0)] = _nothing(field.dtype)
+        return Arrays(torch.from_numpy(self.starts[shard] + row), torch.ones(len(row)), 1.0, arrays, lengths)
 
-    def _places(self, shard: np.ndarray, row: np.ndarray) -> tuple[list[Opened], np.ndarray, np.ndarray]:
-        """The open shards, to be held while they are read, (B,) their files, and (2 F, B) offsets and lengths."""
-        by_shard = np.argsort(shard, kind="stable")
-        numbers, first = np.unique(shard[by_shard], return_index=True)
-        held = [self.shard(int(number)) for number in numbers]
-        places = np.empty((len(row), 2 * len(self.fields)), np.int64)
-        file = np.empty(len(row), np.int64)
-        for opened, rows in zip(held, np.split(by_shard, first[1:]), strict=True):
-            places[rows] = opened.places[row[rows]]
-            file[rows] = opened.file.fileno()
-        return held, file, np.ascontiguousarray(places.T)
+    def _places(self, shard: np.ndarray, row: np.ndarray) -> tuple[list[Opened], np.ndarray, np.ndarray, np.ndarray]:
+        """The open shards, to be held while they are read, (B,) their files, (F, B) offsets, and (F, B) lengths."""
+        held = {number: self.shard(number) for number in set(shard.tolist())}
+        with self._tables:  # no one else may put another opening of these shards there meanwhile
+            for number, opened in held.items():
+                self._file[number], self._table[number] = opened.file.fileno(), opened.places.ctypes.data
+            file, table = self._file[shard], self._table[shard]
+        found = np.empty((2 * len(self.fields), len(row)), np.int64)
+        look_up()(table, np.ascontiguousarray(row), found)
+        return list(held.values()), file, found[: len(self.fields)], found[len(self.fields) :]
 
     def _changed(self, number: int, row: int) -> None:
         where = f"{self.store.name}/{self.shards[number].name}"
@@ -306,15 +325,15 @@ def read_index(store: Store, shard: Shard, fields: dict[str, Field]) -> Index:
 
 
 def _places(index: Index, fields: dict[str, Field]) -> np.ndarray:
-    """(S, 2 F) int64, the offset of each array and how many frames (a fixed shape: 1) it has; 0 where it is absent."""
+    """(S, 2 F) int64, the offset of each array, then how many frames it has: 1 if of fixed shape, 0 if absent."""
     places = np.zeros((len(index), 2 * len(fields)), np.int64)
     first = columns(index.arrays)
-    for column, (field, kind) in enumerate(fields.items()):
-        if field in first:
-            offset = index.table[:, first[field]]
-            time = first[field] + 1 + kind.shape.index(None) if None in kind.shape else None
-            places[:, 2 * column] = offset
-            places[:, 2 * column + 1] = (offset != ABSENT) if time is None else index.table[:, time]
+    for number, (name, field) in enumerate(fields.items()):
+        if name in first:
+            offset = index.table[:, first[name]]
+            time = first[name] + 1 + field.shape.index(None) if None in field.shape else None
+            places[:, number] = offset
+            places[:, len(fields) + number] = (offset != ABSENT) if time is None else index.table[:, time]
     return places
 
 
