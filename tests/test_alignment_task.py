@@ -191,7 +191,7 @@ def test_only_links_that_survive_probation_are_committed(shards: Path) -> None:
     seen = []
     for epoch, model in enumerate([gold, gold, gold, gold, spoilt, gold, gold, gold]):
         task.begin_epoch(epoch, model)
-        seen.append((len(task.candidates), len(task.proposed)))
+        seen.append((len(task.candidates) if task.candidates is not None else 0, len(task.proposed)))
     survivors = hidden - 5
     assert seen[:4] == [(0, 0), (0, 0), (hidden, 0), (hidden, 0)]
     assert survivors <= seen[4][0] <= hidden - 1  # chance may pair a spoilt entity with its partner
@@ -201,6 +201,15 @@ def test_only_links_that_survive_probation_are_committed(shards: Path) -> None:
     for side in (0, 1):
         assert not torch.isin(task.open_entities(side), task.links).any()
         assert len(task.open_entities(side)) == PAIRS - len(task.links)
+
+
+def test_candidates_that_all_fail_are_not_replaced_before_the_next_window(shards: Path) -> None:
+    task = AlignmentTask(run_of(shards, iterate_from=1, propose_every=1, restart_every=5, commit_every=5))
+    gold = Fixed(gold_embeddings(task))
+    other = torch.roll(gold.joint, 1, 0)  # every entity looks like another one: no pair of before is found again
+    for epoch, model in enumerate([gold, gold, gold, Fixed(other), gold, gold]):
+        task.begin_epoch(epoch, model)
+    assert len(task.proposed) == 0
 
 
 def test_links_given_keep_their_numbers_when_others_are_proposed(shards: Path) -> None:
