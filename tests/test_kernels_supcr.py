@@ -228,11 +228,12 @@ def test_no_gradient_is_computed_where_none_is_wanted():
 def test_the_way_is_chosen_by_labels_and_range():
     rows = unit_rows(4, 3).float()
     few, many = stages.MOST_BUCKETS, stages.MOST_BUCKETS + 1
-    assert stages.choose_path(rows, 20.0, 1000, few) == "buckets"
-    assert stages.choose_path(rows, 20.0, 1000, many) == "scan"
-    assert stages.choose_path(rows, 200.0, 1000, few) == "torch"
+    assert stages.choose_path(rows, 20.0, 4 * few, few) == "buckets"
+    assert stages.choose_path(rows, 20.0, 4 * few - 1, few) == "scan"
+    assert stages.choose_path(rows, 20.0, 4 * many, many) == "scan"
+    assert stages.choose_path(rows, 200.0, 4 * few, few) == "torch"
     assert stages.working_type(rows, 200.0, 1000) == torch.float64
-    assert stages.choose_path(rows.double(), 200.0, 1000, few) == "buckets"
+    assert stages.choose_path(rows.double(), 200.0, 4 * few, few) == "buckets"
 
 
 def test_missing_triton_is_said_once(monkeypatch):

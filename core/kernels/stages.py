@@ -12,7 +12,8 @@ from torch import Tensor
 from core.kernels import supcr_cpu, supcr_torch
 from core.kernels.plan import Anchors, Columns, Labels, by_label
 
-MOST_BUCKETS = 256  # labels; with more, runs of equal labels get short and (U, n) sums large
+MOST_BUCKETS = 256  # labels; with more, (U, n) sums get large
+SHORTEST_RUN = 4  # rows per label; with fewer, loops over the runs of equal labels do too little each
 MOST_SUMS = 2**30  # of (U, n) on a GPU, where many labels do no harm until then
 WIDEST = 1024  # columns of features that the GPU kernels take
 
@@ -83,7 +84,7 @@ def choose_path(rows: Tensor, exponent: float, n: int, num_labels: int, *, alone
         return "triton"
     if rows.device.type != "cpu" or not in_range(rows.dtype, exponent, n):
         return "torch"
-    return "buckets" if num_labels <= MOST_BUCKETS else "scan"
+    return "buckets" if num_labels <= min(MOST_BUCKETS, n // SHORTEST_RUN) else "scan"
 
 
 @cache

@@ -1,0 +1,287 @@
+"""What exact SupCR costs, forward and backward: CPU time of one thread against three matrix products, and memory.
+
+    python benchmarks/supcr.py                 the cells that benchmarks/results/supcr.json lacks, and the table
+    python benchmarks/supcr.py time N WIDTH    one cell, as JSON
+    python benchmarks/supcr.py memory FORM N WIDTH
+    python benchmarks/supcr.py step            the loss's share of an HSCL training step, by definition and fused
+    python benchmarks/supcr.py gpu             times and repeatability on a GPU, where there is one
+
+"floor" is what the gradient cannot do without in a plain form: s = q r', G r and G' r, in blocks of 512 rows. It is
+measured in turn with the forms, in one process; each time is the least of several. "sentiment" labels have 31 values,
+"views" one label per sample and two views of it, "distinct" one label per row. Memory is what a process's peak grows by
+over its imports, compiled loops and inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from core.kernels.supcr import fused_supcr  # noqa: E402
+from launch.provenance import provenance  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "supcr.json"
+TEMPERATURE = 0.1
+TIMES = [(n, width) for n in (256, 1024, 4096, 16384) for width in (128, 256)]
+MEMORY = [
+    *((form, 1024, 128) for form in ("sentiment", "distinct", "sort", "official")),
+    *((form, 16384, 128) for form in ("sentiment", "kept", "views", "distinct")),
+    *((form, n, 128) for form in ("sentiment", "views") for n in (4096, 65536)),
+]
+REPEATS = {256: 150, 1024: 25, 4096: 5, 16384: 2, 65536: 1}
+LARGEST = {"sort": 4096, "official": 1024}  # rows, beyond which a form takes too long or too much
+
+
+def labels_of(form: str, n: int) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    if form == "distinct":
+        return torch.randn(n, generator=generator)
+    if form == "views":
+        return torch.randn(n // 2, generator=generator).repeat(2)
+    return torch.randint(-15, 16, (n // 2,), generator=generator).repeat(2)
+
+
+def by_sort(features: Tensor, labels: Tensor) -> Tensor:
+    """The best plain PyTorch: sort by distance, logcumsumexp, and the last place of each distance; O(n^2) memory."""
+    n = len(features)
+    similarity = features @ features.T / TEMPERATURE
+    off = ~torch.eye(n, dtype=torch.bool)
+    similarity = similarity[off].view(n, n - 1)
+    distance, order = (labels[:, None] - labels).abs()[off].view(n, n - 1).sort(dim=1, descending=True)
+    last = torch.searchsorted(-distance, -distance, right=True) - 1
+    denominator = similarity.gather(1, order).logcumsumexp(1).gather(1, last)
+    return (denominator.sum() - similarity.sum()) / (n * (n - 1))
+
+
+def by_columns(features: Tensor, labels: Tensor) -> Tensor:
+    """The published algorithm of Rank-N-Contrast, restated: one masked sum per column; O(n^3) time and memory."""
+    n = len(features)
+    off = ~torch.eye(n, dtype=torch.bool)
+    distance = (labels[:, None] - labels).abs()[off].view(n, n - 1)
+    similarity = features @ features.T / TEMPERATURE
+    similarity = similarity - similarity.max(1, keepdim=True).values.detach()
+    exponential = similarity.exp()[off].view(n, n - 1)
+    similarity = similarity[off].view(n, n - 1)
+    loss = features.new_zeros(())
+    for k in range(n - 1):
+        candidate = (distance >= distance[:, k : k + 1]).float()
+        loss = loss - (similarity[:, k] - (candidate * exponential).sum(1).log()).sum() / (n * (n - 1))
+    return loss
+
+
+def forms(features: Tensor) -> dict[str, Callable[[], None]]:
+    """Name -> one forward and backward."""
+    n = len(features)
+
+    def run(loss: Callable[[Tensor, Tensor], Tensor], kind: str) -> Callable[[], None]:
+        labels = labels_of(kind, n)
+
+        def once() -> None:
+            features.grad = None
+            loss(features, labels).backward()
+
+        return once
+
+    def fused(**options: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda x, y: fused_supcr(x, y, TEMPERATURE, **options)
+
+    return {
+        "sentiment": run(fused(), "sentiment"),
+        "kept": run(fused(keep_exponentials=True), "sentiment"),
+        "views": run(fused(), "views"),
+        "distinct": run(fused(), "distinct"),
+        "sort": run(by_sort, "sentiment"),
+        "official": run(by_columns, "sentiment"),
+    }
+
+
+def floor(features: Tensor, share: int = 1) -> Callable[[], None]:
+    """The three products of every ``share``-th block of rows."""
+    rows = features.detach()
+    gradient, strip = torch.zeros_like(rows), torch.randn(min(512, len(rows)), len(rows))
+
+    def once() -> None:
+        for begin in range(0, len(rows), 512 * share):
+            block = rows[begin : begin + 512]
+            torch.mm(block, rows.T)
+            torch.mm(strip, rows)
+            gradient.addmm_(strip.T, block)
+
+    return once
+
+
+def inputs(n: int, width: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.nn.functional.normalize(torch.randn(n, width, generator=generator), dim=1).requires_grad_()
+
+
+def seconds(work: Callable[[], None]) -> float:
+    start = time.thread_time()
+    work()
+    return time.thread_time() - start
+
+
+def time_cell(n: int, width: int) -> dict[str, float]:
+    """Least CPU seconds of each form, and of the floor in turn with them."""
+    warm_up(width)
+    features = inputs(n, width)
+    cells = {"floor": floor(features)} | {
+        form: work for form, work in forms(features).items() if n <= LARGEST.get(form, n)
+    }
+    least = dict.fromkeys(cells, float("inf"))
+    for repeat in range(REPEATS[n]):
+        for form, work in cells.items():
+            if repeat < (1 if form == "official" else 5 if form == "sort" else REPEATS[n]):
+                least[form] = min(least[form], seconds(work))
+    return least
+
+
+def memory_cell(form: str, n: int, width: int) -> dict[str, float]:
+    """Growth of the process's peak in MB, CPU seconds, and those of the floor, from an eighth of it."""
+    warm_up(width)
+    features = inputs(n, width)
+    work = forms(features)[form]
+    share = max(1, n // 8192)
+    products = floor(features, share)
+    of_floor = [seconds(products) * share]
+    Path("/proc/self/clear_refs").write_text("5")  # peak := present
+    before = status("VmRSS")
+    spent = seconds(work)
+    peak = status("VmHWM")
+    of_floor.append(seconds(products) * share)
+    return {"mb": (peak - before) / 1024, "seconds": spent, "floor": min(of_floor)}
+
+
+def warm_up(width: int) -> None:
+    """Compile the loops, or read them from numba's cache."""
+    torch.set_num_threads(1)
+    for work in list(forms(inputs(600, width)).values())[:4]:
+        work()
+
+
+def status(name: str) -> int:
+    """A line of the process's status, in kB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def step_cell() -> dict[str, float]:
+    """Milliseconds of an HSCL training step on synthetic MOSI-like batches of 128, and of its contrastive losses."""
+    from core.batch import Utterances
+    from core.model import DataSpec
+    from core.models.hscl import HSCL
+
+    torch.set_num_threads(1)
+    widths = {"text": 64, "audio": 5, "vision": 20}
+    generator = torch.Generator().manual_seed(0)
+    frames = {m: torch.randn(128, 50, d, generator=generator) for m, d in widths.items()}
+    mask = {m: torch.ones(128, 50, dtype=torch.bool) for m in widths}
+    label = torch.randint(-15, 16, (128,), generator=generator) * 0.2
+    batch = Utterances(torch.arange(128), torch.ones(128), 1 / 128, label=label, frames=frames, mask=mask, present=mask)
+    found: dict[str, float] = {}
+    for fused in (False, True):
+        torch.manual_seed(0)
+        model = HSCL(HSCL.Config(), DataSpec("sentiment", widths, label_resolution=0.2))
+        model.draw.fused = fused
+        whole, part = [], []
+        for _ in range(4):
+            start = time.thread_time()
+            output = model(batch)
+            rows = {name: x.detach().requires_grad_() for name, x in model.embeddings(output).items()}
+            begin = time.thread_time()
+            torch.stack(list(model.contrast(rows, batch.label, batch.weight).values())).sum().backward()
+            part.append(time.thread_time() - begin)
+            gradients = [rows[name].grad for name in rows]
+            task = torch.stack(list(model.losses(output, batch).values())).sum()
+            torch.autograd.backward([task, *model.embeddings(output).values()], [None, *gradients])
+            whole.append(time.thread_time() - start)
+        name = "fused" if fused else "definition"
+        found |= {f"{name} step ms": 1e3 * min(whole), f"{name} loss ms": 1e3 * min(part)}
+    return found
+
+
+def gpu_cell() -> dict[str, Any]:
+    """Milliseconds of forward and backward on the GPU, and whether two runs give the same bits."""
+    if not torch.cuda.is_available():
+        return {"gpu": None}
+    found: dict[str, Any] = {"gpu": torch.cuda.get_device_name()}
+    for n, width in ((n, width) for n in (1024, 4096, 16384, 65536) for width in (128, 256)):
+        features = inputs(n, width).detach().cuda().requires_grad_()
+        labels = labels_of("sentiment", n).cuda()
+        for fast in (False, True):
+            gradients = []
+            for _ in range(3):
+                features.grad = None
+                fused_supcr(features, labels, TEMPERATURE, fast=fast).backward()
+                gradients.append(features.grad)
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            for _ in range(10):
+                fused_supcr(features, labels, TEMPERATURE, fast=fast).backward()
+            end.record()
+            torch.cuda.synchronize()
+            found[f"{n} {width} {'fast' if fast else 'exact'}"] = {
+                "ms": start.elapsed_time(end) / 10,
+                "same bits": torch.equal(gradients[1], gradients[2]),
+            }
+    return found
+
+
+def main(arguments: list[str]) -> None:
+    if arguments[:1] == ["time"]:
+        print(json.dumps(time_cell(int(arguments[1]), int(arguments[2]))))
+    elif arguments[:1] == ["memory"]:
+        print(json.dumps(memory_cell(arguments[1], int(arguments[2]), int(arguments[3]))))
+    elif arguments in (["step"], ["gpu"]):
+        print(json.dumps(step_cell() if arguments == ["step"] else gpu_cell()))
+    else:
+        everything()
+
+
+def everything() -> None:
+    wanted = [f"time {n} {width}" for n, width in TIMES] + ["step", "gpu"]
+    wanted += [f"memory {form} {n} {width}" for form, n, width in MEMORY]
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"cells": {}}
+    for cell in wanted:
+        if cell not in results["cells"]:
+            command = [sys.executable, __file__, *cell.split()]
+            output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            results["cells"][cell] = json.loads(output.splitlines()[-1])
+            if cell == "gpu" and results["cells"][cell]["gpu"] is None:
+                results["note"] = "No GPU was there: the Triton kernels were interpreted and compiled, never timed."
+            RESULTS.parent.mkdir(exist_ok=True)
+            RESULTS.write_text(json.dumps(results | provenance(), indent=1) + "\n", encoding="utf-8")
+            print(cell, results["cells"][cell], file=sys.stderr, flush=True)
+    print(table(results["cells"]))
+
+
+def table(cells: dict[str, dict[str, float]]) -> str:
+    shown = ("sentiment", "kept", "views", "distinct", "sort", "official")
+    lines = ["| n | D | floor ms | " + " | ".join(f"{form}, x floor" for form in shown) + " |", "|---" * 9 + "|"]
+    for n, width in TIMES:
+        cell = cells[f"time {n} {width}"]
+        ratios = [f"{cell[form] / cell['floor']:.2f}" if form in cell else "-" for form in shown]
+        lines.append(f"| {n} | {width} | {1e3 * cell['floor']:.3g} | " + " | ".join(ratios) + " |")
+    lines += ["", "| form | n | D | peak MB | CPU s | x floor | ns / n^2 |", "|---" * 7 + "|"]
+    for form, n, width in MEMORY:
+        cell = cells[f"memory {form} {n} {width}"]
+        lines.append(
+            f"| {form} | {n} | {width} | {cell['mb']:.3g} | {cell['seconds']:.3g} | "
+            f"{cell['seconds'] / cell['floor']:.2f} | {1e9 * cell['seconds'] / n**2:.3g} |"
+        )
+    return "\n".join([*lines, "", f"HSCL step: {cells['step']}", f"GPU: {cells['gpu']}"])
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
