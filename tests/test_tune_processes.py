@@ -14,7 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tune.processes import ProcessEnded, Processes, environment
+from tune import cache
+from tune.environment import environment
+from tune.processes import ProcessEnded, Processes
 
 SAY = """
 import json, os, sys, time
@@ -145,3 +147,20 @@ def test_the_processes_end_when_the_one_that_started_them_is_killed(tmp_path: Pa
         started.send_signal(signal.SIGKILL)
         started.wait()
     wait_until(lambda: all(gone(pid) for pid in pids))
+
+
+def test_every_process_has_its_own_copy_of_what_is_compiled(tmp_path: Path):
+    built = tmp_path / "built" / "op"
+    built.mkdir(parents=True)
+    (built / "op.so").write_bytes(b"code")
+    os.utime(built / "op.so", (1e9, 1e9))  # ninja compiles again when times differ from those in its log
+    (built / "lock").touch()
+    for _ in range(2):
+        told = cache.copy(str(tmp_path / "built"), tmp_path / "trial" / "0")
+        copied = Path(told["TORCH_EXTENSIONS_DIR"]) / "op" / "op.so"
+        assert copied.read_bytes() == b"code"
+        assert copied.stat().st_mtime == 1e9
+        assert not (copied.parent / "lock").exists()
+        (copied.parent / "lock").touch()  # of a process that is killed
+    assert cache.copy("", tmp_path / "none") == {}
+    assert cache.copy(str(tmp_path / "elsewhere"), tmp_path / "none") == {}

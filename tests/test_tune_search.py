@@ -19,8 +19,7 @@ import pytest
 from launch.config import load_recipe
 from launch.train import parse
 from tune.journal import Journal
-from tune.settings import Search
-from tune.trial import Trial
+from tune.trial import Job, Trial
 
 ROOT = Path(__file__).parents[1]
 FAST = ["options.layers=1", "options.projection=8", "options.hidden=8"]
@@ -97,8 +96,8 @@ def test_a_search_finds_the_best_records_the_bad_and_never_sees_test(small_shard
     """A grid in which one learning rate makes the loss infinite, on a folder whose test shards are gone."""
     shards = without_test(small_shards, tmp_path / "shards")
     folder = tmp_path / "search"
-    grid = ["space=none", "search=grid", "space.main.lr=choice(0.002, 1e30, 0.0005)", "confirm=0", "epochs=2"]
-    search = begin(shards, folder, *(word.replace("main.lr", "optim.groups.main.lr") for word in grid))
+    words = ["space=none", "search=grid", "space.optim.groups.main.lr=choice(0.002, 1e30, 0.0005)", "confirm=0"]
+    search = begin(shards, folder, *words, "epochs=2", "options.unimodal=false", "options.bimodal=false")
     wait_until(lambda: workers(folder), search)
     assert {address.removeprefix("::ffff:") for address in open_ports(search)} == {"127.0.0.1"}
     said = finish(search)
@@ -122,7 +121,7 @@ def test_what_the_model_refuses_is_refused_before_ray_starts(small_shards: Path,
     words = [
         "space=none",
         "search=grid",
-        "space.options.layers=choice(1, 2)",
+        "space.options.audio_hidden=choice(8, 16)",
         "space.options.temperature=choice(0, -1)",
     ]
     said = finish(begin(small_shards, tmp_path / "search", *words), code=2)
@@ -136,8 +135,7 @@ def alone(folder: Path, shards: Path, **changes: Any) -> Trial:
 
     class Here(Trial):
         def setup(self, config: dict[str, Any]) -> None:  # type: ignore[override]
-            search = Search("hscl/demo", {"data": str(shards), "epochs": 4}, {}, str(folder))
-            super().setup(config, search=search, part="trials", cwd=str(ROOT))
+            super().setup(config, job=Job("hscl/demo", {"data": str(shards), "epochs": 4}, str(folder), cwd=str(ROOT)))
 
     return Here(config=changes)
 

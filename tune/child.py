@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tune.processes import LISTENER, PARENT
+from tune.environment import LISTENER, PARENT
 
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 

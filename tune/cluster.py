@@ -8,10 +8,11 @@ import os
 import secrets
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch.config import ConfigError
+from tune import cache
 from tune.settings import Search
 
 OBJECT_STORE = 100 * 2**20  # bytes; hardly anything goes through it
@@ -26,11 +27,12 @@ class Capacity:
 
     gpus: float  # per process
     concurrent: int  # trials at the same time
+    extensions: str = ""  # compiled operators of DeepSpeed
 
 
 @contextlib.contextmanager
 def cluster(search: Search) -> Iterator[Capacity]:
-    """Ray for the time of a search.
+    """Ray for the time of a search, and the operators that its trials load.
 
     A local one listens on the loopback interface only, has no dashboard, and wants a token that this process has made
     up and tells nobody. One that is joined gets the code with the job.
@@ -51,6 +53,7 @@ def cluster(search: Search) -> Iterator[Capacity]:
     if not search.address:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         os.environ[LOOPBACK_ONLY] = "0"
+    extensions = cache.build()
     import ray
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")
@@ -67,7 +70,7 @@ def cluster(search: Search) -> Iterator[Capacity]:
         )
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     try:
-        yield capacity(search, ray.cluster_resources())
+        yield replace(capacity(search, ray.cluster_resources()), extensions=extensions)
     finally:
         ray.shutdown()
 

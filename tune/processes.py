@@ -15,18 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import core
-import data_shards
-import launch
-import tune
+from tune import cache
+from tune.environment import LISTENER, RESULTS, environment
 
-PARENT = "CONCORD_PARENT"  # for each process: the id of the one that must outlive it
-RESULTS = "CONCORD_RESULTS"  # for rank 0: descriptor of the pipe for results
-LISTENER = "CONCORD_LISTENER"  # for rank 0: descriptor of a socket that listens on MASTER_PORT
 GRACE = 10.0  # seconds in which a process may leave by itself
-# what a surrounding launcher or Ray has set must not reach the trial, whose processes are a world of their own
-FOREIGN = ("RAY_", "TORCHELASTIC_", "MASTER_", "GROUP_", "ROLE_", "OMPI_", "PMI_", "PMIX_", "TUNE_")
-OWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "CROSS_RANK", "CROSS_SIZE", "LOCAL_SIZE")
 
 
 class ProcessEnded(RuntimeError):
@@ -37,23 +29,13 @@ class ProcessEnded(RuntimeError):
         self.rank, self.code, self.reason = rank, code, reason
 
 
-def environment(threads: int) -> dict[str, str]:
-    """The environment of a trial's processes. What Ray has said about visible GPUs stays."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(FOREIGN) and key not in OWN}
-    homes = dict.fromkeys(str(Path(str(m.__file__)).parents[1]) for m in (core, data_shards, launch, tune))
-    before = [kept["PYTHONPATH"]] if kept.get("PYTHONPATH") else []
-    kept["PYTHONPATH"] = os.pathsep.join([*homes, *before])
-    kept["OMP_NUM_THREADS"] = str(threads)
-    kept["GLOO_SOCKET_IFNAME"] = kept["NCCL_SOCKET_IFNAME"] = "lo" if sys.platform == "linux" else "lo0"
-    kept[PARENT] = str(os.getpid())
-    return kept
-
-
 class Processes:
     """``count`` processes of ``python -m module arguments``, as the ranks of one world.
 
     Args:
         output: file to which everything that they print is appended.
+        folder: where they run; where they are started if there is no such folder.
+        extensions: compiled operators of DeepSpeed, see ``tune.cache``.
     """
 
     def __init__(
@@ -64,7 +46,8 @@ class Processes:
         count: int = 1,
         threads: int = 1,
         output: Path,
-        folder: str | None = None,
+        folder: str = "",
+        extensions: str = "",
     ):
         self.output = output
         self.results, theirs = os.pipe()
@@ -81,6 +64,7 @@ class Processes:
             with output.open("ab") as printed:
                 for rank in range(count):
                     own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                    own |= cache.copy(extensions, output.parent / "extensions" / str(rank))
                     passed = (theirs, listener.fileno()) if rank == 0 else ()
                     if rank == 0:
                         own |= {RESULTS: str(theirs), LISTENER: str(listener.fileno())}
@@ -91,7 +75,7 @@ class Processes:
                             stdout=printed,
                             stderr=printed,
                             env=base | own,
-                            cwd=folder if folder and os.path.isdir(folder) else None,
+                            cwd=folder if os.path.isdir(folder) else None,
                             pass_fds=passed,
                             start_new_session=True,  # a group of its own, which close() can end as a whole
                         )

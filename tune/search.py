@@ -14,7 +14,6 @@ from typing import Any
 
 from data_shards.schema import DataError
 from launch.config import ConfigError, recipe_names
-from tune import cache
 from tune.check import Check
 from tune.cluster import Capacity, cluster
 from tune.domain import FORMS
@@ -90,7 +89,6 @@ def search_for(search: Search) -> int:
     source = Source(search, check)
     for line in check.space(source):
         print(f"left out of the grid: {line}")
-    cache.build()
     started = time.monotonic()
     with (
         Journal(search.folder / "journal.jsonl") as journal,

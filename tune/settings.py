@@ -16,7 +16,7 @@ from launch.config import ConfigError, Run, load_recipe, override, suggest, to_d
 from launch.train import expand
 from tune.domain import Choice, Domain, Range, read_domain
 from tune.spaces import SPACES, SYMBOLS
-from tune.words import leaves
+from tune.words import arguments, leaves
 
 
 @dataclass(frozen=True)
@@ -58,25 +58,20 @@ class Search:
 
     def run(self, changes: dict[str, Any] | None = None) -> Run:
         """The run of one trial, without its directory."""
-        return override(load_recipe(self.recipe), words({**self.changes, **(changes or {})}))
-
-
-def words(changes: dict[str, Any]) -> list[str]:
-    """Changes as the command line of ``launch/train.py`` takes them."""
-    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]
+        return override(load_recipe(self.recipe), arguments({**self.changes, **(changes or {})}))
 
 
 OWN = {field.name for field in fields(Search)} - {"recipe", "changes", "spaces"}
 
 
-def read_search(arguments: Sequence[str]) -> Search:
+def read_search(given_words: Sequence[str]) -> Search:
     """The search that a command line asks for.
 
     Raises:
         ConfigError: a key that neither a search nor the recipe has, a value of the wrong kind, or a combination that
             makes no sense; the message says what to write instead.
     """
-    recipe, *rest = arguments
+    recipe, *rest = given_words
     run = load_recipe(recipe)
     own: dict[str, Any] = {}
     spaces: dict[str, str] = {}
@@ -213,9 +208,9 @@ def load_search(folder: Path) -> Search:
     return _build({**tree, "run_dir": str(folder.absolute())})
 
 
-def same_search(search: Search, arguments: Sequence[str]) -> None:
+def same_search(search: Search, given_words: Sequence[str]) -> None:
     """Refuse a command line that asks for another search than the one that is to go on."""
-    again = read_search([*arguments, f"run_dir={search.run_dir}"])
+    again = read_search([*given_words, f"run_dir={search.run_dir}"])
     differ = [name.name for name in fields(Search) if getattr(again, name.name) != getattr(search, name.name)]
     if differ:
         raise ConfigError(f"{search.run_dir} holds a search with other {', '.join(differ)}; resume=DIR needs no others")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ray.tune import PlacementGroupFactory
 
 from tune.journal import WORST
 from tune.processes import ProcessEnded, Processes
-from tune.settings import Search, words
+from tune.words import arguments
 
 DIVERGED = 3  # exit code of a process whose loss is no number (launch.train.exit_code)
 AGAIN = (75, 76)  # of one that was asked to stop, and of one that lost another rank: both go on from a checkpoint
@@ -30,21 +31,33 @@ class TrialKilled(RuntimeError):
     """A process of the trial was ended from outside; Ray starts the trial again."""
 
 
-def resources(search: Search, gpus: float) -> PlacementGroupFactory:
-    """One bundle, so that all processes of a trial are on one machine and see the GPUs of their trial only."""
-    bundle = {"CPU": search.processes * search.cpus}
-    return PlacementGroupFactory([bundle | ({"GPU": search.processes * gpus} if gpus else {})])
+@dataclass(frozen=True)
+class Job:
+    """What all trials of a search share. Plain values: an actor starts faster without the packages behind a search."""
+
+    recipe: str
+    changes: dict[str, Any]
+    folder: str  # where every trial has its own; empty: where Ray puts the trial, for machines that share no folder
+    processes: int = 1  # of one trial
+    cpus: float = 1.0  # of one process
+    gpus: float = 0.0
+    cwd: str = ""
+    extensions: str = ""  # compiled operators of DeepSpeed, copied for each process
+
+    def resources(self) -> PlacementGroupFactory:
+        """One bundle, so that all processes of a trial are on one machine and see the GPUs of their trial only."""
+        bundle = {"CPU": self.processes * self.cpus}
+        return PlacementGroupFactory([bundle | ({"GPU": self.processes * self.gpus} if self.gpus else {})])
 
 
 class Trial(tune.Trainable):
     """``config`` holds the trial's number, the values of what is searched, and perhaps where to go on from."""
 
-    def setup(self, config: dict[str, Any], *, search: Search, part: str, cwd: str) -> None:
-        self.search, self.cwd = search, cwd
+    def setup(self, config: dict[str, Any], *, job: Job) -> None:
+        self.job = job
         self.number = int(config["number"])
         self.test = bool(config.get("test"))
-        base = Path(self.logdir) if search.storage else search.folder / part
-        self.folder = base / f"{self.number:04d}"
+        self.folder = Path(job.folder or self.logdir) / f"{self.number:04d}"
         self.folder.mkdir(parents=True, exist_ok=True)
         self.changes = {key: value for key, value in config.items() if key not in ("number", "test", "origin")}
         self.processes: Processes | None = None
@@ -58,16 +71,15 @@ class Trial(tune.Trainable):
         return self.folder / "run"
 
     def _start(self, module: str) -> Processes:
-        search = self.search
-        own = {"run_dir": str(self.run_dir)}
-        arguments = [search.recipe, *words({**search.changes, **self.changes, **own})]
+        job, own = self.job, {"run_dir": str(self.run_dir)}
         return Processes(
-            arguments,
+            [job.recipe, *arguments({**job.changes, **self.changes, **own})],
             module=module,
-            count=search.processes,
-            threads=max(1, int(search.cpus)),
+            count=job.processes,
+            threads=max(1, int(job.cpus)),
             output=self.folder / "output.log",
-            folder=self.cwd,
+            folder=job.cwd,
+            extensions=job.extensions,
         )
 
     def step(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from tune.driver import Driver
 from tune.journal import Journal, Record
 from tune.progress import Progress
 from tune.settings import Search
-from tune.trial import Trial, resources
+from tune.trial import Job, Trial
 
 Points = Callable[[int, list[Record]], dict[str, Any] | None]
 
@@ -135,9 +135,17 @@ def fit(
 ) -> None:
     config = search.run()
     carried = bool(search.storage) or (part == "trials" and search.search == "pbt")
-    trainable = tune.with_resources(
-        tune.with_parameters(Trial, search=search, part=part, cwd=os.getcwd()), resources(search, capacity.gpus)
+    job = Job(
+        search.recipe,
+        search.changes,
+        "" if search.storage else str(search.folder / part),
+        processes=search.processes,
+        cpus=search.cpus,
+        gpus=capacity.gpus,
+        cwd=os.getcwd(),
+        extensions=capacity.extensions,
     )
+    trainable = tune.with_resources(tune.with_parameters(Trial, job=job), job.resources())
     progress = Progress(journal, trials=count, select=config.select, sign=1.0 if config.goal == "min" else -1.0)
     every = 1 if search.storage else 0  # pbt asks for the checkpoints that it needs
     Tuner(

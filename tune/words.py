@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 
@@ -28,3 +29,8 @@ def compact(value: Any) -> str:
 def values(changes: dict[str, Any]) -> str:
     """A configuration in one line."""
     return "  ".join(f"{short(key)}={compact(value)}" for key, value in changes.items())
+
+
+def arguments(changes: dict[str, Any]) -> list[str]:
+    """Changes as the command line of ``launch/train.py`` takes them."""
+    return [f"{key}={json.dumps(value)}" for key, value in changes.items()]

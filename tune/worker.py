@@ -21,7 +21,7 @@ from launch.engine import init_processes, shutdown_processes
 from launch.report import read_events
 from launch.train import Prepared, exit_code, parse, prepare
 from tune.child import die_with_parent, serve_store
-from tune.processes import RESULTS
+from tune.environment import RESULTS
 
 
 def past(it: Prepared) -> list[dict[str, Any]]:
