@@ -1,11 +1,13 @@
 """Real ranks for the tests: processes forked from one that has imported everything, so that starting them is cheap.
 
-A rank runs a function of this file (or another importable one) and returns what the function returns.
+A rank runs a function at the top level of any file, and returns what it returns.
 """
 
 from __future__ import annotations
 
 import faulthandler
+import importlib.util
+import inspect
 import json
 import multiprocessing
 import os
@@ -33,8 +35,9 @@ class Ranks:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
+        source = (inspect.getfile(function), function.__name__)
         self.processes = [
-            _CONTEXT.Process(target=_run, args=(rank, ranks, port, folder, function, arguments))
+            _CONTEXT.Process(target=_run, args=(rank, ranks, port, folder, source, arguments))
             for rank in range(ranks)
         ]
 
@@ -71,8 +74,18 @@ def run_ranks(ranks: int, folder: Path, function: Callable[..., Any], *arguments
         return started.results()
 
 
+def _load(path: str, name: str) -> Callable[..., Any]:
+    """A function of a file: test files are no modules that another process could import by name."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
 def _run(
-    rank: int, ranks: int, port: int, folder: Path, function: Callable[..., Any], arguments: tuple[Any, ...]
+    rank: int, ranks: int, port: int, folder: Path, source: tuple[str, str], arguments: tuple[Any, ...]
 ) -> None:
     os.environ |= {
         "RANK": str(rank),
@@ -87,10 +100,10 @@ def _run(
     import torch
 
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(35)
+    faulthandler.dump_traceback_later(110)
     code = 0
     try:
-        result = function(*arguments)
+        result = _load(*source)(*arguments)
         (folder / f"rank-{rank}.json").write_text(json.dumps(result))
     except SystemExit as left:
         code = int(left.code or 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def small_run(model: str, data: Path | str, **changes: Any) -> Run:
 
     options = MODELS[model].Config()
     if any(field.name == "text" for field in fields(options)):
-        options = replace(options, text=TextConfig(source="small", width=16, layers=1, heads=2))
+        options = replace(options, text=TextConfig(source="small", width=16, layers=2, heads=2))
     graphs = MODELS[model].task == "alignment"
     run = Run(
         model=model,
@@ -65,6 +66,13 @@ def small_run(model: str, data: Path | str, **changes: Any) -> Run:
     names = build_model(run, build_task(run).data).param_groups()
     groups = {name: Group(lr=1e-3 * (place + 1), weight_decay=0.01) for place, name in enumerate(names)}
     return replace(run, **{"optim": Optim(groups=groups, clip=1.0, schedule="cosine", warmup=0.1), **changes})
+
+
+def partitioned(folder: Path) -> str:
+    """A DeepSpeed file that makes stage 3 cut up every parameter, the small ones of tests too."""
+    path = folder / "partitioned.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage3_param_persistence_threshold": 0}}))
+    return str(path)
 
 
 def without_second_half(parts: list[Batch], rank: int, ranks: int, modality: str) -> list[Batch]:

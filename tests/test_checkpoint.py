@@ -284,7 +284,7 @@ def die_while_saving(run: Run, run_dir: Path, rank: int, moment: str) -> None:
     from launch.engine import init_processes
     from launch.train import prepare
 
-    init_processes(lost_after=3)
+    init_processes(lost_after=12)
     with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as it:
         next(it.epochs)
         if distributed.rank() == rank:
