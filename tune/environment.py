@@ -2,6 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
+import core
+import data_shards
+import launch
+import tune
+
 PARENT = "CONCORD_PARENT"  # for each process: the id of the one that must outlive it
 RESULTS = "CONCORD_RESULTS"  # for rank 0: descriptor of the pipe for results
 LISTENER = "CONCORD_LISTENER"  # for rank 0: descriptor of a socket that listens on MASTER_PORT
