@@ -8,7 +8,6 @@ fetches them all into a buffer that stays in the processor's cache; larger array
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 
 import numpy as np
 from numba import int32, njit, types
@@ -80,21 +79,14 @@ def _look_up(table: np.ndarray, row: np.ndarray, found: np.ndarray) -> None:
             _memmove(found.ctypes.data + (c * len(row) + b) * size, table[b] + (row[b] * len(found) + c) * size, size)
 
 
-@cache
-def gather() -> Kernel:
-    """The compiled ``_gather``; it runs without the interpreter's lock."""
-    return _compiled("int64(int64[::1],int64[:,::1],int64[:,::1],int64[:,::1])", _gather)
-
-
-@cache
-def look_up() -> LookUp:
-    """The compiled ``_look_up``."""
-    return _compiled("void(int64[::1],int64[::1],int64[:,::1])", _look_up)
-
-
 def _compiled(signature: str, function: Callable) -> Callable:
-    """Kept on disk between processes where there is a folder for it."""
+    """``function`` without the interpreter's lock; kept on disk between processes where there is a folder for it."""
     try:
         return njit(signature, nogil=True, cache=True)(function)
     except RuntimeError:
         return njit(signature, nogil=True)(function)
+
+
+# Made here and not when first called: most of the time goes into numba's own imports.
+gather: Kernel = _compiled("int64(int64[::1],int64[:,::1],int64[:,::1],int64[:,::1])", _gather)
+look_up: LookUp = _compiled("void(int64[::1],int64[::1],int64[:,::1])", _look_up)

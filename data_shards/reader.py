@@ -215,7 +215,7 @@ class Reader:
             out = torch.empty((len(row), *shape), dtype=field.dtype, pin_memory=pin)
             layout[number] = field.lead, field.inner, longest if field.timed else 1, out.data_ptr()
             arrays[name] = out
-        failed = gather()(file, offset, length, layout)
+        failed = gather(file, offset, length, layout)
         if failed >= 0:
             self._changed(int(shard[failed]), int(row[failed]))
         del held
@@ -234,7 +234,7 @@ class Reader:
                 self._file[number], self._table[number] = opened.file.fileno(), opened.places.ctypes.data
             file, table = self._file[shard], self._table[shard]
         found = np.empty((2 * len(self.fields), len(row)), np.int64)
-        look_up()(table, np.ascontiguousarray(row), found)
+        look_up(table, np.ascontiguousarray(row), found)
         return list(held.values()), file, found[: len(self.fields)], found[len(self.fields) :]
 
     def _changed(self, number: int, row: int) -> None:

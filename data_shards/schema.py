@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -105,7 +105,10 @@ class Manifest:
             raise DataError(f"{where} is no manifest of {FORMAT!r}, version {VERSION}; convert the data again")
         if body.pop("checksum", None) != _checksum({"format": FORMAT, "version": VERSION, **body}):
             raise DataError(f"{where} was changed after it was written; convert the data again, or restore the file")
-        manifest: Manifest = _decode(Manifest, body, where)
+        try:
+            manifest: Manifest = _decoder(Manifest)(body)
+        except _Misfit as misfit:
+            raise DataError(": ".join([where, *reversed(misfit.path), str(misfit)])) from misfit
         _check(manifest, where)
         return manifest
 
@@ -136,40 +139,75 @@ def _no_constants(name: str) -> None:
     raise ValueError(f"{name} is not a number")
 
 
+class _Misfit(Exception):
+    """A value of the wrong kind: what was expected, and the path to it, innermost name first."""
+
+    def __init__(self, what: str, *path: str):
+        super().__init__(what)
+        self.path = list(path)
+
+
 @cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
-
-
-def _decode(hint: Any, value: Any, where: str) -> Any:
-    """``value`` from JSON as what the type ``hint`` says; DataError names the place inside the file."""
+def _decoder(hint: Any) -> Callable[[Any], Any]:
+    """What turns a value from JSON into one of the type ``hint``, or raises a _Misfit; made once per type."""
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any:
-        return value
+        return lambda value: value
+    if is_dataclass(hint):
+        return _dataclass_decoder(hint)
     if origin in (Union, types.UnionType):
-        if value is None and type(None) in inner:
-            return None
-        return _decode(next(kind for kind in inner if kind is not type(None)), value, where)
-    if is_dataclass(hint) and isinstance(value, dict):
-        known = {item.name: item for item in fields(hint)}
-        needed = {name for name, item in known.items() if item.default is MISSING and item.default_factory is MISSING}
-        if (missing := needed - value.keys()) or (unknown := value.keys() - known.keys()):
-            raise DataError(f"{where}: " + (f"{min(missing)!r} is missing" if missing else f"unknown {min(unknown)!r}"))
-        kind: Any = hint
-        hints = _hints(kind)
-        return kind(**{name: _decode(hints[name], item, f"{where}: {name}") for name, item in value.items()})
-    if origin is dict and isinstance(value, dict):
-        return {key: _decode(inner[1], item, f"{where}: {key}") for key, item in value.items()}
-    if origin in (tuple, list) and isinstance(value, list):
-        if origin is list or inner[-1] is Ellipsis:
-            return origin(_decode(inner[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-        if len(inner) == len(value):
-            return tuple(_decode(kind, item, where) for kind, item in zip(inner, value, strict=True))
-    if hint is float and type(value) in (int, float):
-        return float(value)
-    if type(value) is hint:  # a bool is no int here
+        (some,) = (_decoder(kind) for kind in inner if kind is not type(None))
+        return lambda value: None if value is None else some(value)
+    if origin is dict:
+        return lambda value: _each(_decoder(inner[1]), _of(dict, value).items())
+    if origin is list or origin is tuple and inner[-1] is Ellipsis:
+        return lambda value: origin(_each(_decoder(inner[0]), enumerate(_of(list, value))).values())
+    if origin is tuple:
+        return lambda value: tuple(_decoder(kind)(item) for kind, item in zip(inner, _of(list, value, len(inner))))
+    if hint is float:
+        return lambda value: float(value) if type(value) is int else _of(float, value)
+    return lambda value: _of(hint, value)
+
+
+def _dataclass_decoder(kind: Any) -> Callable[[Any], Any]:
+    hints = get_type_hints(kind)
+    decoders = {item.name: _decoder(hints[item.name]) for item in fields(kind)}
+    needed = {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
+
+    def decode(value: Any) -> Any:
+        body = _of(dict, value)
+        if body.keys() != decoders.keys():
+            if missing := needed - body.keys():
+                raise _Misfit(f"{min(missing)!r} is missing")
+            if unknown := body.keys() - decoders.keys():
+                raise _Misfit(f"unknown {min(unknown)!r}")
+        found = {}
+        for name, item in body.items():
+            try:
+                found[name] = decoders[name](item)
+            except _Misfit as misfit:
+                misfit.path.append(name)
+                raise
+        return kind(**found)
+
+    return decode
+
+
+def _each(decode: Callable[[Any], Any], items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    found = {}
+    for name, item in items:
+        try:
+            found[name] = decode(item)
+        except _Misfit as misfit:
+            misfit.path.append(str(name))
+            raise
+    return found
+
+
+def _of(kind: type, value: Any, length: int | None = None) -> Any:
+    if type(value) is kind and (length is None or len(value) == length):  # a bool is no int here
         return value
-    raise DataError(f"{where}: expected {getattr(hint, '__name__', hint)}, found {str(value)[:80]!r}")
+    raise _Misfit(f"expected {kind.__name__}, found {str(value)[:80]!r}")
 
 
 def _check(manifest: Manifest, where: str) -> None:
@@ -185,11 +223,12 @@ def _check(manifest: Manifest, where: str) -> None:
     _require(all(_NAME.fullmatch(split) for split in manifest.splits), where, "a split has no plain name")
     shards = [shard for split in manifest.splits.values() for shard in split]
     for shard in shards:
-        at = f"{where}: shard {shard.name!r}"
-        _require(bool(_SHARD_NAME.fullmatch(shard.name)), at, "this is no plain file name ending in .tar")
-        _require(0 < shard.samples <= shard.bytes < 2**50, at, f"{shard.samples} samples in {shard.bytes} bytes")
-        for digest in (shard.sha256, shard.index_sha256):
-            _require(bool(_SHA256.fullmatch(digest)), at, f"{digest[:80]!r} is no SHA-256")
+        plain, possible = _SHARD_NAME.fullmatch(shard.name), 0 < shard.samples <= shard.bytes < 2**50
+        if not (plain and possible and _SHA256.fullmatch(shard.sha256) and _SHA256.fullmatch(shard.index_sha256)):
+            at = f"{where}: shard {shard.name!r}"
+            _require(bool(plain), at, "this is no plain file name ending in .tar")
+            _require(possible, at, f"{shard.samples} samples in {shard.bytes} bytes")
+            _require(False, at, f"{shard.sha256[:80]!r} or {shard.index_sha256[:80]!r} is no SHA-256")
     repeated = _repeated(shard.name for shard in shards)
     _require(repeated is None, where, f"shard {repeated!r} is listed twice")
     for name, (mean, std) in manifest.moments.items():
