@@ -184,7 +184,13 @@ class HSCL(Model[Utterances, Output]):
         return self.draw(torch.cat([left, right])[:, :-2], label.repeat(2), weight.repeat(2))
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        return groups(self, text=self.text.trained() if self.text is not None else [])
+        """Sound and video are groups of their own: their encoders, and what lets the text look at them."""
+        own = {}
+        for m in self.others:
+            fuse = self.fuse[m]
+            reader = fuse.other if isinstance(fuse, Fusion) else fuse
+            own[m] = [*self.encoders[m].parameters(), *reader.parameters()]
+        return groups(self, text=self.text.trained() if self.text is not None else [], **own)
 
 
 class Fusion(nn.Module):

@@ -13,6 +13,13 @@ from core.models.hscl import HSCL
 from launch.config import Group, Loading, Optim, Run
 
 
+def _groups(text: float, main: float, decay: float, others: float | None = None) -> dict[str, Group]:
+    """``others``: the learning rate of what reads sound and video, where it is not the main one."""
+    rate = main if others is None else others
+    slow = {"audio": Group(rate, decay), "vision": Group(rate, decay)}
+    return {"text": Group(text, decay), **slow, "main": Group(main, decay)}
+
+
 def mosi() -> Run:
     """HSCL on MOSI, unaligned features, text as BERT token ids.
 
@@ -23,7 +30,7 @@ def mosi() -> Run:
         options=HSCL.Config(text=TextConfig(source="bert-base-uncased")),
         optim=Optim(
             algorithm="adam",
-            groups={"text": Group(lr=5e-5, weight_decay=1e-4), "main": Group(lr=1e-3, weight_decay=1e-4)},
+            groups=_groups(5e-5, 1e-3, 1e-4),
             clip=1.0,
             schedule="step",
             step_epochs=11,
@@ -45,7 +52,7 @@ def mosei() -> Run:
         options=replace(base.options, omega2=0.05, vision_hidden=32, audio_heads=2),
         optim=replace(
             base.optim,
-            groups={"text": Group(lr=1e-5, weight_decay=1e-4), "main": Group(lr=1e-4, weight_decay=1e-4)},
+            groups=_groups(1e-5, 1e-4, 1e-4),
             step_epochs=5,
         ),
     )
@@ -72,8 +79,7 @@ def mosi_utterance() -> Run:
     """HSCL on MOSI with utterance-level sound and video (split of the bc-LSTM authors) and transcripts.
 
     The video features were extracted by networks trained on the labels of the train videos: in training they promise
-    what they do not hold on test videos. So the text begins alone, and all that reads them learns ten times slower
-    than the text encoder.
+    what they do not hold on test videos. So the text begins alone, and what reads sound and video learns slowly.
 
     deepspeed launch/train.py hscl/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
     """
@@ -82,7 +88,7 @@ def mosi_utterance() -> Run:
         base,
         options=replace(base.options, fusion_gain=0.01),
         optim=Optim(
-            groups={"text": Group(lr=1e-4, weight_decay=0.01), "main": Group(lr=1e-5, weight_decay=0.01)},
+            groups=_groups(1e-4, 1e-4, 0.01, others=1e-6),
             clip=1.0,
             schedule="linear",
             warmup=0.1,
@@ -102,7 +108,7 @@ def demo() -> Run:
     return Run(
         model="hscl",
         options=HSCL.Config(text=TextConfig(source="small"), layers=1),
-        optim=Optim(groups={"main": Group(lr=2e-3, weight_decay=1e-3)}, clip=1.0, schedule="cosine", warmup=0.05),
+        optim=Optim(groups=_groups(2e-3, 2e-3, 1e-3), clip=1.0, schedule="cosine", warmup=0.05),
         batch_size=32,
         epochs=15,
         patience=5,
