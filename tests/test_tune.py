@@ -106,6 +106,7 @@ def test_every_default_space_belongs_to_fields_of_a_recipe():
 def test_the_default_space_is_searched_as_far_as_the_recipe_has_it():
     search = read_search(KNOWN)
     assert set(search.spaces) == set(SPACES["hscl"]) - {"optim.groups.text.lr"}  # the demo has one group
+    assert search.changes == {"data": str(Path("shards").absolute())}
     assert search.trials == 32
     assert search.scheduler == "asha"
 

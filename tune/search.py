@@ -58,7 +58,8 @@ def run_trials(
 
 def find(search: Search, journal: Journal, capacity: Capacity, source: Source) -> bool:
     """The search itself; False when it was interrupted."""
-    return run_trials(search, "trials", source.point, journal, capacity, search.trials)
+    count = min(search.trials, len(source.grid) or search.trials)
+    return run_trials(search, "trials", source.point, journal, capacity, count)
 
 
 def confirm(search: Search, changes: dict[str, Any], journal: Journal, capacity: Capacity) -> bool:

@@ -116,6 +116,8 @@ def _given(run: Run, changes: list[str]) -> dict[str, Any]:
     if "run_dir" in keys:
         raise ConfigError("run_dir is the search's; each trial gets a folder in it")
     given = {key: after[key] for key in after if any(key == k or key.startswith(f"{k}.") for k in keys)}
+    if "data" in given and "://" not in given["data"]:
+        given["data"] = str(Path(given["data"]).absolute())  # a search may go on from another folder
     return json.loads(json.dumps(given))
 
 
