@@ -163,7 +163,7 @@ def _decoder(hint: Any) -> Callable[[Any], Any]:
     if origin is list or origin is tuple and inner[-1] is Ellipsis:
         return lambda value: origin(_each(_decoder(inner[0]), enumerate(_of(list, value))).values())
     if origin is tuple:
-        return lambda value: tuple(_decoder(kind)(item) for kind, item in zip(inner, _of(list, value, len(inner))))
+        return lambda value: tuple(_decoder(kind)(item) for kind, item in _pairs(inner, value))
     if hint is float:
         return lambda value: float(value) if type(value) is int else _of(float, value)
     return lambda value: _of(hint, value)
@@ -204,8 +204,14 @@ def _each(decode: Callable[[Any], Any], items: Iterable[tuple[Any, Any]]) -> dic
     return found
 
 
-def _of(kind: type, value: Any, length: int | None = None) -> Any:
-    if type(value) is kind and (length is None or len(value) == length):  # a bool is no int here
+def _pairs(kinds: tuple[Any, ...], value: Any) -> Iterable[tuple[Any, Any]]:
+    if len(_of(list, value)) != len(kinds):
+        raise _Misfit(f"expected {len(kinds)} values, found {len(value)}")
+    return zip(kinds, value, strict=True)
+
+
+def _of(kind: type, value: Any) -> Any:
+    if type(value) is kind:  # a bool is no int here
         return value
     raise _Misfit(f"expected {kind.__name__}, found {str(value)[:80]!r}")
 

@@ -243,7 +243,7 @@ SHARD = {"name": "a.tar", "samples": 1, "bytes": 10240, "sha256": "a" * 64, "ind
         ({"splits": {"tr/ain": [SHARD]}}, "plain name"),
         ({"labels": {"kind": "ranks"}}, "unknown labels"),
         ({"moments": {"audio": [[1.0], [1.0, 2.0]]}}, "1 means, 2 deviations"),
-        ({"moments": {"audio": [[1.0]]}}, "moments: audio: expected list"),
+        ({"moments": {"audio": [[1.0]]}}, "moments: audio: expected 2 values, found 1"),
         ({"repairs": {"audio": -1}}, "negative"),
     ],
 )
