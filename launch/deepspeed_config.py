@@ -133,7 +133,7 @@ def _read(path: str, run: Run) -> dict[str, Any]:
             )
         theirs.pop(key, None)
     stage = theirs.get("zero_optimization", {}).get("stage", run.zero_stage)
-    if stage != run.zero_stage:
+    if stage not in ("auto", run.zero_stage):
         raise ConfigError(f"{path} says stage {stage}, the run zero_stage={run.zero_stage}; set zero_stage={stage}")
     for key in ("fp16", "bf16"):
         if theirs.get(key, {}).get("enabled"):

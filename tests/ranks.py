@@ -52,7 +52,7 @@ class Ranks:
                 process.kill()
             process.join()
 
-    def codes(self, timeout: float = 120) -> list[int | None]:
+    def codes(self, timeout: float = 500) -> list[int | None]:
         """Exit codes, once all have ended."""
         for process in self.processes:
             process.join(timeout)
@@ -100,7 +100,7 @@ def _run(
     import torch
 
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(110)
+    faulthandler.dump_traceback_later(480)
     code = 0
     try:
         result = _load(*source)(*arguments)
