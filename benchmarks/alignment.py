@@ -94,10 +94,15 @@ def results(raw: Path, work: Path, only: list[str], changes: list[str]) -> None:
             "all_seconds": time.perf_counter() - started,
             "peak_gb": usage.ru_maxrss / 2**20,
             "load": os.getloadavg()[1] / (os.cpu_count() or 1),
-            "provenance": provenance(),
+            "provenance": made_by(),
         }
         write(done)
     print(table(read()["cells"]))
+
+
+def made_by() -> dict[str, Any]:
+    """Versions, machine and code; the command stands beside it, without the folders of one machine."""
+    return {key: value for key, value in provenance().items() if key != "command"}
 
 
 def _events(run_dir: Path) -> list[dict[str, Any]]:
@@ -136,7 +141,7 @@ def speed(raw: Path, work: Path, steps: int = 5) -> None:
             command = [sys.executable, __file__, "step", f"model={model}", f"name={name}", f"shards={shards}"]
             said = subprocess.run([*command, f"steps={steps}"], check=True, capture_output=True, text=True).stdout
             done = read()
-            done["speed"][f"{model}/{name}"] = json.loads(said.splitlines()[-1]) | {"provenance": provenance()}
+            done["speed"][f"{model}/{name}"] = json.loads(said.splitlines()[-1]) | {"provenance": made_by()}
             write(done)
     for key, cell in read()["speed"].items():
         print(key, {part: value for part, value in cell.items() if part != "provenance"})
@@ -209,7 +214,7 @@ def ranking(entities: int, width: int) -> None:
         "seconds": round(time.perf_counter() - started, 1),
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         "scores": scores,
-        "provenance": provenance(),
+        "provenance": made_by(),
     }
     done = read()
     done["ranking"][f"{entities}x{width}"] = cell
