@@ -156,7 +156,9 @@ def fit(
             name=f"{part}-{journal.sessions}",
             storage_path=search.storage or str(search.folder / "ray"),
             failure_config=FailureConfig(max_failures=search.retries),
-            checkpoint_config=CheckpointConfig(num_to_keep=3 if carried else None, checkpoint_frequency=every),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=3 if carried else None, checkpoint_frequency=every, checkpoint_at_end=False
+            ),
             callbacks=[progress],
             verbose=0,
         ),
