@@ -42,16 +42,18 @@ def log_sums(rows: Rows) -> Tensor:
     return torch.cat(parts) if parts else rows.anchors.new_zeros(0)
 
 
-def divergences(view: Rows, joint: Rows, of_view: Tensor, of_joint: Tensor) -> Tensor:
-    """KL(joint || view), (m,), of each anchor's softmax; of_view and of_joint are their ``log_sums``."""
-    parts = [view.anchors.new_zeros(0)]
+def divergences(view: Rows, joint: Rows) -> tuple[Tensor, Tensor, Tensor]:
+    """KL(joint || view) of each anchor's softmax, (m,), and the ``log_sums`` of view and joint."""
+    parts = [(view.anchors.new_zeros(0),) * 3]
     for begin in view.strips():
-        here = slice(begin, begin + view.height)
-        log_joint = joint.products(begin) - of_joint[here, None]
-        difference = log_joint - (view.products(begin) - of_view[here, None])
-        difference.scatter_(1, view.own[here, None], 0.0)
-        parts.append((log_joint.exp() * difference).sum(1))
-    return torch.cat(parts)
+        of_view, of_joint = view.products(begin), joint.products(begin)  # (h, n)
+        sum_view, sum_joint = of_view.logsumexp(1), of_joint.logsumexp(1)
+        log_joint = of_joint.sub_(sum_joint[:, None])
+        difference = of_view.sub_(sum_view[:, None]).neg_().add_(log_joint)
+        difference.scatter_(1, view.own[begin : begin + view.height, None], 0.0)
+        parts.append(((log_joint.exp_() * difference).sum(1), sum_view, sum_joint))
+    kl, sums_view, sums_joint = (torch.cat(part) for part in zip(*parts, strict=True))
+    return kl, sums_view, sums_joint
 
 
 @dataclass(frozen=True)
