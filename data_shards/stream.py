@@ -28,8 +28,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from data_shards.index_file import bytes_of
 from data_shards.order import Epoch, Order, deal, place
-from data_shards.reader import Arrays, Reader
+from data_shards.reader import Arrays, Reader, read_index
 from data_shards.schema import DataError, Manifest, parse_manifest
 from data_shards.store import open_store
 
@@ -119,7 +120,6 @@ class Stream:
         self.seconds = 0.0  # spent in epoch() in all, the caller's work included
         self._position = (0, 0)  # epoch, samples consumed of it
         self._outstanding: tuple[int, int] | None = None  # the position once the step at hand is consumed
-        self._sound: set[int] = set()  # shards that "skip" has checked
         for number in self.store.wrong_sizes(shards):
             try:
                 self.reader.shard(number)  # says what is lost
@@ -247,10 +247,8 @@ class Stream:
         parts = self.ranks * self.micro_batches
         dealt = deal(len(shard), parts)
         made = []
-        for micro in range(
-            self.micro_batches
-        ):  # ranks lie next to each other, so a sorted batch gives them like lengths
-            mine = dealt[micro * self.ranks + self.rank]
+        for micro in range(self.micro_batches):
+            mine = dealt[micro * self.ranks + self.rank]  # ranks side by side: a sorted batch gives them like lengths
             filled = mine if mine.stop > mine.start else slice(0, 1)
             part = self.reader.collate(shard[filled], row[filled], self.pin_memory)
             weight = part.weight if filled is mine else torch.zeros(1)
@@ -264,20 +262,21 @@ class Stream:
         return {"split": self.split, "manifest": self.manifest_sha256, **settings}
 
     def _lengths(self, shard: int) -> np.ndarray:
-        if self.on_damage == "skip" and not self._usable(shard):
+        if self.on_damage == "fail" or self._usable(shard):
+            return self.reader.lengths(shard)
+        try:  # the order must not change when a shard is lost
+            return bytes_of(read_index(self.store, self.reader.shards[shard], self.manifest.fields), self.reader.fields)
+        except DataError:
             return np.zeros(self.order.samples[shard], np.int64)
-        return self.reader.lengths(shard)
 
     def _usable(self, number: int) -> bool:
         if number in self.damaged:
             return False
-        if number not in self._sound:
-            try:
-                self.reader.shard(number)
-            except DataError as error:
-                self._damage(number, error)
-                return False
-            self._sound.add(number)
+        try:
+            self.reader.shard(number)
+        except DataError as error:
+            self._damage(number, error)
+            return False
         return True
 
     def _damage(self, number: int, error: DataError) -> None:

@@ -118,8 +118,9 @@ def test_a_batch_of_nothing_but_damage_is_no_step(folder):
     assert stream.state_dict()["samples"] == 18
 
 
-def test_a_position_means_the_same_after_a_shard_was_lost(folder):
-    options = {"global_batch": 4, "on_damage": "skip", "damage_budget": 0.5}
+@pytest.mark.parametrize("bucket", [0, 3])
+def test_a_position_means_the_same_after_a_shard_was_lost(folder, bucket):
+    options = {"global_batch": 4, "on_damage": "skip", "damage_budget": 0.5, "bucket": bucket}
     stream = Stream(folder, "train", **options)
     whole = [part.index.tolist() for (part,) in stream.epoch(0)]
     other = Stream(folder, "train", **options)

@@ -183,6 +183,18 @@ def test_a_stream_can_be_sent_to_another_process(shards):
     assert [places(parts) for parts in other.epoch(0)] == [places(parts) for parts in steps]
 
 
+def test_the_examples_of_the_documentation_run(shards):
+    text = (Path(__file__).parents[1] / "docs" / "streaming.md").read_text(encoding="utf-8")
+    examples = [part.partition("```")[0] for part in text.split("```python\n")[1:]]
+    assert len(examples) == 2
+    names = {}
+    for example in examples:
+        exec(example.replace("shards/mosi", str(shards)), names)
+    assert names["stream"].state_dict()["samples"] == sum(SIZES)
+    assert names["state"]["epoch"] == 1
+    assert names["audio"].ndim == 3
+
+
 def test_only_consumed_steps_count(shards):
     stream = Stream(shards, "train", global_batch=3, prefetch=4)
     steps = stream.epoch(0)
