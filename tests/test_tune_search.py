@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,15 +26,15 @@ ROOT = Path(__file__).parents[1]
 FAST = ["options.layers=1", "options.projection=8", "options.hidden=8"]
 
 
-def begin(shards: Path, folder: Path, *words: str) -> subprocess.Popen[str]:
-    return run_module(["hscl/demo", f"data={shards}", f"run_dir={folder}", *FAST, *words])
+def begin(shards: Path, folder: Path, *words: str, **around: str) -> subprocess.Popen[str]:
+    return run_module(["hscl/demo", f"data={shards}", f"run_dir={folder}", *FAST, *words], **around)
 
 
-def run_module(words: list[str]) -> subprocess.Popen[str]:
+def run_module(words: list[str], **around: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "tune.search", *words],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **around},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -302,3 +303,37 @@ def test_a_population_goes_on_from_its_better_half(small_shards: Path, tmp_path:
     assert early == [True, True]  # one has the other's past
     assert first.history[4]["badness"] != second.history[4]["badness"]  # and a future of its own
     assert "goes on" in said
+
+
+@pytest.mark.slow
+def test_a_search_joins_a_cluster_and_keeps_its_runs_at_a_uri(small_shards: Path, tmp_path: Path):
+    """Trials run in folders of the node, and go on, and are evaluated, from checkpoints at the URI."""
+    folder, store = tmp_path / "search", tmp_path / "store"
+    with socket.socket() as free, socket.socket() as client:
+        free.bind(("127.0.0.1", 0))
+        client.bind(("127.0.0.1", 0))
+        port, client_port = free.getsockname()[1], client.getsockname()[1]
+    around = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    words = ["start", "--head", "--block", f"--port={port}", f"--ray-client-server-port={client_port}"]
+    words += ["--num-cpus=2", "--include-dashboard=false", "--object-store-memory=100000000"]
+    words += ["--min-worker-port=0", "--max-worker-port=0", "--disable-usage-stats"]
+    command = [sys.executable, "-m", "ray.scripts.scripts", *words]
+    with (tmp_path / "ray.log").open("w") as log:
+        head = subprocess.Popen(command, env={**os.environ, **around}, stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + 120
+        while "Ray runtime started" not in (tmp_path / "ray.log").read_text():
+            assert head.poll() is None, (tmp_path / "ray.log").read_text()
+            assert time.monotonic() < until
+            time.sleep(0.2)
+        names = [f"address=127.0.0.1:{port}", f"storage=file://{store}", "scheduler=none"]
+        begun = begin(small_shards, folder, "trials=1", "epochs=2", "confirm=1", *names, **around)
+        finish(begun)
+    finally:
+        head.terminate()
+        head.wait()
+    [record] = journal(folder).trials()
+    assert record.state == "finished"
+    assert record.checkpoint.startswith(str(store))
+    assert not (folder / "trials").exists()
+    assert json.loads((folder / "confirm.json").read_text())["test"]["MAE"]["std"] == 0.0

@@ -63,6 +63,7 @@ def cluster(search: Search) -> Iterator[Capacity]:
         ray.init(search.address, runtime_env={"py_modules": modules}, log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(
+            "local",  # else it would join whatever cluster it finds on this machine
             include_dashboard=False,
             object_store_memory=OBJECT_STORE,
             log_to_driver=False,
