@@ -64,7 +64,7 @@ def small_run(model: str, data: Path | str, **changes: Any) -> Run:
         metrics="alignment" if graphs else "mosi",
     )
     names = build_model(run, build_task(run).data).param_groups()
-    groups = {name: Group(lr=1e-3 * (place + 1), weight_decay=0.01) for place, name in enumerate(names)}
+    groups = {name: Group(lr=2e-4 * (place + 1), weight_decay=0.01) for place, name in enumerate(names)}
     return replace(run, **{"optim": Optim(groups=groups, clip=1.0, schedule="cosine", warmup=0.1), **changes})
 
 
