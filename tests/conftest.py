@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -156,3 +157,23 @@ def make_graph() -> Callable[..., tuple[DataSpec, EntityGraph]]:
         return DataSpec(task="alignment", features=features, num_train=entities), batch
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of short runs: "one", "same" with the same seed, "other" with another, "zero2" by a DeepSpeed file,
+    "signs" with scores as classes. Read only."""
+    from runs import QUICK, train_in_turn
+
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "zero2.json").write_text(json.dumps({"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000000}}))
+    hscl = ["hscl/demo", f"data={small_shards}", *QUICK, "epochs=2"]
+    tate = ["tate/demo", f"data={small_shards}", "epochs=1", "options.width=16", "options.text.width=16"]
+    train_in_turn(
+        [*hscl, f"run_dir={folder / 'one'}"],
+        [*hscl, f"run_dir={folder / 'same'}"],
+        [*hscl, f"run_dir={folder / 'other'}", "seed=7"],
+        [*hscl, f"run_dir={folder / 'zero2'}", f"deepspeed={folder / 'zero2.json'}", "zero_stage=2"],
+        [*tate, f"run_dir={folder / 'signs'}", "classes=sign", "metrics=classes", "select=Macro_F1", "goal=max"],
+    )
+    return folder
