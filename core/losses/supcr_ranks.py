@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 from core import distributed
 from core.kernels import stages
 from core.kernels.plan import Anchors, Columns, Labels, by_label, distinct
+from core.losses.in_batch import own_columns
 
 
 class _AcrossRanks(torch.autograd.Function):
@@ -82,7 +83,7 @@ def _local_parts(
         gradient = torch.empty_like(sorted_gradient).index_copy_(0, order, sorted_gradient)
     else:
         everything = distributed.gather_rows(rows, sizes)
-        own = begin + torch.arange(len(rows), device=rows.device)
+        own = own_columns(sizes, rows.device)
         log_sum, whole = stages.strips(rows, own, everything, table, temperature, path)
         gradient = distributed.all_reduce_sum(whole)[begin : begin + len(rows)]
     products = rows.double() @ distributed.all_reduce_sum(rows.double().sum(0)) - rows.double().square().sum(1)
@@ -99,7 +100,8 @@ def _largest_exponent(features: Tensor, temperature: float) -> float:
     exponents = distributed.gather_rows(features.new_tensor([exponent], dtype=torch.float64))
     for rank, found in enumerate(exponents.tolist()):
         if found == float("inf"):
-            raise ValueError(f"SupCR on rank {rank}: " + (message or "features are not finite; see the error there"))
+            known = message if rank == distributed.rank() else "features are not finite; see the error there"
+            raise ValueError(f"SupCR on rank {rank}: {known}")
     return float(exponents.max())
 
 
