@@ -35,10 +35,10 @@ check: $(READY)
 	$(BIN)/mypy
 
 test: check
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest
+	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest
 
 test-slow: $(READY)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m slow
 
 clean:
 	rm -rf $(DEMO) build *.egg-info

@@ -78,7 +78,9 @@ def main() -> None:
     folder = Path(own.pop("runs", f"runs/results-{name}"))
     changes = [f"{key}={value}" for key, value in own.items()]
     rows: dict[str, list[dict[str, float]]] = {}
-    saved: dict[str, Any] = {"data": name, "seeds": seeds, "command": sys.argv, **provenance()}
+    # folders of this machine are nobody's business
+    said_command = [word for word in sys.argv[1:] if "/" not in word]
+    saved: dict[str, Any] = {"data": name, "seeds": seeds, **provenance(), "command": said_command}
     for row, recipe, own_changes in variants(name, models):
         place = folder / row.replace(", ", "-").replace(" ", "-")
         rows[row] = [run(recipe, place / str(seed), [*changes, *own_changes, f"seed={seed}"]) for seed in seeds]

@@ -78,6 +78,8 @@ def simsv2() -> Run:
 def mosi_utterance() -> Run:
     """HSCL on MOSI with utterance-level sound and video (split of the bc-LSTM authors) and transcripts.
 
+    Test MAE 0.725 ± 0.021, Corr 0.771 ± 0.010 over seeds 1111 to 1113, with a six-layer MiniLM as text encoder.
+
     The video features were extracted by networks trained on the labels of the train videos: in training they promise
     what they do not hold on test videos. So the text begins alone, and what reads sound and video learns slowly.
 
