@@ -43,7 +43,7 @@ def run_module(words: list[str], **around: str) -> subprocess.Popen[str]:
 
 def finish(search: subprocess.Popen[str], code: int = 0) -> str:
     try:
-        said, _ = search.communicate(timeout=420)
+        said, _ = search.communicate(timeout=540)
     except subprocess.TimeoutExpired:
         search.kill()
         said, _ = search.communicate()

@@ -57,6 +57,7 @@ def cluster(search: Search) -> Iterator[Capacity]:
     import ray
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")
+    warnings.filterwarnings("ignore", message="Consider boosting PBT performance", category=UserWarning)
     if search.address:
         root = Path(__file__).parents[1]
         modules = [str(root / package) for package in PACKAGES]

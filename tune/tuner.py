@@ -26,6 +26,14 @@ from tune.trial import Job, Trial
 Points = Callable[[int, list[Record]], dict[str, Any] | None]
 
 
+class Population(PopulationBasedTraining):
+    """Ray's, whose trials keep their numbers when they take over the configuration of another."""
+
+    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        config, operations = super()._get_new_config(trial, trial_to_clone)
+        return {**config, "number": trial.config["number"], "origin": ""}, operations
+
+
 class Numbered(Driver, Searcher):
     """Hands Ray the trials that were interrupted, then new ones by number, ``at_once`` at a time."""
 
@@ -89,7 +97,7 @@ def population(search: Search, points: Points, journal: Journal, capacity: Capac
     domains = search.domains()
     random.seed(config.seed)  # Ray's scheduler draws from the global generators
     np.random.seed(config.seed)
-    scheduler = PopulationBasedTraining(
+    scheduler = Population(
         time_attr="epoch",
         metric="badness",
         mode="min",
