@@ -167,16 +167,10 @@ class Reader:
         """The arrays of samples of one shard, as ``views`` gives them."""
         opened = self.shard(number)
         first = columns(opened.index.arrays)
-        plan = [
-            (
-                field,
-                np.dtype(opened.index.arrays[field][0]),
-                first[field],
-                first[field] + 1 + opened.index.arrays[field][1],
-            )
-            for field in self.fields
-            if field in first
-        ]
+        plan = []
+        for field in (name for name in self.fields if name in first):
+            dtype, axes = opened.index.arrays[field]
+            plan.append((field, np.dtype(dtype), first[field], first[field] + 1 + axes))
         held, array = opened.map, np.ndarray
         for row in rows:
             line = opened.index.table[row].tolist()
