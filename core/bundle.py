@@ -86,7 +86,7 @@ def load(folder: str | Path) -> tuple[Model, DataSpec]:
     config = read_config(folder)
     kind = MODELS[config["model"]]
     try:
-        options = TypeAdapter(kind.Config).validate_python(config["options"])
+        options: Any = TypeAdapter(kind.Config).validate_python(config["options"])
         data = TypeAdapter(DataSpec, config={"arbitrary_types_allowed": True}).validate_python(config["data"])
         codebooks = folder / "codebooks.safetensors"
         if codebooks.is_file():

@@ -56,7 +56,7 @@ class DataSpec:
 
 
 class Model(nn.Module, Generic[B, O]):
-    """Base of every model. Subclasses define ``Config``, a frozen dataclass with defaults, ``forward`` and ``losses``."""
+    """Base of every model. Subclasses define ``Config``, a frozen dataclass with defaults, ``forward``, ``losses``."""
 
     task: ClassVar[str]
     Config: ClassVar[type]

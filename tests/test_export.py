@@ -112,7 +112,10 @@ def test_a_pretrained_text_encoder_needs_its_source_no_more(data: dict[str, Path
 def test_loading_needs_no_deepspeed(data: dict[str, Path], tmp_path: Path):
     run_dir = trained("baseline", data, tmp_path / "run")
     assert export([str(run_dir), "--out", str(tmp_path / "out")]) == 0
-    code = "import sys; from core.bundle import load; load(sys.argv[1]); print(sorted({'deepspeed', 'ray', 'launch'} & set(sys.modules)))"
+    code = (
+        "import sys; from core.bundle import load; load(sys.argv[1]); "
+        "print(sorted({'deepspeed', 'ray', 'launch'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr
 
