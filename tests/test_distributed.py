@@ -54,11 +54,13 @@ def runs_of(data: dict[str, Path], names: list[str]) -> dict[str, Run]:
     return {name: small_run(name, data[MODELS[name].task]) for name in names}
 
 
+@pytest.mark.slow
 def test_every_model_gives_one_result_on_one_and_two_ranks(data: dict[str, Path], tmp_path: Path):
     cases = [(1, 0, 0), (2, 2, 4), (2, 3, 0)]
     compare(results(runs_of(data, list(MODELS)), cases, 6, tmp_path))
 
 
+@pytest.mark.slow
 def test_one_model_gives_one_result_in_every_stage_with_three_ranks(data: dict[str, Path], tmp_path: Path):
     cases = [(1, 0, 0), (1, 2, 4), (3, 0, 2), (3, 1, 0), (3, 1, 2), (3, 2, 0), (3, 3, 2)]
     compare(results(runs_of(data, ["hscl"]), cases, 20, tmp_path))
