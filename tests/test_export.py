@@ -17,6 +17,7 @@ from core import bundle
 from core.encoders.text import TextConfig
 from core.models import MODELS
 from launch.checkpoint import Checkpoints
+from launch.config import Group
 from launch.engine import init_processes
 from launch.export import main as export
 from launch.tasks import build_model, build_task
@@ -39,6 +40,8 @@ def trained(name: str, data: dict[str, Path], run_dir: Path, **options: object) 
     """A run directory with a checkpoint after one epoch."""
     run = small_run(name, data[MODELS[name].task], run_dir=str(run_dir), epochs=1)
     run = replace(run, options=replace(run.options, **options))
+    groups = {group: Group() for group in build_model(run, build_task(run).data).param_groups()}
+    run = replace(run, optim=replace(run.optim, groups=groups))
     with prepare(run, quiet=True) as it:
         list(it.epochs)
     return run_dir
