@@ -87,7 +87,7 @@ def load(folder: str | Path) -> tuple[Model, DataSpec]:
     kind = MODELS[config["model"]]
     try:
         options: Any = TypeAdapter(kind.Config).validate_python(config["options"])
-        data = TypeAdapter(DataSpec, config={"arbitrary_types_allowed": True}).validate_python(config["data"])
+        data = TypeAdapter(DataSpec).validate_python(config["data"])
         codebooks = folder / "codebooks.safetensors"
         if codebooks.is_file():
             data = replace(data, codebooks=load_arrays(codebooks))

@@ -38,6 +38,8 @@ class Alignment(Output):
 class DataSpec:
     """What a model must know about its data before it is built; saved with every run."""
 
+    __pydantic_config__: ClassVar[dict[str, bool]] = {"arbitrary_types_allowed": True}  # for the codebooks
+
     task: str  # "sentiment" or "alignment"
     features: dict[str, int]  # modality or view -> width; 0 where frames are token ids
     max_length: dict[str, int] = field(default_factory=dict)  # modality -> longest sequence in any split
