@@ -31,7 +31,8 @@ from tune.words import arguments  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "search.json"
 RECIPE = "hscl/demo"
-SPACE = ["space.optim.groups.main.lr=none"]  # of the default space alpha, omega1, omega2 and tau stay
+SPACE = ["space=none", *(f"space.{name}=loguniform(0.001,1.0)" for name in ("alpha", "omega1", "omega2"))]
+SPACE += ["space.tau=loguniform(0.05,2.0)"]
 
 
 def shards(work: Path) -> Path:

@@ -16,7 +16,7 @@ from launch.config import ConfigError, load_recipe, override, recipe_names, to_d
 from launch.train import parse
 from tune.asha import Rungs
 from tune.cluster import capacity
-from tune.domain import Choice, Range, read_domain
+from tune.domain import Around, Choice, Range, read_domain
 from tune.drawings import importance, position
 from tune.journal import WORST, Journal, Record
 from tune.report import best_changes, write_best, write_confirmed, write_report
@@ -104,11 +104,20 @@ def test_every_default_space_belongs_to_fields_of_a_recipe():
 
 
 def test_the_default_space_is_searched_as_far_as_the_recipe_has_it():
-    search = read_search(KNOWN)
-    assert set(search.spaces) == set(SPACES["hscl"]) - {"optim.groups.text.lr"}  # the demo has one group
+    search = read_search(["mclea/dbp15k_zh_en", "data=shards"])
     assert search.changes == {"data": str(Path("shards").absolute())}
-    assert search.trials == 32
-    assert search.scheduler == "asha"
+    assert set(search.spaces) == set(SPACES["mclea"])
+    assert (search.trials, search.scheduler) == (32, "asha")
+    known = leaves(to_dict(load_recipe("hscl/demo")))
+    assert set(read_search(KNOWN).spaces) == {key for key in SPACES["hscl"] if key in known}
+
+
+@pytest.mark.parametrize("recipe", ["hscl/demo", "hscl/mosi", "hscl/mosi_utterance", "mclea/dbp15k_zh_en"])
+def test_a_default_space_holds_the_recipe_itself(recipe: str):
+    search = read_search([recipe, "data=shards"])
+    assert default_point(search, search.domains()) is not None
+    rate = Around(10).of(0.002)
+    assert (rate.low, rate.high, rate.log) == (0.0002, 0.02, True)
 
 
 def test_a_setting_is_searched_by_the_name_in_the_paper_or_by_its_last_part():
@@ -141,7 +150,7 @@ def test_a_value_that_is_given_is_not_searched():
         (["space.data=choice(a, b)"], "both set and searched"),
         (["space.run_dir=choice(a, b)"], "cannot be searched"),
         (["space.seed=choice(1, 2)"], "confirm=0"),
-        (["space.lr=uniform(0, 1)", "optim.groups.text.lr=1"], "no option"),
+        (["space.layers=choice(1, 2)"], "could be options.layers"),
         (["cpus=0"], "needs some part of a CPU"),
     ],
 )

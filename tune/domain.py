@@ -65,6 +65,16 @@ class Choice:
         return f"choice({', '.join(map(str, self.values))})"
 
 
+@dataclass(frozen=True)
+class Around:
+    """Numbers up to ``factor`` times smaller or larger than the recipe's own; only in default spaces."""
+
+    factor: float
+
+    def of(self, value: float) -> Range:
+        return Range(float(f"{value / self.factor:.6g}"), float(f"{value * self.factor:.6g}"), log=True)
+
+
 Domain = Range | Choice
 
 

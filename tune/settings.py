@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from launch.config import ConfigError, Run, load_recipe, override, suggest, to_dict
 from launch.train import expand
-from tune.domain import Choice, Domain, Range, read_domain
+from tune.domain import Around, Choice, Domain, Range, read_domain
 from tune.spaces import SPACES, SYMBOLS
 from tune.words import arguments, leaves
 
@@ -93,7 +93,11 @@ def read_search(given_words: Sequence[str]) -> Search:
     given = _given(run, changes)
     start = SPACES.get(run.model, {}) if own.pop("space", "default") == "default" else {}
     known = leaves(to_dict(run))
-    defaults = {key: str(domain) for key, domain in start.items() if key in known and key not in given}
+    defaults = {
+        key: str(domain.of(known[key]) if isinstance(domain, Around) else domain)
+        for key, domain in start.items()
+        if key in known and key not in given
+    }
     both = sorted(set(given) & set(spaces))
     if both:
         raise ConfigError(f"{both[0]} is both set and searched; leave out one of {both[0]}=... and space.{both[0]}=...")

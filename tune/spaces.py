@@ -6,7 +6,7 @@ Add ``space.KEY=...`` on the command line for more, ``space.KEY=none`` for less,
 
 from __future__ import annotations
 
-from tune.domain import Choice, Domain, Range
+from tune.domain import Around, Choice, Domain, Range
 
 
 def choice(*values: object) -> Choice:
@@ -21,20 +21,24 @@ def loguniform(low: float, high: float) -> Range:
     return Range(low, high, log=True)
 
 
-SPACES: dict[str, dict[str, Domain]] = {
+RATE = Around(10)  # a learning rate: from a tenth of the recipe's to ten times as much
+
+SPACES: dict[str, dict[str, Domain | Around]] = {
     "hscl": {
         "options.alpha": loguniform(0.001, 1.0),
         "options.omega1": loguniform(0.001, 1.0),
         "options.omega2": loguniform(0.001, 1.0),
         "options.temperature": loguniform(0.05, 2.0),
-        "optim.groups.main.lr": loguniform(1e-4, 1e-2),
-        "optim.groups.text.lr": loguniform(5e-6, 1e-4),
+        "optim.groups.main.lr": RATE,
+        "optim.groups.text.lr": RATE,
+        "optim.groups.audio.lr": RATE,
+        "optim.groups.vision.lr": RATE,
     },
     "cenet": {
         "options.slots": choice(16, 32, 64, 128, 256),  # S of the external memory
         "options.scale": choice(0.0, 8.0),  # 0: one over the root of the width
-        "optim.groups.main.lr": loguniform(1e-5, 1e-3),
-        "optim.groups.text.lr": loguniform(5e-6, 1e-4),
+        "optim.groups.main.lr": RATE,
+        "optim.groups.text.lr": RATE,
     },
     # the list of MMSA's config_tune
     "self_mm": {
@@ -74,11 +78,14 @@ SPACES: dict[str, dict[str, Domain]] = {
     },
     "meaformer": {
         "options.temperature": loguniform(0.02, 0.5),
-        "optim.groups.main.lr": loguniform(1e-4, 2e-3),
+        "optim.groups.main.lr": RATE,
+    },
+    "tate": {
+        "optim.groups.main.lr": RATE,
     },
     "baseline": {
-        "optim.groups.main.lr": loguniform(1e-4, 1e-2),
-        "optim.groups.main.weight_decay": loguniform(1e-5, 1e-1),
+        "optim.groups.main.lr": RATE,
+        "optim.groups.text.lr": RATE,
         "options.dropout": uniform(0.0, 0.5),
     },
 }
