@@ -37,8 +37,7 @@ class Ranks:
             port = probe.getsockname()[1]
         source = (inspect.getfile(function), function.__name__)
         self.processes = [
-            _CONTEXT.Process(target=_run, args=(rank, ranks, port, folder, source, arguments))
-            for rank in range(ranks)
+            _CONTEXT.Process(target=_run, args=(rank, ranks, port, folder, source, arguments)) for rank in range(ranks)
         ]
 
     def __enter__(self) -> Ranks:
@@ -52,7 +51,7 @@ class Ranks:
                 process.kill()
             process.join()
 
-    def codes(self, timeout: float = 500) -> list[int | None]:
+    def codes(self, timeout: float = 240) -> list[int | None]:
         """Exit codes, once all have ended."""
         for process in self.processes:
             process.join(timeout)
@@ -84,9 +83,7 @@ def _load(path: str, name: str) -> Callable[..., Any]:
     return getattr(module, name)
 
 
-def _run(
-    rank: int, ranks: int, port: int, folder: Path, source: tuple[str, str], arguments: tuple[Any, ...]
-) -> None:
+def _run(rank: int, ranks: int, port: int, folder: Path, source: tuple[str, str], arguments: tuple[Any, ...]) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -100,7 +97,7 @@ def _run(
     import torch
 
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(480)
+    faulthandler.dump_traceback_later(100)
     code = 0
     try:
         result = _load(*source)(*arguments)

@@ -11,17 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ranks import run_ranks
 from small_runs import alignment_data, sentiment_data, small_run
 
 from core import bundle
 from core.encoders.text import TextConfig
 from core.models import MODELS
-from launch.checkpoint import Checkpoints
+from launch.checkpoint import Checkpoints, read_state
 from launch.config import Group
-from launch.engine import init_processes
+from launch.config import Group, Run
+from launch.contents import load_weights
 from launch.export import main as export
+from launch.progress import Progress
 from launch.tasks import build_model, build_task
-from launch.train import prepare
+from launch.train import open_run
 
 
 @pytest.fixture(scope="module")
@@ -30,21 +33,36 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"sentiment": sentiment_data(folder, 60), "alignment": alignment_data(folder)}
 
 
-@pytest.fixture(autouse=True)
-def _processes() -> None:
-    if not torch.distributed.is_initialized():
-        init_processes()
+def train_all(runs: list[Run]) -> None:
+    """On a rank: an epoch of each run."""
+    from launch.engine import init_processes, shutdown_processes
+    from launch.train import prepare
+
+    init_processes()
+    for run in runs:
+        with prepare(run, quiet=True) as it:
+            list(it.epochs)
+    shutdown_processes()
 
 
-def trained(name: str, data: dict[str, Path], run_dir: Path, **options: object) -> Path:
-    """A run directory with a checkpoint after one epoch."""
-    run = small_run(name, data[MODELS[name].task], run_dir=str(run_dir), epochs=1)
-    run = replace(run, options=replace(run.options, **options))
-    groups = {group: Group() for group in build_model(run, build_task(run).data).param_groups()}
-    run = replace(run, optim=replace(run.optim, groups=groups))
-    with prepare(run, quiet=True) as it:
-        list(it.epochs)
-    return run_dir
+@pytest.fixture(scope="module")
+def trained(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Run directories of every model after one epoch, and "bert" with a pretrained text encoder."""
+    from transformers import BertConfig, BertModel
+
+    folder = tmp_path_factory.mktemp("trained")
+    vocabulary = json.loads((data["sentiment"] / "manifest.json").read_text())["tokenizer"]["vocab_size"]
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=vocabulary, **sizes)).save_pretrained(folder / "source")
+    runs = {name: small_run(name, data[MODELS[name].task]) for name in MODELS}
+    text = TextConfig(source=str(folder / "source"))
+    runs["bert"] = replace(runs["baseline"], options=replace(runs["baseline"].options, text=text))
+    runs["bert"] = replace(runs["bert"], optim=replace(runs["bert"].optim, groups={"main": Group(), "text": Group()}))
+    runs = {name: replace(run, run_dir=str(folder / name), epochs=1) for name, run in runs.items()}
+    for run in runs.values():
+        open_run(run)
+    run_ranks(1, folder / "ranks", train_all, list(runs.values()))
+    return {name: folder / name for name in runs}
 
 
 def outputs(model: object, name: str, folder: Path) -> torch.Tensor:
@@ -57,26 +75,23 @@ def outputs(model: object, name: str, folder: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_model_comes_back_as_it_was(name: str, data: dict[str, Path], tmp_path: Path):
-    run_dir = trained(name, data, tmp_path / "run")
+def test_every_model_comes_back_as_it_was(name: str, data: dict[str, Path], trained: dict[str, Path], tmp_path: Path):
+    run_dir = trained[name]
     assert export([str(run_dir), "--out", str(tmp_path / "out")]) == 0
     model, spec = bundle.load(tmp_path / "out")
     assert not model.training
     shards = data[MODELS[name].task]
     run = small_run(name, shards)
     again = build_model(run, build_task(run).data)
-    folder, _ = Checkpoints(run_dir, None).find("best")  # type: ignore[arg-type]
-    from launch.checkpoint import read_state
-    from launch.contents import load_weights
-
+    folder, _ = Checkpoints(run_dir, Progress()).find("best")
     assert folder is not None
     load_weights(folder, read_state(folder).shapes, again)
     assert torch.equal(outputs(model, name, shards), outputs(again.eval(), name, shards))
     assert spec.features == build_task(run).data.features
 
 
-def test_the_folder_says_what_data_it_wants(data: dict[str, Path], tmp_path: Path):
-    run_dir = trained("cenet", data, tmp_path / "run")
+def test_the_folder_says_what_data_it_wants(data: dict[str, Path], trained: dict[str, Path], tmp_path: Path):
+    run_dir = trained["cenet"]
     assert export([str(run_dir), "--out", str(tmp_path / "out")]) == 0
     config = json.loads((tmp_path / "out/config.json").read_text())
     manifest = json.loads((data["sentiment"] / "manifest.json").read_text())
@@ -93,27 +108,28 @@ def test_the_folder_says_what_data_it_wants(data: dict[str, Path], tmp_path: Pat
     assert "synthetic" in card
 
 
-def test_a_pretrained_text_encoder_needs_its_source_no_more(data: dict[str, Path], tmp_path: Path):
-    from transformers import BertConfig, BertModel
+def test_a_pretrained_text_encoder_needs_its_source_no_more(
+    data: dict[str, Path], trained: dict[str, Path], tmp_path: Path
+):
+    from transformers import BertModel
 
-    vocabulary = json.loads((data["sentiment"] / "manifest.json").read_text())["tokenizer"]["vocab_size"]
-    source = tmp_path / "bert"
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    BertModel(BertConfig(vocab_size=vocabulary, **sizes)).save_pretrained(source)
-    run_dir = trained("baseline", data, tmp_path / "run", text=TextConfig(source=str(source)))
-    assert export([str(run_dir), "--out", str(tmp_path / "out")]) == 0
+    source = trained["bert"].parent / "source"
+    assert export([str(trained["bert"]), "--out", str(tmp_path / "out")]) == 0
     before = bundle.load(tmp_path / "out")[0]
-    source.rename(tmp_path / "gone")
-    after = bundle.load(tmp_path / "out")[0]
+    moved = source.rename(tmp_path / "elsewhere")
+    try:
+        after = bundle.load(tmp_path / "out")[0]
+        untrained = BertModel.from_pretrained(moved).embeddings.word_embeddings.weight
+    finally:
+        moved.rename(source)
     scores = outputs(before, "baseline", data["sentiment"])
     assert torch.equal(scores, outputs(after, "baseline", data["sentiment"]))
-    weights = {name: value for name, value in after.state_dict().items() if "word_embeddings" in name}
-    (embedding,) = weights.values()
-    assert not torch.equal(embedding, BertModel.from_pretrained(tmp_path / "gone").embeddings.word_embeddings.weight)
+    (embedding,) = (value for name, value in after.state_dict().items() if "word_embeddings" in name)
+    assert not torch.equal(embedding, untrained)
 
 
-def test_loading_needs_no_deepspeed(data: dict[str, Path], tmp_path: Path):
-    run_dir = trained("baseline", data, tmp_path / "run")
+def test_loading_needs_no_deepspeed(trained: dict[str, Path], tmp_path: Path):
+    run_dir = trained["baseline"]
     assert export([str(run_dir), "--out", str(tmp_path / "out")]) == 0
     code = (
         "import sys; from core.bundle import load; load(sys.argv[1]); "
@@ -124,9 +140,9 @@ def test_loading_needs_no_deepspeed(data: dict[str, Path], tmp_path: Path):
 
 
 def test_a_folder_that_is_there_or_whose_parts_do_not_fit_is_refused(
-    data: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
-    run_dir = trained("baseline", data, tmp_path / "run")
+    run_dir = trained["baseline"]
     assert export([str(run_dir), "--out", str(tmp_path / "out")]) == 0
     assert export([str(run_dir), "--out", str(tmp_path / "out")]) == 2
     assert "is there already" in capsys.readouterr().err
@@ -138,4 +154,4 @@ def test_a_folder_that_is_there_or_whose_parts_do_not_fit_is_refused(
     with pytest.raises(ValueError, match="does not fit the model of config.json"):
         bundle.load(tmp_path / "out")
     with pytest.raises(ValueError, match="holds no exported model"):
-        bundle.load(tmp_path / "run")
+        bundle.load(run_dir)
