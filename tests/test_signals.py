@@ -137,6 +137,7 @@ def test_a_rank_that_stands_still_is_named_and_the_others_leave(data: Path, tmp_
         assert "at step 3" in started.output(0)
 
 
+@pytest.mark.slow  # its deadlines want an idle machine
 def test_a_rank_that_never_reaches_the_collective_is_named_after_the_timeout(data: Path, tmp_path: Path):
     run = replace(small_run("baseline", data), run_dir=str(tmp_path / "run"))
     with Ranks(2, tmp_path / "ranks", fall_silent, run, "thread", 60.0, 15.0) as started:

@@ -93,6 +93,7 @@ def without_test(shards: Path, folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_search_finds_the_best_records_the_bad_and_never_sees_test(small_shards: Path, tmp_path: Path):
     """A grid in which one learning rate makes the loss infinite, on a folder whose test shards are gone."""
     shards = without_test(small_shards, tmp_path / "shards")
