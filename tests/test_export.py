@@ -18,7 +18,6 @@ from core import bundle
 from core.encoders.text import TextConfig
 from core.models import MODELS
 from launch.checkpoint import Checkpoints, read_state
-from launch.config import Group
 from launch.config import Group, Run
 from launch.contents import load_weights
 from launch.export import main as export
