@@ -31,7 +31,7 @@ demo: $(DEMO)/shards/manifest.json
 
 check: $(READY)
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+	$(BIN)/ruff format --check core data_shards launch tune tests benchmarks examples setup.py
 	$(BIN)/mypy
 
 test: check
