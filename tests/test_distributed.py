@@ -13,6 +13,8 @@ from small_runs import ALIGNMENT, SENTIMENT, alignment_data, partitioned, sentim
 from core.models import MODELS
 from launch.config import Run
 
+pytestmark = pytest.mark.slow  # many processes, many trainings
+
 Case = tuple[int, int, int]  # ranks, ZeRO stage, largest micro-batch
 
 
@@ -54,19 +56,16 @@ def runs_of(data: dict[str, Path], names: list[str]) -> dict[str, Run]:
     return {name: small_run(name, data[MODELS[name].task]) for name in names}
 
 
-@pytest.mark.slow
 def test_every_model_gives_one_result_on_one_and_two_ranks(data: dict[str, Path], tmp_path: Path):
     cases = [(1, 0, 0), (2, 2, 4), (2, 3, 0)]
     compare(results(runs_of(data, list(MODELS)), cases, 6, tmp_path))
 
 
-@pytest.mark.slow
 def test_one_model_gives_one_result_in_every_stage_with_three_ranks(data: dict[str, Path], tmp_path: Path):
     cases = [(1, 0, 0), (1, 2, 4), (3, 0, 2), (3, 1, 0), (3, 1, 2), (3, 2, 0), (3, 3, 2)]
     compare(results(runs_of(data, ["hscl"]), cases, 20, tmp_path))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_gives_one_result_in_every_combination(name: str, data: dict[str, Path], tmp_path: Path):
     cases = [(ranks, stage, micro) for ranks in (1, 2, 3, 4) for stage in (0, 1, 2, 3) for micro in (0, 2)]
