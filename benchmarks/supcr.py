@@ -110,12 +110,13 @@ def floor(features: Tensor, share: int = 1) -> Callable[[], None]:
     """The three products of every ``share``-th block of rows."""
     rows = features.detach()
     gradient, strip = torch.zeros_like(rows), torch.randn(min(512, len(rows)), len(rows))
+    products, part = torch.empty_like(strip), torch.empty_like(rows[:512])
 
     def once() -> None:
         for begin in range(0, len(rows), 512 * share):
             block = rows[begin : begin + 512]
-            torch.mm(block, rows.T)
-            torch.mm(strip, rows)
+            torch.mm(block, rows.T, out=products)
+            torch.mm(strip, rows, out=part)
             gradient.addmm_(strip.T, block)
 
     return once
@@ -164,10 +165,10 @@ def memory_cell(form: str, n: int, width: int) -> dict[str, float]:
 
 
 def warm_up(width: int) -> None:
-    """Compile the loops, or read them from numba's cache."""
+    """Compile the loops, or read them from numba's cache, with rows too few to leave memory for later."""
     torch.set_num_threads(1)
-    for work in list(forms(inputs(600, width)).values())[:4]:
-        work()
+    for path in ("buckets", "scan"):
+        fused_supcr(inputs(32, width), torch.arange(32), TEMPERATURE, path=path).backward()
 
 
 def status(name: str) -> int:

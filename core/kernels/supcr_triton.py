@@ -61,9 +61,7 @@ class Operand:
     @property
     def piece(self) -> int:
         """Features multiplied at once: as many as leave the registers room."""
-        if self.exact:
-            return self.width if self.width <= 128 else 64
-        return self.width if self.width <= 256 else 128
+        return self.width if self.width <= (128 if self.exact else 256) else 64
 
     @property
     def output(self) -> int:
