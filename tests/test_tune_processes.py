@@ -111,6 +111,7 @@ def test_the_rank_that_was_killed_is_named_and_not_those_that_miss_it(start):
         start(program, count=3).next()
 
 
+@pytest.mark.slow
 def test_nothing_that_a_trial_started_outlives_it(start):
     program = """
     import subprocess
@@ -126,6 +127,7 @@ def test_nothing_that_a_trial_started_outlives_it(start):
     wait_until(lambda: all(gone(pid) for pid in pids))
 
 
+@pytest.mark.slow  # its deadlines want an idle machine
 def test_the_processes_end_when_the_one_that_started_them_is_killed(tmp_path: Path):
     """SIGKILL of the parent, which no handler sees."""
     (tmp_path / "sleeper.py").write_text(
