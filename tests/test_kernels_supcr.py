@@ -133,6 +133,7 @@ def test_equal_labels_give_plain_contrast(path):
     off = ~torch.eye(12, dtype=torch.bool)
     expected = (similarity.logsumexp(1, keepdim=True) - similarity)[off].mean().item()
     assert fused(rows, torch.zeros(12), 0.3, path=path)[0] == pytest.approx(expected, rel=1e-12)
+    assert_same(fused(rows, torch.zeros(12), 0.3, path=path), definition(rows, torch.zeros(12), 0.3), 1e-12)
 
 
 @pytest.mark.parametrize("temperature", [0.02, 0.0125, 0.005, 0.001, 0.0002])
@@ -146,6 +147,19 @@ def test_low_temperatures_are_exact_in_single_precision(temperature, kind):
     expected = definition(rows, labels, temperature)
     assert loss == pytest.approx(expected[0], rel=1e-5)
     assert (gradient - expected[1]).norm() <= 2e-5 * expected[1].norm()
+
+
+@pytest.mark.parametrize("path", ["buckets", "scan"])
+def test_exponents_beyond_any_float_go_the_plain_way_even_if_another_is_asked_for(path):
+    rows, labels = unit_rows(40, 5), torch.arange(40) // 4
+    assert_same(fused(rows, labels, 0.0002, path=path), definition(rows, labels, 0.0002), 1e-12)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_rows_need_not_lie_side_by_side_in_memory(path):
+    rows, labels = unit_rows(40, 6).T.contiguous().T, torch.arange(80)[::2] % 9
+    assert not rows.is_contiguous()
+    assert_same(fused(rows, labels, 0.2, path=path), definition(rows, labels, 0.2), 1e-12)
 
 
 def test_rows_that_are_not_unit_are_measured_not_assumed():
@@ -169,6 +183,8 @@ def test_labels_that_are_not_finite_or_not_one_per_row_are_refused():
         fused_supcr(unit_rows(3, 2), torch.tensor([1, 2, 2**54]), 0.1)
     with pytest.raises(ValueError, match=r"got \(3, 2\) and \(3, 1\)"):
         fused_supcr(unit_rows(3, 2), torch.zeros(3, 1), 0.1)
+    with pytest.raises(ValueError, match="no path 'bucket'; choose from: auto, buckets,"):
+        fused_supcr(unit_rows(3, 2), torch.zeros(3), 0.1, path="bucket")
 
 
 def test_gradients_by_features_and_temperature_pass_gradcheck():
@@ -188,13 +204,14 @@ def test_the_operator_is_registered_rightly():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_it_compiles_into_one_graph():
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_it_compiles_into_one_graph(dynamic):
     rows, labels = unit_rows(30, 5).requires_grad_(), torch.arange(30) % 4
 
     def step(x: Tensor) -> Tensor:
         return fused_supcr(torch.nn.functional.normalize(x * 2, dim=1), labels, 0.2) * 3
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     expected, found = step(rows), compiled(rows)
     torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
     (of_expected,), (of_found,) = torch.autograd.grad(expected, rows), torch.autograd.grad(found, rows)

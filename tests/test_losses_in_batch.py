@@ -131,6 +131,25 @@ def test_a_learnt_temperature_has_a_shape_and_a_gradient(loss):
     assert parameter.grad.abs().item() > 0
 
 
+@pytest.mark.parametrize("name", ["icl", "ial", "supcon"])
+def test_second_derivatives_are_those_of_the_definition_or_refused(name):
+    def second(fused: bool) -> Tensor:
+        left, right, *joint = (part.clone().requires_grad_() for part in pairs())
+        share = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+        if name == "icl":
+            value = ICL(0.3, fused=fused)(left, right)
+        elif name == "ial":
+            value = IAL(0.3, fused=fused)((left, right), (joint[0], joint[1]))
+        else:
+            value = SupCon(0.3, fused=fused)(left, torch.tensor([0, 1, 0, 1]))
+        (gradient,) = torch.autograd.grad(share * value + left.pow(3).sum(), left, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), left)[0]
+
+    assert second(fused=False).abs().sum() > 0
+    with pytest.raises(RuntimeError, match="no second derivative in linear memory"):
+        second(fused=True)
+
+
 def test_wrong_settings_are_refused_with_their_value():
     with pytest.raises(ValueError, match="ICL needs a positive temperature, got 0"):
         ICL(0)

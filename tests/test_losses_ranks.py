@@ -18,6 +18,7 @@ from core.losses.distill import IAL
 from core.losses.info_nce import ICL
 from core.losses.supcon import SupCon
 from core.losses.supcr import SupCR
+from core.losses.supcr_ranks import supcr_across_ranks
 
 torch.set_num_threads(1)
 
@@ -82,9 +83,34 @@ def work(rank: int, ranks: int, folder: str) -> None:
         SupCR(0.1, normalize=False)(bad, torch.arange(3))
     except ValueError as error:
         results["error"] = str(error)
+    results["few"] = [few_rows(rank, rows, ring) for rows in (0, 1) for ring in (False, True)]
+    results["second"] = second_derivative()
     torch.save(results, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
+
+
+def few_rows(rank: int, rows: int, ring: bool) -> tuple[float, float]:
+    """The loss, and how large its gradient is, where all ranks together have ``rows`` rows, on the first."""
+    features = torch.randn(rows if rank == 0 else 0, 4, requires_grad=True)
+    loss = SupCR(0.1, ring=ring)(features, torch.zeros(len(features)))
+    loss.backward()
+    return loss.item(), features.grad.abs().sum().item()
+
+
+def second_derivative() -> list[str]:
+    """What each loss says when it is differentiated twice."""
+    said = []
+    for loss in (SupCR(0.2), SupCR(0.2, fused=False), SupCon(0.2), SupCon(0.2, fused=False)):
+        features = torch.randn(3, 4, requires_grad=True)
+        value = loss(features, torch.tensor([0, 1, 0])) + features.pow(3).sum()
+        (gradient,) = torch.autograd.grad(value, features, create_graph=True)
+        try:
+            gradient.square().sum().backward()
+            said.append("")
+        except RuntimeError as error:
+            said.append(str(error))
+    return said
 
 
 @pytest.fixture(scope="module")
@@ -113,8 +139,21 @@ def test_any_number_of_ranks_gives_the_loss_and_gradients_of_one_process(ranks, 
         assert (together - gradient).norm() <= 1e-12 * gradient.norm(), name
         for i, expected in enumerate(of_parameters):
             torch.testing.assert_close(sum(part[2][i] for part in parts) / ranks, expected, rtol=1e-12, atol=0)
-    for part in found:
-        assert "not finite" in part["error"], part
+    for rank, part in enumerate(found):
+        here = f"features of row 1 of rank {rank} are not finite" if ranks > 1 else "features of row 1 are not finite"
+        there = f"SupCR on rank {ranks - 1}: features are not finite; see the error there"
+        assert (here if rank == ranks - 1 else there) in part["error"], part
+        assert part["few"] == [(0, 0)] * 4
+        refused = [True, ranks > 1, True, ranks > 1]  # definitions can do it in one process
+        assert ["no second derivative" in said for said in part["second"]] == refused, part
+
+
+def test_a_ring_refuses_what_only_whole_rows_can_do():
+    rows = torch.nn.functional.normalize(torch.randn(6, 3), dim=1)
+    with pytest.raises(ValueError, match=r"cannot pass rows round a ring .* at temperature 0\.0001 .* use ring=False"):
+        supcr_across_ranks(rows, torch.arange(6), [6], 0.0001, ring=True)
+    with pytest.raises(ValueError, match="labels next to equal; use ring=False"):
+        supcr_across_ranks(rows, torch.tensor([0, 1, 2**-60, 1, 0, 5], dtype=torch.float64), [6], 0.1, ring=True)
 
 
 if __name__ == "__main__":

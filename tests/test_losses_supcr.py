@@ -12,6 +12,7 @@ from torch import Tensor
 
 from core.batch import Utterances
 from core.encoders.text import TextConfig
+from core.kernels.stages import RowError
 from core.losses.labels import on_grid
 from core.losses.supcr import SupCR, supcr
 from core.model import DataSpec
@@ -107,8 +108,54 @@ def test_labels_off_the_grid_are_compared_as_they_are_with_a_warning():
         warnings.simplefilter("error")
         assert on_grid(torch.tensor([0.2, -0.6]), 0.2).tolist() == [1, -3]
         assert on_grid(torch.tensor([3, 4]), 0.2).tolist() == [3, 4]
-    with pytest.raises(ValueError, match="label of row 1 is nan"):
-        on_grid(torch.tensor([0.0, math.nan]), 0.2)
+
+
+@pytest.mark.parametrize("step", [0.2, 1 / 3, 1 / 15])
+def test_labels_fit_their_own_grid_in_single_precision_and_no_other(step):
+    whole = torch.arange(-300, 301)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert torch.equal(on_grid(whole.float() * step, step), whole)
+        assert torch.equal(on_grid((whole.double() * step).float(), step), whole)
+    labels = whole.float() * 0.07
+    with pytest.warns(UserWarning, match=f"are no multiples of resolution {step:g}"):
+        assert on_grid(labels, step) is labels
+    rows = torch.randn(601, 4, generator=torch.Generator().manual_seed(1))
+    with pytest.warns(UserWarning, match="comparing labels as floats instead"):
+        assert SupCR(0.1, resolution=step)(rows, labels) == SupCR(0.1)(rows, labels)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("resolution", [None, 0.2])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_labels_that_are_not_finite_are_refused(fused, resolution, bad):
+    with pytest.raises(ValueError, match=f"label of row 1 is {bad}; give rows without a label weight 0"):
+        SupCR(0.1, resolution=resolution, fused=fused)(torch.ones(3, 2), torch.tensor([0.0, bad, 0.4]))
+
+
+def test_a_row_that_is_not_finite_is_named_as_it_was_given():
+    rows, weight = torch.randn(9, 4), torch.tensor([1.0, 0, 1, 0, 1, 1, 1, 1, 1])
+    rows[6, 2] = math.nan
+    for given, row in ((weight, 6), (None, 6)):
+        with pytest.raises(RowError, match=r"features of row 6 are not finite \(1 such rows of") as caught:
+            SupCR(0.1)(rows, torch.arange(9), given)
+        assert caught.value.row == row
+    with pytest.raises(RowError, match="features of row 2 are too long"):
+        SupCR(0.1, normalize=False)(torch.tensor([[1.0, 0], [2, 0], [1e30, 1e30]]), torch.arange(3))
+
+
+@pytest.mark.parametrize("labels", [[2.0], [1.0] * 7, [0.0, 1.0, 1.0, 3.0, -1.0, 0.2, 0.2]])
+@pytest.mark.parametrize("temperature", [0.5, 0.005])
+def test_the_module_gives_its_definition_for_one_row_equal_labels_and_low_temperatures(labels, temperature):
+    found = []
+    for fused, dtype in ((True, torch.float32), (False, torch.float64)):
+        rows = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(2)).to(dtype).requires_grad_()
+        loss = SupCR(temperature, fused=fused)(rows, torch.tensor(labels))
+        (3 * loss).backward()
+        assert rows.grad.isfinite().all()
+        found.append((loss.item(), rows.grad.double()))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert (found[0][1] - found[1][1]).norm() <= 2e-5 * found[1][1].norm()
 
 
 def test_wrong_settings_and_shapes_are_refused():

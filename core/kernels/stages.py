@@ -18,6 +18,14 @@ MOST_SUMS = 2**30  # of (U, n) on a GPU, where many labels do no harm until then
 WIDEST = 1024  # columns of features that the GPU kernels take
 
 
+class RowError(ValueError):
+    """A row of features that cannot be multiplied with others: ``row`` is its place, None where another rank has it."""
+
+    def __init__(self, row: int | None, what: str):
+        super().__init__(what if row is None else f"features of row {row} {what}")
+        self.row, self.what = row, what
+
+
 def bucket_sums(anchors: Anchors, columns: Columns, num_labels: int, temperature: float) -> Tensor:
     """Sums of exponentials by label of the column, (U, m)."""
     if columns.rows.is_cuda:
@@ -105,7 +113,7 @@ def largest_exponent(rows: Tensor, temperature: float) -> float:
     """A bound of all |log2 e_ij|, from the longest row; 0 for no rows.
 
     Raises:
-        ValueError: naming the first row that is not finite.
+        RowError: naming the first row that is not finite.
     """
     wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
     lengths = torch.linalg.vector_norm(rows.detach(), dim=1, dtype=wide)
@@ -114,8 +122,8 @@ def largest_exponent(rows: Tensor, temperature: float) -> float:
         bad = ~rows.isfinite().all(1)
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
-            raise ValueError(f"features of row {row} are not finite ({int(bad.sum())} such rows of {len(rows)})")
-        raise ValueError(f"features of row {int(lengths.argmax())} are too long to be multiplied in {wide}")
+            raise RowError(row, f"are not finite ({int(bad.sum())} such rows of {len(rows)})")
+        raise RowError(int(lengths.argmax()), f"are too long to be multiplied in {wide}")
     return longest * longest / temperature * math.log2(math.e)
 
 

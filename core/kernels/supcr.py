@@ -30,13 +30,17 @@ def fused_supcr(
     Args:
         temperature: a number, or a tensor of one element that gets a gradient too.
         path: "buckets" (few distinct labels), "scan" (many), "torch" (plain), "triton"; "auto" chooses. Labels so
-            close that their distances round to the same number always go the plain way.
+            close that their distances round to the same number always go the plain way, and so do exponents that
+            even float64 cannot hold.
         keep_exponentials: hold n * n / 2 numbers between the loss and its gradient, for a quarter less work.
         fast: on a GPU, multiply in float16 (gradient to 1e-3) instead of in split float16 (to 1e-6).
 
     Raises:
-        ValueError: for a row that is not finite, which it names, or for wrong shapes.
+        RowError: for a row that is not finite, which it names.
+        ValueError: for wrong shapes, labels or paths.
     """
+    if path not in PATHS:
+        raise ValueError(f"fused SupCR has no path {path!r}; choose from: {', '.join(PATHS)}")
     if isinstance(temperature, Tensor):  # s = r r' / T: scaled rows carry the temperature's gradient
         features, temperature = features * temperature.to(features.dtype).rsqrt(), 1.0
     gradient = torch.is_grad_enabled() and features.requires_grad
@@ -67,6 +71,8 @@ def supcr_op(
         path = "torch"  # the only one that expects equal distances on the same side
     elif path == "auto":
         path = stages.choose_path(rows, exponent, n, len(table))
+    elif path in ("buckets", "scan") and not stages.in_range(rows.dtype, exponent, n):
+        path = "torch"
     if path == "triton":
         from core.kernels import supcr_triton
 

@@ -11,18 +11,43 @@ from torch import Tensor
 from core import distributed
 
 
+class _Once(torch.autograd.Function):
+    """A gradient as it is; its own derivative is refused.
+
+    torch's ``once_differentiable`` would not do: where the upstream gradient is a constant, the gradient it gives
+    counts as constant too, and a second derivative leaves it out without a word.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, *inputs: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, ...]:
+        raise RuntimeError(
+            "contrastive losses have no second derivative in linear memory or over several ranks; "
+            "use their definition in one process (fused=False) to differentiate twice"
+        )
+
+
+def once(gradient: Tensor, *inputs: Tensor) -> Tensor:
+    """What a backward returns that cannot be differentiated again by ``inputs``, those of forward and upstream."""
+    return _Once.apply(gradient.detach(), *inputs)
+
+
 class _Gather(torch.autograd.Function):
     """All ranks' rows; backward hands each rank its own rows' gradient, times the number of ranks."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        ctx.save_for_backward(rows)
         start = sum(sizes[: distributed.rank()])
         ctx.own = slice(start, start + len(rows))
         return distributed.gather_rows(rows, sizes)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0][ctx.own] * distributed.world_size(), None
+        return once(gradients[0][ctx.own] * distributed.world_size(), *ctx.saved_tensors, *gradients), None
 
 
 def gather_for_global_loss(rows: Tensor, sizes: Sequence[int]) -> Tensor:

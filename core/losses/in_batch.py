@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from core import distributed
 from core.kernels.softmax import Rows, Upstream, divergences, gradient, log_sums
+from core.losses.gather import once
 
 
 def own_columns(sizes: Sequence[int], device: torch.device) -> Tensor:
@@ -26,30 +26,30 @@ def _rows(rows: Tensor, sizes: Sequence[int]) -> Rows:
 class _LogSums(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        ctx.save_for_backward(rows)
         ctx.rows, ctx.sizes = _rows(rows, sizes), sizes
         ctx.of_view = log_sums(ctx.rows)
         return ctx.of_view.clone()
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        gathered = Upstream(*(distributed.gather_rows(part, ctx.sizes) for part in (upstream, ctx.of_view)))
-        return gradient(ctx.rows, gathered), None
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        gathered = Upstream(*(distributed.gather_rows(part, ctx.sizes) for part in (upstream[0], ctx.of_view)))
+        return once(gradient(ctx.rows, gathered), *ctx.saved_tensors, *upstream), None
 
 
 class _Divergences(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, view: Tensor, joint: Tensor, sizes: Sequence[int]) -> Tensor:
+        ctx.save_for_backward(view)
         ctx.view, ctx.joint, ctx.sizes = _rows(view, sizes), _rows(joint, sizes), sizes
         kl, ctx.of_view, ctx.of_joint = divergences(ctx.view, ctx.joint)
         return kl
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        parts = (upstream, ctx.of_view, ctx.of_joint)
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
+        parts = (upstream[0], ctx.of_view, ctx.of_joint)
         gathered = Upstream(*(distributed.gather_rows(part, ctx.sizes) for part in parts))
-        return gradient(ctx.view, gathered, ctx.joint), None, None
+        return once(gradient(ctx.view, gathered, ctx.joint), *ctx.saved_tensors, *upstream), None, None
 
 
 def log_sums_over_ranks(rows: Tensor, sizes: Sequence[int]) -> Tensor:

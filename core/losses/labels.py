@@ -18,13 +18,14 @@ def on_grid(labels: Tensor, resolution: float | None) -> Tensor:
     Labels that do not lie on the grid stay as they are, with a warning, and compare exactly.
 
     Raises:
-        ValueError: for a label that is not a number.
+        ValueError: for a label that is not finite.
     """
     if not labels.is_floating_point():
         return labels
-    if bool(labels.isnan().any()):
-        row = int(labels.isnan().nonzero()[0])
-        raise ValueError(f"label of row {row} is nan; give rows without a label weight 0")
+    finite = labels.isfinite()
+    if not bool(finite.all()):
+        row = int((~finite).nonzero()[0])
+        raise ValueError(f"label of row {row} is {float(labels[row])}; give rows without a label weight 0")
     if resolution is None:
         return labels
     steps = labels.double() / resolution  # (B,)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import distributed
+from core.kernels.stages import RowError
 from core.kernels.supcr import fused_supcr
 from core.losses.gather import check_rows, check_temperature, gather_for_global_loss, taking_part
 from core.losses.labels import on_grid
@@ -59,9 +60,19 @@ class SupCR(nn.Module):
         It is a loss of a set: two views are two stacks of rows with the labels repeated. Ranks may hold different
         numbers of rows, or none. Rows of weight 0 take no part. Fewer than two rows give zero. Gradients are right
         after averaging over ranks.
+
+        Raises:
+            RowError: for a row that takes part and is not finite, in the fused form; on every rank.
         """
         check_rows("SupCR", features, labels)
-        features, labels = taking_part(weight, features, labels)
+        try:
+            return self._of_rows(*taking_part(weight, features, labels))
+        except RowError as error:
+            if weight is None or error.row is None:
+                raise
+            raise RowError(int((weight > 0).nonzero()[error.row]), error.what) from None  # counted as given
+
+    def _of_rows(self, features: Tensor, labels: Tensor) -> Tensor:
         if not features.dtype == torch.float64:
             features = features.float()
         if self.normalize:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from core import distributed
 from core.kernels import stages
 from core.kernels.plan import Anchors, Columns, Labels, by_label, distinct
+from core.kernels.stages import RowError
+from core.losses.gather import once
 from core.losses.in_batch import own_columns
 
 
@@ -33,15 +34,14 @@ class _AcrossRanks(torch.autograd.Function):
             log_sum, summed = _local_parts(features, labels, sizes, temperature, ring)
             gradient.copy_(summed.mul_(1 / (temperature * total * (total - 1))))
             loss.copy_(distributed.all_reduce_sum(log_sum) / (total * (total - 1)))
-        ctx.save_for_backward(gradient)
+        ctx.save_for_backward(features, gradient)
         return loss
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, of_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
-        (gradient,) = ctx.saved_tensors
-        factor = of_loss * distributed.world_size()  # the engine divides by it
-        return gradient * factor.to(gradient.dtype), None, None, None, None
+    def backward(ctx: Any, *of_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
+        features, gradient = ctx.saved_tensors
+        factor = of_loss[0] * distributed.world_size()  # the engine divides by it
+        return once(gradient * factor.to(gradient.dtype), features, *of_loss), None, None, None, None
 
 
 def supcr_across_ranks(
@@ -56,7 +56,7 @@ def supcr_across_ranks(
         ring: let rows travel instead of gathering them, where n * D numbers are too many for one rank.
 
     Raises:
-        ValueError: on every rank, if a row of any rank is not finite.
+        RowError: on every rank, if a row of any rank is not finite.
     """
     return _AcrossRanks.apply(features, labels, sizes, temperature, ring)
 
@@ -92,16 +92,17 @@ def _local_parts(
 
 def _largest_exponent(features: Tensor, temperature: float) -> float:
     """``stages.largest_exponent`` over all ranks; an error of one rank becomes an error of all, so that none waits."""
-    message = ""
+    own: RowError | None = None
     try:
         exponent = stages.largest_exponent(features, temperature)
-    except ValueError as error:
-        exponent, message = float("inf"), str(error)
+    except RowError as error:
+        exponent, own = float("inf"), error
     exponents = distributed.gather_rows(features.new_tensor([exponent], dtype=torch.float64))
+    if own is not None:
+        raise RowError(own.row, f"of rank {distributed.rank()} {own.what}")
     for rank, found in enumerate(exponents.tolist()):
         if found == float("inf"):
-            known = message if rank == distributed.rank() else "features are not finite; see the error there"
-            raise ValueError(f"SupCR on rank {rank}: {known}")
+            raise RowError(None, f"SupCR on rank {rank}: features are not finite; see the error there")
     return float(exponents.max())
 
 
