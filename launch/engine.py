@@ -8,7 +8,7 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from datetime import timedelta
@@ -20,11 +20,14 @@ from torch import Tensor, nn
 
 from core.batch import Batch
 from core.dropout import number_dropouts, sample_masks
+from core.kernels.stages import RowError
 from core.model import Model, Output
 from core.recompute import recompute_layers
 from launch import messages, watch
 from launch.config import ConfigError, Run
 from launch.deepspeed_config import deepspeed_config, refuse_impossible
+
+Surrogate = Callable[[Mapping[str, Tensor]], Tensor]  # from the embeddings of one part to a scalar
 
 
 class TrainStep(nn.Module):
@@ -42,26 +45,36 @@ class TrainStep(nn.Module):
         self.seed = seed
 
     def forward(
-        self, batch: Batch, step: int, cotangents: Mapping[str, Tensor] | None = None
+        self, batch: Batch, step: int, surrogate: Surrogate | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Named losses of this part of the global batch, and what the model wants to remember of it.
 
         Args:
             step: optimiser step since the start of the run, which keys the dropout masks.
-            cotangents: gradients of the contrastive losses with respect to ``model.embeddings``, where a first pass
-                over all parts has found them; they stand in for ``model.contrast``.
+            surrogate: what stands in for ``model.contrast``, with the same gradient, where a first pass over all parts
+                has found it.
         """
         output = self.run(batch, step)
         with torch.autocast(batch.index.device.type, enabled=False):
             losses = self.model.losses(output, batch)
             embeddings = self.model.embeddings(output)
-            if cotangents is None:
-                losses |= self.model.contrast(embeddings, batch.target, batch.weight)
+            if surrogate is None:
+                losses |= self.contrast(embeddings, batch.target, batch.weight)
             else:
-                losses["contrast"] = torch.stack(
-                    [(embeddings[name] * gradient).sum() for name, gradient in cotangents.items()]
-                ).sum()
+                losses["contrast"] = surrogate(embeddings)
             return losses, self.model.records(output, batch)
+
+    def contrast(self, embeddings: Mapping[str, Tensor], target: Tensor, weight: Tensor) -> dict[str, Tensor]:
+        """``model.contrast``; its losses are nan where it refuses rows, which all ranks then do together, so that the
+        run ends with the report that any other loss ends with that is not finite."""
+        try:
+            return self.model.contrast(embeddings, target, weight)
+        except RowError:
+            names = self.model.contrast(
+                {name: torch.zeros_like(rows) for name, rows in embeddings.items()}, target, weight
+            )
+            spoilt = torch.stack([rows.sum() for rows in embeddings.values()]).sum() * math.nan
+            return dict.fromkeys(names, spoilt)
 
     def run(self, batch: Batch, step: int) -> Output:
         """The model's output in float32, with this step's dropout masks."""

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from core import distributed
 from core.batch import Batch
 from core.model import Model
-from launch import watch
+from launch import messages, watch
 from launch.config import Run
-from launch.engine import optimizer_step
+from launch.engine import Surrogate, optimizer_step
 from launch.health import Clock
 from launch.progress import Progress
 from launch.task import Task
@@ -46,18 +48,17 @@ def train_step(
     device, step = engine.device, progress.step
     model: Model = engine.module.model
     parts = _with_counts(model, [part.to(device) for part in parts])
-    cached: dict[str, list[Tensor]] | None = None
+    surrogates: list[Surrogate] = []
     contrast: dict[str, Tensor] = {}
     if len(parts) > 1 and run.cache_contrast:
-        cached, contrast = _contrast_of_all(engine, model, parts, step)
+        surrogates, contrast = _contrast_of_all(engine, model, parts, step)
         clock.lap("first_pass")
     totals: dict[str, Tensor] = {}
     records: list[dict[str, Tensor]] = []
     for number, part in enumerate(parts):
-        cotangents = None if cached is None else {name: rows[number] for name, rows in cached.items()}
-        losses, remembered = engine(part, step, cotangents or None)
-        loss = torch.stack([value.reshape(()) for value in losses.values()]).sum()
-        if contrast:
+        losses, remembered = engine(part, step, surrogates[number] if surrogates else None)
+        loss = _sum(losses)
+        if surrogates:
             losses.pop("contrast")
         for name, value in losses.items():
             totals[name] = totals.get(name, torch.zeros((), device=device)) + value.detach().reshape(()) / len(parts)
@@ -72,11 +73,11 @@ def train_step(
     clock.lap("exchange")
     taken = Taken(means, math.nan)
     if not all(math.isfinite(value) for value in means.values()):
-        _report_bad_batch(parts, taken, progress, task, run_dir)
+        _report_bad_batch(engine, parts, taken, progress, task, run_dir)
     watch.at(f"at step {step}, in the optimiser")
     taken = Taken(means, optimizer_step(engine))
     if not math.isfinite(taken.grad_norm) and run.precision != "fp16":  # fp16 skips such steps and lowers its scale
-        _report_bad_batch(parts, taken, progress, task, run_dir)
+        _report_bad_batch(engine, parts, taken, progress, task, run_dir)
     _remember(model, records, parts)
     clock.lap("optimiser")
     return taken
@@ -99,22 +100,53 @@ def _with_counts(model: Model, parts: list[Batch]) -> list[Batch]:
 
 def _contrast_of_all(
     engine: Any, model: Model, parts: list[Batch], step: int
-) -> tuple[dict[str, list[Tensor]] | None, dict[str, Tensor]]:
-    """First of two passes (GradCache, Gao et al., 2021): contrastive losses over all parts, and their gradients with
-    respect to each part's embeddings. None when the model has no such losses."""
+) -> tuple[list[Surrogate], dict[str, Tensor]]:
+    """First of two passes (GradCache, Gao et al., 2021): contrastive losses over all parts, and for each part what has
+    their gradient. None when the model has no such losses."""
     with torch.no_grad(), _autocast(engine):
         rows = [model.embeddings(engine.module.run(part, step)) for part in parts]
     if not rows[0]:
-        return None, {}
+        return [], {}
     leaves = {name: torch.cat([row[name] for row in rows]).requires_grad_() for name in rows[0]}
     target = torch.cat([part.target for part in parts])
     weight = torch.cat([part.weight for part in parts])
-    losses = model.contrast(leaves, target, weight)
-    gradients = torch.autograd.grad(torch.stack([v.reshape(()) for v in losses.values()]).sum(), list(leaves.values()))
+    losses = engine.module.contrast(leaves, target, weight)
+    total = _sum(losses)
+    learns = _has_parameters(total)
+    gradients = torch.autograd.grad(total, list(leaves.values()))
     sizes = [len(part) for part in parts]
     # the engine divides by the number of parts, and these gradients are already those of the whole batch
-    cached = {n: list((g * len(parts)).split(sizes)) for n, g in zip(leaves, gradients, strict=True)}
-    return cached, {name: value.detach().reshape(()) for name, value in losses.items()}
+    cached = {n: (g * len(parts)).split(sizes) for n, g in zip(leaves, gradients, strict=True)}
+
+    def surrogate(number: int, embeddings: Mapping[str, Tensor]) -> Tensor:
+        loss = torch.stack([(embeddings[name] * parts_of[number]).sum() for name, parts_of in cached.items()]).sum()
+        if learns and number == 0:
+            # What the losses themselves learn, a temperature say, gets its gradient here: inside of the engine, which
+            # at stage 3 has cut it up, and with the first part, which at stage 3 overwrites the last step's gradients.
+            whole = {name: rows.detach() for name, rows in leaves.items()}
+            loss = loss + len(parts) * _sum(engine.module.contrast(whole, target, weight))
+        return loss
+
+    said = {name: value.detach().reshape(()) for name, value in losses.items()}
+    return [partial(surrogate, number) for number in range(len(parts))], said
+
+
+def _sum(losses: Mapping[str, Tensor]) -> Tensor:
+    return torch.stack([value.reshape(()) for value in losses.values()]).sum()
+
+
+def _has_parameters(loss: Tensor) -> bool:
+    """Whether the loss depends on a parameter."""
+    ahead, seen = [loss.grad_fn], set()
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        if isinstance(getattr(node, "variable", None), nn.Parameter):
+            return True
+        seen.add(node)
+        ahead += [before for before, _ in node.next_functions]
+    return False
 
 
 def _autocast(engine: Any) -> AbstractContextManager[Any]:
@@ -142,21 +174,40 @@ def _remember(model: Model, records: list[dict[str, Tensor]], parts: list[Batch]
         model.remember({name: rows[order] for name, rows in whole.items()})
 
 
-def _report_bad_batch(parts: list[Batch], taken: Taken, progress: Progress, task: Task, run_dir: Path) -> None:
+def _not_finite(engine: Any, parts: list[Batch], step: int, task: Task) -> dict[str, list[str]]:
+    """Embedding -> the samples of this rank whose rows of it are not finite. Computed again, to the same values: the
+    parameters have not moved, and masks of dropout go by step."""
+    found: dict[str, list[str]] = {}
+    with torch.no_grad(), _autocast(engine):
+        for part in parts:
+            for name, rows in engine.module.model.embeddings(engine.module.run(part, step)).items():
+                bad = ~rows.isfinite().all(1)
+                if bool((bad & (part.weight > 0)).any()):
+                    found.setdefault(name, []).extend(task.sample_ids([replace(part, weight=part.weight * bad)]))
+    return found
+
+
+def _report_bad_batch(
+    engine: Any, parts: list[Batch], taken: Taken, progress: Progress, task: Task, run_dir: Path
+) -> None:
     """Write which samples made a loss or the gradient non-finite, and stop before the optimiser moves."""
     path = run_dir / f"bad_batch_rank{distributed.rank()}.json"
+    bad = _not_finite(engine, parts, progress.step, task)
     body = {
         "epoch": progress.epoch,
         "step": progress.step,
         "losses": {name: str(value) for name, value in taken.losses.items()},
         "gradient_norm": str(taken.grad_norm),
         "samples": task.sample_ids(parts),
+        "not_finite": bad,
     }
     path.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     terms = ", ".join(f"{name} {value:g}" for name, value in taken.losses.items())
     total = sum(taken.losses.values())
+    named = [f"embedding {name} of sample {samples[0]} is not finite" for name, samples in bad.items()]
+    named = [text for text in messages.gather_text("; ".join(named)) if text]
     what = "the gradient is not finite although the loss is" if math.isfinite(total) else f"loss became {total}"
     raise TrainingStopped(
-        f"{what} in epoch {progress.epoch} at step {progress.step} ({terms}); "
+        f"{what} in epoch {progress.epoch} at step {progress.step} ({'; '.join([terms, *named])}); "
         f"the batch's sample ids are in {path}; the last checkpoint is untouched"
     )

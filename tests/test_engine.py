@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from dataclasses import replace
@@ -12,10 +13,13 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_ranks
-from small_runs import sentiment_data, small_run, train_all
+from small_runs import partitioned, sentiment_data, small_run, train_all, train_one
 from torch import nn
 
 from core.dropout import SampleDropout, sample_masks
+from core.losses.supcon import SupCon
+from core.losses.uncertainty import Uncertainty
+from core.models.hscl import HSCL
 from core.recompute import recompute_layers
 from launch.config import ConfigError, Run
 from launch.deepspeed_config import deepspeed_config, micro_batches, refuse_impossible
@@ -138,6 +142,60 @@ def test_contrast_in_two_passes_changes_nothing(data: Path, tmp_path: Path):
     local = replace(base, max_micro_batch=3, cache_contrast=False)
     (alone,) = run_ranks(1, tmp_path / "local", train_all, [local], 6)[0]
     assert alone["losses"] != pytest.approx(whole["losses"], rel=1e-3)  # each part against itself only
+
+
+class Learnt(nn.Module):
+    """A contrast whose temperature and weight are learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loss = SupCon(0.4, resolution=0.2, learnable=True)
+        self.weigh = Uncertainty(["contrast"])
+
+    def forward(self, rows: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return self.weigh({"contrast": self.loss(rows, labels, weight)})["contrast"]
+
+
+def train_learnt(runs: list[Run], steps: int) -> list[dict[str, Any]]:
+    """On a rank: ``train_one`` for each run of HSCL with ``Learnt``, and what has become of its two parameters."""
+    from launch.engine import gathered, init_processes, shutdown_processes
+
+    init_processes()
+    made, before = [], HSCL.__init__
+
+    def init(self: HSCL, *arguments: Any) -> None:
+        before(self, *arguments)
+        self.draw = Learnt()
+        made.append(self)
+
+    HSCL.__init__ = init  # type: ignore[method-assign]
+    results = []
+    for run in runs:
+        found = train_one(run, steps)
+        parameters = list(made[-1].draw.parameters())
+        with gathered(parameters):
+            results.append({**found, "learnt": [parameter.item() for parameter in parameters]})
+    shutdown_processes()
+    return results
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_contrast_in_two_passes_moves_what_the_losses_learn(ranks: int, data: Path, tmp_path: Path):
+    base = small_run("hscl", data, zero_stage=0)
+    rates = {name: replace(group, lr=0.1, weight_decay=0.0) for name, group in base.optim.groups.items()}
+    # with such an eps Adam's steps tell how large a gradient is, not only which way it points
+    base = replace(base, optim=replace(base.optim, groups=rates, clip=0.0, eps=1.0, warmup=0.0))
+    cases = [(0, 0), (0, 3), (2, 3), (3, 0), (3, 3)]
+    runs = [
+        replace(base, zero_stage=stage, max_micro_batch=most, deepspeed=partitioned(tmp_path)) for stage, most in cases
+    ]
+    whole, *others = run_ranks(ranks, tmp_path / "ranks", train_learnt, runs, 4)[0]
+    start = [math.log(0.4), 0.0]
+    assert all(abs(a - b) > 1e-2 for a, b in zip(whole["learnt"], start, strict=True))  # they moved
+    for case, found in zip(cases[1:], others, strict=True):
+        assert found["learnt"] == pytest.approx(whole["learnt"], rel=1e-5, abs=1e-6), case
+        assert found["losses"] == pytest.approx(whole["losses"], rel=1e-5), case
+        assert found["norms"] == pytest.approx(whole["norms"], rel=1e-4), case
 
 
 class Layer(nn.Module):

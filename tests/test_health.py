@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+from contextlib import redirect_stderr
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
@@ -139,6 +142,58 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_optimiser_moves(
         assert "task" in body["losses"]
         samples |= set(body["samples"])
     assert len(samples) == run.batch_size
+
+
+def spoilt_embedding(run: Run, run_dir: Path) -> dict[str, Any]:
+    """On a rank: train; in the third step one embedding of one sample of the last rank becomes not finite, from which
+    the fused contrast can make no loss."""
+    from core import distributed
+    from launch.engine import TrainStep, init_processes
+    from launch.train import exit_code, prepare
+
+    real, spoilt, said = TrainStep.run, [], io.StringIO()
+
+    def spoil(self: Any, batch: Any, step: int) -> Any:
+        output = real(self, batch, step)
+        if step == 2 and distributed.rank() == distributed.world_size() - 1:
+            sample = spoilt[0] if spoilt else int(batch.index[-1])
+            spoilt[:] = [sample]
+            factor = torch.where(batch.index == sample, math.nan, 1.0)
+            output.projected["text_audio"] = output.projected["text_audio"] * factor[:, None]
+        return output
+
+    def work() -> None:
+        init_processes()
+        with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as it:
+            names.append(it.task)
+            next(it.epochs)
+
+    TrainStep.run = spoil  # type: ignore[method-assign]
+    names: list[Any] = []
+    with redirect_stderr(said):
+        code = exit_code(work)
+    return {"code": code, "said": said.getvalue(), "spoilt": names[0].train.ids(np.array(spoilt)) if spoilt else []}
+
+
+@pytest.mark.parametrize(("ranks", "stage", "most"), [(1, 0, 0), (2, 2, 4), (2, 3, 0)])
+def test_an_embedding_that_is_not_finite_ends_the_run_like_any_other_loss(
+    data: Path, tmp_path: Path, ranks: int, stage: int, most: int
+):
+    run = small_run("hscl", data, zero_stage=stage, max_micro_batch=most, batch_size=12)
+    answers = run_ranks(ranks, tmp_path / "ranks", spoilt_embedding, run, tmp_path / "run")
+    assert [answer["code"] for answer in answers] == [3] * ranks
+    (sample,) = answers[-1]["spoilt"]
+    assert "error: loss became nan in epoch 0 at step 2 (task " in answers[0]["said"]
+    assert f"bimodal nan; embedding text_audio of sample {sample} is not finite)" in answers[0]["said"]
+    bodies = [json.loads((tmp_path / f"run/bad_batch_rank{rank}.json").read_text()) for rank in range(ranks)]
+    for body in bodies:
+        assert (body["epoch"], body["step"]) == (0, 2)
+        assert set(body["losses"]) == {"task", "similarity", "unimodal", "bimodal"}
+        assert math.isfinite(float(body["losses"]["task"]))
+        assert body["losses"]["bimodal"] == "nan"
+    assert [body["not_finite"] for body in bodies] == [{}] * (ranks - 1) + [{"text_audio": [sample]}]
+    assert sample in bodies[-1]["samples"]
+    assert len({each for body in bodies for each in body["samples"]}) == run.batch_size
 
 
 def drifted(run: Run, run_dir: Path, drift: bool) -> str:
