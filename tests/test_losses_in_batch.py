@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from core.kernels.stages import RowError
 from core.losses.distill import IAL, ial
 from core.losses.info_nce import ICL, info_nce
 from core.losses.supcon import SupCon, supcon
@@ -148,6 +149,25 @@ def test_second_derivatives_are_those_of_the_definition_or_refused(name):
     assert second(fused=False).abs().sum() > 0
     with pytest.raises(RuntimeError, match="no second derivative in linear memory"):
         second(fused=True)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_row_that_is_not_finite_is_named_as_it_was_given(fused):
+    left, right, joint_left, joint_right = (part.clone() for part in pairs())
+    left[0, 1] = torch.nan  # of weight zero
+    weight, labels = torch.tensor([0.0, 1.0, 1.0, 1.0]), torch.tensor([0, 0, 1, 0])
+    spoilt = right.clone()
+    spoilt[2, 0] = torch.inf
+    calls = [
+        lambda bad: ICL(0.1, fused=fused)(left, bad, weight),
+        lambda bad: IAL(4.0, fused=fused)((left, bad), (joint_left, joint_right), weight),
+        lambda bad: IAL(4.0, fused=fused)((left, right), (right, bad), weight),
+        lambda bad: SupCon(0.1, fused=fused)(bad, labels, weight),
+    ]
+    for call in calls:
+        assert call(right).isfinite()
+        with pytest.raises(RowError, match="features of row 2 are not finite"):
+            call(spoilt)
 
 
 def test_wrong_settings_are_refused_with_their_value():

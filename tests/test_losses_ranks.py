@@ -14,6 +14,7 @@ import torch.distributed as dist
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from core.kernels.stages import RowError
 from core.losses.distill import IAL
 from core.losses.info_nce import ICL
 from core.losses.supcon import SupCon
@@ -79,10 +80,17 @@ def work(rank: int, ranks: int, folder: str) -> None:
     bad = torch.randn(3, 4)
     if rank == ranks - 1:
         bad[1, 2] = float("nan")
-    try:
-        SupCR(0.1, normalize=False)(bad, torch.arange(3))
-    except ValueError as error:
-        results["error"] = str(error)
+    results["errors"] = []
+    for call in (
+        lambda: SupCR(0.1, normalize=False)(bad, torch.arange(3)),
+        lambda: SupCon(0.1)(bad, torch.arange(3), torch.tensor([0.0, 1.0, 1.0])),
+        lambda: ICL(0.1)(torch.ones(3, 4), bad),
+        lambda: supcr_across_ranks(bad, torch.arange(3 * ranks), [3] * ranks, 0.1),
+    ):
+        try:
+            call()
+        except RowError as error:
+            results["errors"].append(str(error))
     results["few"] = [few_rows(rank, rows, ring) for rows in (0, 1) for ring in (False, True)]
     results["second"] = second_derivative()
     torch.save(results, f"{folder}/{rank}.pt")
@@ -140,9 +148,12 @@ def test_any_number_of_ranks_gives_the_loss_and_gradients_of_one_process(ranks, 
         for i, expected in enumerate(of_parameters):
             torch.testing.assert_close(sum(part[2][i] for part in parts) / ranks, expected, rtol=1e-12, atol=0)
     for rank, part in enumerate(found):
-        here = f"features of row 1 of rank {rank} are not finite" if ranks > 1 else "features of row 1 are not finite"
+        *of_modules, of_operator = part["errors"]
+        of_rank = f" of rank {ranks - 1}" if ranks > 1 else ""
+        assert of_modules == [f"features of row 1{of_rank} are not finite"] * 3
         there = f"SupCR on rank {ranks - 1}: features are not finite; see the error there"
-        assert (here if rank == ranks - 1 else there) in part["error"], part
+        here = f"features of row 1 of rank {rank} are not finite (1 such rows of 3)"
+        assert of_operator == (here if rank == ranks - 1 else there)
         assert part["few"] == [(0, 0)] * 4
         refused = [True, ranks > 1, True, ranks > 1]  # definitions can do it in one process
         assert ["no second derivative" in said for said in part["second"]] == refused, part

@@ -137,9 +137,10 @@ def test_a_row_that_is_not_finite_is_named_as_it_was_given():
     rows, weight = torch.randn(9, 4), torch.tensor([1.0, 0, 1, 0, 1, 1, 1, 1, 1])
     rows[6, 2] = math.nan
     for given, row in ((weight, 6), (None, 6)):
-        with pytest.raises(RowError, match=r"features of row 6 are not finite \(1 such rows of") as caught:
-            SupCR(0.1)(rows, torch.arange(9), given)
-        assert caught.value.row == row
+        for fused in (False, True):
+            with pytest.raises(RowError, match="features of row 6 are not finite") as caught:
+                SupCR(0.1, fused=fused)(rows, torch.arange(9), given)
+            assert caught.value.row == row
     with pytest.raises(RowError, match="features of row 2 are too long"):
         SupCR(0.1, normalize=False)(torch.tensor([[1.0, 0], [2, 0], [1e30, 1e30]]), torch.arange(3))
 

@@ -19,7 +19,7 @@ WIDEST = 1024  # columns of features that the GPU kernels take
 
 
 class RowError(ValueError):
-    """A row of features that cannot be multiplied with others: ``row`` is its place, None where another rank has it."""
+    """A row of features that cannot be multiplied with others; ``row`` is its place, None where only its rank knows."""
 
     def __init__(self, row: int | None, what: str):
         super().__init__(what if row is None else f"features of row {row} {what}")

@@ -7,8 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from core import distributed
-from core.losses.gather import check_rows, gather_for_global_loss, taking_part
+from core.losses.gather import check_rows, gather_for_global_loss, sizes_if_finite, taking_part
 from core.losses.in_batch import divergences_over_ranks, sum_over_ranks
 from core.losses.info_nce import at_temperature, log_softmax_of_pairs, unit_rows
 from core.losses.temperature import temperature_of
@@ -49,13 +48,16 @@ class IAL(nn.Module):
             view: left and right rows of one view, (B, D) each; scaled to length one here.
             joint: left and right rows of the joint embedding, (B, J) each; likewise.
             weight: (B,); pairs of weight 0 take no part.
+
+        Raises:
+            RowError: for a row that takes part and is not finite; on every rank.
         """
         for side in view:
             check_rows("IAL", side)
         if len({len(side) for side in (*view, *joint)}) != 1:
             raise ValueError(f"IAL needs as many joint as view rows, got {[len(side) for side in (*view, *joint)]}")
         rows = taking_part(weight, *view, *(side.detach() for side in joint))
-        sizes = distributed.gather_sizes(len(rows[0]), rows[0].device)
+        sizes = sizes_if_finite(weight, *rows)
         left, right, joint_left, joint_right = (unit_rows(side) for side in rows)
         pairs, temperature = max(1, sum(sizes)), self.temperature()
         if self.fused:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from core import distributed
+from core.kernels.stages import RowError
 
 
 class _Once(torch.autograd.Function):
@@ -68,6 +69,24 @@ def taking_part(weight: Tensor | None, *rows: Tensor) -> tuple[Tensor, ...]:
         return rows
     keep = weight > 0
     return tuple(part[keep] for part in rows)
+
+
+def sizes_if_finite(weight: Tensor | None, *rows: Tensor) -> list[int]:
+    """How many rows each rank has of those that take part, given what ``taking_part`` left of this rank's.
+
+    Raises:
+        RowError: on every rank, if a row of any rank is not finite; it is counted as it was given, with the others.
+    """
+    bad = torch.stack([~part.detach().isfinite().all(1) for part in rows]).any(0)  # (B,)
+    own = len(bad)
+    if bool(bad.any()):
+        row = int(bad.nonzero()[0])
+        own = -1 - (row if weight is None else int((weight > 0).nonzero()[row]))  # says so in the same message
+    sizes = distributed.gather_sizes(own, bad.device)
+    for rank, size in enumerate(sizes):
+        if size < 0:
+            raise RowError(-1 - size, f"of rank {rank} are not finite" if len(sizes) > 1 else "are not finite")
+    return sizes
 
 
 def check_rows(name: str, features: Tensor, labels: Tensor | None = None) -> None:

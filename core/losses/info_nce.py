@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core import distributed
-from core.losses.gather import check_rows, gather_for_global_loss, taking_part
+from core.losses.gather import check_rows, gather_for_global_loss, sizes_if_finite, taking_part
 from core.losses.in_batch import log_sums_over_ranks, sum_over_ranks
 from core.losses.temperature import temperature_of
 
@@ -50,12 +49,15 @@ class ICL(nn.Module):
 
         Rows are scaled to length one here. Pairs of weight 0 take no part; ranks may hold different numbers of pairs,
         or none; gradients are right after averaging over ranks. No pairs at all give zero.
+
+        Raises:
+            RowError: for a row that takes part and is not finite; on every rank.
         """
         check_rows("ICL", left)
         if left.shape != right.shape:
             raise ValueError(f"ICL needs pairs, got left {tuple(left.shape)} and right {tuple(right.shape)}")
         left, right = taking_part(weight, left, right)
-        sizes = distributed.gather_sizes(len(left), left.device)
+        sizes = sizes_if_finite(weight, left, right)
         left, right = unit_rows(left), unit_rows(right)
         if self.fused:
             return self._in_linear_memory(left, right, sizes)

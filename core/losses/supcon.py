@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from core import distributed
-from core.losses.gather import check_rows, gather_for_global_loss, taking_part
+from core.losses.gather import check_rows, gather_for_global_loss, sizes_if_finite, taking_part
 from core.losses.in_batch import log_sums_over_ranks, own_columns, sum_over_ranks
 from core.losses.info_nce import at_temperature, unit_rows
 from core.losses.labels import on_grid
@@ -43,10 +43,13 @@ class SupCon(nn.Module):
         """This rank's (B, D) rows and (B,) labels to the scalar loss of all ranks' rows, the same on every rank.
 
         Rows are scaled to length one here; rows of weight 0 take no part. Without any positive pair the loss is zero.
+
+        Raises:
+            RowError: for a row that takes part and is not finite; on every rank.
         """
         check_rows("SupCon", features, labels)
         features, labels = taking_part(weight, features, labels)
-        sizes = distributed.gather_sizes(len(features), features.device)
+        sizes = sizes_if_finite(weight, features)
         labels = on_grid(distributed.gather_rows(labels, sizes), self.resolution)
         rows, temperature = unit_rows(features), self.temperature()
         if self.fused:

@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import distributed
-from core.kernels.stages import RowError
 from core.kernels.supcr import fused_supcr
-from core.losses.gather import check_rows, check_temperature, gather_for_global_loss, taking_part
+from core.losses.gather import check_rows, check_temperature, gather_for_global_loss, sizes_if_finite, taking_part
 from core.losses.labels import on_grid
 from core.losses.supcr_ranks import supcr_across_ranks
 
@@ -62,22 +61,15 @@ class SupCR(nn.Module):
         after averaging over ranks.
 
         Raises:
-            RowError: for a row that takes part and is not finite, in the fused form; on every rank.
+            RowError: for a row that takes part and is not finite; on every rank.
         """
         check_rows("SupCR", features, labels)
-        try:
-            return self._of_rows(*taking_part(weight, features, labels))
-        except RowError as error:
-            if weight is None or error.row is None:
-                raise
-            raise RowError(int((weight > 0).nonzero()[error.row]), error.what) from None  # counted as given
-
-    def _of_rows(self, features: Tensor, labels: Tensor) -> Tensor:
+        features, labels = taking_part(weight, features, labels)
+        sizes = sizes_if_finite(weight, features)
         if not features.dtype == torch.float64:
             features = features.float()
         if self.normalize:
             features = F.normalize(features, dim=1)
-        sizes = distributed.gather_sizes(len(features), features.device)
         labels = on_grid(distributed.gather_rows(labels, sizes), self.resolution)
         if self.fused and distributed.world_size() > 1:
             return supcr_across_ranks(features, labels, sizes, self.temperature, ring=self.ring)
