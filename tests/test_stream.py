@@ -25,6 +25,7 @@ from data_shards.stream import Stream
 from data_shards.torch_data import Samples, Steps, loader
 from data_shards.utterances import utterances
 
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 SIZES = (5, 1, 7, 3, 4)
 relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -131,7 +132,6 @@ def test_workers_take_steps_in_turn(shards, workers, ranks, size, bucket):
     assert [sorted(step) for step in found] == whole
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
 def test_worker_processes_change_nothing(shards, workers):
     stream = Stream(shards, "train", global_batch=3, window=2)
