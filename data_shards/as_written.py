@@ -47,6 +47,8 @@ def as_written(tar: np.ndarray, index: Index) -> bool:
         return False
     if any(field != field.lower() for field in index.arrays) or len(tar) != index.tar_bytes:
         return False
+    if not _absent_as_written(index):
+        return False
     kinds = _members(index, [key.encode("utf-8") for key in keys])
     row, start, size = (np.concatenate([getattr(kind, name) for kind in kinds]) for name in ("row", "start", "size"))
     order = np.argsort(start)
@@ -70,6 +72,18 @@ def as_written(tar: np.ndarray, index: Index) -> bool:
     view = memoryview(tar)
     spans = zip(table[:, START].tolist(), table[:, END].tolist(), table[:, CRC].tolist(), strict=True)
     return all(zlib.crc32(view[begin:stop]) == crc for begin, stop, crc in spans)
+
+
+def _absent_as_written(index: Index) -> bool:
+    """Whether the columns that belong to nothing hold what the writer puts there, and every field is in some sample."""
+    table = index.table
+    for field, column in columns(index.arrays).items():
+        absent = table[:, column] == ABSENT
+        if absent.all() or table[absent, column + 1 : column + 1 + index.arrays[field][1]].any():
+            return False
+    return all(
+        (table[table[:, at] == ABSENT, size] == ABSENT).all() for at, size in ((JSON, JSON_SIZE), (TEXT, TEXT_SIZE))
+    )
 
 
 def _members(index: Index, keys: list[bytes]) -> list[_Members]:
