@@ -8,7 +8,8 @@ process of its own, one epoch to warm up and the fastest of the next five; of se
 counts. A peer that is not installed is left out, and the table says so. mosaicml-streaming wants older versions of
 transformers and NumPy than this project; ``peers=`` names the Python of an environment that has the peers and numpy.
 
-The table is printed, and saved with machine and versions as ``benchmarks/results/streaming.json``.
+The table is printed, and saved with machine and versions as ``benchmarks/results/streaming.json``. With ``only=`` the
+other readers' last results are kept; ``only=none`` measures nothing but verification and scale, which use all cores.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def table(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 def verify_speed(folder: Path) -> dict[str, float]:
     """GB/s of the two kinds of verification, start of the process not counted."""
-    found = {}
+    found = {"cores": float(len(os.sched_getaffinity(0)))}
     for name, deep in (("verify", False), ("verify --deep", True)):
         started = time.perf_counter()
         size = sum(finding.bytes for finding in verify(folder, deep=deep))
@@ -87,10 +88,11 @@ def main() -> None:
     work, count = Path(given["work"]), int(given.get("samples", 8000))
     peers = given.get("peers", sys.executable)
     only = given["only"].split(",") if "only" in given else list(READERS)
-    rows: dict[str, dict[str, dict[str, Any]]] = {}
+    before = json.loads(RESULTS.read_text(encoding="utf-8")) if "only" in given and RESULTS.exists() else {}
+    rows: dict[str, dict[str, dict[str, Any]]] = before.get("rows", {}) if before.get("samples") == count else {}
     facts: dict[str, dict[str, float]] = {}
     for shape in given.get("shapes", "mosi,sims").split(","):
-        rows[shape] = {}
+        rows.setdefault(shape, {})
         for reader in (name for name in READERS if name in only):
             python = peers if reader in PEERS else sys.executable
             written = run(python, "streaming_readers.py", reader, "write", shape, count, work)
@@ -99,6 +101,7 @@ def main() -> None:
             for what in ("views", "batches"):
                 measured = run(python, "streaming_readers.py", reader, what, shape, count, work)
                 rows[shape].setdefault(reader, {})[what] = written if "absent" in written else measured
+                rows[shape][reader]["measured"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
         facts[shape] = verify_speed(work / shape / "concord")
     run(sys.executable, "streaming_readers.py", "concord", "write", "scale", 100, work)
     facts["scale"] = run(sys.executable, "streaming_scale.py", work / "scale" / "concord")

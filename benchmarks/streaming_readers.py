@@ -342,7 +342,7 @@ def rows_of(item: Any) -> int:
     return 1
 
 
-def measure(epoch: Epoch, count: int, seconds: float = 60.0) -> dict[str, float]:
+def measure(epoch: Epoch, count: int, seconds: float = 20.0) -> dict[str, float]:
     """The fastest of several epochs; fewer when they are slow."""
     times, started = [], time.perf_counter()
     seen = 0

@@ -1,8 +1,8 @@
 """Copy arrays of different lengths from many places of files into padded batches, without Python in the loop.
 
-The only raw memory access of the project. It reads with ``pread``: a file that is cut while it is in use is a short
-read, where a memory map would end the process. The arrays of a small sample lie close together, so that one read
-fetches them all into a buffer that stays in the processor's cache; larger arrays are read straight into the batch.
+The only raw memory access of the project. It reads with ``preadv``: a file that is cut while it is in use is a short
+read, where a memory map would end the process. All arrays of a sample come in one call and without a copy in between:
+each goes straight to its row, and the headers between them to a waste buffer.
 """
 
 from __future__ import annotations
@@ -12,25 +12,31 @@ from collections.abc import Callable
 import numpy as np
 from numba import int32, njit, types
 
-_pread = types.ExternalFunction("pread", types.intp(types.int32, types.intp, types.intp, types.int64))
+_preadv = types.ExternalFunction("preadv", types.intp(types.int32, types.intp, types.int32, types.int64))
 _memmove = types.ExternalFunction("memmove", types.intp(types.intp, types.intp, types.intp))
 _memset = types.ExternalFunction("memset", types.intp(types.intp, types.int32, types.intp))
 
-SMALL = 256 << 10  # bytes of a sample that is read at once; about what a core's cache holds beside the batch
-SPARE = 16 << 10  # bytes between the arrays wanted (headers, other fields) that are cheaper read than skipped
+SPARE = 8 << 10  # bytes between the arrays wanted (headers, other fields) that are cheaper read than skipped
 
 Kernel = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], int]
 LookUp = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 
 
 @njit  # type: ignore[untyped-decorator]
-def _read(file: int, to: int, size: int, offset: int) -> bool:
-    done = 0
-    while done < size:
-        got = _pread(int32(file), to + done, size - done, offset + done)
+def _read(file: int, pieces: np.ndarray, count: int, offset: int) -> bool:
+    """Fill ``count`` pieces, each (address, size), from one stretch of a file."""
+    first = 0
+    while first < count:
+        got = _preadv(int32(file), pieces[first:].ctypes.data, int32(count - first), offset)
         if got <= 0:
             return False
-        done += got
+        offset += got
+        while first < count and got >= pieces[first, 1]:
+            got -= pieces[first, 1]
+            first += 1
+        if first < count:  # a short read, which the end of the file or a signal makes
+            pieces[first, 0] += got
+            pieces[first, 1] -= got
     return True
 
 
@@ -43,30 +49,48 @@ def _gather(file: np.ndarray, offset: np.ndarray, length: np.ndarray, layout: np
     vouches that no length exceeds ``longest`` and that every address has room.
     """
     fields, rows = offset.shape
-    buffer = np.empty(SMALL, np.uint8)
-    near = buffer.ctypes.data
+    order = np.empty(fields, np.int64)
+    pieces = np.empty((2 * fields, 2), np.int64)
+    waste = np.empty(SPARE, np.uint8)
     for b in range(rows):
-        low, high, needed = 1 << 62, 0, 0
-        for f in range(fields):
-            size = layout[f, 0] * length[f, b] * layout[f, 1]
-            if size:
-                low, high = min(low, int(offset[f, b])), max(high, int(offset[f, b] + size))
-                needed += size
-        together = 0 < high - low <= min(SMALL, 2 * needed + SPARE)
-        if together and not _read(file[b], near, high - low, low):
+        wanted = 0
+        for f in range(fields):  # those with anything to read, by their place in the file
+            if layout[f, 0] * length[f, b] * layout[f, 1] == 0:
+                continue
+            at = wanted
+            while at and offset[order[at - 1], b] > offset[f, b]:
+                order[at] = order[at - 1]
+                at -= 1
+            order[at] = f
+            wanted += 1
+        count, start, end = 0, np.int64(0), np.int64(0)
+        for i in range(wanted):
+            f = order[i]
+            lead, inner, longest, address = layout[f]
+            gap = offset[f, b] - end
+            if count and not 0 <= gap <= SPARE:
+                if not _read(file[b], pieces, count, start):
+                    return b
+                count = 0
+            if count == 0:
+                start = offset[f, b]
+            elif gap:
+                pieces[count, 0], pieces[count, 1] = waste.ctypes.data, gap
+                count += 1
+            size = lead * length[f, b] * inner
+            # all runs at the start of the row: there is room, as no length exceeds the longest
+            pieces[count, 0], pieces[count, 1] = address + b * lead * longest * inner, size
+            count += 1
+            end = offset[f, b] + size
+        if count and not _read(file[b], pieces, count, start):
             return b
         for f in range(fields):
             lead, inner, longest, address = layout[f]
             run, used = longest * inner, length[f, b] * inner
             row = address + b * lead * run
-            start = near + offset[f, b] - low
-            if used and not together:  # all runs at the start of the row: there is room, as used <= run
-                if not _read(file[b], row, lead * used, offset[f, b]):
-                    return b
-                start = row
-            for i in range(lead - 1, -1, -1):  # the last first, so that runs in the row itself find their place
-                if used:
-                    _memmove(row + i * run, start + i * used, used)
+            for i in range(lead - 1, -1, -1):  # the last first, so that each finds its place free
+                if i and used:
+                    _memmove(row + i * run, row + i * used, used)
                 _memset(row + i * run + used, int32(0), run - used)
     return -1
 

@@ -39,6 +39,7 @@ from data_shards.index_file import (
     parse_json,
     summary,
 )
+from data_shards.memory import Memory
 from data_shards.schema import DataError, Field, Shard
 from data_shards.shard import index_name, sha256_of
 from data_shards.store import Store
@@ -97,6 +98,11 @@ class Opened:
     def map(self) -> mmap.mmap:
         return mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
 
+    @cached_property
+    def addresses(self) -> tuple[int, int]:
+        """Handle of the file, and where ``places`` lies."""
+        return self.file.fileno(), self.places.ctypes.data
+
     def read(self, offset: int, size: int) -> bytes:
         return os.pread(self.file.fileno(), size, offset)
 
@@ -130,6 +136,7 @@ class Reader:
         self._checked: dict[int, tuple[int, int, int]] = {}  # shard -> the file that was compared with its checksum
         self._file, self._table = np.zeros((2, len(shards)), np.int64)  # handles, addresses of places; of open shards
         self._layout = {name: _Layout.of(field) for name, field in self.fields.items()}
+        self._memory = Memory()
         self._lock, self._tables = Lock(), Lock()
         self._pool = ThreadPoolExecutor(threads, "open-shard") if threads else None
 
@@ -206,7 +213,7 @@ class Reader:
         for number, (name, field) in enumerate(self._layout.items()):
             longest = max(int(length[number].max()), 1)
             shape = [longest if extent is None else extent for extent in field.shape]
-            out = torch.empty((len(row), *shape), dtype=field.dtype, pin_memory=pin)
+            out = self._memory.tensor((len(row), *shape), field.dtype, pin)
             layout[number] = field.lead, field.inner, longest if field.timed else 1, out.data_ptr()
             arrays[name] = out
         failed = gather(file, offset, length, layout)
@@ -225,7 +232,7 @@ class Reader:
         held = {number: self.shard(number) for number in set(shard.tolist())}
         with self._tables:  # no one else may put another opening of these shards there meanwhile
             for number, opened in held.items():
-                self._file[number], self._table[number] = opened.file.fileno(), opened.places.ctypes.data
+                self._file[number], self._table[number] = opened.addresses
             file, table = self._file[shard], self._table[shard]
         found = np.empty((2 * len(self.fields), len(row)), np.int64)
         look_up(table, np.ascontiguousarray(row), found)
@@ -241,6 +248,7 @@ class Reader:
     def _future(self, number: int) -> Future[Opened]:
         with self._lock:
             future = self._open.get(number)
+            new = future is None
             if future is None:
                 while len(self._open) >= self.keep:
                     self._open.popitem(last=False)
@@ -250,7 +258,7 @@ class Reader:
                     future = Future()
                 self._open[number] = future
             self._open.move_to_end(number)
-        if not self._pool and not future.done():
+        if new and not self._pool:
             _run(future, lambda: self._load(number))
         return future
 

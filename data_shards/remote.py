@@ -198,6 +198,8 @@ class Remote:
             ) from last
         except FileNotFoundError as error:
             raise DataError(f"{url} does not exist; publish the folder again, the manifest last") from error
+        except PermissionError as error:
+            raise ConnectionError(f"could not fetch {url}: the server refuses: {error}") from error
         except aiohttp.ClientResponseError as error:
             raise ConnectionError(
                 f"could not fetch {url}: the server answers {error.status} {error.message}"
@@ -292,5 +294,6 @@ def _patience(protocol: str) -> dict[str, Any]:
     if protocol in ("http", "https"):
         return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
     if protocol == "s3":
-        return {"config_kwargs": {"connect_timeout": 30, "read_timeout": 60}}
+        # repeating is done here, with one count and one pause, and can be given up
+        return {"config_kwargs": {"connect_timeout": 30, "read_timeout": 60, "retries": {"max_attempts": 0}}}
     return {}

@@ -206,6 +206,9 @@ class AlignmentTask:
     def wait_seconds(self) -> float:
         return 0.0  # everything is on the device
 
+    def skipped(self) -> int:
+        return 0  # damage is refused
+
     def _seeds(self, view: str) -> Tensor:
         """(num_seeds, 2) pairs of the two graphs whose ``view`` is most alike, each entity at most once."""
         graphs = self.graphs if view in self.graphs.views else self._load((view,))

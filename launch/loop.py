@@ -62,6 +62,7 @@ def fit(
             "data_wait": task.wait_seconds() / seconds,
             "seconds": seconds,
             "steps": float(progress.epoch_steps - first_step),
+            "skipped_samples": float(task.skipped()),
         }
         log.event("epoch", progress.step, {"epoch": epoch, **means, **scores, **speed, **memory(), **model.report()})
         progress.epoch, progress.epoch_steps, progress.sums = epoch + 1, 0, {}

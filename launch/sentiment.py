@@ -166,6 +166,9 @@ class SentimentTask:
         waited, self._waited = self.train.wait_seconds - self._waited, self.train.wait_seconds
         return waited
 
+    def skipped(self) -> int:
+        return self.train.skipped
+
     def state_dict(self) -> dict[str, Any]:
         return {"stream": self.train.state_dict()}
 

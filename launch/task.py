@@ -67,6 +67,10 @@ class Task(Protocol):
         """Seconds spent waiting for data since the last call."""
         ...
 
+    def skipped(self) -> int:
+        """Training samples that are left out because their shards are damaged, as far as is known."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON: the position in the stream, and what else the task has gathered."""
         ...

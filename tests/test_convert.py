@@ -536,6 +536,41 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(tmp_path: Path, sig
     assert all((tmp_path / "out" / name).stat().st_mtime_ns == changed for name, changed in done.items())
 
 
+# Kills itself at the nth of the moments between which a file becomes complete.
+DIE = """
+import os, signal
+left = [{moments}]
+def counted(real):
+    def call(*arguments):
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments)
+    return call
+os.fsync, os.replace = counted(os.fsync), counted(os.replace)
+"""
+
+
+@pytest.mark.slow  # a process for each kill
+def test_a_conversion_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    write(tmp_path / "made.pkl", 60)
+    convert(tmp_path / "made.pkl", tmp_path / "whole", shard_size=7)
+    arguments = (tmp_path / "made.pkl", "--out", tmp_path / "out", "--shard-size", 7)
+    kills = 0
+    for moments in [*range(1, 20), *range(20, 120, 7)]:
+        process = _command(*arguments, code=DIE.format(moments=moments))
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode in (0, -signal.SIGKILL), errors
+        if process.returncode == 0:
+            break
+        kills += 1
+        for tar in (tmp_path / "out").glob("*.tar"):  # under its own name, so whole
+            assert tar.read_bytes() == (tmp_path / "whole" / tar.name).read_bytes()
+    assert process.returncode == 0
+    assert kills > 5
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+
+
 def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
     """Else they would go on writing beside the conversion that continues."""
     write(tmp_path / "made.pkl", 60)

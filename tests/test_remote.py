@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import re
@@ -12,8 +13,10 @@ import sys
 import threading
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
@@ -33,12 +36,13 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, folder: Path):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, folder: Path, handler: type[Handler] | None = None):
+        super().__init__(("127.0.0.1", 0), handler or Handler)
         self.folder, self.ranges = folder, True
         self.faults: dict[str, deque[str]] = defaultdict(deque)
         self.always: dict[str, str] = {}
         self.asked: list[tuple[str, int]] = []  # file and first byte of each GET
+        self.upstream = ("", 0)  # host and port, of a relay
         self.let_go, self.failing = threading.Event(), threading.Event()
 
     @property
@@ -63,10 +67,8 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(send=True)
 
     def _answer(self, send: bool) -> None:
-        name = self.path.removeprefix("/data/")
-        path = self.server.folder / name
+        name = urlsplit(self.path).path.partition("/data/")[2]
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        wanted = found if self.server.ranges else None
         if send:
             self.server.asked.append((name, int(found[1]) if found else 0))
         fault = self.server.always.get(name) or (self.server.faults[name].popleft() if self.server.faults[name] else "")
@@ -80,20 +82,12 @@ class Handler(BaseHTTPRequestHandler):
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.close_connection = True
             return self.connection.close()
-        if not path.is_file():
-            return self._plain(404)
-        body = path.read_bytes()
-        size = len(body)
-        if wanted and int(wanted[1]) >= size:
-            return self._plain(416)
-        if wanted:
-            body = body[int(wanted[1]) : int(wanted[2]) + 1]
+        status, headers, body = self._found(name, found if self.server.ranges else None)
         if fault == "wrong":
             body = body[:-1] + bytes([body[-1] ^ 1])
-        self.send_response(206 if wanted else 200)
-        if wanted:
-            self.send_header("Content-Range", f"bytes {wanted[1]}-{int(wanted[1]) + len(body) - 1}/{size}")
-        self.send_header("Content-Length", str(len(body)))
+        self.send_response(status)
+        for header, value in ({"Content-Length": str(len(body))} | headers).items():
+            self.send_header(header, value)
         self.end_headers()
         if not send:
             return None
@@ -108,22 +102,54 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
         return None
 
+    def _found(self, name: str, wanted: re.Match[str] | None) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of the answer when nothing befalls it."""
+        path = self.server.folder / name
+        body = path.read_bytes() if path.is_file() else b""
+        if not body:
+            return 404, {}, b""
+        if not wanted:
+            return 200, {}, body
+        start, stop = int(wanted[1]), min(int(wanted[2]) + 1, len(body))
+        if start >= stop:
+            return 416, {}, b""
+        return 206, {"Content-Range": f"bytes {start}-{stop - 1}/{len(body)}"}, body[start:stop]
+
     def _plain(self, status: int) -> None:
         self.send_response(status)
         self.send_header("Content-Length", "0")
         self.end_headers()
 
 
-@pytest.fixture
-def server(make_shards, tmp_path) -> Iterator[Server]:
-    make_shards(tmp_path / "origin", SIZES)
-    with Server(tmp_path / "origin") as made:
+class Relay(Handler):
+    """Asks the server at ``upstream`` of its own, and lets the faults befall what that answers."""
+
+    def _found(self, name: str, wanted: re.Match[str] | None) -> tuple[int, dict[str, str], bytes]:
+        connection = http.client.HTTPConnection(*self.server.upstream, timeout=20)
+        connection.request(self.command, self.path, headers=dict(self.headers))
+        answer = connection.getresponse()
+        body = answer.read()
+        connection.close()
+        own = ("connection", "date", "server", "transfer-encoding")
+        return answer.status, {name: value for name, value in answer.getheaders() if name.lower() not in own}, body
+
+
+@contextmanager
+def serving(made: Server) -> Iterator[Server]:
+    with made:
         thread = threading.Thread(target=made.serve_forever, args=(0.02,))
         thread.start()
         yield made
         made.let_go.set()
         made.shutdown()
         thread.join()
+
+
+@pytest.fixture
+def server(make_shards, tmp_path) -> Iterator[Server]:
+    make_shards(tmp_path / "origin", SIZES)
+    with serving(Server(tmp_path / "origin")) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)
@@ -368,38 +394,71 @@ def test_a_manifest_cannot_lead_out_of_its_url(server, tmp_path):
         read_all(server.url, tmp_path / "cache")
 
 
+QUIET = ("ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")  # of the S3 libraries
+
+
 @pytest.fixture
-def bucket(server) -> Iterator[dict]:
-    """The folder in a bucket of an S3 server on this machine, as s3fs' storage options."""
+def bucket(server) -> Iterator[Server]:
+    """The folder in a bucket of an S3 server on this machine, behind a relay that fails."""
     moto = pytest.importorskip("moto.server")
     s3fs = pytest.importorskip("s3fs")
     made = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     made.start()
     host, port = made.get_host_and_port()
-    options = {"endpoint_url": f"http://{host}:{port}", "key": "testing", "secret": "testing"}
-    files = s3fs.S3FileSystem(**options, skip_instance_cache=True)
-    files.mkdir("shards")
+    files = s3fs.S3FileSystem(**s3_options(port), skip_instance_cache=True)
+    if not files.exists("shards"):  # all of moto's servers in a process share their buckets
+        files.mkdir("shards")
     for path in server.folder.iterdir():
         files.pipe_file(f"shards/data/{path.name}", path.read_bytes())
-    yield options
+    with serving(Server(server.folder, Relay)) as relay:
+        relay.upstream = (host, port)
+        yield relay
     made.stop()
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def s3_options(port: int) -> dict[str, str]:
+    return {"endpoint_url": f"http://127.0.0.1:{port}", "key": "testing", "secret": "testing"}
+
+
+def read_bucket(bucket: Server, cache: Path, **more) -> list[list[int]]:
+    return read_all("s3://shards/data", cache, options=s3_options(bucket.server_port) | more)
+
+
+@pytest.mark.filterwarnings(*QUIET)
 def test_s3_gives_what_its_folder_gives(server, bucket, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "CHUNK", 8192)
-    assert read_all("s3://shards/data", tmp_path / "cache", options=bucket) == everything(server)
+    assert read_bucket(bucket, tmp_path / "cache") == everything(server)
     import s3fs
 
-    files = s3fs.S3FileSystem(**bucket, skip_instance_cache=True)
+    files = s3fs.S3FileSystem(**s3_options(bucket.upstream[1]), skip_instance_cache=True)
     files.rm(f"shards/data/{TAR}")
     with pytest.raises(DataError, match=f"s3://shards/data/{TAR} does not exist"):
-        read_all("s3://shards/data", tmp_path / "empty", options=bucket)
+        read_bucket(bucket, tmp_path / "empty")
     body = bytearray((server.folder / TAR).read_bytes())
     files.pipe_file(f"shards/data/{TAR}", bytes(body[:8192]))
     with pytest.raises(DataError, match=rf"{TAR} is damaged: it has 8192 bytes, not {len(body)}"):
-        read_all("s3://shards/data", tmp_path / "cut", options=bucket)
+        read_bucket(bucket, tmp_path / "cut")
     body[700] ^= 1
     files.pipe_file(f"shards/data/{TAR}", bytes(body))
     with pytest.raises(DataError, match="checksum is wrong"):
-        read_all("s3://shards/data", tmp_path / "wrong", options=bucket)
+        read_bucket(bucket, tmp_path / "wrong")
+
+
+@pytest.mark.filterwarnings(*QUIET)
+@pytest.mark.parametrize("fault", ["500", "503", "reset", "truncated", "slow"])
+def test_faults_of_s3_that_pass_are_waited_for(server, bucket, tmp_path, fault, monkeypatch):
+    monkeypatch.setattr(remote, "CHUNK", 8192)
+    for name in ("manifest.json", INDEX, TAR):
+        bucket.faults[name].extend([fault, "", fault])
+    patience = {"config_kwargs": {"read_timeout": 0.5, "retries": {"max_attempts": 0}}}
+    assert read_bucket(bucket, tmp_path / "cache", **patience) == everything(server)
+    assert not bucket.faults[TAR]
+
+
+@pytest.mark.filterwarnings(*QUIET)
+@pytest.mark.parametrize("fault", ["500", "403", "truncated"])
+def test_faults_of_s3_that_stay_name_the_url(bucket, tmp_path, fault, monkeypatch):
+    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+    bucket.always[TAR] = fault
+    with pytest.raises(ConnectionError, match=rf"could not fetch s3://shards/data/{TAR}"):
+        read_bucket(bucket, tmp_path / "cache")

@@ -19,13 +19,16 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from data_shards import torch_data
+from data_shards.memory import Memory
 from data_shards.reader import Arrays
 from data_shards.schema import DataError, Manifest
 from data_shards.stream import Stream
 from data_shards.torch_data import Samples, Steps, loader
 from data_shards.utterances import utterances
 
+pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 SIZES = (5, 1, 7, 3, 4)
+COUNTS = st.lists(st.integers(1, 7), min_size=1, max_size=6)  # samples per shard
 relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -67,7 +70,7 @@ def global_batches(folder: Path, epoch: int = 0, ranks: int = 1, **options) -> l
 
 @relaxed
 @given(
-    st.sampled_from([SIZES, (1,), (2, 1), (3, 1, 1, 6, 2, 2)]),
+    COUNTS,
     st.integers(1, 7),
     st.integers(1, 25),
     st.integers(1, 3),
@@ -88,8 +91,12 @@ def test_every_sample_once_and_the_same_batches_for_any_number_of_ranks(
 
 
 @relaxed
-@given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 9), st.integers(0, 3), st.data())
-def test_a_run_continues_where_it_stopped_with_another_number_of_ranks(shards, before, after, size, bucket, data):
+@given(COUNTS, st.integers(1, 7), st.integers(1, 7), st.integers(0, 4), st.integers(1, 9), st.integers(0, 3), st.data())
+def test_a_run_continues_where_it_stopped_with_other_ranks_and_workers(
+    library, sizes, before, after, workers, size, bucket, data
+):
+    """Workers take steps in turn, as DataLoader's would, one after the other in this process; 0 is the stream's own."""
+    shards = library(sizes)
     options = {"global_batch": size, "window": 2, "bucket": bucket, "seed": 5, "fields": ["label"]}
     whole = global_batches(shards, 2, **options)
     stop = data.draw(st.integers(0, len(whole)))
@@ -108,30 +115,21 @@ def test_a_run_continues_where_it_stopped_with_another_number_of_ranks(shards, b
     rest: list[list[list[int]]] = []
     for rank in range(after):
         stream = Stream(shards, "train", rank=rank, ranks=after, **options)
-        if stop:
-            stream.load_state_dict(state)
-        rest.append([places(parts) for parts in stream.epoch(2)])
+        stream.load_state_dict(state if stop else state | {"epoch": 2})  # before its first step it is in no epoch
+        rest.append([places(parts) for parts in (through(stream, 2, workers) if workers else stream.epoch(2))])
         stream.close()
     assert [sorted(sum(step, [])) for step in zip(*rest, strict=True)] == whole[stop:]
 
 
-@relaxed
-@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 9), st.integers(0, 3))
-def test_workers_take_steps_in_turn(shards, workers, ranks, size, bucket):
-    """As DataLoader's workers would, one after the other in this process."""
-    whole = global_batches(shards, 1, global_batch=size, bucket=bucket, fields=["label"])
-    found: list[list[int]] = [[] for _ in whole]
-    for rank in range(ranks):
-        stream = Stream(shards, "train", global_batch=size, bucket=bucket, fields=["label"], rank=rank, ranks=ranks)
-        for worker in range(workers):
-            with patch.object(torch_data, "get_worker_info", lambda: SimpleNamespace(id=worker, num_workers=workers)):  # noqa: B023
-                made = list(Steps(stream, 1))
-            for step, parts in zip(range(worker, len(whole), workers), made, strict=True):
-                found[step] += places(parts)
-    assert [sorted(step) for step in found] == whole
+def through(stream: Stream, epoch: int, workers: int) -> list[list[Arrays]]:
+    """The steps that ``workers`` make of an epoch, in the order in which DataLoader hands them on."""
+    made: list[list[list[Arrays]]] = []
+    for worker in range(workers):
+        with patch.object(torch_data, "get_worker_info", lambda: SimpleNamespace(id=worker, num_workers=workers)):  # noqa: B023
+            made.append(list(Steps(stream, epoch)))
+    return [made[step % workers][step // workers] for step in range(sum(map(len, made)))]
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 @pytest.mark.parametrize("workers", [0, 1, 2, 4])
 def test_worker_processes_change_nothing(shards, workers):
     stream = Stream(shards, "train", global_batch=3, window=2)
@@ -443,3 +441,29 @@ def test_a_manifest_that_counts_wrong_is_caught_on_first_use(shards, tmp_path):
     (folder / "manifest.json").write_text(changed.to_json())
     with pytest.raises(DataError, match=r"train-000000\.idx is of 5 samples.*the manifest says 6"):
         list(Stream(folder, "train", global_batch=4).epoch(0))
+
+
+def test_memory_of_a_batch_is_used_again_only_when_nobody_holds_it():
+    memory = Memory()
+    first = memory.tensor((300, 100), torch.float32)
+    address, part = first.data_ptr(), first[7:9]
+    part.fill_(3)
+    del first
+    other = memory.tensor((300, 100), torch.float32)
+    other.zero_()
+    assert other.data_ptr() != address  # a view of the first is held
+    assert part.eq(3).all()
+    del part
+    third = memory.tensor((305, 100), torch.int32)  # a like size will do
+    assert third.data_ptr() == address
+    assert memory.tensor((3,), torch.float32).shape == (3,)
+
+
+def test_batches_that_are_kept_do_not_change(make_shards, tmp_path):
+    make_shards(tmp_path, (9, 9))
+    with patch("data_shards.memory.LARGE", 1):
+        kept = [part for (part,) in Stream(tmp_path, "train", global_batch=2, prefetch=2).epoch(0)]
+    again = [part for (part,) in Stream(tmp_path, "train", global_batch=2, prefetch=0).epoch(0)]
+    for one, other in zip(kept, again, strict=True):
+        for name, array in one.arrays.items():
+            torch.testing.assert_close(array, other.arrays[name], equal_nan=True)

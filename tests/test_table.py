@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -248,6 +249,29 @@ def test_the_label_range_must_be_stated(rows: Rows, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"labels are from -3 to 3\); add --labels"):
         convert(table, tmp_path / "out")
     assert convert(table, tmp_path / "out", Options(dataset="mosi")).labels.low == -3
+
+
+def test_memory_does_not_grow_with_the_source(tmp_path: Path) -> None:
+    """40 arrays of 2 MB take no more than 10 of them."""
+    lines = ["id,split,label,audio"]
+    for number in range(40):
+        np.save(tmp_path / f"{number}.npy", np.full((25_000, 20), number, np.float32))
+        lines.append(f"{number},train,0,{number}.npy")
+    code = (
+        "import resource, sys; from data_shards.convert import main; code = main(sys.argv[1:]);"
+        " print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    )
+    most = []
+    for count in (10, 40):
+        table = tmp_path / f"{count}.csv"
+        table.write_text("\n".join(lines[: count + 1]) + "\n")
+        arguments = [str(table), "--out", str(tmp_path / f"out-{count}"), "--labels", "-3:3", "--shard-size", "4"]
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+        said = subprocess.run(
+            [sys.executable, "-c", code, *arguments], env=environment, capture_output=True, text=True, check=True
+        )
+        most.append(int(said.stdout.split()[-1]) / 1e3)  # MB
+    assert most[1] - most[0] < 20, most
 
 
 def test_more_rows_than_a_shard_interleaved_and_in_many_processes(tmp_path: Path) -> None:

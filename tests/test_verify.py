@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from data_shards.as_written import as_written
+from data_shards.index import index_folder
 from data_shards.index_file import Index
 from data_shards.schema import Field, Manifest, Sample, read_manifest
 from data_shards.shard import write_shard
@@ -111,3 +115,43 @@ def test_further_files_are_checked_too(folder, capsys):
 def test_a_folder_without_manifest_is_an_error(tmp_path, capsys):
     assert main([str(tmp_path)]) == 2
     assert "has no manifest.json" in capsys.readouterr().err
+
+
+def test_our_own_tars_are_compared_as_a_whole_and_others_walked_through(folder):
+    """The quick comparison must say no to every tar and index that differ in any way, and yes to what was written."""
+    path = folder / "train-000001.tar"
+    index = Index.from_bytes(path.with_suffix(".idx").read_bytes(), "x")
+    tar = np.frombuffer(path.read_bytes(), np.uint8).copy()
+    assert as_written(tar, index)
+    for at in range(0, len(tar), 101):  # headers, names, numbers, padding and the end mark
+        tar[at] ^= 4
+        assert not as_written(tar, index), at
+        tar[at] ^= 4
+    index.table.setflags(write=True)
+    for row, column in np.ndindex(index.table.shape):
+        index.table[row, column] += 1
+        assert not as_written(tar, index), (row, column)
+        index.table[row, column] -= 1
+    assert as_written(tar, index)
+    assert not as_written(tar[:-512], index)
+
+
+def test_deep_reads_foreign_tars_too(tmp_path, capsys):
+    for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        with tarfile.open(tmp_path / f"t-{form}.tar", "w", format=form) as tar:
+            info = tarfile.TarInfo(f"a folder/clip {form}.json")
+            info.size, info.mtime = 2, 1.5
+            tar.addfile(info, io.BytesIO(b"{}"))
+    index_folder(tmp_path)
+    assert main([str(tmp_path), "--deep"]) == 0
+    assert "all sound" in capsys.readouterr().out
+
+
+def test_deep_finds_records_that_are_no_json(tmp_path, capsys):
+    with tarfile.open(tmp_path / "t.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        info = tarfile.TarInfo("clip.json")
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"[1]"))
+    index_folder(tmp_path)
+    assert main([str(tmp_path), "--deep"]) == 1
+    assert "not an object" in capsys.readouterr().err
