@@ -48,6 +48,7 @@ VIEWS = {  # structure first, one view more in each row; names last, where they 
 }
 # MEAformer's batches of 3,500 links want a GPU; here it gets MCLEA's, and as many steps as 250 epochs of its own
 CHANGES = {"mclea": [], "meaformer": ["batch_size=512", "epochs=60"]}
+HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # a sixth less time on CPUs, where tables of entities are allocated anew
 SHOWN = ("Hits@1", "Hits@10", "MRR", "csls/Hits@1", "csls/MRR")
 
 
@@ -79,7 +80,9 @@ def results(raw: Path, work: Path, only: list[str], changes: list[str]) -> None:
         arguments = [f"{model}/{FOLDERS[name][2]}", f"options.views={views}", *CHANGES[model], *changes]
         places = [f"data={converted(raw, work, name)}", f"run_dir={run_dir}"]
         started = time.perf_counter()
-        child = subprocess.Popen([sys.executable, "-m", "launch.train", *arguments, *places], cwd=ROOT)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "launch.train", *arguments, *places], cwd=ROOT, env=os.environ | HUGE_PAGES
+        )
         _, status, usage = os.wait4(child.pid, 0)
         if status:
             raise SystemExit(f"{key} ended with status {status}; its output is above")
