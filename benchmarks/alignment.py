@@ -152,7 +152,11 @@ def page(done: dict[str, Any]) -> str:
             f"Ranking {cell['queries']:,} of {cell['entities']:,} pairs of width {cell['width']} among all, in ",
         ]
         lines[-1] += f"both directions, with and without CSLS: {cell['seconds']:.0f} s on {cell['threads']} thread(s), "
-        lines[-1] += f"{cell['peak_gb']:.2f} GB at most."
+        lines[-1] += f"{cell['peak_gb']:.2f} GB at most"
+        whole = cell["seconds"] * cell["entities"] / cell["queries"] / 60
+        lines[-1] += (
+            "." if cell["queries"] == cell["entities"] else f"; at that rate all would take {whole:.0f} minutes."
+        )
     return "\n".join(lines)
 
 
@@ -233,8 +237,8 @@ def ranking(entities: int, width: int, queries: int) -> None:
     started = time.perf_counter()
     # as metrics.all_ranks does it, with the first queries in the place of all; CSLS means of other candidates are
     # repeated ones, so a part has no scores
-    left, right = metrics.unit(left), metrics.unit(right)
-    for rows, others in ((left, right), (right, left)):
+    sides = metrics.unit(left), metrics.unit(right)  # beside the given rows, as when a model's rows are scored
+    for rows, others in (sides, sides[::-1]):
         candidates = metrics.Candidates(others)
         means = metrics.mean_of_nearest(rows[:queries], candidates, 3)
         hubs = means.repeat(-(-entities // queries))[:entities]
