@@ -93,3 +93,4 @@ class EntityGraph(Batch):
     edges: Tensor  # (2, E) int64, symmetric, with self-loops, no duplicates
     views: dict[str, Tensor]  # view -> (N, D) float32, raw features; "graph" is absent, its embedding is learnt
     present: dict[str, Tensor]  # view -> (N,) bool, True where the entity has this view
+    links_only: bool = False  # encode the entities of the links alone, as training always does

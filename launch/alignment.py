@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from core import distributed
 from core.batch import Batch
-from core.metrics.alignment import alignment_scores, mutual_nearest, nearest, pair_ranks, unit
+from core.metrics.alignment import all_ranks, mutual_nearest, nearest, scores_of, unit
 from core.model import DataSpec, Model
 from data_shards.graph import Graphs, load_graphs
 from data_shards.order import Order, deal
@@ -128,16 +128,24 @@ class AlignmentTask:
         taken[self.links.flatten()] = True
         return ((self.graphs.side == side) & ~taken).nonzero().squeeze(1)
 
-    @torch.no_grad()
     def embed(self, model: Model) -> Tensor:
         """(N, D) joint embeddings of all entities."""
+        return self._joint(model, self.graphs.links["valid"][:1], links_only=False)
+
+    def embed_pairs(self, model: Model, links: Tensor) -> tuple[Tensor, Tensor]:
+        """(L, D) joint embeddings of the left and of the right entities of (L, 2) links, and nothing else computed."""
+        joint = self._joint(model, links, links_only=True)
+        pairs = joint if joint.ndim == 3 else joint[links]  # a model may give all entities anyway
+        return pairs[:, 0], pairs[:, 1]
+
+    @torch.no_grad()
+    def _joint(self, model: Model, links: Tensor, *, links_only: bool) -> Tensor:
         training = model.training
         model.eval()
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.run.precision)
-        links = self.graphs.links["valid"][:1]  # evaluation encodes every entity, whatever the links
-        batch = self.graphs.batch(links[:, 0], links, torch.ones(1, device=self.device), 1.0)
+        batch = self.graphs.batch(links[:, 0], links, torch.ones(len(links), device=self.device), 1 / len(links))
         with torch.autocast(self.device.type, dtype=precision, enabled=precision is not None):
-            joint: Tensor = model(batch).joint.float()
+            joint: Tensor = model(replace(batch, links_only=links_only)).joint.float()
         model.train(training)
         return joint
 
@@ -147,22 +155,25 @@ class AlignmentTask:
         return self.graphs.links[split]
 
     def evaluate(self, model: Model, split: str, device: torch.device) -> dict[str, float]:
-        joint, links = self.embed(model), self._pairs(split)
+        return self._ranked(*self.embed_pairs(model, self._pairs(split)))[0]
+
+    def _ranked(self, left: Tensor, right: Tensor) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray]]:
+        """Scores of (L, D) aligned rows, the same on every rank; and on the first rank both directions' plain ranks."""
         names = _score_names(self.options.csls)
-        values = torch.zeros(len(names), dtype=torch.float64)
+        values, ranks = torch.zeros(len(names), dtype=torch.float64), (np.empty(0), np.empty(0))
         if distributed.rank() == 0:
-            scores = alignment_scores(joint[links[:, 0]], joint[links[:, 1]], self.options.csls)
+            found = all_ranks(left, right, self.options.csls)
+            scores, ranks = scores_of(found), (found[0][0], found[1][0])
             values = torch.tensor([scores[name] for name in names], dtype=torch.float64)
         values = distributed.all_reduce_sum(values.to(self.device))
-        return dict(zip(names, values.tolist(), strict=True))
+        return dict(zip(names, values.tolist(), strict=True)), ranks
 
     def final(self, model: Model, split: str, device: torch.device, run_dir: Path) -> Final:
-        scores = self.evaluate(model, split, device)
-        joint, links = self.embed(model), self._pairs(split)
+        links = self._pairs(split)
+        left, right = self.embed_pairs(model, links)
+        scores, ranks = self._ranked(left, right)
         if distributed.rank() > 0:
             return Final(scores)
-        left, right = joint[links[:, 0]], joint[links[:, 1]]
-        ranks = pair_ranks(left, right)
         best, similarity = nearest(unit(left), unit(right))
         table = {
             "left": self.graphs.ids(links[:, 0]),

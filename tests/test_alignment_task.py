@@ -28,6 +28,7 @@ from data_shards.source import Options
 from launch.align import predict
 from launch.alignment import AlignmentOptions, AlignmentTask, greedy_pairs
 from launch.config import ConfigError, Run, load_recipe, override, recipe_names
+from launch.engine import learning_rate_factor
 
 CONFIGS: dict[str, Any] = {
     "mclea": MCLEA.Config(graph_hidden=12, hidden=8),
@@ -147,6 +148,27 @@ def test_a_state_of_other_data_or_batches_is_refused(shards: Path) -> None:
         task.load_state_dict({**state, "data": "else"})
 
 
+@pytest.mark.parametrize("model_name", ["mclea", "meaformer"])
+def test_scoring_a_split_encodes_its_own_entities_alone_and_the_same(shards: Path, model_name: str) -> None:
+    task = AlignmentTask(run_of(shards, model_name))
+    model = new_model(task)
+    links = task.graphs.links["test"]
+    everyone = task.embed(model)
+    for side, rows in enumerate(task.embed_pairs(model, links)):
+        assert rows.shape == (len(links), everyone.shape[1])
+        torch.testing.assert_close(rows, everyone[links[:, side]])
+    assert model.training
+
+
+@pytest.mark.parametrize("recipe", ["mclea/dbp15k_zh_en_iterative", "meaformer/dbp15k_zh_en_iterative"])
+def test_the_rate_drops_once_when_proposals_begin(recipe: str) -> None:
+    run = load_recipe(recipe)
+    factors = [learning_rate_factor(run, epoch, run.epochs, epoch) for epoch in range(run.epochs)]
+    drops = [epoch for epoch in range(1, run.epochs) if factors[epoch] != factors[epoch - 1]]
+    assert drops == [run.task_options["iterate_from"]]
+    assert (factors[0], factors[-1]) == (1, pytest.approx(0.2))
+
+
 def test_every_link_comes_once_an_epoch_in_an_order_of_its_own(shards: Path) -> None:
     task = AlignmentTask(run_of(shards))
     epochs = []
@@ -238,11 +260,12 @@ def test_scores_of_a_perfect_model_are_perfect_and_its_files_complete(shards: Pa
         assert (int(right), predicted, float(rank)) == (int(left) + SECOND, right, 1.0)
 
 
-def test_the_most_alike_names_replace_gold_links(shards: Path) -> None:
-    task = AlignmentTask(run_of(shards, seeds="chars", num_seeds=15))
+@pytest.mark.parametrize("view", ["chars", "image"])
+def test_the_most_alike_names_or_images_replace_gold_links(shards: Path, view: str) -> None:
+    task = AlignmentTask(run_of(shards, seeds=view, num_seeds=15))
     ids = [[int(entity) for entity in task.graphs.ids(link)] for link in task.given]
     assert len(ids) == 15
-    assert all(right == left + SECOND for left, right in ids)  # the names of the folder are equal
+    assert all(right == left + SECOND for left, right in ids)  # names of the folder are equal, images nearly
     assert "Unsupervised" in task._remarks()[0]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -116,6 +117,23 @@ def test_image_files_of_every_kind_give_the_same_view(tmp_path: Path, kind: str)
     found = load_graphs(shards(raw, tmp_path / kind, images=str(path)), ("image",))
     torch.testing.assert_close(found.views["image"], expected.views["image"])
     assert torch.equal(found.present["image"], expected.present["image"])
+
+
+class _Foreign:
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_pickle_of_images_executes_nothing(tmp_path: Path) -> None:
+    raw = write_folder(tmp_path / "raw")
+    path = raw / "zh_id_img_feature_dict.pkl"  # found by its name, before images.npz
+    path.write_bytes(pickle.dumps({0: np.ones(3, np.float32), 1: _Foreign(tmp_path / "called")}))
+    with pytest.raises(DataError, match=r"img_feature_dict\.pkl holds a (posix|nt)\.mkdir"):
+        shards(raw, tmp_path / "shards")
+    assert not (tmp_path / "called").exists()
 
 
 def test_name_words_are_mean_vectors_of_known_tokens(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ GraphKind = Literal["gat", "gcn"]
 
 @dataclass(frozen=True)
 class Aligned(Alignment):
-    """Embeddings of all N entities, or while training of the batch's pairs alone: then (B, 2, D) in place of (N, D)."""
+    """Embeddings of all N entities, or while training or when asked of the batch's pairs alone: then (B, 2, D) in place
+    of (N, D)."""
 
     present: dict[str, Tensor]  # view -> (N,) or (B, 2) bool
     links: Tensor | None  # (B, 2) rows of the pairs; None where the rows already are pairs

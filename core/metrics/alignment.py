@@ -26,10 +26,15 @@ def alignment_scores(left: Tensor, right: Tensor, csls: int = 3) -> dict[str, fl
 
     Names: ``Hits@1`` is left to right, ``r2l/`` right to left, ``csls/`` with CSLS of ``csls`` neighbours (0: without).
     """
+    return scores_of(all_ranks(left, right, csls))
+
+
+def scores_of(ranks: tuple[list[np.ndarray], list[np.ndarray]]) -> dict[str, float]:
+    """The scores of ``all_ranks``."""
     scores: dict[str, float] = {}
-    for direction, found in zip(("", "r2l/"), _all_ranks(left, right, csls), strict=True):
-        for prefix, ranks in zip(("", "csls/"), found, strict=False):
-            scores |= {f"{prefix}{direction}{name}": value for name, value in summary(ranks).items()}
+    for direction, found in zip(("", "r2l/"), ranks, strict=True):
+        for prefix, values in zip(("", "csls/"), found, strict=False):
+            scores |= {f"{prefix}{direction}{name}": value for name, value in summary(values).items()}
     return scores
 
 
@@ -45,12 +50,16 @@ def pair_ranks(left: Tensor, right: Tensor, csls: int = 0) -> tuple[np.ndarray, 
     Raises:
         ValueError: no pairs, sides of unequal shape, or a value that is not finite.
     """
-    left_to_right, right_to_left = _all_ranks(left, right, csls)
+    left_to_right, right_to_left = all_ranks(left, right, csls)
     return left_to_right[-1], right_to_left[-1]
 
 
-def _all_ranks(left: Tensor, right: Tensor, csls: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Per direction the plain ranks, and after them those with CSLS if ``csls`` is not 0."""
+def all_ranks(left: Tensor, right: Tensor, csls: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Left to right and right to left: the (L,) plain ranks, and after them those with CSLS if ``csls`` is not 0.
+
+    Raises:
+        ValueError: no pairs, sides of unequal shape, or a value that is not finite.
+    """
     if left.shape != right.shape or len(left) == 0:
         raise ValueError(
             f"ranking needs as many left as right rows, at least one; got {tuple(left.shape)} and {tuple(right.shape)}"

@@ -59,12 +59,12 @@ class MCLEA(Model[EntityGraph, Aligned]):
         self.inter_weights = Uncertainty(self.views, config.regulariser)  # 1 / beta^2
 
     def forward(self, batch: EntityGraph) -> Aligned:
-        links = batch.links if self.training else None  # while training nobody asks for the other entities
-        views, present = self.encoder(batch, links)
+        only = self.training or batch.links_only  # while training nobody asks for the other entities
+        views, present = self.encoder(batch, batch.links if only else None)
         share = self.fusion.softmax(0)
         parts = [share[m] * unit_rows(views[view]) for m, view in enumerate(self.views)]
         joint = unit_rows(torch.cat(parts, dim=-1))
-        return Aligned(joint, views, present, links=None if self.training else batch.links)
+        return Aligned(joint, views, present, links=None if only else batch.links)
 
     def losses(self, output: Aligned, batch: EntityGraph) -> dict[str, Tensor]:
         return {}  # every loss needs the whole global batch

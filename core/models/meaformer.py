@@ -73,8 +73,8 @@ class MEAformer(Model[EntityGraph, Output]):
         self.view_weights = Uncertainty(self.views, config.regulariser) if config.weighting == "learnt" else None
 
     def forward(self, batch: EntityGraph) -> Output:
-        links = batch.links if self.training else None  # while training nobody asks for the other entities
-        views, present = self.encoder(batch, links)
+        only = self.training or batch.links_only  # while training nobody asks for the other entities
+        views, present = self.encoder(batch, batch.links if only else None)
         tokens = torch.stack([views[view] for view in self.views], dim=-2)  # (..., M, D)
         has = torch.stack([present[view] for view in self.views], dim=-1)  # (..., M)
         late = tokens
@@ -83,7 +83,7 @@ class MEAformer(Model[EntityGraph, Output]):
         weights = meta_weights(attention, has, self.config.meta)  # (..., M)
         joint = unit_rows((weights.unsqueeze(-1) * unit_rows(tokens)).flatten(-2))  # early fusion
         return Output(
-            joint, views, present, links=None if self.training else batch.links,
+            joint, views, present, links=None if only else batch.links,
             late=dict(zip(self.views, late.unbind(-2), strict=True)), weights=weights,
         )  # fmt: skip
 
