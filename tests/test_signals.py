@@ -82,10 +82,10 @@ def signalled(run: Run, place: str, number: int, times: int = 1) -> None:
 @pytest.mark.parametrize(
     ("place", "number"),
     [
-        ("data", signal.SIGTERM),
+        ("data", signal.SIGUSR1),
         ("step", signal.SIGINT),
-        ("save", signal.SIGUSR1),
-        ("evaluation", signal.SIGTERM),
+        ("save", signal.SIGTERM),
+        ("evaluation", signal.SIGUSR1),
     ],
 )
 def test_a_signal_to_one_rank_saves_and_ends_all(data: Path, tmp_path: Path, place: str, number: int):
