@@ -23,7 +23,7 @@ from small_runs import (
 from core.models import MODELS
 from launch.config import Run
 
-pytestmark = pytest.mark.slow  # many processes, many trainings
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # many processes, many trainings
 
 Case = tuple[int, int, int]  # ranks, ZeRO stage, largest micro-batch
 

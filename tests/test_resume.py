@@ -170,6 +170,7 @@ def test_an_alignment_run_goes_on_with_its_proposed_links(tmp_path: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_thirty_random_kills_lose_no_more_than_the_steps_since_the_last_save(data: Path, tmp_path: Path):
     """One rank of two is killed at a random time, at any place of the code, and the run is started again."""
     draw = random.Random(0)
@@ -183,10 +184,10 @@ def test_thirty_random_kills_lose_no_more_than_the_steps_since_the_last_save(dat
             size = log.stat().st_size if log.exists() else 0
             while not log.exists() or log.stat().st_size == size:  # it trains
                 time.sleep(0.05)
-                assert time.monotonic() - begun < 120, started.output(0)
+                assert time.monotonic() - begun < 240, started.output(0)
             time.sleep(draw.uniform(0, 3))
             os.kill(started.processes[draw.randrange(2)].pid or 0, signal.SIGKILL)
-            codes = started.codes(60)
+            codes = started.codes()
         assert None not in codes, "a rank did not notice that the other is gone"
         steps = losses(tmp_path / "killed")
         assert sorted(steps) == list(range(1, max(steps) + 1))
