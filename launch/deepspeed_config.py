@@ -22,12 +22,19 @@ def micro_batches(run: Run) -> int:
     return math.ceil(share / run.max_micro_batch) if run.max_micro_batch else 1
 
 
-def refuse_impossible(run: Run, *, gpu: bool, frozen: bool = False) -> None:
-    """Raise for what DeepSpeed cannot do together, with the reason. ``docs/scaling.md`` has this as a table.
+def refuse_impossible(run: Run, *, gpu: bool, frozen: bool = False, batch_norm: bool = False) -> None:
+    """Raise for what cannot be done together, with the reason. ``docs/scaling.md`` has this as a table.
 
     Args:
         frozen: some of the model's parameters are not trained.
+        batch_norm: the model has a BatchNorm, which torch cannot synchronise on every device, nor over micro-batches.
     """
+    if batch_norm and (distributed.world_size() > 1 or micro_batches(run) > 1):
+        raise ConfigError(
+            f"model {run.model!r} with these options normalises over the samples that one process sees at a time "
+            "(BatchNorm), so its result would depend on the number of processes and micro-batches; use one process and "
+            "max_micro_batch=0, or the model's other norm (options.norm=layer)"
+        )
     if run.precision == "fp16" and not gpu:
         raise ConfigError("precision=fp16 needs a GPU; use precision=bf16 or precision=fp32 here")
     if run.precision == "fp16" and run.zero_stage > 0:

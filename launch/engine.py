@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from core.batch import Batch
 from core.dropout import number_dropouts, sample_masks
@@ -199,7 +200,8 @@ def start(model: Model, run: Run) -> Any:
     import deepspeed
 
     frozen = any(not parameter.requires_grad for parameter in model.parameters())
-    refuse_impossible(run, gpu=torch.cuda.is_available(), frozen=frozen)
+    batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
+    refuse_impossible(run, gpu=torch.cuda.is_available(), frozen=frozen, batch_norm=batch_norm)
     step = TrainStep(model, run.seed)
     if run.recompute and not recompute_layers(model):
         raise ConfigError(f"recompute=true has no effect: model {run.model!r} has no layers in a ModuleList")

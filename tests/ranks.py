@@ -52,7 +52,7 @@ class Ranks:
             process.join()
 
     def codes(self, timeout: float = 240) -> list[int | None]:
-        """Exit codes, once all have ended."""
+        """Exit codes, once all have ended; None for one that has not within ``timeout`` seconds for each."""
         for process in self.processes:
             process.join(timeout)
         return [process.exitcode for process in self.processes]
@@ -62,8 +62,8 @@ class Ranks:
         return (self.folder / f"rank-{rank}.txt").read_text(encoding="utf-8")
 
     def results(self) -> list[Any]:
-        """What the function gave on each rank."""
-        codes = self.codes()
+        """What the function gave on each rank. However long it takes: the test's own time-out ends it."""
+        codes = self.codes(timeout=10_000)
         assert codes == [0] * len(codes), "\n".join(self.output(rank)[-3000:] for rank in range(len(codes)))
         return [json.loads((self.folder / f"rank-{rank}.json").read_text()) for rank in range(len(codes))]
 

@@ -45,7 +45,7 @@ def train(*arguments: str, processes: int = 1, **more: str) -> subprocess.Comple
         env=environment(**more),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 

@@ -100,8 +100,35 @@ def train_all(runs: list[Run], steps: int, absent: str = "") -> list[dict[str, A
     return results
 
 
-def train_one(run: Run, steps: int, absent: str = "") -> dict[str, Any]:
+def first_steps(runs: list[Run], folder: Path) -> None:
+    """On a rank: take the first step of each run, and save it below ``folder`` under the run's place in the list."""
+    from launch.engine import init_processes, shutdown_processes
+
+    init_processes()
+    for place, run in enumerate(runs):
+        train_one(run, 1, save_to=folder / str(place))
+    shutdown_processes()
+
+
+def stored_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
+    """All of the last checkpoint, put together: "param NAME", "exp_avg NAME", "exp_avg_sq NAME", "buffer NAME"."""
+    from launch.checkpoint import Checkpoints, read_state
+    from launch.contents import Stored
+    from launch.progress import Progress
+
+    folder, _ = Checkpoints(run_dir, Progress()).find("last")
+    assert folder is not None
+    stored, whole = Stored(folder), {}
+    for name, shape in read_state(folder).shapes.items():
+        for kind in ("param", "exp_avg", "exp_avg_sq"):
+            whole[f"{kind} {name}"] = torch.empty(torch.Size(shape).numel())
+            stored.fill(kind, name, 0, whole[f"{kind} {name}"])
+    return whole | {f"buffer {name}": stored.whole("buffer", name) for name in stored.names("buffer")}
+
+
+def train_one(run: Run, steps: int, absent: str = "", save_to: Path | None = None) -> dict[str, Any]:
     from core import distributed
+    from launch.checkpoint import Checkpoints
     from launch.engine import learning_rate_factor, set_learning_rates, start
     from launch.health import Clock
     from launch.progress import Progress
@@ -126,6 +153,8 @@ def train_one(run: Run, steps: int, absent: str = "") -> dict[str, Any]:
             losses.append(sum(taken.losses.values()))
             norms.append(taken.grad_norm)
             if progress.step == steps:
+                if save_to is not None:
+                    Checkpoints(save_to, progress).save(engine, task, "last")
                 scores = task.evaluate(model, "valid", engine.device)
                 return {"losses": losses, "norms": norms, "rates": rates, "scores": scores}
     raise AssertionError("an epoch has no steps")

@@ -31,6 +31,7 @@ def call(module: str, *arguments: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_the_commands_train_score_and_align_the_same_on_any_number_of_processes(tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     call("data_shards.convert", str(write_folder(tmp_path / "raw")), "--out", str(shards), "--train-ratio", "0.5")

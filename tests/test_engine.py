@@ -50,6 +50,12 @@ def test_what_cannot_be_combined_is_refused_with_the_reason(
         refuse_impossible(replace(RUN, **changes), gpu=gpu, frozen=frozen)
 
 
+def test_batch_norm_is_refused_where_it_would_see_a_part_of_the_batch():
+    refuse_impossible(RUN, gpu=False, batch_norm=True)
+    with pytest.raises(ConfigError, match="number of processes and micro-batches"):
+        refuse_impossible(replace(RUN, max_micro_batch=8), gpu=False, batch_norm=True)
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_stage_runs_in_both_precisions(stage: int, precision: str):
@@ -253,3 +259,12 @@ def test_layers_with_batch_norm_stay():
     model = nn.Module()
     model.layers = nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))])
     assert recompute_layers(model) == []
+
+
+@pytest.mark.slow  # the compiler takes its time
+def test_a_compiled_model_trains_alike(data: Path, tmp_path: Path):
+    base = small_run("baseline", data, zero_stage=1)
+    runs = [replace(base, compile=compiled) for compiled in (False, True)]
+    plain, compiled = run_ranks(2, tmp_path / "ranks", train_all, runs, 3)[0]
+    assert compiled["losses"] == pytest.approx(plain["losses"], rel=1e-4)
+    assert compiled["scores"] == pytest.approx(plain["scores"], abs=1e-4)
