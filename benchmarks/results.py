@@ -4,7 +4,8 @@
 
 Runs every model that has a recipe of that name, and the text alone; each run is an ordinary ``launch.train``, so a run
 that is finished is not run again, and one that was stopped goes on. The table goes between the README's markers of
-that name, and with versions and machine into ``benchmarks/results/``. ``models=hscl,baseline`` runs only those.
+that name, and with versions and machine into ``benchmarks/results/``. ``models=hscl,baseline`` runs only those. Rows
+of the last results for which there is no folder here stay as they are; ``again=yes`` forgets them.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from launch.provenance import provenance  # noqa: E402
 TITLES = {
     "mosi_utterance": "CMU-MOSI at utterance level, split of the bc-LSTM authors (`split_bclstm`), test videos unseen"
 }
+Rows = dict[str, list[dict[str, float]]]  # row of the table -> test scores by seed
 SHOWN = ("MAE", "Corr", "Has0_acc_2", "Non0_acc_2", "Mult_acc_7")
 
 
@@ -48,15 +50,23 @@ def run(recipe: str, run_dir: Path, changes: list[str]) -> dict[str, float]:
     return json.loads(scores.read_text(encoding="utf-8"))["test"]
 
 
-def table(rows: dict[str, list[dict[str, float]]]) -> str:
+def last_results(path: Path) -> tuple[Rows, dict[str, Any]]:
+    """The file's rows, and of each its seeds and the state of the code."""
+    if not path.is_file():
+        return {}, {}
+    before = json.loads(path.read_text(encoding="utf-8"))
+    return before["runs"], before["rows"]
+
+
+def table(rows: Rows) -> str:
     names = [name for name in SHOWN if all(name in one for runs in rows.values() for one in runs)]
-    lines = ["| model | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    lines = ["| model | seeds | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
     for row, runs in rows.items():
         cells = []
         for name in names:
             values = np.array([one[name] for one in runs])
-            cells.append(f"{values.mean():.3f} ± {values.std():.3f}")
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+            cells.append(f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else ""))
+        lines.append(f"| {row} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -76,19 +86,25 @@ def main() -> None:
     seeds = [int(seed) for seed in own.pop("seeds", "1111,1112,1113").split(",")]
     models = [model for model in own.pop("models", "").split(",") if model]
     folder = Path(own.pop("runs", f"runs/results-{name}"))
+    path = ROOT / "benchmarks" / "results" / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    rows, about = ({}, {}) if own.pop("again", "") else last_results(path)
     changes = [f"{key}={value}" for key, value in own.items()]
-    rows: dict[str, list[dict[str, float]]] = {}
     # folders of this machine are nobody's business
     said_command = [word for word in sys.argv[1:] if "/" not in word]
-    saved: dict[str, Any] = {"data": name, "seeds": seeds, **provenance(), "command": said_command}
+    here = provenance()
+    saved: dict[str, Any] = {"data": name, **here, "command": said_command}
     for row, recipe, own_changes in variants(name, models):
         place = folder / row.replace(", ", "-").replace(" ", "-")
+        if row in rows and not place.exists():
+            continue
         rows[row] = [run(recipe, place / str(seed), [*changes, *own_changes, f"seed={seed}"]) for seed in seeds]
-        saved["runs"] = rows
-        path = ROOT / "benchmarks" / "results" / f"{name}.json"
-        path.parent.mkdir(exist_ok=True)
+        about[row] = {"seeds": seeds, "git": here["git"]}
+        saved |= {"rows": about, "runs": rows}
         path.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
-    said = f"{TITLES.get(name, name)}; {len(seeds)} seeds, mean ± standard deviation:\n\n{table(rows)}"
+    order = [row for row, _, _ in variants(name, [])]
+    rows = {row: rows[row] for row in order if row in rows}
+    said = f"{TITLES.get(name, name)}; mean ± standard deviation over seeds:\n\n{table(rows)}"
     paste(said, name, ROOT / "README.md")
     print(said)
 

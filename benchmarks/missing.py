@@ -1,0 +1,71 @@
+"""What rebuilding (TFR-Net) and the teacher (TATE) are worth when half of the data is missing, on the generated data.
+
+    python benchmarks/missing.py data=demo/shards [models=tfr_net,tate] [seeds=1111,1112,1113] [rate=0.5] [runs=DIR]
+
+Each model's ``demo`` recipe is trained and tested at the rate, with and without: the network, the data, the masks and
+the order of samples are the same. A run that is finished is not run again, and one that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from launch.engine import init_processes, shutdown_processes  # noqa: E402
+from launch.provenance import provenance  # noqa: E402
+from launch.teach import teach  # noqa: E402
+from launch.train import parse, train  # noqa: E402
+
+RESULTS = ROOT / "benchmarks/results/missing.json"
+VARIANTS = {  # model -> row -> what is changed
+    "tfr_net": {"with": [], "without": ["options.lambdas=0,0,0"]},
+    "tate": {"with": [], "without": ["options.backward=0"]},
+}
+
+
+def run(model: str, row: str, words: list[str], run_dir: Path) -> dict[str, float]:
+    """Test scores at the rate."""
+    if not (run_dir / "scores.json").is_file():
+        settings = parse([f"{model}/demo", *words, f"run_dir={run_dir}"])
+        teach(settings) if model == "tate" and row == "with" else train(settings, quiet=True)
+    return json.loads((run_dir / "scores.json").read_text(encoding="utf-8"))["test"]
+
+
+def table(rows: dict[str, list[dict[str, float]]]) -> str:
+    lines = ["| model | seeds | MAE | Corr |", "|---|---|---|---|"]
+    for name, runs in rows.items():
+        cells = [np.array([one[score] for one in runs]) for score in ("MAE", "Corr")]
+        means = " | ".join(f"{values.mean():.3f} ± {values.std():.3f}" for values in cells)
+        lines.append(f"| {name} | {len(runs)} | {means} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    given = dict(word.split("=", 1) for word in sys.argv[1:])
+    models = given.pop("models", ",".join(VARIANTS)).split(",")
+    seeds = given.pop("seeds", "1111,1112,1113").split(",")
+    rate, folder = given.pop("rate", "0.5"), Path(given.pop("runs", "runs/missing"))
+    changes = [*(f"{key}={value}" for key, value in given.items()), f"missing.rate={rate}"]
+    saved: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"runs": {}}
+    init_processes()
+    for seed in seeds:
+        for model in models:
+            for row, own in VARIANTS[model].items():
+                scores = run(model, row, [*changes, *own, f"seed={seed}"], folder / model / row / seed)
+                saved["runs"].setdefault(f"{model}, {row}", {})[seed] = scores
+                said = [word for word in sys.argv[1:] if "/" not in word]
+                saved |= {**provenance(), "command": said, "rate": float(rate)}
+                RESULTS.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+    shutdown_processes()
+    print(table({name: list(runs.values()) for name, runs in saved["runs"].items()}))
+
+
+if __name__ == "__main__":
+    main()
