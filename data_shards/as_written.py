@@ -69,7 +69,7 @@ def as_written(tar: np.ndarray, index: Index) -> bool:
         return False
     if not all(_headers_agree(tar, kind) and _heads_agree(tar, kind) for kind in kinds):
         return False
-    view = memoryview(tar)
+    view = tar.data
     spans = zip(table[:, START].tolist(), table[:, END].tolist(), table[:, CRC].tolist(), strict=True)
     return all(zlib.crc32(view[begin:stop]) == crc for begin, stop, crc in spans)
 
