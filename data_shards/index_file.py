@@ -47,7 +47,8 @@ class Index:
         return bytes(self.key_bytes[start : int(self.key_ends[row])]).decode("utf-8")
 
     def keys(self) -> list[str]:
-        return [self.key(row) for row in range(len(self))]
+        whole, ends = bytes(self.key_bytes), self.key_ends.tolist()
+        return [whole[start:end].decode("utf-8") for start, end in zip([0, *ends], ends, strict=False)]
 
     @staticmethod
     def build(
