@@ -15,8 +15,11 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+from tune.cache import build, copy
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -36,9 +39,12 @@ class Ranks:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         source = (inspect.getfile(function), function.__name__)
-        self.processes = [
-            _CONTEXT.Process(target=_run, args=(rank, ranks, port, folder, source, arguments)) for rank in range(ranks)
-        ]
+        self.processes = []
+        for rank in range(ranks):
+            # a rank that is killed may leave a lock on the operators that it loads: it shall hinder no other test
+            own = copy(_operators(), folder / f"operators-{rank}")
+            place = (rank, ranks, port, folder, own)
+            self.processes.append(_CONTEXT.Process(target=_run, args=(*place, source, arguments)))
 
     def __enter__(self) -> Ranks:
         for process in self.processes:
@@ -73,6 +79,12 @@ def run_ranks(ranks: int, folder: Path, function: Callable[..., Any], *arguments
         return started.results()
 
 
+@cache
+def _operators() -> str:
+    """DeepSpeed's operators, compiled."""
+    return build()
+
+
 def _load(path: str, name: str) -> Callable[..., Any]:
     """A function of a file: test files are no modules that another process could import by name."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
@@ -83,7 +95,16 @@ def _load(path: str, name: str) -> Callable[..., Any]:
     return getattr(module, name)
 
 
-def _run(rank: int, ranks: int, port: int, folder: Path, source: tuple[str, str], arguments: tuple[Any, ...]) -> None:
+def _run(
+    rank: int,
+    ranks: int,
+    port: int,
+    folder: Path,
+    operators: dict[str, str],
+    source: tuple[str, str],
+    arguments: tuple[Any, ...],
+) -> None:
+    os.environ |= operators
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
