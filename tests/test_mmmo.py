@@ -22,7 +22,7 @@ def test_clips_without_text_are_learnt_from(tmp_path: Path):
     subprocess.run([sys.executable, "examples/mmmo.py", str(SOURCE), str(raw)], cwd=ROOT, check=True)
     table = [str(raw / "mmmo.csv"), "--out", str(shards), "--labels", "1:5:.5", "--text", "features"]
     assert not convert(table)
-    done = train("self_mm/mmmo", f"data={shards}", f"run_dir={tmp_path / 'run'}", "epochs=6")
+    done = train("self_mm/mmmo", f"data={shards}", f"run_dir={tmp_path / 'run'}")
     assert done.returncode == 0, done.stderr
     for split, found in scores(tmp_path / "run").items():
         assert set(found) == {"MAE", "RMSE", "Corr", "Mult_acc_5"}
