@@ -21,6 +21,8 @@ _GOLDEN = -7046029254386353131
 # One odd number per axis, so that a position is the same whatever the padded lengths are.
 _AXES = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
 
+_AT_ONCE = 1 << 18  # mask bits that are made together on a CPU: what fits its cache
+
 _context: tuple[int, Tensor] | None = None
 
 
@@ -85,11 +87,22 @@ def keep_mask(shape: torch.Size, p: float, layer: int, device: torch.device) -> 
     # 32 bits are plenty for a mask and twice as fast; the position is mixed with the row's own two halves
     low = state.to(torch.int32).reshape(-1, *[1] * (len(shape) - 1))
     high = (state >> 32).to(torch.int32).reshape(low.shape)
-    bits = (position ^ low) * -2048144789
-    bits = (bits ^ ((bits >> 13) & 0x7FFFF)) + high
-    bits = bits * -1028477387
-    bits = bits ^ ((bits >> 16) & 0xFFFF)
-    return bits >= round(p * 2.0**32) - 2**31 if p < 1 else torch.zeros(shape, dtype=torch.bool, device=device)
+    keep = torch.zeros(shape, dtype=torch.bool, device=device)
+    if p >= 1:
+        return keep
+    bound = round(p * 2.0**32) - 2**31
+    # a few rows at a time and in place: on a CPU a whole mask of attention would make its way through memory ten times
+    piecewise = device.type == "cpu" and not torch.compiler.is_compiling()
+    rows_at_once = max(1, _AT_ONCE // max(1, position.numel()) if piecewise else shape[0])
+    for first in range(0, shape[0], rows_at_once):
+        part = slice(first, first + rows_at_once)
+        bits = (position ^ low[part]).mul_(-2048144789)
+        bits ^= (bits >> 13).bitwise_and_(0x7FFFF)
+        bits += high[part]
+        bits *= -1028477387
+        bits ^= (bits >> 16).bitwise_and_(0xFFFF)
+        torch.ge(bits, bound, out=keep[part])
+    return keep
 
 
 class SampleDropout(nn.Module):
@@ -108,7 +121,7 @@ class SampleDropout(nn.Module):
         if _context is None:
             return functional.dropout(x, self.p)
         mask = keep_mask(x.shape, self.p, self.layer, x.device)
-        return x * mask * (1 / (1 - self.p)) if self.p < 1 else x * mask
+        return (x * mask).mul_(1 / (1 - self.p)) if self.p < 1 else x * mask
 
     def extra_repr(self) -> str:
         return f"p={self.p}, layer={self.layer}"

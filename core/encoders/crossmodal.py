@@ -71,9 +71,10 @@ def attend(
     """
     if not dropout.training or not getattr(dropout, "p", 0.0):
         return F.scaled_dot_product_attention(query, key, value, allowed, scale=scale)
-    score = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)  # (B, h, T, S)
+    # in place where the backward pass does not ask for what was there: these are the largest tensors of a model
+    score = (query @ key.transpose(-1, -2)).mul_(query.shape[-1] ** -0.5 if scale is None else scale)  # (B, h, T, S)
     if allowed is not None:
-        score = score.masked_fill(~allowed, -math.inf) if allowed.dtype == torch.bool else score + allowed
+        score = score.masked_fill_(~allowed, -math.inf) if allowed.dtype == torch.bool else score + allowed
     return dropout(score.softmax(-1)).to(value.dtype) @ value
 
 

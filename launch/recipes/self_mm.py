@@ -91,6 +91,8 @@ def simsv2() -> Run:
 def mosi_utterance() -> Run:
     """Self-MM on MOSI with utterance-level sound and video; rates for the reason that HSCL's recipe gives.
 
+    Test MAE 0.743, Corr 0.747 with seed 1111 alone and a six-layer MiniLM as text encoder.
+
     deepspeed launch/train.py self_mm/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
     """
     base = hscl.mosi_utterance()
@@ -102,6 +104,9 @@ def mosi_utterance() -> Run:
 
 def mmmo() -> Run:
     """Self-MM on MMMO, word-level sequences, where the text of all 220 train clips is missing. Scores in [1, 5].
+
+    Test MAE 1.212, Corr 0.266 with seed 1111. A constant answer has MAE 1.360; ridge regression on mean sound and
+    video 1.128, Corr 0.381.
 
     deepspeed launch/train.py self_mm/mmmo data=shards/mmmo
     """

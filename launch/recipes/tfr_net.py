@@ -83,6 +83,10 @@ def avec2019() -> Run:
 def mosi_utterance() -> Run:
     """TFR-Net on MOSI with utterance-level sound and video; rates for the reason that HSCL's recipe gives.
 
+    Test MAE 0.833, Corr 0.712 with seed 1111 alone and a six-layer MiniLM as text encoder: behind the text alone. On
+    validation it is MAE 0.818, Corr 0.772, but those videos too were among the ones that the video network was trained
+    on, so validation cannot tell how far it trusts the video.
+
     deepspeed launch/train.py tfr_net/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
     """
     base = hscl.mosi_utterance()
