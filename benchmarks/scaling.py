@@ -4,8 +4,12 @@
 
 Measured: the recipe, the parts of its step in seconds (median over steps), and for
 each ZeRO stage the bytes that every collective of a step moves, by the volume of the ring algorithm. Least: what any
-algorithm must send per rank for P float32 parameters on W ranks, 2 P (W - 1) / W elements (reduce-scatter and
-all-gather) in stages 0 to 2, and 3 P (W - 1) / W in stage 3, which gathers the parameters for both directions.
+algorithm must send per rank for P float32 parameters on W ranks. That is 2 P (W - 1) / W elements, the gradients'
+reduce-scatter and the parameters' all-gather, wherever a rank has room to keep the parameters from the forward to the
+backward pass: in stages 0 to 2, and in stage 3 as it is configured (``stage3_max_reuse_distance``), which keeps those
+of a model this small. The stage "3, let go" drops them after each layer's forward, as it does with models that do not
+fit, and must gather them twice: 3 P (W - 1) / W. DeepSpeed's stages 1 and 2 all-reduce whole buckets of gradients
+rather than scatter them (``use_multi_rank_bucket_allreduce``), which costs them half of the least again.
 
 On paper: see ``ASSUMPTIONS``; efficiency is the time of the arithmetic over the time of the step.
 """
@@ -45,6 +49,7 @@ ASSUMPTIONS = {
     "projection": 130,  # width of the rows that are gathered
     "overlap": 0.0,  # share of the gradients' transfer hidden behind the backward pass (overlap_comm is off)
 }
+LET_GO = "3, let go"  # stage 3 that gathers the parameters again for the backward pass
 VOLUME: dict[str, Callable[[int, int], float]] = {  # bytes that a rank sends, by size of the whole and ranks
     "all_reduce": lambda size, ranks: 2 * size * (ranks - 1) / ranks,
     "reduce": lambda size, ranks: size * (ranks - 1) / ranks,
@@ -75,8 +80,9 @@ def count_bytes(sent: dict[str, float]) -> None:
         setattr(dist.distributed_c10d, name, call)  # DeepSpeed calls some of them there
 
 
-def measure(recipe: str, data: str, stage: int, steps: int, out: Path) -> None:
+def measure(recipe: str, data: str, case: str, steps: int, out: Path) -> None:
     """On a rank: seconds by part and bytes sent of a step."""
+    stage, let_go = int(case[0]), case == LET_GO
     sent: dict[str, float] = defaultdict(float)
     count_bytes(sent)
     from launch.config import load_recipe, override
@@ -86,8 +92,11 @@ def measure(recipe: str, data: str, stage: int, steps: int, out: Path) -> None:
     from launch.step import train_step
     from launch.tasks import build_model, build_task
 
-    config = out.with_suffix(f".{stage}.ds.json")
-    config.write_text(json.dumps({"zero_optimization": {"stage3_param_persistence_threshold": 0}}))
+    section = {"stage3_param_persistence_threshold": 0}  # cuts up small parameters too
+    if let_go:
+        section |= {"stage3_max_reuse_distance": 0, "stage3_max_live_parameters": 0, "stage3_prefetch_bucket_size": 0}
+    config = out.with_suffix(".ds.json")
+    config.write_text(json.dumps({"zero_optimization": section}))
     torch.set_num_threads(1)
     init_processes()
     run = override(load_recipe(recipe), [f"data={data}", f"zero_stage={stage}", f"deepspeed={config}"])
@@ -111,22 +120,22 @@ def measure(recipe: str, data: str, stage: int, steps: int, out: Path) -> None:
     ranks = dist.get_world_size()
     result = {
         "ranks": ranks,
-        "stage": stage,
+        "stage": case,
         "parameters": elements,
         "seconds": {part: statistics.median(lap[part] for lap in laps) for part in laps[0]},
         "bytes_sent": {name: statistics.median(v.get(name, 0.0) for v in volumes) for name in volumes[-1]},
-        "least_bytes": (3 if stage == 3 else 2) * 4 * elements * (ranks - 1) / ranks,
+        "least_bytes": (3 if let_go else 2) * 4 * elements * (ranks - 1) / ranks,
     }
     if dist.get_rank() == 0:
         out.write_text(json.dumps(result))
     shutdown_processes()
 
 
-def launch(ranks: int, stage: int, recipe: str, data: str, steps: int) -> dict[str, Any]:
+def launch(ranks: int, case: str, recipe: str, data: str, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", __file__]
-        subprocess.run([*command, "rank", recipe, data, str(stage), str(steps), str(out)], cwd=ROOT, check=True)
+        subprocess.run([*command, "rank", recipe, data, case, str(steps), str(out)], cwd=ROOT, check=True)
         return json.loads(out.read_text())
 
 
@@ -180,15 +189,15 @@ def table(measured: list[dict[str, Any]], paper: list[dict[str, float]]) -> str:
 
 def main() -> None:
     if sys.argv[1:2] == ["rank"]:
-        recipe, data, stage, steps, out = sys.argv[2:]
-        measure(recipe, data, int(stage), int(steps), Path(out))
+        recipe, data, case, steps, out = sys.argv[2:]
+        measure(recipe, data, case, int(steps), Path(out))
         return
     from launch.provenance import provenance
 
     given = dict(word.split("=", 1) for word in sys.argv[1:])
     recipe, steps = given.get("recipe", "hscl/demo"), int(given.get("steps", 10))
-    cases = [(1, 0), (2, 0), (2, 1), (2, 2), (2, 3)]
-    measured = [launch(ranks, stage, recipe, given["data"], steps) for ranks, stage in cases]
+    cases = [(1, "0"), (2, "0"), (2, "1"), (2, "2"), (2, "3"), (2, LET_GO)]
+    measured = [launch(ranks, case, recipe, given["data"], steps) for ranks, case in cases]
     paper = [on_paper(gpus, batch, ASSUMPTIONS) for batch in (4096, 65536) for gpus in (8, 64, 512)]
     text = table(measured, paper)
     print(text)

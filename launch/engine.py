@@ -6,10 +6,11 @@ import math
 import os
 import socket
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
@@ -115,7 +116,8 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watch.LOST_AFTER
     refuse_stale_build_lock()
     # the watch names the rank that is missing and should be first; the collectives' own time-out is the second net
     patience = timedelta(seconds=timeout + 60)
-    deepspeed.init_distributed(timeout=patience, verbose=False)
+    with _build_lock_watched():
+        deepspeed.init_distributed(timeout=patience, verbose=False)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     messages.open_group(patience)
@@ -130,9 +132,33 @@ def _use_own_ninja() -> None:
         os.environ["PATH"] = f"{own}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
-def refuse_stale_build_lock(root: Path | None = None) -> None:
+@contextmanager
+def _build_lock_watched(period: float = 30.0) -> Iterator[None]:
+    """End this process, with the lock's name, when the build that it waits for was killed meanwhile."""
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(period):
+            try:
+                refuse_stale_build_lock(idle=300, busy=math.inf)
+            except ConfigError as error:
+                print(f"error: {error}", file=sys.stderr, flush=True)
+                os._exit(2)
+
+    threading.Thread(target=look, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def refuse_stale_build_lock(root: Path | None = None, *, idle: float = 5, busy: float = 300) -> None:
     """Name the lock that a process leaves when it is killed while it compiles an operator of DeepSpeed: every later
     run would wait for it, forever and without a word.
+
+    Args:
+        idle: seconds after which a lock is stale when no compiler runs on this machine.
+        busy: the same when one does; a build takes two minutes.
 
     Raises:
         ConfigError: with the command that removes it.
@@ -147,8 +173,7 @@ def refuse_stale_build_lock(root: Path | None = None) -> None:
             age = time.time() - lock.stat().st_mtime
         except FileNotFoundError:
             continue
-        # another machine that shares this folder may be compiling, which takes two minutes
-        if age > 300 or (age > 5 and not any(p.info["name"] in compilers for p in psutil.process_iter(["name"]))):
+        if age > busy or (age > idle and not any(p.info["name"] in compilers for p in psutil.process_iter(["name"]))):
             raise ConfigError(
                 f"{lock} was left {age:.0f} s ago by an interrupted build of a DeepSpeed operator, and every run "
                 f"would wait for it forever; if no machine is compiling there now, remove it: rm {lock}"

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from ranks import run_ranks
@@ -21,6 +23,7 @@ from core.losses.supcon import SupCon
 from core.losses.uncertainty import Uncertainty
 from core.models.hscl import HSCL
 from core.recompute import recompute_layers
+from launch import engine
 from launch.config import ConfigError, Run
 from launch.deepspeed_config import deepspeed_config, micro_batches, refuse_impossible
 from launch.engine import learning_rate_factor, refuse_stale_build_lock
@@ -137,6 +140,27 @@ def test_a_stale_lock_of_the_operator_builder_is_named_and_a_fresh_one_is_not(tm
     os.utime(lock, (old, old))
     with pytest.raises(ConfigError, match=f"rm {lock}"):
         refuse_stale_build_lock(tmp_path)
+
+
+def test_a_build_that_is_killed_while_others_wait_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any):
+    lock = tmp_path / "deepspeed_shm_comm/lock"
+    lock.parent.mkdir()
+    lock.touch()
+    old = time.time() - 400
+    os.utime(lock, (old, old))
+    left, codes = threading.Event(), []
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    monkeypatch.setattr(psutil, "process_iter", lambda names: iter(()))  # nobody compiles
+
+    def leave(code: int) -> None:
+        codes.append(code)
+        left.set()
+
+    monkeypatch.setattr(engine.os, "_exit", leave)
+    with engine._build_lock_watched(0.05):
+        assert left.wait(20)
+    assert codes[0] == 2
+    assert f"rm {lock}" in capfd.readouterr().err
 
 
 def test_contrast_in_two_passes_changes_nothing(data: Path, tmp_path: Path):
