@@ -26,7 +26,7 @@ from data_shards.index_file import (
 from data_shards.shard import BLOCK, RECORD, header, npy_header, plain_key
 
 NAME, SIZE, CHECKSUM = slice(0, 100), slice(124, 135), slice(148, 154)  # in a tar header
-_IN_BLOCK = np.arange(BLOCK)
+_IN_BLOCK = np.arange(BLOCK, dtype=np.int16)
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,11 @@ def as_written(tar: np.ndarray, index: Index) -> bool:
     tail = tar[end[-1] :]
     if len(tail) != 2 * BLOCK + -(int(end[-1]) + 2 * BLOCK) % RECORD or tail.any():
         return False
-    final = tar[(end - BLOCK)[:, None] + _IN_BLOCK]  # (M, 512)
-    if (final.astype(bool) & (_IN_BLOCK >= ((size - 1) % BLOCK + 1)[:, None]) & (size > 0)[:, None]).any():
+    blocks = tar.reshape(-1, BLOCK)  # every member begins with one: the checks above have added up their sizes
+    used = np.where(size > 0, (size - 1) % BLOCK + 1, BLOCK).astype(np.int16)  # (M,) bytes of a member's last block
+    if ((blocks[end // BLOCK - 1] > 0) & (_IN_BLOCK >= used[:, None])).any():
         return False
-    if not all(_headers_agree(tar, kind) and _heads_agree(tar, kind) for kind in kinds):
+    if not all(_headers_agree(blocks, kind) and _heads_agree(tar, kind) for kind in kinds):
         return False
     view = tar.data
     spans = zip(table[:, START].tolist(), table[:, END].tolist(), table[:, CRC].tolist(), strict=True)
@@ -105,7 +106,7 @@ def _members(index: Index, keys: list[bytes]) -> list[_Members]:
     return [members for members in found if len(members.row)]
 
 
-def _headers_agree(tar: np.ndarray, members: _Members) -> bool:
+def _headers_agree(blocks: np.ndarray, members: _Members) -> bool:
     if max(map(len, members.names)) > NAME.stop or members.size.max() >= 8**11:
         return False  # these would need more than the plain header
     expected = np.empty((len(members.names), BLOCK), np.uint8)
@@ -114,7 +115,7 @@ def _headers_agree(tar: np.ndarray, members: _Members) -> bool:
     expected[:, SIZE] = _octal(members.size, SIZE)
     expected[:, CHECKSUM] = ord(" ")  # a checksum counts itself as blanks, of which the NUL after it is one
     expected[:, CHECKSUM] = _octal(expected.sum(1, dtype=np.int64) + ord(" "), CHECKSUM)
-    return np.array_equal(expected, tar[members.start[:, None] + _IN_BLOCK])
+    return np.array_equal(expected, blocks[members.start // BLOCK])
 
 
 def _octal(numbers: np.ndarray, place: slice) -> np.ndarray:
