@@ -46,6 +46,7 @@ def train_step(
         TrainingStopped: on every rank, before the optimiser moved.
     """
     device, step = engine.device, progress.step
+    watch.at(f"at step {step}, computing losses")  # what hangs before here is told from what waits in a loss
     model: Model = engine.module.model
     parts = _with_counts(model, [part.to(device) for part in parts])
     surrogates: list[Surrogate] = []
