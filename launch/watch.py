@@ -114,9 +114,11 @@ class Watch:
     def _judge(self) -> None:
         while not self.closed.wait(PERIOD / 2):
             silence = time.monotonic() - self.heard
-            if self.word["lost"]:
-                if not (self.word.get("gently") and self.closed.wait(GRACE)):
-                    self._end(self.word["lost"], speak=self.rank == 0)
+            if what := self.word["lost"]:
+                # with rank 0 goes the store, so it stays until the others have heard
+                grace = GRACE if self.word.get("gently") else 2 * PERIOD if self.rank == 0 else 0.0
+                if not self.closed.wait(grace):
+                    self._end(what, speak=self.rank == 0)
             elif silence > self.lost_after:
                 self._end(f"rank 0 has not answered for {silence:.0f} s", speak=True)
 

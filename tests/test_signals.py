@@ -129,7 +129,11 @@ def fall_silent(run: Run, how: str, lost_after: float, timeout: float) -> None:
 
     loop.train_step = stay
     with prepare(run, quiet=True) as it:
-        list(it.epochs)
+        try:
+            list(it.epochs)
+        except RuntimeError as error:  # as the command does: the other rank may be gone before this one has heard why
+            watch.wait_for_verdict(error)
+            raise
 
 
 def test_a_rank_that_stands_still_is_named_and_the_others_leave(data: Path, tmp_path: Path):
