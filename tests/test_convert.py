@@ -551,7 +551,6 @@ os.fsync, os.replace = counted(os.fsync), counted(os.replace)
 """
 
 
-@pytest.mark.slow  # a process for each kill
 def test_a_conversion_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     write(tmp_path / "made.pkl", 60)
     convert(tmp_path / "made.pkl", tmp_path / "whole", shard_size=7)

@@ -105,18 +105,30 @@ def test_the_order_is_its_definition():
     assert sum(walk(Order(counts, 4, seed=seed, window=window).epoch(epoch, lengths)), []) == expected
 
 
-def test_buckets_hold_like_lengths():
+def of_many_lengths(shard: int) -> np.ndarray:
+    return np.random.default_rng(shard).integers(1, 500, 200)
+
+
+def test_buckets_hold_like_lengths_and_so_does_each_rank():
     order = Order((200,) * 10, 20, window=5)
     bucketed = Order((200,) * 10, 20, window=5, bucket=16)
 
-    def length(shard: int) -> np.ndarray:
-        return np.random.default_rng(shard).integers(1, 500, 200)
+    def batches(order: Order) -> list[list[int]]:
+        return [
+            [of_many_lengths(shard)[row] for shard, row in batch] for batch in walk(order.epoch(0, of_many_lengths))
+        ]
 
     def waste(order: Order) -> float:
-        batches = [[length(shard)[row] for shard, row in batch] for batch in walk(order.epoch(0, length))]
-        return 1 - sum(map(sum, batches)) / sum(max(batch) * len(batch) for batch in batches)
+        return 1 - sum(map(sum, batches(order))) / sum(max(batch) * len(batch) for batch in batches(order))
+
+    def unlike(order: Order, ranks: int) -> float:
+        """By how much the longest samples of the ranks differ, mean over batches."""
+        longest = [[max(batch[part]) for part in deal(len(batch), ranks)] for batch in batches(order)]
+        return float(np.mean([max(of_ranks) - min(of_ranks) for of_ranks in longest]))
 
     assert waste(bucketed) < 0.4 * waste(order)
+    for ranks in (2, 3, 4):
+        assert unlike(bucketed, ranks) < 0.5 * unlike(order, ranks)
 
 
 @pytest.mark.parametrize("count", [0, 1, 5, 12])
