@@ -1,49 +1,24 @@
-"""What a search is and what it decides, without Ray running: spaces, configurations, the journal, rungs, the report."""
+"""What a search is and what its trials get, without Ray running: domains, settings, configurations."""
 
 from __future__ import annotations
 
-import json
-import math
-import statistics
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from searches import a_search, anything, ended
 
-from launch.config import ConfigError, load_recipe, override, recipe_names, to_dict
-from launch.train import parse
-from tune.asha import Rungs
+from launch.config import ConfigError, load_recipe, recipe_names, to_dict
 from tune.cluster import capacity
 from tune.domain import Around, Choice, Range, read_domain
-from tune.drawings import importance, position
-from tune.journal import WORST, Journal, Record
-from tune.report import best_changes, write_best, write_confirmed, write_report
-from tune.settings import Search, load_search, read_search, same_search, write_search
+from tune.journal import WORST
+from tune.settings import load_search, read_search, same_search, write_search
 from tune.source import Source, default_point
 from tune.spaces import SPACES, SYMBOLS
 from tune.words import leaves
 
 KNOWN = ["hscl/demo", "data=shards"]
-FREE = {"options.alpha": "uniform(0.0, 1.0)", "options.layers": "choice(1, 2, 3)"}
-
-
-def a_search(folder: Path, **changes: Any) -> Search:
-    search = Search("hscl/demo", {"data": "shards", "epochs": 9}, dict(FREE), str(folder), trials=8, confirm=2)
-    return replace(search, **changes)
-
-
-def anything(changes: dict[str, Any]) -> str:
-    return ""
-
-
-def ended(number: int, badness: list[float], state: str = "finished", **changes: Any) -> Record:
-    history = {
-        epoch: {"time": 60.0 * number + epoch, "badness": value, "scores": {"MAE": value, "Corr": 1 - value}}
-        for epoch, value in enumerate(badness, 1)
-    }
-    return Record(number, changes, history, state, started=60.0 * number, ended=60.0 * number + 30)
 
 
 # domains -----------------------------------------------------------------------------------------------------------
@@ -262,210 +237,3 @@ def test_a_configuration_that_cannot_be_trained_is_drawn_again(tmp_path: Path):
     source = Source(a_search(tmp_path), lambda point: "never")
     with pytest.raises(ConfigError, match="the last: never"):
         source.point(2, [])
-
-
-# the journal -------------------------------------------------------------------------------------------------------
-
-
-def test_a_journal_is_read_back_as_it_was_written(tmp_path: Path):
-    path = tmp_path / "journal.jsonl"
-    with Journal(path) as journal:
-        journal.write("session")
-        journal.write("start", 1, changes={"options.layers": 2})
-        journal.write("epoch", 1, epoch=1, badness=0.5, scores={"MAE": 0.5})
-        journal.write("epoch", 1, epoch=2, badness=0.7, scores={"MAE": 0.7})
-        journal.write("start", 2, changes={})
-        journal.write("epoch", 2, epoch=1, badness=0.4, scores={"MAE": 0.4})
-        journal.write("end", 2, state="diverged", reason="nan")
-    with Journal(path) as again:
-        assert again.records == journal.records
-        assert again.sessions == 1
-        assert [record.number for record in again.unfinished()] == [1]
-        assert (again.records[1].best, again.records[1].best_epoch) == (0.5, 1)
-        assert again.ranking() == []  # one runs, the other diverged
-
-
-@pytest.mark.parametrize("cut", [1, 20, 40])
-def test_a_line_that_was_cut_off_counts_as_not_written_and_spoils_nothing_after_it(tmp_path: Path, cut: int):
-    path = tmp_path / "journal.jsonl"
-    with Journal(path) as journal:
-        journal.write("start", 1, changes={})
-        journal.write("end", 1, state="finished", reason="")
-    path.write_bytes(path.read_bytes()[:-cut])
-    with Journal(path) as journal:
-        assert journal.records[1].state == "running"
-        journal.write("start", 2, changes={})
-    with Journal(path) as journal:
-        assert sorted(journal.records) == [1, 2]
-        assert journal.records[1].state == "running"
-
-
-def test_trials_are_ranked_by_their_best_epoch_and_the_earlier_of_equals_comes_first(tmp_path: Path):
-    with Journal(tmp_path / "journal.jsonl") as journal:
-        journal.records = {
-            1: ended(1, [0.9, 0.3, 0.8]),
-            2: ended(2, [0.3], "stopped"),
-            3: ended(3, [0.1], "diverged"),
-            4: ended(4, [0.2]),
-            5: ended(5, [], "failed"),
-        }
-        assert [record.number for record in journal.ranking()] == [4, 1, 2]
-        assert journal.ranking()[1].scores["MAE"] == 0.3
-
-
-# rungs -------------------------------------------------------------------------------------------------------------
-
-
-def reports(rungs: Rungs, name: str, values: list[float]) -> tuple[int, str]:
-    """Let a trial report; (its epochs, the last decision)."""
-    trial = SimpleNamespace(trial_id=name)
-    rungs.on_trial_add(None, trial)
-    action, best, epoch = "CONTINUE", math.inf, 0
-    for epoch, value in enumerate(values, 1):
-        best = min(best, value)
-        action = rungs.on_trial_result(None, trial, {"epoch": epoch, "best": best, "badness": value})
-        if action == "STOP":
-            break
-    return epoch, action
-
-
-def new_rungs(journal: Journal) -> Rungs:
-    rungs = Rungs(journal, epochs=9, grace=1, reduction=3)
-    rungs.set_search_properties("best", "min")
-    return rungs
-
-
-TRIALS = [[0.9, 0.8, 0.5, 0.4], [0.7, 0.75, 0.6], [0.5, 0.45, 0.3, 0.2], [0.95], [0.6], [0.49, 0.48, 0.47]]
-
-
-def test_rungs_are_the_same_after_a_restart(tmp_path: Path):
-    with Journal(tmp_path / "journal.jsonl") as journal:
-        first = new_rungs(journal)
-        for number, values in enumerate(TRIALS, 1):
-            epochs, action = reports(first, f"trial {number}", values)
-            journal.records[number] = ended(number, values[:epochs], "stopped" if action == "STOP" else "finished")
-        assert {record.state for record in journal.trials()} == {"stopped", "finished"}
-        again = new_rungs(journal)
-        assert again.rungs() == first.rungs()
-        assert [milestone for milestone, _ in again.rungs()] == [9, 3, 1]
-        newcomer = [0.65, 0.6, 0.5]
-        assert reports(again, "new", newcomer) == reports(first, "new", newcomer) == (1, "STOP")
-    with Journal(tmp_path / "empty.jsonl") as journal:
-        assert reports(new_rungs(journal), "new", newcomer)[1] == "CONTINUE"
-
-
-def test_a_trial_that_is_to_go_on_leaves_its_place_on_the_rungs_until_it_reports_again(tmp_path: Path):
-    with Journal(tmp_path / "journal.jsonl") as journal:
-        journal.records = {1: ended(1, [0.5, 0.4, 0.3]), 2: ended(2, [0.9], "running")}
-        rungs = new_rungs(journal)
-        assert [list(scores) for _, scores in rungs.rungs()] == [[], ["trial 1"], ["trial 1"]]
-        assert reports(rungs, "x", [0.9, 0.8]) == (1, "STOP")
-
-
-def test_a_trial_that_failed_takes_no_place_on_the_rungs(tmp_path: Path):
-    with Journal(tmp_path / "journal.jsonl") as journal:
-        rungs = new_rungs(journal)
-        trial = SimpleNamespace(trial_id="bad")
-        rungs.on_trial_add(None, trial)
-        rungs.on_trial_complete(None, trial, {"epoch": 1, "best": WORST, "state": "diverged"})
-        assert all(not scores for _, scores in rungs.rungs())
-
-
-# the report --------------------------------------------------------------------------------------------------------
-
-
-def a_journal(search: Search) -> Journal:
-    journal = Journal(search.folder / "journal.jsonl")
-    source = Source(search, anything)
-    for number in range(1, 8):
-        point = source.point(number, journal.trials())
-        assert point is not None
-        value = 0.5 + (point["options.alpha"] - 0.3) ** 2
-        journal.records[number] = ended(
-            number, [value + 0.2, value], "stopped" if number % 3 == 0 else "finished", **point
-        )
-    journal.records[8] = replace(ended(8, [], "diverged", **point), reason="loss became nan | in epoch 0")
-    return journal
-
-
-def test_the_best_configuration_is_what_training_takes(tmp_path: Path):
-    search = a_search(tmp_path)
-    with a_journal(search) as journal:
-        best = journal.ranking()[0]
-        write_best(search, best)
-    run = parse(["hscl/demo", "data=elsewhere", f"@{tmp_path / 'best.json'}"])
-    assert run.options.alpha == best.changes["options.alpha"]
-    assert run.epochs == 9  # what held for every trial holds for the best
-    assert run.data == "elsewhere"
-    assert replace(run, data="shards") == search.run(best.changes)
-
-
-def test_the_report_names_every_trial_and_shows_its_pictures(tmp_path: Path):
-    search = a_search(tmp_path)
-    confirmation = Journal(tmp_path / "confirm.jsonl")
-    with a_journal(search) as journal, confirmation:
-        write_report(search, journal, confirmation)
-    table = (tmp_path / "trials.csv").read_text().splitlines()
-    assert len(table) == 1 + 8
-    assert table[0].startswith("trial,state,epochs,best_epoch,valid_MAE,valid_Corr,options.alpha,options.layers")
-    text = (tmp_path / "report.md").read_text()
-    assert "| 8 | diverged | 0 | loss became nan / in epoch 0 |" in text
-    for name in ("history.png", "parallel.png", "slices.png", "importance.png"):
-        assert f"]({name})" in text
-        assert (tmp_path / name).stat().st_size > 5000
-
-
-def test_a_search_without_a_usable_trial_has_a_report_that_says_so(tmp_path: Path):
-    search = a_search(tmp_path)
-    with Journal(tmp_path / "journal.jsonl") as journal, Journal(tmp_path / "confirm.jsonl") as confirmation:
-        journal.records = {1: replace(ended(1, [], "failed"), reason="out of memory")}
-        write_report(search, journal, confirmation)
-    text = (tmp_path / "report.md").read_text()
-    assert "No trial came to a normal end" in text
-    assert "out of memory" in text
-
-
-def test_importance_finds_the_setting_that_matters(tmp_path: Path):
-    search = a_search(tmp_path, search="random")
-    source = Source(search, anything)
-    points = [source.point(number, []) for number in range(2, 40)]
-    records = [ended(n, [p["options.alpha"]], **p) for n, p in enumerate(points, 1) if p]
-    shares = importance(search.domains(), records)
-    assert math.isclose(sum(shares.values()), 1.0, rel_tol=1e-6)
-    assert shares["options.alpha"] > 0.9
-    assert importance(search.domains(), records[:2]) == {}
-    assert importance(search.domains(), [ended(r.number, [1.0], **r.changes) for r in records]) == {}
-
-
-def test_a_value_is_drawn_where_it_lies_on_its_own_scale():
-    assert position(Range(1e-4, 1e-2, log=True), 1e-3) == pytest.approx(0.5)
-    assert position(Range(0, 4), 1) == pytest.approx(0.25)
-    assert position(Choice(("a", "b", "c")), "b") == pytest.approx(0.5)
-    assert position(Choice(("a",)), "a") == 0.0
-
-
-def test_confirmation_is_summed_up_over_seeds_and_test_only_when_all_have_it(tmp_path: Path):
-    search = a_search(tmp_path)
-    values = [0.5, 0.6, 0.85]
-    with Journal(tmp_path / "confirm.jsonl") as journal:
-        for number, value in enumerate(values, 1):
-            journal.records[number] = ended(number, [value + 0.1, value], seed=1110 + number)
-        journal.records[1].test = {"MAE": 0.7}
-        write_confirmed(search, journal)
-        body = json.loads((tmp_path / "confirm.json").read_text())
-        assert body["valid"]["MAE"]["mean"] == pytest.approx(statistics.mean(values))
-        assert body["valid"]["MAE"]["std"] == pytest.approx(statistics.stdev(values))
-        assert body["test"] == {}
-        for record in journal.trials():
-            record.test = {"MAE": 0.7}
-        write_confirmed(search, journal)
-    assert json.loads((tmp_path / "confirm.json").read_text())["test"]["MAE"] == {
-        "mean": pytest.approx(0.7),
-        "std": pytest.approx(0.0),
-    }
-
-
-def test_best_changes_leave_out_the_places_of_this_machine(tmp_path: Path):
-    changes = best_changes(a_search(tmp_path), ended(1, [0.5], **{"options.alpha": 0.2}))
-    assert changes == {"epochs": 9, "options.alpha": 0.2}
-    assert override(load_recipe("hscl/demo"), [f"{k}={json.dumps(v)}" for k, v in changes.items()]).epochs == 9

@@ -1,4 +1,4 @@
-"""What a process of a trial does first: tie its life to its parent's, and offer the store through which ranks meet."""
+"""What a process of a trial does first: tie its life to its parent's, go to its folder, offer the ranks' store."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from tune.environment import LISTENER, PARENT
+from tune.environment import FOLDER, LISTENER, PARENT
 
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -22,6 +22,12 @@ def die_with_parent() -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
     if PARENT in os.environ and os.getppid() != int(os.environ[PARENT]):
         os._exit(1)  # it ended before the line above
+
+
+def enter_folder() -> None:
+    """Go to where the run is to be: relative paths in its settings are meant from there."""
+    if FOLDER in os.environ:
+        os.chdir(os.environ[FOLDER])
 
 
 def serve_store() -> Any:

@@ -6,6 +6,8 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -59,9 +61,10 @@ def cluster(search: Search) -> Iterator[Capacity]:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")
     warnings.filterwarnings("ignore", message="Consider boosting PBT performance", category=UserWarning)
     if search.address:
-        root = Path(__file__).parents[1]
-        modules = [str(root / package) for package in PACKAGES]
-        ray.init(search.address, runtime_env={"py_modules": modules}, log_to_driver=False, logging_level=logging.ERROR)
+        with tempfile.TemporaryDirectory() as folder:
+            copy_code(Path(folder))
+            environment = {"working_dir": folder}
+            ray.init(search.address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
     else:
         ray.init(
             "local",  # else it would join whatever cluster it finds on this machine
@@ -75,6 +78,17 @@ def cluster(search: Search) -> Iterator[Capacity]:
         yield replace(capacity(search, ray.cluster_resources()), extensions=extensions)
     finally:
         ray.shutdown()
+
+
+def copy_code(folder: Path) -> None:
+    """This project's packages, for Ray to ship.
+
+    As a working directory: what is shipped as modules comes after the folder in which the driver was started, and a
+    machine that has an older checkout at that path would run that one.
+    """
+    root = Path(__file__).parents[1]
+    for package in PACKAGES:
+        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def capacity(search: Search, there: dict[str, float]) -> Capacity:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 
 from launch.train import main
-from tune.child import die_with_parent, serve_store
+from tune.child import die_with_parent, enter_folder, serve_store
 
 if __name__ == "__main__":
     die_with_parent()
+    enter_folder()
     store = serve_store()
     code = main(sys.argv[1:])
     del store

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tune import cache
-from tune.environment import LISTENER, RESULTS, environment
+from tune.environment import FOLDER, LISTENER, RESULTS, environment, homes
 
 GRACE = 10.0  # seconds in which a process may leave by itself
 
@@ -34,7 +34,7 @@ class Processes:
 
     Args:
         output: file to which everything that they print is appended.
-        folder: where they run; where they are started if there is no such folder.
+        folder: where they run, once they have found the code (``tune.child``); here, if there is no such folder.
         extensions: compiled operators of DeepSpeed, see ``tune.cache``.
     """
 
@@ -59,7 +59,7 @@ class Processes:
         listener.listen(128)
         base = environment(threads) | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
         base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1])}
-        base |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+        base |= {"TORCHELASTIC_USE_AGENT_STORE": "True", FOLDER: folder if os.path.isdir(folder) else os.getcwd()}
         try:
             with output.open("ab") as printed:
                 for rank in range(count):
@@ -75,7 +75,7 @@ class Processes:
                             stdout=printed,
                             stderr=printed,
                             env=base | own,
-                            cwd=folder if os.path.isdir(folder) else None,
+                            cwd=homes()[-1],  # `-m` looks here first: for the code that this process has
                             pass_fds=passed,
                             start_new_session=True,  # a group of its own, which close() can end as a whole
                         )

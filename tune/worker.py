@@ -20,7 +20,7 @@ from core import distributed
 from launch.engine import init_processes, shutdown_processes
 from launch.report import read_events
 from launch.train import Prepared, exit_code, parse, prepare
-from tune.child import die_with_parent, serve_store
+from tune.child import die_with_parent, enter_folder, serve_store
 from tune.environment import RESULTS
 
 
@@ -79,4 +79,5 @@ def work(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     die_with_parent()
+    enter_folder()
     sys.exit(exit_code(lambda: work(sys.argv[1:])))
