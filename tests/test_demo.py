@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 from runs import losses, scores, train
+
+from data_shards.codebook import main as codebook
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -41,6 +44,18 @@ def test_one_modality_alone_is_worse(modality: str, demo: dict[str, float], demo
     alone = scores(tmp_path / "run")["test"]
     assert alone["Corr"] < demo["Corr"] - 0.03
     assert alone["MAE"] > demo["MAE"]
+
+
+@pytest.mark.parametrize("model", ["cenet", "self_mm", "tate", "tfr_net"])
+def test_every_model_beats_a_constant_answer_by_far(model: str, demo_shards: Path, tmp_path: Path):
+    """A constant answer has no correlation at all."""
+    shards = tmp_path / "shards"  # a codebook goes into the folder
+    shutil.copytree(demo_shards, shards)
+    if model == "cenet":
+        assert not codebook([str(shards)])
+    done = train(f"{model}/demo", f"data={shards}", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert scores(tmp_path / "run")["test"]["Corr"] >= 0.70
 
 
 def test_two_processes_give_the_scores_of_one(demo_shards: Path, tmp_path: Path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from core.batch import Utterances
+from core.encoders.text import TextConfig
 from core.memory import FUSION, LabelMemory, generate
 from core.model import DataSpec
 from core.models.self_mm import SelfMM
@@ -31,10 +32,10 @@ def tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 class Naive:
     """The released order of steps, in float64, with centres as means over all samples after every batch."""
 
-    def __init__(self, label: np.ndarray, limit: float, squared: bool):
+    def __init__(self, label: np.ndarray, limit: float, squared: bool, widths: dict[str, int] = WIDTHS):
         self.label, self.limit, self.squared = label, limit, squared
-        self.bank = {view: np.zeros((len(label), width)) for view, width in WIDTHS.items()}
-        self.labels = {view: label.copy() for view in WIDTHS}
+        self.bank = {view: np.zeros((len(label), width)) for view, width in widths.items()}
+        self.labels = {view: label.copy() for view in widths}
         self.centres: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def alpha(self, view: str, rows: np.ndarray) -> np.ndarray:
@@ -47,7 +48,7 @@ class Naive:
         rows = {view: x.astype(np.float64) for view, x in rows.items()}
         if epoch > 1:
             y, of_fusion = self.label[index], self.alpha(FUSION, rows[FUSION])
-            for view in VIEWS:
+            for view in rows.keys() - {FUSION}:
                 of_view = self.alpha(view, rows[view])
                 made = 0.5 * of_view / of_fusion * y + 0.5 * (y + of_view - of_fusion)
                 made = made.clip(-self.limit, self.limit)
@@ -175,6 +176,73 @@ def test_batches_of_another_size_give_the_same_first_labels_and_memory_survives_
         one.update(torch.arange(N), label, rows)
     everyone = torch.arange(N)
     assert torch.equal(memory.labels("text", everyone, label), other.labels("text", everyone, label))
+
+
+def restated_network(model: SelfMM, batch: Utterances) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Scores and representations by view, in float64, from the text's summary on; sample by sample over time."""
+    weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
+
+    def linear(name: str, x: np.ndarray) -> np.ndarray:
+        return x @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+
+    def last_state(at: str, frames: np.ndarray) -> np.ndarray:
+        state = cell = np.zeros(weights[f"{at}.weight_hh_l0"].shape[1])
+        for frame in frames:
+            gates = weights[f"{at}.weight_ih_l0"] @ frame + weights[f"{at}.bias_ih_l0"]
+            gates = gates + weights[f"{at}.weight_hh_l0"] @ state + weights[f"{at}.bias_hh_l0"]
+            let_in, kept, new, out = np.split(gates, 4)
+            cell = cell / (1 + np.exp(-kept)) + np.tanh(new) / (1 + np.exp(-let_in))
+            state = np.tanh(cell) / (1 + np.exp(-out))
+        return state
+
+    frames, mask = model.inputs(batch)
+    coded = {"text": model.text(frames["text"], mask["text"])[0][:, 0].detach().double().numpy()}
+    for m in ("audio", "vision"):
+        rows = [x[there].double().numpy() for x, there in zip(frames[m], mask[m], strict=True)]
+        coded[m] = linear(f"encoders.{m}.out", np.stack([last_state(f"encoders.{m}.last.lstm", x) for x in rows]))
+    coded[FUSION] = np.concatenate([coded[m] for m in ("text", "audio", "vision")], axis=1)
+    hidden = {view: np.maximum(linear(f"heads.{view}.first", x), 0) for view, x in coded.items()}
+    score = {
+        view: linear(f"heads.{view}.score", np.maximum(linear(f"heads.{view}.second", x), 0))[:, 0]
+        for view, x in hidden.items()
+    }
+    return score, hidden
+
+
+def test_training_over_epochs_is_the_paper_restated(spec: DataSpec, make_utterances: MakeUtterances) -> None:
+    """Network, losses and labels while the weights move: loss by the labels of before, then labels, then centres."""
+    torch.manual_seed(0)
+    whole = make_utterances(N)
+    text = TextConfig(width=16, layers=1, heads=2, dropout=0.0)
+    model = SelfMM(SelfMM.Config(text=text, drop_text=0.0, drop_audio=0.0), replace(spec, num_train=N)).train()
+    widths = {view: head.width for view, head in model.heads.items()}
+    naive = Naive(whole.label.double().numpy(), 3.0, squared=False, widths=widths)
+    optimizer, order = torch.optim.Adam(model.parameters(), lr=1e-2), torch.randperm(N)
+    for epoch in range(1, 4):
+        model.begin_epoch(epoch - 1)
+        for index in order.split(N // 2):
+            batch = replace(whole.map(lambda x, index=index: x[index]), share=2 / N)
+            score, hidden = restated_network(model, batch)
+            y = naive.label[index]
+            wanted = {"task": np.abs(score[FUSION] - y).mean()}
+            for m in ("text", "audio", "vision"):
+                target = naive.labels[m][index]
+                wanted[m] = (np.tanh(np.abs(target - y)) * np.abs(score[m] - target)).mean()
+            output = model(batch)
+            losses = model.losses(output, batch)
+            assert {name: float(value.detach()) for name, value in losses.items()} == pytest.approx(
+                wanted, rel=2e-3, abs=1e-4
+            )
+            assert all((wanted[m] > 0) == (epoch > 2) for m in widths.keys() - {FUSION})  # labels move in epoch 2
+            naive.step(epoch, index.numpy(), hidden)
+            optimizer.zero_grad()
+            torch.stack(list(losses.values())).sum().backward()
+            model.remember(model.records(output, batch))
+            optimizer.step()
+    for m in widths.keys() - {FUSION}:
+        found = model.memory.labels(m, torch.arange(N), whole.label)
+        np.testing.assert_allclose(found, naive.labels[m], rtol=2e-3, atol=2e-3)
+        assert np.abs(naive.labels[m] - naive.label).max() > 0.1
 
 
 @torch.no_grad()

@@ -294,6 +294,16 @@ def test_a_block_of_padding_gives_a_constant() -> None:
     assert found.isfinite().all()
 
 
+def test_what_reads_sound_or_video_can_have_rates_of_its_own(spec: DataSpec) -> None:
+    model = build(spec, own_rates=True)
+    found = model.param_groups()
+    assert set(found) == {"audio", "vision", "main"}  # a small text encoder learns with the rest
+    assert sum(len(ps) for ps in found.values()) == len(list(model.parameters()))
+    own = [*model.into["audio"].parameters(), *model.encoders["audio"].parameters()]
+    assert [id(p) for p in found["audio"]] == [id(p) for p in own]
+    assert set(build(spec).param_groups()) == {"main"}
+
+
 def test_wrong_settings_are_refused(spec: DataSpec) -> None:
     with pytest.raises(ValueError, match="no distance='js'; choose from: kl, mse"):
         build(spec, distance="js")

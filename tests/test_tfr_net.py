@@ -300,6 +300,19 @@ def test_moment_discrepancy_has_its_golden_value() -> None:
     assert same.grad.isfinite().all()
 
 
+def test_what_reads_sound_or_video_can_have_rates_of_its_own(spec: DataSpec) -> None:
+    model = build(spec, own_rates=True)
+    names = {id(p): name for name, p in model.named_parameters()}
+    found = {group: {names[id(p)] for p in ps} for group, ps in model.param_groups().items()}
+    assert set(found) == {"audio", "vision", "main"}  # a small text encoder learns with the rest
+    assert sorted(name for group in found.values() for name in group) == sorted(names.values())
+    readers = {group: {".".join(name.split(".")[:2]) for name in found[group]} for group in ("audio", "vision")}
+    for m, n in (("audio", "vision"), ("vision", "audio")):
+        crossed = {f"cross.{m}_text", f"cross.{m}_{n}", f"cross.text_{m}"}
+        assert readers[m] == crossed | {f"{part}.{m}" for part in ("first", "own", "gate", "rebuild", "restore")}
+    assert set(build(spec).param_groups()) == {"main"}
+
+
 def test_wrong_settings_are_refused(spec: DataSpec) -> None:
     with pytest.raises(ValueError, match="no simam='all'; choose from: none, conv, enhanced"):
         build(spec, simam="all")

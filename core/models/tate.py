@@ -61,6 +61,7 @@ class TATE(Model[Utterances, Output]):
         norm: float = 1e-4  # of half the squared norm of the last layer
         distance: str = "kl"  # between tokens: symmetric divergence of their softmax; or "mse"
         tag_mode: str = "sample"  # parity: "constant", 0001 for all, as in the released graphs
+        own_rates: bool = False  # what reads sound or video alone learns in optimiser groups of its own
         text: TextConfig = TextConfig()
         inputs: InputConfig = InputConfig()
 
@@ -202,7 +203,11 @@ class TATE(Model[Utterances, Output]):
         return (token * mask).sum(1) / mask.sum(1).clamp(min=1)
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        return groups(self, text=self.text.trained() if self.text is not None else [])
+        own = {}
+        for m in self.modalities if self.config.own_rates else []:
+            if m != "text":
+                own[m] = [*self.into[m].parameters(), *self.encoders[m].parameters()]
+        return groups(self, text=self.text.trained() if self.text is not None else [], **own)
 
 
 class Block(nn.Module):

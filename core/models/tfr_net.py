@@ -68,6 +68,7 @@ class TFRNet(Model[Utterances, Output]):
         norm: str = "layer"  # parity: "batch"
         detach: bool = True  # parity: False lets the text encoder move its own target
         cmd: float = 0.0  # MMSA: 5, weight of a moment discrepancy in the rebuilding
+        own_rates: bool = False  # what reads sound or video learns in optimiser groups of its own
         text: TextConfig = TextConfig()
         inputs: InputConfig = InputConfig()
 
@@ -201,8 +202,16 @@ class TFRNet(Model[Utterances, Output]):
         return {m: (lost[m] * batch.weight[:, None]).sum() for m in self.weight}
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
+        """With ``own_rates`` sound and video have groups: their encoders, and what lets the text look at them."""
         decay, plain = decayed(self.text.trained() if self.text is not None else [])
-        return groups(self, text=decay, text_no_decay=plain)
+        own = {}
+        for m in self.modalities if self.config.own_rates else []:
+            if m != "text":
+                crossed = [net for name, net in self.cross.items() if name.startswith(m) or name == f"text_{m}"]
+                readers = [self.first[m], self.own[m], self.gate[m], *crossed]
+                readers += [part[m] for part in (self.rebuild, self.restore) if m in part]
+                own[m] = [parameter for reader in readers for parameter in reader.parameters()]
+        return groups(self, text=decay, text_no_decay=plain, **own)
 
 
 class Encoder(nn.Module):

@@ -70,6 +70,19 @@ def simsv2() -> Run:
     return replace(sims(), optim=_optim(3e-5, 0.0, 3e-8), batch_size=64)
 
 
+def avec2019() -> Run:
+    """CENet with memory on the depression scores of AVEC 2019 (PHQ-8 in [0, 24]) from MFCC, AU poses and text.
+
+    The data are licensed: bring them as a table (docs/data.md) with --labels 0:24:1. No published settings exist;
+    these are MOSI's.
+
+    deepspeed launch/train.py cenet/avec2019 data=shards/avec2019
+    """
+    base = mosi()
+    options = replace(base.options, text=TextConfig(source="bert-base-uncased", frozen=True))
+    return replace(base, options=options, batch_size=16, metrics="phq", select="CCC", goal="max")
+
+
 def mosi_utterance() -> Run:
     """CENet with memory on MOSI with utterance-level sound and video; rates for the reason that HSCL's recipe gives.
 
@@ -103,6 +116,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "mosei": mosei,
     "sims": sims,
     "simsv2": simsv2,
+    "avec2019": avec2019,
     "mosi_utterance": mosi_utterance,
     "demo": demo,
 }

@@ -88,6 +88,19 @@ def simsv2() -> Run:
     )
 
 
+def avec2019() -> Run:
+    """Self-MM on the depression scores of AVEC 2019 (PHQ-8 in [0, 24]) from MFCC, AU poses and text.
+
+    The data are licensed: bring them as a table (docs/data.md) with --labels 0:24:1. No published settings exist;
+    these are MOSI's.
+
+    deepspeed launch/train.py self_mm/avec2019 data=shards/avec2019
+    """
+    base = mosi()
+    options = replace(base.options, text=TextConfig(source="bert-base-uncased", frozen=True))
+    return replace(base, options=options, batch_size=16, metrics="phq", select="CCC", goal="max")
+
+
 def mosi_utterance() -> Run:
     """Self-MM on MOSI with utterance-level sound and video; rates for the reason that HSCL's recipe gives.
 
@@ -135,6 +148,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "mosei": mosei,
     "sims": sims,
     "simsv2": simsv2,
+    "avec2019": avec2019,
     "mosi_utterance": mosi_utterance,
     "mmmo": mmmo,
     "demo": demo,

@@ -1,6 +1,8 @@
 """TFR-Net (Yuan et al., ACM MM 2021): settings of the authors' code, under their protocol of missing frames.
 
 Protocol A trains one model per rate: missing.rate=0.3. With options.simam=conv it is the variant with SimAM.
+Gradients are cut by their norm instead of their values (to 0.8), and each step takes one batch: the released loop steps
+on sums of one to four batches by mistake.
 """
 
 from __future__ import annotations
@@ -71,7 +73,8 @@ def simsv2() -> Run:
 def avec2019() -> Run:
     """TFR-Net on the depression scores of AVEC 2019 (PHQ-8 in [0, 24]) from MFCC, AU poses and text.
 
-    The data are licensed: bring them as a table (docs/data.md) with --labels 0:24:1. No published settings exist.
+    The data are licensed: bring them as a table (docs/data.md) with --labels 0:24:1. No published settings exist;
+    these are MOSI's. Rebuilding is as wide as the longest clip, so average the frames down to some hundreds.
 
     deepspeed launch/train.py tfr_net/avec2019 data=shards/avec2019
     """
@@ -90,8 +93,8 @@ def mosi_utterance() -> Run:
     deepspeed launch/train.py tfr_net/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
     """
     base = hscl.mosi_utterance()
-    options = TFRNet.Config(text=TextConfig(source="bert-base-uncased"))
-    groups = {"text": Group(1e-4, 0.01), "text_no_decay": Group(1e-4, 0.0), "main": Group(1e-4, 0.01)}
+    options = TFRNet.Config(text=TextConfig(source="bert-base-uncased"), own_rates=True)
+    groups = base.optim.groups | {"text_no_decay": Group(1e-4, 0.0), "main": Group(1e-3, 0.01)}
     return replace(base, model="tfr_net", options=options, optim=replace(base.optim, groups=groups))
 
 
