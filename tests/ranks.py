@@ -11,6 +11,7 @@ import inspect
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import traceback
@@ -53,6 +54,9 @@ class Ranks:
 
     def __exit__(self, *_: object) -> None:
         for process in self.processes:
+            if process.is_alive():
+                os.kill(process.pid or 0, signal.SIGABRT)  # it writes where it was
+            process.join(5)
             if process.is_alive():
                 process.kill()
             process.join()
@@ -118,7 +122,7 @@ def _run(
     import torch
 
     torch.set_num_threads(1)
-    faulthandler.dump_traceback_later(100)
+    faulthandler.enable()  # says where it is when it is aborted
     code = 0
     try:
         result = _load(*source)(*arguments)
