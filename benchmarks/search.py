@@ -35,6 +35,7 @@ from tune.journal import Journal, Record  # noqa: E402
 from tune.words import arguments  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "search.json"
+BUSY = 2.0 * (os.cpu_count() or 1)  # load before a step
 PAGE = ROOT / "docs" / "search.md"
 RECIPE = "hscl/demo"
 SPACE = ["space=none", *(f"space.{name}=loguniform(0.001,1.0)" for name in ("alpha", "omega1", "omega2"))]
@@ -155,8 +156,11 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def told(seconds: float | None) -> str:
-    return "interrupted" if seconds is None else f"{seconds:.0f}"
+def told(seconds: float | None, load: float = 0.0) -> str:
+    """A time as it may be shown: not when others had the machine too, beyond what is left of the step before."""
+    if seconds is None:
+        return "interrupted"
+    return "machine busy" if load > BUSY else f"{seconds:.0f}"
 
 
 def finds_table(steps: dict[str, Any]) -> str:
@@ -171,7 +175,7 @@ def finds_table(steps: dict[str, Any]) -> str:
             f"{step['best_MAE']:.4f}",
             f"{step['best_MAE'] / step['default_MAE'] - 1:+.1%}",
             str(step["epochs"]),
-            told(step["seconds"]),
+            told(step["seconds"], step["load_before"]),
         ]
         for step in chosen
     ]
@@ -193,7 +197,7 @@ def asha_table(steps: dict[str, Any]) -> str:
     for seed, step in chosen.items():
         found = f"{step['best_MAE']['none']:.4f} / {step['best_MAE']['asha']:.4f}"
         spent = f"{step['epochs']['none']} / {step['epochs']['asha']}"
-        seconds = f"{told(step['seconds']['none'])} / {told(step['seconds']['asha'])}"
+        seconds = " / ".join(told(step["seconds"][kind], step["load_before"]) for kind in ("none", "asha"))
         default = f"{step['default_MAE']:.4f}" if "default_MAE" in step else ""
         rows.append([seed, default, found, f"{step['behind']:.1%}", spent, f"{step['share_of_epochs']:.0%}", seconds])
     if len(chosen) > 1:

@@ -58,8 +58,21 @@ def begin(shards: Path, folder: Path, *words: str, code: Path = ROOT, **around: 
     return run_module(["hscl/demo", f"data={shards}", f"run_dir={folder}", *FAST, *words], code=code, **around)
 
 
+STARTED: list[subprocess.Popen[str]] = []
+
+
+def end_all() -> None:
+    """End the searches that a test has left running; their trials end with them."""
+    while STARTED:
+        search = STARTED.pop()
+        search.kill()
+        search.wait()
+        if search.stdout is not None:
+            search.stdout.close()
+
+
 def run_module(words: list[str], code: Path = ROOT, **around: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    search = subprocess.Popen(
         [sys.executable, "-m", "tune.search", *words],
         cwd=code,
         env={**os.environ, "OMP_NUM_THREADS": "1", **around},
@@ -67,6 +80,8 @@ def run_module(words: list[str], code: Path = ROOT, **around: str) -> subprocess
         stderr=subprocess.STDOUT,
         text=True,
     )
+    STARTED.append(search)
+    return search
 
 
 def finish(search: subprocess.Popen[str], code: int = 0) -> str:

@@ -83,18 +83,27 @@ def a_comparison(default: float, none: float, asha: float, seconds: float | None
         "best_MAE": {"asha": asha, "none": none},
         "behind": asha / none - 1.0,
         "seconds": {"asha": 100.0, "none": seconds},
+        "load_before": 1.0,
     }
 
 
 def test_tables_have_a_row_for_each_seed_and_one_for_their_mean(
     benchmark: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    finds = {"trials": 16, "seconds": 160.4, "epochs": 56, "default_MAE": 0.4, "best_MAE": 0.4, "best": {}}
+    finds = {
+        "trials": 16,
+        "seconds": 160.4,
+        "epochs": 56,
+        "default_MAE": 0.4,
+        "best_MAE": 0.4,
+        "best": {},
+        "load_before": 1.0,
+    }
     speed = {"search": 200.0, "one_after_the_other": 100.0}
     benchmark.write(
         {
             "finds": finds,
-            "finds-7": {**finds, "seed": 7, "default_MAE": 0.5},
+            "finds-7": {**finds, "seed": 7, "default_MAE": 0.5, "load_before": 99.0},
             "asha-1111": a_comparison(0.5, 0.40, 0.40, 300.0),
             "asha-7": a_comparison(0.5, 0.40, 0.44, None),
             "overhead": {"trials_per_hour": speed, "ratio": 2.0, "ratio_at_equal_epochs": 1.9, "plain_runs": 8},
@@ -107,7 +116,7 @@ def test_tables_have_a_row_for_each_seed_and_one_for_their_mean(
     assert page.endswith("<!-- end of results -->\nafter\n")
     for row in (
         "| 1111 | 0.4000 | 0.4000 | +0.0% | 56 | 160 |",
-        "| 7 | 0.5000 | 0.4000 | -20.0% | 56 | 160 |",
+        "| 7 | 0.5000 | 0.4000 | -20.0% | 56 | machine busy |",
         "| mean | 0.4500 | 0.4000 | -10.0% | 56 |  |",
         "| 1111 | 0.5000 | 0.4000 / 0.4000 | 0.0% | 240 / 60 | 25% | 300 / 100 |",
         "| 7 | 0.5000 | 0.4000 / 0.4400 | 10.0% | 240 / 60 | 25% | interrupted / 100 |",

@@ -224,6 +224,26 @@ def test_a_validation_score_that_is_no_number_ends_the_trial_which_is_never_the_
     assert record.reason in (tmp_path / "report.md").read_text()
 
 
+def test_a_trial_that_is_given_up_is_recorded_with_what_its_process_died_of(tmp_path: Path, capsys: Any):
+    error = tmp_path / "error.txt"
+    ray_trial = SimpleNamespace(config={"number": 1, "options.alpha": 0.5}, error_file=str(error))
+    with Journal(tmp_path / "journal.jsonl") as journal:
+        progress = Progress(journal, trials=1, select="MAE", sign=1.0)
+        progress.on_trial_start(0, [], ray_trial)
+        progress.on_trial_recover(0, [], ray_trial)  # Ray knows nothing of it yet
+        error.write_text("Failure # 1\nTraceback\ntune.trial.TrialKilled: the process was ended by SIGSEGV\n")
+        progress.on_trial_recover(0, [], ray_trial)
+        with error.open("a") as file:
+            file.write("Failure # 2\nTraceback\ntune.trial.TrialKilled: the process was ended by SIGKILL\n\n")
+        progress.on_trial_error(0, [], ray_trial)
+        record = journal.records[1]
+    assert (record.state, record.reason) == ("failed", "the process was ended by SIGKILL")
+    said = capsys.readouterr().out
+    assert "starts again from its checkpoint: its actor died" in said
+    assert "starts again from its checkpoint: the process was ended by SIGSEGV" in said
+    assert "failed    the process was ended by SIGKILL" in said
+
+
 # the confirmation ---------------------------------------------------------------------------------------------------
 
 

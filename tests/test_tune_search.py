@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from searches import alone, begin, finish, journal, peek, run_module, verdicts, wait_until, workers
+from searches import alone, begin, end_all, finish, journal, peek, run_module, verdicts, wait_until, workers
 
 from launch.config import load_recipe
 from launch.train import parse
@@ -26,6 +26,12 @@ from tune.cluster import PACKAGES
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.timeout(600)  # a slow one takes about a minute, beside other work several
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    yield
+    end_all()
 
 
 def open_ports(search: subprocess.Popen[str]) -> set[str]:

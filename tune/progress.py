@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
@@ -85,7 +86,8 @@ class Progress(Driver, Callback):
 
 
 def why(trial: Any) -> str:
-    """What ended the trial, in one line."""
-    error = trial.get_error() if hasattr(trial, "get_error") else None
-    lines = [line for line in str(error or "its actor died").splitlines() if line.strip()]
+    """What ended the trial, in one line. Ray has it in a file of the driver's, which it copies to the storage later."""
+    path = Path(trial.error_file)
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "its actor died"
+    lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip().removeprefix("tune.trial.TrialKilled: ")
