@@ -136,7 +136,7 @@ def page(done: dict[str, Any]) -> str:
         if cell:
             numbers = " | ".join(f"{cell['test'][score]:.3f}" for score in SHOWN)
             lines.append(f"| {name} | {views.replace(',', ' + ')} | {model} | {numbers} | {cell['epochs']} ")
-            lines[-1] += f"| {cell['best_epoch']} |"
+            lines[-1] += f"| {cell.get('best_epoch', '')} |"
     lines += ["", "Seconds on one thread, without names, steps of 512 links, and peak memory:", ""]
     lines += ["| data | views | model | step | forward | losses | backward | optimiser | graph network, share of step "]
     lines[-1] += "| graph network, all entities, forward | step, all entities | epoch | GB |"
