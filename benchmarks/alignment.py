@@ -96,6 +96,7 @@ def results(raw: Path, work: Path, only: list[str], changes: list[str]) -> None:
             "test": scores["test"],
             "valid": scores["valid"],
             "epochs": len(epochs),
+            "best_epoch": 1 + max(range(len(epochs)), key=lambda epoch: epochs[epoch]["all/MRR"]),
             "train_seconds": sum(event["seconds"] for event in epochs),
             "all_seconds": time.perf_counter() - started,
             "peak_gb": usage.ru_maxrss / 2**20,
@@ -129,12 +130,13 @@ def write(done: dict[str, Any]) -> None:
 
 def page(done: dict[str, Any]) -> str:
     """All results as Markdown."""
-    lines = ["| data | views | model | " + " | ".join(SHOWN) + " | epochs |", "|---" * (len(SHOWN) + 4) + "|"]
+    lines = ["| data | views | model | " + " | ".join(SHOWN) + " | epochs | best |", "|---" * (len(SHOWN) + 5) + "|"]
     for model, name, views in cells([]):
         cell = done["cells"].get(f"{model}/{name}/{views}")
         if cell:
             numbers = " | ".join(f"{cell['test'][score]:.3f}" for score in SHOWN)
-            lines.append(f"| {name} | {views.replace(',', ' + ')} | {model} | {numbers} | {cell['epochs']} |")
+            lines.append(f"| {name} | {views.replace(',', ' + ')} | {model} | {numbers} | {cell['epochs']} ")
+            lines[-1] += f"| {cell.get('best_epoch', '')} |"
     lines += ["", "Seconds on one thread, without names, steps of 512 links, and peak memory:", ""]
     lines += ["| data | views | model | step | forward | losses | backward | optimiser | graph network, share of step "]
     lines[-1] += "| graph network, all entities, forward | step, all entities | epoch | GB |"

@@ -100,7 +100,8 @@ def _report(
 ) -> str:
     names = list(scores["valid"])
     rows = [
-        f"| {split} | " + " | ".join(f"{values[name]:.4f}" for name in names) + " |" for split, values in scores.items()
+        f"| {split} | " + " | ".join(f"{values[name]:.4f}" if name in values else "" for name in names) + " |"
+        for split, values in scores.items()
     ]
     epochs = events["epoch"]
     seconds = sum(event["seconds"] for event in epochs)

@@ -246,6 +246,21 @@ def test_links_given_keep_their_numbers_when_others_are_proposed(shards: Path) -
     assert "100.0% are right" in remark
 
 
+def test_validation_ranks_its_links_among_all_entities_without_a_training_link(shards: Path) -> None:
+    task = AlignmentTask(run_of(shards))
+    links, graphs = task.graphs.links["valid"], task.graphs
+    open_right = task.open_entities(1)
+    rival = open_right[~torch.isin(open_right, links[:, 1])][0]
+    joint = gold_embeddings(task)
+    joint[rival] = joint[links[0, 0]]  # as near as the partner, and no partner of any validation link
+    joint[graphs.links["train"][0, 1]] = joint[links[1, 0]]  # has a training link: no candidate
+    scores = task.evaluate(Fixed(joint), "valid", task.device)  # type: ignore[arg-type]
+    assert scores["Hits@1"] == scores["all/r2l/Hits@1"] == 1
+    assert scores["all/Hits@1"] == pytest.approx(1 - 1 / len(links))
+    assert scores["all/MR"] == pytest.approx(1 + 0.5 / len(links))
+    assert not any(name.startswith("all/") for name in task.evaluate(Fixed(joint), "test", task.device))  # type: ignore[arg-type]
+
+
 def test_scores_of_a_perfect_model_are_perfect_and_its_files_complete(shards: Path, tmp_path: Path) -> None:
     task = AlignmentTask(run_of(shards))
     final = task.final(Fixed(gold_embeddings(task)), "test", task.device, tmp_path)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from core.metrics import alignment
-from core.metrics.alignment import alignment_scores, mutual_nearest, pair_ranks, summary
+from core.metrics.alignment import alignment_scores, mutual_nearest, pair_ranks, ranks_among, summary
 
 
 def naive_ranks(left: np.ndarray, right: np.ndarray, csls: int) -> tuple[np.ndarray, np.ndarray]:
@@ -45,6 +45,15 @@ def test_ranks_equal_the_naive_ones(monkeypatch: pytest.MonkeyPatch, csls: int, 
     found = pair_ranks(torch.from_numpy(left), torch.from_numpy(right), csls)
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_other_candidates_count_but_are_not_queries() -> None:
+    rng = np.random.default_rng(7)
+    left, right, others = (rng.normal(size=(size, 4)) for size in (9, 9, 20))
+    others[3] = right[5]
+    expected = naive_ranks(np.concatenate([left, others]), np.concatenate([right, others]), 0)[0][:9]
+    found = ranks_among(*(torch.from_numpy(rows) for rows in (left, right, others)))
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_a_duplicated_entity_ties_with_its_copy() -> None:

@@ -47,17 +47,20 @@ class EntityEncoder(nn.Module):
 
     Only what the entities asked for need is computed, exactly: their rows of the linear maps, and in the graph network
     their neighbourhoods. An entity that lacks a view gets a row of zeros there (MCLEA draws random features instead).
+    ``entity_scale`` 1 is the table that the released codes begin with. What is random in it never leaves the mean over
+    an entity's neighbours, so the smaller it is beside what is learnt, the better other entities are aligned.
     """
 
     def __init__(
         self, data: DataSpec, views: tuple[str, ...], *, graph_hidden: int, hidden: int, layers: int, heads: int,
-        graph: GraphKind,
+        graph: GraphKind, entity_scale: float,
     ):  # fmt: skip
         super().__init__()
         self.widths = {view: graph_hidden if view == "graph" else hidden for view in views}
         self.linear = nn.ModuleDict({v: nn.Linear(data.features[v], hidden) for v in views if v != "graph"})
         if "graph" in views:
-            self.entity = nn.Parameter(torch.randn(data.num_train, graph_hidden) / math.sqrt(data.num_train))
+            deviation = entity_scale / math.sqrt(data.num_train)
+            self.entity = nn.Parameter(torch.randn(data.num_train, graph_hidden) * deviation)
             self.graph: nn.Module = (
                 DiagonalGAT(graph_hidden, layers, heads) if graph == "gat" else GCN(graph_hidden, layers)
             )

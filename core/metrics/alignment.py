@@ -75,6 +75,12 @@ def all_ranks(left: Tensor, right: Tensor, csls: int) -> tuple[list[np.ndarray],
     return _ranks(left, rights, right_hub), _ranks(right, lefts, left_hub)
 
 
+def ranks_among(queries: Tensor, gold: Tensor, others: Tensor) -> np.ndarray:
+    """(L,) rank of each query's gold row, in the same order, among all (L, D) gold rows and the (M, D) others."""
+    candidates = Candidates(unit(torch.cat([gold, others])))
+    return _ranks(unit(queries), candidates, None)[0]
+
+
 class Candidates:
     """The distinct rows among (L, D) candidates, and how often each one occurs."""
 

@@ -37,6 +37,7 @@ class MCLEA(Model[EntityGraph, Aligned]):
         hidden: int = 100  # of every other view
         layers: int = 2
         heads: int = 2
+        entity_scale: float = 0.1  # deviation of the random entity table times sqrt(N); released code: 1
         temperature: float = 0.1  # tau_1, within views
         inter_temperature: float = 4.0  # tau_2, between a view and the joint embedding
         inter_weight: float = 1.0  # lambda of the KL terms
@@ -50,7 +51,7 @@ class MCLEA(Model[EntityGraph, Aligned]):
         self.views = chosen_views(config.views, data)
         self.encoder = EntityEncoder(
             data, self.views, graph_hidden=config.graph_hidden, hidden=config.hidden, layers=config.layers,
-            heads=config.heads, graph=config.graph,
+            heads=config.heads, graph=config.graph, entity_scale=config.entity_scale,
         )  # fmt: skip
         self.fusion = nn.Parameter(torch.ones(len(self.views)))
         self.icl = ICL(config.temperature, form=config.contrast_form)

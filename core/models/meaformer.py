@@ -46,6 +46,7 @@ class MEAformer(Model[EntityGraph, Output]):
         hidden: int = 300
         graph_layers: int = 2
         graph_heads: int = 2
+        entity_scale: float = 0.1  # deviation of the random entity table times sqrt(N); released code: 1
         layers: int = 1
         heads: int = 1
         feedforward: int = 400  # 0: none (FB15K in the released settings)
@@ -62,7 +63,7 @@ class MEAformer(Model[EntityGraph, Output]):
         self.views = chosen_views(config.views, data)
         self.encoder = EntityEncoder(
             data, self.views, graph_hidden=config.hidden, hidden=config.hidden, layers=config.graph_layers,
-            heads=config.graph_heads, graph=config.graph,
+            heads=config.graph_heads, graph=config.graph, entity_scale=config.entity_scale,
         )  # fmt: skip
         self.layers = nn.ModuleList(
             TokenLayer(config.hidden, config.heads, config.feedforward, config.dropout, first_dropout=4 * depth)

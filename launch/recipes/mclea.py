@@ -30,7 +30,7 @@ def dbp15k_zh_en() -> Run:
         patience=20,
         seed=42,
         metrics="alignment",
-        select="MRR",
+        select="all/MRR",
         goal="max",
         task_options=asdict(AlignmentOptions()),
     )

@@ -28,7 +28,7 @@ def dbp15k_zh_en() -> Run:
         patience=0,
         seed=42,
         metrics="alignment",
-        select="MRR",
+        select="all/MRR",
         goal="max",
         task_options=asdict(AlignmentOptions()),
     )
