@@ -4,6 +4,7 @@
 
 Protocol B (Lian et al., NeurIPS 2024) scores one run at every rate. Protocol A (Yuan et al., ACM MM 2021) has a run
 for each rate, trained under it: RUN is then the folder of these runs, each scored at the rate in its ``config.json``.
+Published areas are over rates from 0 to 1, of CH-SIMS from 0 to 0.5, so that is the grid when none is asked for.
 """
 
 from __future__ import annotations
@@ -43,6 +44,11 @@ class Curve:
     def areas(self) -> dict[str, float]:
         return {name: auilc(self.rates, values) for name, values in self.scores.items()}
 
+    def means(self) -> dict[str, float]:
+        """Plain means over the rates that leave something, protocol B's summary."""
+        some = [place for place, rate in enumerate(self.rates) if rate < 1]
+        return {name: float(np.mean([values[place] for place in some])) for name, values in self.scores.items()}
+
 
 def parse_rates(text: str) -> list[float]:
     """``first:last:step``, last included, or a list with commas; rising, in [0, 1]."""
@@ -65,9 +71,15 @@ def at_rate(run: Run, rate: float) -> Run:
     return replace(run, missing=replace(run.missing, protocol=protocol, rate=rate))
 
 
+def usual_rates(run: Run) -> list[float]:
+    """The grid of the published areas for the run's data."""
+    return parse_rates("0:0.5:0.1" if run.metrics == "sims" else "0:1:0.1")
+
+
 def one_run(run_dir: Path, rates: list[float], changes: list[str], device: torch.device) -> Curve:
-    """Protocol B: the best epoch of one run at every rate."""
+    """Protocol B: the best epoch of one run at every rate; at the usual ones where ``rates`` is empty."""
     run = override(read_run(run_dir), changes)
+    rates = rates or usual_rates(run)
     task = _task(run, run_dir)
     model, _ = best_model(run, run_dir, task, device)
     scores = []
@@ -119,7 +131,10 @@ def write(out: Path, curves: list[Curve], floor: dict[str, dict[str, float]], pr
     out.mkdir(parents=True, exist_ok=True)
     body: dict[str, Any] = {
         "protocol": protocol,
-        "curves": [{"name": c.name, "rates": c.rates, "scores": c.scores, "auilc": c.areas()} for c in curves],
+        "curves": [
+            {"name": c.name, "rates": c.rates, "scores": c.scores, "auilc": c.areas(), "means": c.means()}
+            for c in curves
+        ],
         "floors": floor,
     }
     (out / "robustness.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
@@ -136,11 +151,10 @@ def write(out: Path, curves: list[Curve], floor: dict[str, dict[str, float]], pr
         lines += ["| rate | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
         for place, rate in enumerate(curve.rates):
             lines.append(f"| {rate:g} | " + " | ".join(f"{curve.scores[name][place]:.4f}" for name in metrics) + " |")
-        lines.append("| AUILC | " + " | ".join(f"{curve.areas()[name]:.4f}" for name in metrics) + " |")
-        lines += [
-            f"| always {name} | " + " | ".join(f"{values[metric]:.4f}" for metric in metrics) + " |"
-            for name, values in floor.items()
-        ]
+        rows = {"AUILC": curve.areas(), "mean below 1": curve.means()}
+        rows |= {f"always {name}": values for name, values in floor.items()}
+        for name, values in rows.items():
+            lines.append(f"| {name} | " + " | ".join(f"{values[metric]:.4f}" for metric in metrics) + " |")
         lines.append("")
     lines += ["![Scores over missing rates](robustness.png)", ""]
     _draw(out / "robustness.png", curves, floor)
@@ -172,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> None:
         folders = [Path(word) for word in words if "=" not in word]
         given = dict(word.split("=", 1) for word in words if "=" in word)
-        rates = parse_rates(given.pop("rates", "0:1:0.1"))
+        rates = parse_rates(given.pop("rates")) if "rates" in given else []
         protocol = given.pop("protocol", "B").upper()
         out = Path(given.pop("out", "")) if "out" in given else folders[0] / "robustness"
         if protocol not in ("A", "B"):
@@ -184,6 +198,9 @@ def main(arguments: list[str] | None = None) -> int:
             many_runs(folder, changes, device) if protocol == "A" else one_run(folder, rates, changes, device)
             for folder in folders
         ]
+        for curve in curves:
+            if curve.scores.keys() != curves[0].scores.keys():
+                raise ConfigError(f"{curve.name} has other scores than {curves[0].name}; compare runs of one metrics=")
         first = (
             folders[0] if protocol == "B" else next(path.parent for path in sorted(folders[0].glob("*/config.json")))
         )

@@ -60,6 +60,10 @@ def avec2019() -> Run:
 def mosi_utterance() -> Run:
     """TATE on the scores of MOSI with utterance-level sound and video; rates for the reason that HSCL's recipe gives.
 
+    Test MAE 0.789, Corr 0.734 with seed 1111 alone and a six-layer MiniLM as text encoder: behind the text alone. On
+    validation, which is of videos that the video network was trained on, MAE 0.678, Corr 0.841: it seems that the joint
+    encoder, which reads all modalities at one rate, trusts the video too much.
+
     deepspeed launch/train.py tate/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
     """
     base = hscl.mosi_utterance()
@@ -69,6 +73,8 @@ def mosi_utterance() -> Run:
 
 def demo() -> Run:
     """TATE on the scores of the generated data of ``python -m data_shards.synthetic``, nothing missing.
+
+    Test MAE 0.372, Corr 0.922 with seed 1111.
 
     deepspeed launch/train.py tate/demo data=demo/shards missing.rate=0.5
     """
