@@ -47,8 +47,9 @@ class EntityEncoder(nn.Module):
 
     Only what the entities asked for need is computed, exactly: their rows of the linear maps, and in the graph network
     their neighbourhoods. An entity that lacks a view gets a row of zeros there (MCLEA draws random features instead).
-    ``entity_scale`` 1 is the table that the released codes begin with. What is random in it never leaves the mean over
-    an entity's neighbours, so the smaller it is beside what is learnt, the better other entities are aligned.
+    ``entity_scale`` 1 is the table that the released codes begin with. What is random in it stays in the mean over an
+    entity's neighbours: with structure alone a smaller one aligns other entities better, beside other views it learns
+    more slowly.
     """
 
     def __init__(

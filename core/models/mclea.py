@@ -37,7 +37,7 @@ class MCLEA(Model[EntityGraph, Aligned]):
         hidden: int = 100  # of every other view
         layers: int = 2
         heads: int = 2
-        entity_scale: float = 0.1  # deviation of the random entity table times sqrt(N); released code: 1
+        entity_scale: float = 1.0  # deviation of the random entity table at the start, times sqrt(N)
         temperature: float = 0.1  # tau_1, within views
         inter_temperature: float = 4.0  # tau_2, between a view and the joint embedding
         inter_weight: float = 1.0  # lambda of the KL terms

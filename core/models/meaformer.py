@@ -46,7 +46,7 @@ class MEAformer(Model[EntityGraph, Output]):
         hidden: int = 300
         graph_layers: int = 2
         graph_heads: int = 2
-        entity_scale: float = 0.1  # deviation of the random entity table times sqrt(N); released code: 1
+        entity_scale: float = 1.0  # deviation of the random entity table at the start, times sqrt(N)
         layers: int = 1
         heads: int = 1
         feedforward: int = 400  # 0: none (FB15K in the released settings)
