@@ -231,6 +231,7 @@ def test_a_trial_whose_process_is_killed_starts_again_from_its_checkpoint_but_no
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # three searches one after the other
 def test_the_same_seed_gives_the_same_trials_and_values_also_when_ctrl_c_comes_in_between(
     small_shards: Path, tmp_path: Path
 ):
