@@ -46,7 +46,8 @@ def table(rows: dict[str, list[dict[str, float]]]) -> str:
     lines = ["| model | seeds | MAE | Corr | Has0_acc_2 |", "|---|---|---|---|---|"]
     for name, runs in rows.items():
         cells = [np.array([one[score] for one in runs]) for score in ("MAE", "Corr", "Has0_acc_2")]
-        means = " | ".join(f"{values.mean():.3f} ± {values.std():.3f}" for values in cells)
+        spread = [f" ± {values.std():.3f}" if len(values) > 1 else "" for values in cells]
+        means = " | ".join(f"{values.mean():.3f}{more}" for values, more in zip(cells, spread, strict=True))
         lines.append(f"| {name} | {len(runs)} | {means} |")
     return "\n".join(lines)
 

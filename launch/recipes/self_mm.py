@@ -104,7 +104,7 @@ def avec2019() -> Run:
 def mosi_utterance() -> Run:
     """Self-MM on MOSI with utterance-level sound and video; rates for the reason that HSCL's recipe gives.
 
-    Test MAE 0.743, Corr 0.747 with seed 1111 alone and a six-layer MiniLM as text encoder.
+    Test MAE 0.740 ± 0.003, Corr 0.747 ± 0.001 over seeds 1111 to 1113, with a six-layer MiniLM as text encoder.
 
     deepspeed launch/train.py self_mm/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
     """
