@@ -586,7 +586,7 @@ def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
 def test_ctrl_c_stops_all_processes_and_keeps_what_is_done(tmp_path: Path) -> None:
     write(tmp_path / "made.pkl", 60)
     slow = (
-        "import time\nmake = work.make\ndef slowly(*unit):\n record = make(*unit)\n print('one', flush=True)\n"
+        "import os, time\nmake = work.make\ndef slowly(*unit):\n record = make(*unit)\n os.write(1, b'one\\n')\n"
         " time.sleep(.2)\n return record\nwork.make = slowly"
     )
     arguments = (tmp_path / "made.pkl", "--out", tmp_path / "out", "--shard-size", 2, "--processes", 2)
