@@ -86,7 +86,7 @@ def avec2019() -> Run:
 def mosi_utterance() -> Run:
     """CENet with memory on MOSI with utterance-level sound and video; rates for the reason that HSCL's recipe gives.
 
-    Test MAE 0.747, Corr 0.760 with seed 1111 alone and a six-layer MiniLM as text encoder.
+    Test MAE 0.764 ± 0.015, Corr 0.748 ± 0.008 over seeds 1111 to 1113, with a six-layer MiniLM as text encoder.
 
     deepspeed launch/train.py cenet/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
     """

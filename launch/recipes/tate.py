@@ -60,9 +60,9 @@ def avec2019() -> Run:
 def mosi_utterance() -> Run:
     """TATE on the scores of MOSI with utterance-level sound and video; rates for the reason that HSCL's recipe gives.
 
-    Test MAE 0.789, Corr 0.734 with seed 1111 alone and a six-layer MiniLM as text encoder: behind the text alone. On
-    validation, which is of videos that the video network was trained on, MAE 0.678, Corr 0.841: it seems that the joint
-    encoder, which reads all modalities at one rate, trusts the video too much.
+    Test MAE 0.810 ± 0.017, Corr 0.717 ± 0.013 over seeds 1111 to 1113, with a six-layer MiniLM as text encoder: behind
+    the text alone. On validation, which is of videos that the video network was trained on, MAE 0.678, Corr 0.841 with
+    seed 1111: it seems that the joint encoder, which reads all modalities at one rate, trusts the video too much.
 
     deepspeed launch/train.py tate/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
     """
@@ -85,7 +85,7 @@ def demo() -> Run:
         missing=Missing(protocol="modality"),
         batch_size=32,
         epochs=15,
-        patience=5,
+        patience=0,  # under a high rate five epochs without gain are common, and the last ones are the best
     )
 
 
