@@ -46,7 +46,7 @@ FOLDERS = {  # name -> (folder below raw, options of the conversion, recipe)
     "en_fr": ("srprs/en_fr_15k_V1", ["--links", "seeded"], "srprs_en_fr"),
     "fb_db": ("fb15k_db15k", ["--train-ratio", "0.2"], "fb15k_db15k"),
 }
-# 45 links for validation instead of 450: the published trainings have none, so nothing is selected by these few
+# the published trainings have no validation at all; here 45 links are left to choose the epoch by, instead of 450
 ALL_LINKS = ("dbp15k/zh_en", ["--valid-ratio", "0.01"], "dbp15k_zh_en")
 VIEWS = {  # structure first, one view more in each row; names last, where they are given
     "zh_en": ["graph", "graph,relation", "graph,relation,chars"],

@@ -26,10 +26,9 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results import paste  # noqa: E402
+from benchmarks.results import made_by, paste  # noqa: E402
 from launch.engine import init_processes, shutdown_processes  # noqa: E402
 from launch.evaluate import evaluate  # noqa: E402
-from launch.provenance import provenance  # noqa: E402
 from launch.teach import teach  # noqa: E402
 from launch.train import parse, train  # noqa: E402
 
@@ -83,8 +82,7 @@ def main() -> None:
                     again = evaluate(run_dir, [f"data={fresh}"], "test")
                     scores |= {f"{name}, fresh clips": again[name] for name in ("MAE", "Corr")}
                 saved["runs"].setdefault(f"{model}, {row}", {})[seed] = scores
-                said = [word for word in sys.argv[1:] if "/" not in word]
-                saved |= {**provenance(), "command": said, "rate": float(rate)}
+                saved |= {**made_by(), "rate": float(rate)}
                 RESULTS.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
     shutdown_processes()
     said = table({name: list(runs.values()) for name, runs in saved["runs"].items()})

@@ -50,6 +50,13 @@ def run(recipe: str, run_dir: Path, changes: list[str]) -> dict[str, float]:
     return json.loads(scores.read_text(encoding="utf-8"))["test"]
 
 
+def made_by() -> dict[str, Any]:
+    """``provenance`` whose command leaves out the folders of one machine, which are nobody's business."""
+    here = provenance()
+    script, *words = here["command"]
+    return here | {"command": [f"benchmarks/{Path(script).name}", *(word for word in words if "/" not in word)]}
+
+
 def last_results(path: Path) -> tuple[Rows, dict[str, Any]]:
     """The file's rows, and of each its seeds and the state of the code."""
     if not path.is_file():
@@ -90,10 +97,8 @@ def main() -> None:
     path.parent.mkdir(exist_ok=True)
     rows, about = ({}, {}) if own.pop("again", "") else last_results(path)
     changes = [f"{key}={value}" for key, value in own.items()]
-    # folders of this machine are nobody's business
-    said_command = [word for word in sys.argv[1:] if "/" not in word]
-    here = provenance()
-    saved: dict[str, Any] = {"data": name, **here, "command": said_command}
+    here = made_by()
+    saved: dict[str, Any] = {"data": name, **here}
     for row, recipe, own_changes in variants(name, models):
         place = folder / row.replace(", ", "-").replace(" ", "-")
         if row in rows and not place.exists():

@@ -192,7 +192,7 @@ def main() -> None:
         recipe, data, case, steps, out = sys.argv[2:]
         measure(recipe, data, case, int(steps), Path(out))
         return
-    from launch.provenance import provenance
+    from benchmarks.results import made_by
 
     given = dict(word.split("=", 1) for word in sys.argv[1:])
     recipe, steps = given.get("recipe", "hscl/demo"), int(given.get("steps", 10))
@@ -207,7 +207,7 @@ def main() -> None:
         "paper": paper,
         "assumptions": ASSUMPTIONS,
         "table": text.splitlines(),
-        **provenance(),
+        **made_by(),
     }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")

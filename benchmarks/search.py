@@ -28,9 +28,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results import paste  # noqa: E402
+from benchmarks.results import made_by, paste  # noqa: E402
 from launch.config import load_recipe  # noqa: E402
-from launch.provenance import provenance  # noqa: E402
 from tune.journal import Journal, Record  # noqa: E402
 from tune.words import arguments  # noqa: E402
 
@@ -238,7 +237,7 @@ def results() -> dict[str, Any]:
 
 def write(steps: dict[str, Any]) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
-    body = {"recipe": RECIPE, "cores": os.cpu_count(), "provenance": provenance(), "steps": steps}
+    body = {"recipe": RECIPE, "cores": os.cpu_count(), "provenance": made_by(), "steps": steps}
     unfinished = RESULTS.with_suffix(".partial")
     unfinished.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(unfinished, RESULTS)

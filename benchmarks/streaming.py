@@ -25,9 +25,9 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.results import made_by  # noqa: E402
 from benchmarks.streaming_readers import READERS  # noqa: E402
 from data_shards.verify import verify  # noqa: E402
-from launch.provenance import provenance  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "streaming.json"
 VERIFIED = {"mosi": 6, "sims": 1}  # times as many samples to verify: over a gigabyte, beside which the start is nothing
@@ -110,9 +110,7 @@ def main() -> None:
     print(table(rows))
     for name, numbers in facts.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
-    saved = {"samples": count, "rows": rows, "facts": facts, "table": table(rows).splitlines(), **provenance()}
-    # folders of this machine are nobody's business
-    saved["command"] = ["benchmarks/streaming.py", *(word for word in sys.argv[1:] if "/" not in word)]
+    saved = {"samples": count, "rows": rows, "facts": facts, "table": table(rows).splitlines(), **made_by()}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
 
