@@ -48,8 +48,8 @@ class EntityEncoder(nn.Module):
     Only what the entities asked for need is computed, exactly: their rows of the linear maps, and in the graph network
     their neighbourhoods. An entity that lacks a view gets a row of zeros there (MCLEA draws random features instead).
     ``entity_scale`` 1 is the table that the released codes begin with. What is random in it stays in the mean over an
-    entity's neighbours: with structure alone a smaller one aligns other entities better, beside other views it learns
-    more slowly.
+    entity's neighbours: with less of it structure alone is learnt faster, other views beside it more slowly, and in the
+    end it makes no difference.
     """
 
     def __init__(
