@@ -30,12 +30,11 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks.results import paste  # noqa: E402
+from benchmarks.results import made_by, paste  # noqa: E402
 from core.metrics import alignment as metrics  # noqa: E402
 from data_shards.graph import load_graphs  # noqa: E402
 from launch.config import load_recipe, override  # noqa: E402
 from launch.engine import optimizer_for  # noqa: E402
-from launch.provenance import provenance  # noqa: E402
 from launch.tasks import build_model  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "alignment.json"
@@ -121,11 +120,6 @@ def structure(raw: Path, work: Path) -> None:
     done = read()
     done["structure"] = cell
     write(done)
-
-
-def made_by() -> dict[str, Any]:
-    """Versions, machine and code; the command stands beside it, without the folders of one machine."""
-    return {key: value for key, value in provenance().items() if key != "command"}
 
 
 def _events(run_dir: Path) -> list[dict[str, Any]]:
