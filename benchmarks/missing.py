@@ -27,9 +27,9 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.results import made_by, paste  # noqa: E402
+from launch.distill import teach  # noqa: E402
 from launch.engine import init_processes, shutdown_processes  # noqa: E402
 from launch.evaluate import evaluate  # noqa: E402
-from launch.teach import teach  # noqa: E402
 from launch.train import parse, train  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results/missing.json"

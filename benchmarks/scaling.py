@@ -85,12 +85,12 @@ def measure(recipe: str, data: str, case: str, steps: int, out: Path) -> None:
     stage, let_go = int(case[0]), case == LET_GO
     sent: dict[str, float] = defaultdict(float)
     count_bytes(sent)
+    from launch.checkpoints.progress import Progress
     from launch.config import load_recipe, override
     from launch.engine import init_processes, shutdown_processes, start
-    from launch.health import Clock
-    from launch.progress import Progress
+    from launch.monitor.health import Clock
     from launch.step import train_step
-    from launch.tasks import build_model, build_task
+    from launch.tasks.build import build_model, build_task
 
     section = {"stage3_param_persistence_threshold": 0}  # cuts up small parameters too
     if let_go:

@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.results import made_by, paste  # noqa: E402
 from launch.config import load_recipe  # noqa: E402
 from tune.journal import Journal, Record  # noqa: E402
-from tune.words import arguments  # noqa: E402
+from tune.overrides import arguments  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "search.json"
 BUSY = 2.0 * (os.cpu_count() or 1)  # load before a step

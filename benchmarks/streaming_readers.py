@@ -79,8 +79,8 @@ class Concord:
         self.folder = folder
 
     def write(self, shape: str, count: int) -> None:
-        from data_shards.schema import Field, Manifest, Sample
-        from data_shards.shard import write_shard
+        from data_shards.shards.manifest import Field, Manifest, Sample
+        from data_shards.shards.writer import write_shard
 
         shards = []
         for start in range(0, count, SHARD):

@@ -21,8 +21,8 @@ import psutil
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from data_shards.schema import read_manifest  # noqa: E402
-from data_shards.shard import index_name  # noqa: E402
+from data_shards.shards.manifest import read_manifest  # noqa: E402
+from data_shards.shards.writer import index_name  # noqa: E402
 from data_shards.stream import Stream  # noqa: E402
 
 SHARDS = 10_000

@@ -29,8 +29,8 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from benchmarks.results import paste  # noqa: E402
-from core.kernels.supcr import fused_supcr  # noqa: E402
-from launch.provenance import provenance  # noqa: E402
+from core.kernels.supcr.op import fused_supcr  # noqa: E402
+from launch.reports.provenance import provenance  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "supcr.json"
 TEMPERATURE = 0.1

@@ -40,14 +40,14 @@ from core.batch import Utterances  # noqa: E402
 from core.encoders.text import TextConfig  # noqa: E402
 from core.model import DataSpec  # noqa: E402
 from data_shards.missing import Missing, hide  # noqa: E402
+from launch.checkpoints.progress import Progress  # noqa: E402
 from launch.config import Run, load_recipe  # noqa: E402
 from launch.deepspeed_config import micro_batches  # noqa: E402
 from launch.engine import init_processes, shutdown_processes, start  # noqa: E402
-from launch.health import Clock, padding_share  # noqa: E402
-from launch.progress import Progress  # noqa: E402
-from launch.provenance import provenance  # noqa: E402
+from launch.monitor.health import Clock, padding_share  # noqa: E402
+from launch.reports.provenance import provenance  # noqa: E402
 from launch.step import train_step  # noqa: E402
-from launch.tasks import build_model  # noqa: E402
+from launch.tasks.build import build_model  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results/training.json"
 LONGEST = {"text": 50, "audio": 375, "vision": 500}

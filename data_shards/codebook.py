@@ -18,10 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from data_shards.command import run
-from data_shards.reader import Reader
-from data_shards.schema import MANIFEST, DataError, Manifest, read_manifest
-from data_shards.shard import staged
-from data_shards.store import open_store
+from data_shards.reading.reader import Reader
+from data_shards.reading.storage import open_store
+from data_shards.shards.manifest import MANIFEST, DataError, Manifest, read_manifest
+from data_shards.shards.writer import staged
 
 CODEBOOK = "codebook.npz"
 CLUSTERS = 16

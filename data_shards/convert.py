@@ -21,13 +21,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from data_shards import entities, mmsa, table
 from data_shards.command import run
-from data_shards.moments import Moments
-from data_shards.schema import MANIFEST, VERSION, DataError, Labels, Manifest, read_manifest
-from data_shards.shard import staged
-from data_shards.source import KNOWN_LABELS, Options, Source
-from data_shards.work import RECORDS, Record, units, work
+from data_shards.shards.frame_moments import Moments
+from data_shards.shards.jobs import RECORDS, Record, units, work
+from data_shards.shards.manifest import MANIFEST, VERSION, DataError, Labels, Manifest, read_manifest
+from data_shards.shards.writer import staged
+from data_shards.sources import knowledge_graphs, mmsa, table
+from data_shards.sources.base import KNOWN_LABELS, Options, Source
 
 CONVERTER = 1  # raise it when the same input gives other bytes than before
 SHARD_SIZE = 512
@@ -48,8 +48,8 @@ def read(raw: Path, options: Options) -> Source:
     """The raw file through the reader of its kind."""
     if not raw.exists():
         raise DataError(f"{raw} does not exist")
-    if entities.is_alignment_folder(raw):
-        return entities.read(raw, options)
+    if knowledge_graphs.is_alignment_folder(raw):
+        return knowledge_graphs.read(raw, options)
     reader = READERS.get(raw.suffix.lower())
     if reader is None or not raw.is_file():
         raise DataError(
@@ -196,7 +196,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--shard-size", type=int, default=SHARD_SIZE, metavar="SAMPLES")
     parser.add_argument("--processes", type=int, default=1, help="the bytes are the same for any number")
     parser.add_argument("--force", action="store_true", help="write anew over a finished conversion")
-    entities.add_arguments(parser)
+    knowledge_graphs.add_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -208,7 +208,7 @@ def _main(given: argparse.Namespace) -> None:
         text=given.text,
         tokenizer=given.tokenizer,
         max_tokens=given.max_tokens,
-        entities=entities.options_of(given) if entities.is_alignment_folder(given.raw) else None,
+        entities=knowledge_graphs.options_of(given) if knowledge_graphs.is_alignment_folder(given.raw) else None,
     )
     manifest = convert(
         given.raw,

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from core.batch import EntityGraph
-from core.encoders.graph import symmetric_edges
+from core.encoders.graph_networks import symmetric_edges
 from core.model import DataSpec
-from data_shards.schema import DataError, Field, Manifest
+from data_shards.shards.manifest import DataError, Field, Manifest
 from data_shards.stream import Stream
 
 GRAPH = ("side", "triples", "links_train", "links_valid", "links_test")  # fields that are no view

@@ -27,10 +27,10 @@ import numpy as np
 from tqdm import tqdm
 
 from data_shards.command import run
-from data_shards.index_file import ABSENT, MAX_AXES, Index, summary
-from data_shards.schema import MANIFEST, NUMBERS, DataError, Field, Manifest, Shard, read_manifest
-from data_shards.shard import index_name, sha256_of, staged
-from data_shards.tar import Member, members
+from data_shards.shards.index_table import ABSENT, MAX_AXES, Index, summary
+from data_shards.shards.manifest import MANIFEST, NUMBERS, DataError, Field, Manifest, Shard, read_manifest
+from data_shards.shards.tar import Member, members
+from data_shards.shards.writer import index_name, sha256_of, staged
 
 _NPY_HEADER = 1 << 16  # bytes; a longer header is hostile
 

@@ -18,10 +18,10 @@ import numpy as np
 from tqdm import tqdm
 
 from data_shards.command import run
-from data_shards.index_file import ABSENT
-from data_shards.reader import Reader
-from data_shards.schema import DataError, Manifest, parse_manifest
-from data_shards.store import open_store
+from data_shards.reading.reader import Reader
+from data_shards.reading.storage import open_store
+from data_shards.shards.index_table import ABSENT
+from data_shards.shards.manifest import DataError, Manifest, parse_manifest
 
 LEVELS = 31  # most label values that get a line each: MOSI's
 BINS = 12  # otherwise

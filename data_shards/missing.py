@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from core.batch import Utterances
-from data_shards.schema import DataError
+from data_shards.shards.manifest import DataError
 
 Bools = NDArray[np.bool_]
 

@@ -28,11 +28,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_shards.index_file import bytes_of
-from data_shards.order import Epoch, Order, deal, place
-from data_shards.reader import Arrays, Reader, read_index
-from data_shards.schema import DataError, Manifest, parse_manifest
-from data_shards.store import open_store
+from data_shards.reading.reader import Arrays, Reader, read_index
+from data_shards.reading.sampler import Epoch, Order, deal, place
+from data_shards.reading.storage import open_store
+from data_shards.shards.index_table import bytes_of
+from data_shards.shards.manifest import DataError, Manifest, parse_manifest
 
 log = logging.getLogger(__name__)
 

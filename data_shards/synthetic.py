@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from data_shards.command import run
-from data_shards.raw import save_pickle
-from data_shards.schema import DataError
+from data_shards.shards.manifest import DataError
+from data_shards.sources.pickles import save_pickle
 
 SAMPLES = 1200
 SHARES = {"train": 0.6, "valid": 0.1, "test": 0.3}

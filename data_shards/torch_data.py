@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from data_shards.order import place
-from data_shards.reader import Arrays
+from data_shards.reading.reader import Arrays
+from data_shards.reading.sampler import place
 from data_shards.stream import Stream
 
 

@@ -22,14 +22,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_shards.as_written import as_written
 from data_shards.command import run
 from data_shards.index import index_tar, left_out
-from data_shards.index_file import ABSENT, JSON, JSON_SIZE, Index, columns
-from data_shards.reader import Reader
-from data_shards.schema import DataError, Manifest, Shard, read_manifest
-from data_shards.shard import index_name
-from data_shards.store import Folder
+from data_shards.reading.reader import Reader
+from data_shards.reading.storage import Folder
+from data_shards.shards.canonical import as_written
+from data_shards.shards.index_table import ABSENT, JSON, JSON_SIZE, Index, columns
+from data_shards.shards.manifest import DataError, Manifest, Shard, read_manifest
+from data_shards.shards.writer import index_name
 
 PIECE = 1 << 18  # numbers that are looked at in one go
 

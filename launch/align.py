@@ -16,13 +16,13 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from core.metrics.alignment import Candidates, mean_of_nearest, mutual_nearest, tiles, unit
-from data_shards.schema import DataError
-from launch.alignment import AlignmentTask
+from core.metrics.ranking import Candidates, mean_of_nearest, mutual_nearest, tiles, unit
+from data_shards.shards.manifest import DataError
 from launch.config import ConfigError, override
 from launch.evaluate import read_run
-from launch.report import best_model
-from launch.tasks import build_task
+from launch.reports.report import best_model
+from launch.tasks.alignment import AlignmentTask
+from launch.tasks.build import build_task
 
 LARGEST = 20_000  # entities per side for an assignment, which holds their whole matrix
 

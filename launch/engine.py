@@ -22,12 +22,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from core.batch import Batch
 from core.dropout import number_dropouts, sample_masks
-from core.kernels.stages import RowError
+from core.kernels.supcr.grouping import RowError
 from core.model import Model, Output
 from core.recompute import recompute_layers
-from launch import messages, watch
 from launch.config import ConfigError, Run
 from launch.deepspeed_config import deepspeed_config, refuse_impossible
+from launch.monitor import control_plane, watchdog
 
 Surrogate = Callable[[Mapping[str, Tensor]], Tensor]  # from the embeddings of one part to a scalar
 
@@ -93,7 +93,7 @@ def _float32(output: Output) -> Output:
     return replace(output, **{f.name: widen(getattr(output, f.name)) for f in fields(output)})
 
 
-def init_processes(timeout: float = 1800.0, lost_after: float = watch.LOST_AFTER) -> None:
+def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AFTER) -> None:
     """Join the processes that a launcher started (``deepspeed``, ``torchrun``), or be the only one.
 
     Args:
@@ -120,8 +120,8 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watch.LOST_AFTER
         deepspeed.init_distributed(timeout=patience, verbose=False)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    messages.open_group(patience)
-    watch.begin(timeout, lost_after)
+    control_plane.open_group(patience)
+    watchdog.begin(timeout, lost_after)
 
 
 def _use_own_ninja() -> None:
@@ -183,8 +183,8 @@ def refuse_stale_build_lock(root: Path | None = None, *, idle: float = 5, busy: 
 def shutdown_processes() -> None:
     """Leave together, at the end of the work."""
     if torch.distributed.is_initialized():
-        messages.any_rank(False)
-        watch.leave()
+        control_plane.any_rank(False)
+        watchdog.leave()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from core import distributed
-from data_shards.schema import DataError
+from data_shards.shards.manifest import DataError
 from launch.config import ConfigError, Run, from_dict, override
 from launch.engine import init_processes, shutdown_processes
-from launch.report import best_model
-from launch.tasks import build_task
+from launch.reports.report import best_model
+from launch.tasks.build import build_task
 
 USAGE = "usage: python -m launch.evaluate RUN [data=DIR] [split=test] [key=value ...]"
 

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from core import bundle
-from data_shards.schema import DataError, Manifest
+from data_shards.shards.manifest import DataError, Manifest
 from launch.config import ConfigError, Run, override
 from launch.evaluate import read_run
-from launch.provenance import provenance
-from launch.report import best_model
-from launch.task import Task
-from launch.tasks import build_task
+from launch.reports.provenance import provenance
+from launch.reports.report import best_model
+from launch.tasks.base import Task
+from launch.tasks.build import build_task
 
 
 def export(run_dir: Path, out: Path, changes: list[str]) -> None:

@@ -14,16 +14,16 @@ from typing import Any, NoReturn
 from core import distributed
 from core.batch import Batch
 from core.model import Model
-from launch import watch
-from launch.checkpoint import Checkpoints
+from launch.checkpoints.store import Checkpoints
 from launch.config import Run
 from launch.engine import learning_rate_factor, set_learning_rates
 from launch.fetch import Fetcher
-from launch.health import Clock, Utilisation, diverged, memory, padding_share
-from launch.runlog import RunLog
-from launch.signals import Preempted, Stop, StopNow
+from launch.monitor import watchdog
+from launch.monitor.health import Clock, Utilisation, diverged, memory, padding_share
+from launch.monitor.preemption import Preempted, Stop, StopNow
+from launch.reports.run_log import RunLog
 from launch.step import TrainingStopped, train_step
-from launch.task import Task
+from launch.tasks.base import Task
 
 
 def fit(
@@ -40,7 +40,7 @@ def fit(
     progress = checkpoints.progress
     while not progress.finished and progress.epoch < run.epochs:
         epoch, started = progress.epoch, time.perf_counter()
-        watch.at(f"beginning epoch {epoch}")
+        watchdog.at(f"beginning epoch {epoch}")
         task.begin_epoch(epoch, model)
         model.begin_epoch(epoch)
         first_step = progress.epoch_steps
@@ -67,7 +67,7 @@ def fit(
         log.event("epoch", progress.step, {"epoch": epoch, **means, **scores, **speed, **memory(), **model.report()})
         progress.epoch, progress.epoch_steps, progress.sums = epoch + 1, 0, {}
         progress.finished = bool(run.patience) and epoch - progress.best_epoch >= run.patience
-        watch.at("saving")
+        watchdog.at("saving")
         checkpoints.save(engine, task, "last", "best") if improved else checkpoints.save(engine, task, "last")
         yield {"epoch": float(epoch), **means, **scores, **speed}
     progress.finished = True
@@ -85,14 +85,14 @@ def _train_epoch(
     seen = 0
     while True:
         clock.start()
-        watch.at(f"at step {progress.step}, waiting for data")
+        watchdog.at(f"at step {progress.step}, waiting for data")
         parts = batches.next(lambda: stop.asked)
         if stop.agreed():
             _leave(engine, task, checkpoints, log, stuck=batches.waiting)
         if parts is None:
             break
         clock.lap("data")
-        watch.at(f"at step {progress.step}")
+        watchdog.at(f"at step {progress.step}")
         rates = set_learning_rates(engine, run, learning_rate_factor(run, progress.step, steps * run.epochs, epoch))
         size = _global_size(parts)
         with utilisation.counting(size, first=seen == 0):
@@ -114,7 +114,7 @@ def _train_epoch(
         if run.check_every and progress.step % run.check_every == 0:
             _compare_ranks(engine.module.model, progress.step)
         if run.save_every and progress.step % run.save_every == 0 and progress.epoch_steps < steps:
-            watch.at("saving")
+            watchdog.at("saving")
             checkpoints.save(engine, task, "last")
     batches.close()
     log.close_bar()
@@ -124,7 +124,7 @@ def _train_epoch(
 def _leave(engine: Any, task: Task, checkpoints: Checkpoints, log: RunLog, *, stuck: bool = False) -> NoReturn:
     """Save what is not saved yet, and end the process; all ranks do."""
     log.close_bar()
-    watch.at("saving")
+    watchdog.at("saving")
     if checkpoints.newest != checkpoints.name:
         checkpoints.save(engine, task, "last")
     log.say("stopped on request; everything is saved, and the same command with the same run_dir goes on from here")

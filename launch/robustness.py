@@ -19,15 +19,15 @@ import numpy as np
 import torch
 
 from core import distributed
-from core.metrics.robustness import auilc
-from core.metrics.sentiment import floors
+from core.metrics.missing_rates import auilc
+from core.metrics.regression import floors
 from data_shards.missing import Missing
 from launch.config import ConfigError, Run, override
 from launch.engine import init_processes, shutdown_processes
 from launch.evaluate import read_run
-from launch.pictures import INK, figure, save
-from launch.report import best_model
-from launch.sentiment import SentimentTask
+from launch.reports.plots import INK, figure, save
+from launch.reports.report import best_model
+from launch.tasks.sentiment import SentimentTask
 from launch.train import exit_code
 
 USAGE = "usage: python -m launch.robustness RUN [RUN ...] [rates=0:1:0.1] [protocol=A|B] [out=DIR] [key=value ...]"

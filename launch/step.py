@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from core import distributed
 from core.batch import Batch
 from core.model import Model
-from launch import messages, watch
+from launch.checkpoints.progress import Progress
 from launch.config import Run
 from launch.engine import Surrogate, optimizer_step
-from launch.health import Clock
-from launch.progress import Progress
-from launch.task import Task
+from launch.monitor import control_plane, watchdog
+from launch.monitor.health import Clock
+from launch.tasks.base import Task
 
 
 class TrainingStopped(RuntimeError):
@@ -46,7 +46,7 @@ def train_step(
         TrainingStopped: on every rank, before the optimiser moved.
     """
     device, step = engine.device, progress.step
-    watch.at(f"at step {step}, computing losses")  # what hangs before here is told from what waits in a loss
+    watchdog.at(f"at step {step}, computing losses")  # what hangs before here is told from what waits in a loss
     model: Model = engine.module.model
     parts = _with_counts(model, [part.to(device) for part in parts])
     surrogates: list[Surrogate] = []
@@ -69,13 +69,13 @@ def train_step(
         clock.lap("backward")
         if number + 1 < len(parts):
             engine.step()
-    watch.at(f"at step {step}, summing losses")
+    watchdog.at(f"at step {step}, summing losses")
     means = _mean(totals | contrast)
     clock.lap("exchange")
     taken = Taken(means, math.nan)
     if not all(math.isfinite(value) for value in means.values()):
         _report_bad_batch(engine, parts, taken, progress, task, run_dir)
-    watch.at(f"at step {step}, in the optimiser")
+    watchdog.at(f"at step {step}, in the optimiser")
     taken = Taken(means, optimizer_step(engine))
     if not math.isfinite(taken.grad_norm) and run.precision != "fp16":  # fp16 skips such steps and lowers its scale
         _report_bad_batch(engine, parts, taken, progress, task, run_dir)
@@ -206,7 +206,7 @@ def _report_bad_batch(
     terms = ", ".join(f"{name} {value:g}" for name, value in taken.losses.items())
     total = sum(taken.losses.values())
     named = [f"embedding {name} of sample {samples[0]} is not finite" for name, samples in bad.items()]
-    named = [text for text in messages.gather_text("; ".join(named)) if text]
+    named = [text for text in control_plane.gather_text("; ".join(named)) if text]
     what = "the gradient is not finite although the loss is" if math.isfinite(total) else f"loss became {total}"
     raise TrainingStopped(
         f"{what} in epoch {progress.epoch} at step {progress.step} ({'; '.join([terms, *named])}); "

@@ -21,20 +21,21 @@ from typing import Any
 import torch
 
 from core import distributed
-from data_shards.schema import DataError
-from launch import report, watch
-from launch.checkpoint import Checkpoints, SaveError, read_state
+from data_shards.shards.manifest import DataError
+from launch.checkpoints.progress import Progress
+from launch.checkpoints.store import Checkpoints, SaveError, read_state
+from launch.checkpoints.tensors import load_generators, load_moments, load_weights
 from launch.config import ConfigError, Run, from_dict, load_recipe, override, recipe_names, to_dict
-from launch.contents import load_generators, load_moments, load_weights
 from launch.engine import init_processes, load_loss_scale, shutdown_processes, start
 from launch.loop import fit
-from launch.progress import Progress
-from launch.provenance import provenance
-from launch.runlog import RunLog
-from launch.signals import PREEMPTED, Preempted, Stop
+from launch.monitor import watchdog
+from launch.monitor.preemption import PREEMPTED, Preempted, Stop
+from launch.reports import report
+from launch.reports.provenance import provenance
+from launch.reports.run_log import RunLog
 from launch.step import TrainingStopped
-from launch.task import Task
-from launch.tasks import build_model, build_task
+from launch.tasks.base import Task
+from launch.tasks.build import build_model, build_task
 
 USAGE = """usage: deepspeed launch/train.py RECIPE data=DIR [key=value ...]
 
@@ -204,12 +205,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 def exit_code(work: Callable[[], None]) -> int:
     """Do the work of one rank: 0 done, 2 refused, 3 not finite or ranks differ, 4 no room for a checkpoint, 75 stopped
-    on request with everything saved; 76, given by ``launch.watch``, when another rank is gone."""
+    on request with everything saved; 76, given by ``launch.monitor.watchdog``, when another rank is gone."""
     try:
         work()
         return 0
     except Preempted as left:
-        watch.leave()
+        watchdog.leave()
         if left.stuck:  # the thread that waits for data would keep the interpreter from ending
             sys.stderr.flush()
             os._exit(PREEMPTED)
@@ -221,15 +222,15 @@ def exit_code(work: Callable[[], None]) -> int:
     except SaveError as error:
         return _complain(error, 4)
     except RuntimeError as error:
-        watch.wait_for_verdict(error)
-        watch.leave(str(error))
+        watchdog.wait_for_verdict(error)
+        watchdog.leave(str(error))
         raise
 
 
 def _complain(error: Exception, code: int) -> int:
     if distributed.rank() == 0:
         print(f"error: {error}", file=sys.stderr)
-    watch.leave(str(error))
+    watchdog.leave(str(error))
     return code
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from core.batch import EntityGraph, Utterances
-from core.encoders.graph import symmetric_edges
+from core.encoders.graph_networks import symmetric_edges
 from core.model import DataSpec
-from data_shards.schema import Field, Manifest, Sample
-from data_shards.shard import write_shard
+from data_shards.shards.manifest import Field, Manifest, Sample
+from data_shards.shards.writer import write_shard
 
 WIDTHS = {"text": 0, "audio": 5, "vision": 20}
 

@@ -20,14 +20,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from tune.cache import build, copy
+from tune.workers.operators import build, copy
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 _PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
 os.environ["PATH"] = _PATH  # ninja, which DeepSpeed asks for when it loads its operator
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["deepspeed", "launch.train", "launch.sentiment", "launch.alignment"])
+_CONTEXT.set_forkserver_preload(["deepspeed", "launch.train", "launch.tasks.sentiment", "launch.tasks.alignment"])
 
 
 class Ranks:

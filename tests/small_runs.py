@@ -41,8 +41,8 @@ def alignment_data(folder: Path) -> Path:
     from folders import write_folder
 
     from data_shards.convert import convert
-    from data_shards.entities import EntityOptions
-    from data_shards.source import Options
+    from data_shards.sources.base import Options
+    from data_shards.sources.knowledge_graphs import EntityOptions
 
     raw = write_folder(folder / "raw")
     convert(raw, folder / "graphs", Options(entities=EntityOptions(train_ratio=0.5)), shard_size=32)
@@ -51,7 +51,7 @@ def alignment_data(folder: Path) -> Path:
 
 def small_run(model: str, data: Path | str, **changes: Any) -> Run:
     """A run of ``model`` with its default options but for ``LESS``, a tiny text encoder, and a rate for every group."""
-    from launch.tasks import build_model, build_task
+    from launch.tasks.build import build_model, build_task
 
     options = MODELS[model].Config(**LESS.get(model, {}))
     if any(field.name == "text" for field in fields(options)):
@@ -83,7 +83,7 @@ def partitioned(folder: Path) -> str:
 
 def without_second_half(parts: list[Batch], rank: int, ranks: int, modality: str) -> list[Batch]:
     """The parts without ``modality`` in the second half of the global batch: with two ranks, all that rank 1 has."""
-    from data_shards.order import deal
+    from data_shards.reading.sampler import deal
 
     if ranks == 2 and rank == 0:
         return parts
@@ -120,9 +120,9 @@ def first_steps(runs: list[Run], folder: Path) -> None:
 
 def stored_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
     """All of the last checkpoint, put together: "param NAME", "exp_avg NAME", "exp_avg_sq NAME", "buffer NAME"."""
-    from launch.checkpoint import Checkpoints, read_state
-    from launch.contents import Stored
-    from launch.progress import Progress
+    from launch.checkpoints.progress import Progress
+    from launch.checkpoints.store import Checkpoints, read_state
+    from launch.checkpoints.tensors import Stored
 
     folder, _ = Checkpoints(run_dir, Progress()).find("last")
     assert folder is not None
@@ -136,12 +136,12 @@ def stored_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
 
 def train_one(run: Run, steps: int, absent: str = "", save_to: Path | None = None) -> dict[str, Any]:
     from core import distributed
-    from launch.checkpoint import Checkpoints
+    from launch.checkpoints.progress import Progress
+    from launch.checkpoints.store import Checkpoints
     from launch.engine import learning_rate_factor, set_learning_rates, start
-    from launch.health import Clock
-    from launch.progress import Progress
+    from launch.monitor.health import Clock
     from launch.step import train_step
-    from launch.tasks import build_model, build_task
+    from launch.tasks.build import build_model, build_task
 
     torch.manual_seed(run.seed)
     task = build_task(run)

@@ -23,12 +23,12 @@ from core import distributed
 from core.models.mclea import MCLEA
 from core.models.meaformer import MEAformer
 from data_shards.convert import convert
-from data_shards.entities import EntityOptions
-from data_shards.source import Options
+from data_shards.sources.base import Options
+from data_shards.sources.knowledge_graphs import EntityOptions
 from launch.align import predict
-from launch.alignment import AlignmentOptions, AlignmentTask, greedy_pairs
 from launch.config import ConfigError, Run, load_recipe, override, recipe_names
 from launch.engine import learning_rate_factor
+from launch.tasks.alignment import AlignmentOptions, AlignmentTask, greedy_pairs
 
 CONFIGS: dict[str, Any] = {
     "mclea": MCLEA.Config(graph_hidden=12, hidden=8),

@@ -17,10 +17,10 @@ import torch
 from ranks import Ranks, run_ranks
 from small_runs import sentiment_data, small_run
 
-from launch import checkpoint
-from launch.checkpoint import Checkpoints, SaveError, read_state, verify
+from launch.checkpoints import store
+from launch.checkpoints.progress import Progress
+from launch.checkpoints.store import Checkpoints, SaveError, read_state, verify
 from launch.config import ConfigError, Run
-from launch.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_and_says_so(tmp_path: Path,
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(store.os, "fsync", full)
     with pytest.raises(SaveError, match="No space left.*step-00000001 before it is untouched"):
         save(tmp_path, 2, "last")
     monkeypatch.undo()
@@ -144,7 +144,7 @@ def test_a_file_that_the_disk_changed_is_not_committed(tmp_path: Path, monkeypat
         if os.fstat(descriptor).st_size > 500 and os.path.isfile(f"/proc/self/fd/{descriptor}"):
             os.ftruncate(descriptor, 400)
 
-    monkeypatch.setattr(checkpoint.os, "fsync", lose_the_end)
+    monkeypatch.setattr(store.os, "fsync", lose_the_end)
     with pytest.raises(SaveError, match="does not read back"):
         save(tmp_path, 1, "last")
 
@@ -153,12 +153,12 @@ def test_a_checkpoint_holds_no_code_and_one_with_code_is_refused(tmp_path: Path)
     folder = save(tmp_path, 1, "last")
     assert {path.suffix for path in folder.iterdir()} == {".json", ".safetensors"}
     torch.save({"a": print}, folder / "rank-00000.safetensors")  # a pickle under the name of a tensor file
-    entry = checkpoint._write(folder / "rank-00000.safetensors", (folder / "rank-00000.safetensors").read_bytes())
+    entry = store._write(folder / "rank-00000.safetensors", (folder / "rank-00000.safetensors").read_bytes())
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][entry.pop("name")] = entry
     (folder / "manifest.json").write_text(json.dumps(manifest))
     verify(folder)
-    from launch.contents import load_weights
+    from launch.checkpoints.tensors import load_weights
 
     with pytest.raises(ConfigError, match="no safetensors file"):
         load_weights(folder, {"weight": [2, 3], "bias": [2]}, torch.nn.Linear(3, 2))
@@ -191,7 +191,7 @@ def test_a_state_of_another_kind_is_refused(tmp_path: Path, change: dict[str, An
 
 
 def test_weights_of_another_model_are_refused_by_parameter(tmp_path: Path):
-    from launch.contents import load_weights
+    from launch.checkpoints.tensors import load_weights
 
     folder = save(tmp_path, 1)
     shapes = read_state(folder).shapes
@@ -247,7 +247,7 @@ def contents(runs: list[Run], run_dir: Path, copies: Path) -> None:
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """All of a checkpoint, put together."""
-    from launch.contents import Stored
+    from launch.checkpoints.tensors import Stored
 
     (path,) = folder.glob("checkpoints/step-*")
     state, stored = read_state(path), Stored(path)
@@ -288,7 +288,7 @@ def die_while_saving(run: Run, run_dir: Path, rank: int, moment: str) -> None:
     with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as it:
         next(it.epochs)
         if distributed.rank() == rank:
-            real = {"write": checkpoint._write, "flush": checkpoint._flush, "replace": os.replace}[moment]
+            real = {"write": store._write, "flush": store._flush, "replace": os.replace}[moment]
 
             def die(*arguments: Any) -> Any:
                 if moment == "write":
@@ -297,9 +297,9 @@ def die_while_saving(run: Run, run_dir: Path, rank: int, moment: str) -> None:
                 return real(*arguments)
 
             if moment == "replace":
-                checkpoint.os.replace = die
+                store.os.replace = die
             else:
-                setattr(checkpoint, f"_{moment}", die)
+                setattr(store, f"_{moment}", die)
         it.progress.step += 100
         Checkpoints(run_dir, it.progress).save(it.engine, it.task, "last")
 

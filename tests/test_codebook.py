@@ -12,7 +12,7 @@ import pytest
 from data_shards import codebook
 from data_shards.codebook import load_codebooks, main, write
 from data_shards.convert import convert
-from data_shards.schema import DataError, read_manifest
+from data_shards.shards.manifest import DataError, read_manifest
 from data_shards.synthetic import make
 
 CENTRES = np.array([[0, 0], [10, 0], [0, 1000], [10, 1000]], np.float64)  # the second feature is on another scale

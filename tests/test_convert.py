@@ -15,9 +15,9 @@ from raw_files import SPLITS, Content, assert_same, each, read_back, save
 
 from data_shards import convert as entry
 from data_shards.convert import convert
-from data_shards.moments import Moments
-from data_shards.schema import Field, Labels
-from data_shards.source import Options
+from data_shards.shards.frame_moments import Moments
+from data_shards.shards.manifest import Field, Labels
+from data_shards.sources.base import Options
 
 
 def test_samples_are_stored_at_their_true_length(content: Content, tmp_path: Path) -> None:

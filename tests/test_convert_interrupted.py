@@ -15,7 +15,7 @@ from raw_files import Content, hashes, save
 
 from data_shards import convert as entry
 from data_shards.convert import convert
-from data_shards.schema import MANIFEST, DataError, read_manifest
+from data_shards.shards.manifest import MANIFEST, DataError, read_manifest
 from data_shards.synthetic import write
 
 

@@ -14,8 +14,8 @@ from raw_files import Content, each, save
 
 from data_shards import convert as entry
 from data_shards.convert import convert, parse_labels
-from data_shards.schema import MANIFEST, DataError, Labels, read_manifest
-from data_shards.source import Options
+from data_shards.shards.manifest import MANIFEST, DataError, Labels, read_manifest
+from data_shards.sources.base import Options
 from data_shards.synthetic import make, write
 
 

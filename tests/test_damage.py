@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from data_shards.index import index_folder
-from data_shards.index_file import CRC, END, START, Index
-from data_shards.schema import DataError, Manifest
+from data_shards.shards.index_table import CRC, END, START, Index
+from data_shards.shards.manifest import DataError, Manifest
 from data_shards.stream import Stream
 
 NAME = "train-000001.tar"

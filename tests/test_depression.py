@@ -13,7 +13,7 @@ import torch
 from data_shards.codebook import main as make_codebook
 from data_shards.convert import main as convert
 from launch.config import load_recipe, override, recipe_names
-from launch.tasks import build_model, build_task
+from launch.tasks.build import build_model, build_task
 
 DEPRESSION = [name for name in recipe_names() if name.endswith("/avec2019")]
 

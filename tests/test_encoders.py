@@ -13,7 +13,7 @@ from torch import nn
 
 from core.batch import Utterances
 from core.dropout import number_dropouts, sample_masks
-from core.encoders.crossmodal import Attention
+from core.encoders.attention import Attention
 from core.encoders.inputs import InputConfig, Inputs, groups
 from core.encoders.sequence import BothWays, LastState, SummaryTransformer, masked_max, masked_mean, sinusoids
 from core.encoders.text import TextConfig, TextEncoder

@@ -13,13 +13,13 @@ import pytest
 import torch
 from folders import PAIRS, SECOND, write_folder
 
-from core.encoders.graph import symmetric_edges
-from data_shards import entity_views
+from core.encoders.graph_networks import symmetric_edges
 from data_shards.convert import convert, main
-from data_shards.entities import EntityOptions, read
 from data_shards.graph import load_graphs
-from data_shards.schema import DataError
-from data_shards.source import Options
+from data_shards.shards.manifest import DataError
+from data_shards.sources import entity_views
+from data_shards.sources.base import Options
+from data_shards.sources.knowledge_graphs import EntityOptions, read
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
 

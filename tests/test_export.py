@@ -17,12 +17,12 @@ from small_runs import alignment_data, sentiment_data, small_run
 from core import bundle
 from core.encoders.text import TextConfig
 from core.models import MODELS
-from launch.checkpoint import Checkpoints, read_state
+from launch.checkpoints.progress import Progress
+from launch.checkpoints.store import Checkpoints, read_state
+from launch.checkpoints.tensors import load_weights
 from launch.config import Group, Run
-from launch.contents import load_weights
 from launch.export import main as export
-from launch.progress import Progress
-from launch.tasks import build_model, build_task
+from launch.tasks.build import build_model, build_task
 from launch.train import open_run
 
 

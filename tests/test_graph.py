@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from core.encoders.graph import GCN, DiagonalGAT, neighbour_sum, row_offsets, segment_softmax, symmetric_edges
+from core.encoders.graph_networks import GCN, DiagonalGAT, neighbour_sum, row_offsets, segment_softmax, symmetric_edges
 
 
 def random_edges(num_entities: int, seed: int = 0) -> torch.Tensor:

@@ -17,9 +17,9 @@ import torch
 from ranks import run_ranks
 from small_runs import sentiment_data, small_run
 
-from launch import health
 from launch.config import Run
-from launch.health import Clock, Utilisation, padding_share
+from launch.monitor import health
+from launch.monitor.health import Clock, Utilisation, padding_share
 
 
 @pytest.fixture(scope="module")

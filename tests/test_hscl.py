@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from core.batch import Utterances
-from core.encoders.crossmodal import largest_heads
+from core.encoders.attention import largest_heads
 from core.encoders.text import TextConfig
 from core.model import DataSpec
 from core.models.hscl import HSCL

@@ -15,10 +15,10 @@ import pytest
 import webdataset as wds
 
 from data_shards.index import index_folder, index_tar, main, restore_indexes
-from data_shards.index_file import Index
-from data_shards.schema import DataError, read_manifest
+from data_shards.shards.index_table import Index
+from data_shards.shards.manifest import DataError, read_manifest
+from data_shards.shards.tar import members
 from data_shards.stream import Stream
-from data_shards.tar import members
 
 
 def npy(array: np.ndarray, **options: bool) -> bytes:

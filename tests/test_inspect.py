@@ -10,8 +10,8 @@ import pytest
 
 from data_shards.convert import convert
 from data_shards.inspect import examine, main, render, simplify
-from data_shards.schema import Labels, Manifest
-from data_shards.source import Options
+from data_shards.shards.manifest import Labels, Manifest
+from data_shards.sources.base import Options
 from data_shards.synthetic import make, write
 
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core.kernels import stages, supcr_cpu
-from core.kernels.supcr import fused_supcr, supcr_op
+from core.kernels.supcr import cpu, dispatch, grouping
+from core.kernels.supcr.op import fused_supcr, supcr_op
 from core.losses.supcr import supcr
 
 torch.set_num_threads(1)
@@ -84,11 +84,9 @@ def test_types_keep_their_promised_accuracy(dtype, tolerance, path):
 @pytest.mark.parametrize("keep", [False, True])
 @pytest.mark.parametrize("kind", ["few", "one per sample", "distinct"])
 def test_tiles_of_any_shape_give_the_same(height, width, keep, kind, monkeypatch):
-    monkeypatch.setattr(supcr_cpu, "TILE_COLUMNS", width)
-    monkeypatch.setattr(
-        supcr_cpu.Tiles, "height", property(lambda self: height, lambda self, value: None), raising=False
-    )
-    monkeypatch.setattr("core.kernels.supcr.KEEP_BELOW", 0)
+    monkeypatch.setattr(cpu, "TILE_COLUMNS", width)
+    monkeypatch.setattr(cpu.Tiles, "height", property(lambda self: height, lambda self, value: None), raising=False)
+    monkeypatch.setattr("core.kernels.supcr.op.KEEP_BELOW", 0)
     rows = unit_rows(61, 5)
     labels = {"few": torch.arange(61) % 6, "one per sample": torch.arange(61) // 2, "distinct": torch.arange(61)}[kind]
     expected = definition(rows, labels * 0.7, 0.2)
@@ -105,9 +103,9 @@ def test_labels_whose_distances_round_to_the_same_number_are_ties(path):
 def test_several_strips_and_threads_give_the_same(monkeypatch):
     rows, labels = unit_rows(150, 5), torch.arange(150) // 2 * 0.3
     expected = definition(rows, labels, 0.2)
-    monkeypatch.setattr(supcr_cpu, "SCAN_ELEMENTS", 1)
-    monkeypatch.setattr(supcr_cpu, "TILE_COLUMNS", 40)
-    monkeypatch.setattr("core.kernels.supcr_torch.STRIP_ELEMENTS", 1000)
+    monkeypatch.setattr(cpu, "SCAN_ELEMENTS", 1)
+    monkeypatch.setattr(cpu, "TILE_COLUMNS", 40)
+    monkeypatch.setattr("core.kernels.supcr.torch_chunks.STRIP_ELEMENTS", 1000)
     torch.set_num_threads(2)
     try:
         for path in PATHS:
@@ -244,23 +242,23 @@ def test_no_gradient_is_computed_where_none_is_wanted():
 
 def test_the_way_is_chosen_by_labels_and_range():
     rows = unit_rows(4, 3).float()
-    few, many = stages.MOST_BUCKETS, stages.MOST_BUCKETS + 1
-    assert stages.choose_path(rows, 20.0, 4 * few, few) == "buckets"
-    assert stages.choose_path(rows, 20.0, 4 * few - 1, few) == "scan"
-    assert stages.choose_path(rows, 20.0, 4 * many, many) == "scan"
-    assert stages.choose_path(rows, 200.0, 4 * few, few) == "torch"
-    assert stages.working_type(rows, 200.0, 1000) == torch.float64
-    assert stages.choose_path(rows.double(), 200.0, 4 * few, few) == "buckets"
+    few, many = dispatch.MOST_BUCKETS, dispatch.MOST_BUCKETS + 1
+    assert dispatch.choose_path(rows, 20.0, 4 * few, few) == "buckets"
+    assert dispatch.choose_path(rows, 20.0, 4 * few - 1, few) == "scan"
+    assert dispatch.choose_path(rows, 20.0, 4 * many, many) == "scan"
+    assert dispatch.choose_path(rows, 200.0, 4 * few, few) == "torch"
+    assert grouping.working_type(rows, 200.0, 1000) == torch.float64
+    assert dispatch.choose_path(rows.double(), 200.0, 4 * few, few) == "buckets"
 
 
 def test_missing_triton_is_said_once(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "triton", None)
-    stages.triton_available.cache_clear()
+    dispatch.triton_available.cache_clear()
     try:
         with pytest.warns(UserWarning, match="pip install triton"):
-            assert not stages.triton_available()
+            assert not dispatch.triton_available()
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert not stages.triton_available()
+            assert not dispatch.triton_available()
     finally:
-        stages.triton_available.cache_clear()
+        dispatch.triton_available.cache_clear()

@@ -82,7 +82,7 @@ def labels_of(kind: str, n: int) -> torch.Tensor:
     ],
 )
 def test_kernels_give_the_definition(n, width, kind, temperature, fast):
-    from core.kernels.supcr import fused_supcr
+    from core.kernels.supcr.op import fused_supcr
     from core.losses.supcr import supcr
 
     torch.manual_seed(n)
@@ -100,13 +100,13 @@ def test_kernels_give_the_definition(n, width, kind, temperature, fast):
 
 @interpreted
 def test_work_may_be_divided_over_columns_and_is_the_same_every_time(monkeypatch):
-    from core.kernels import supcr_triton
-    from core.kernels.supcr import supcr_op
+    from core.kernels.supcr import triton_launch
+    from core.kernels.supcr.op import supcr_op
 
     rows = torch.nn.functional.normalize(torch.randn(150, 16), dim=1)
     labels = torch.randint(0, 4, (150,))
     whole = supcr_op(rows, labels, 0.1, True, "triton")
-    monkeypatch.setattr(supcr_triton, "processors", lambda device: 7)
+    monkeypatch.setattr(triton_launch, "processors", lambda device: 7)
     divided = supcr_op(rows, labels, 0.1, True, "triton")
     torch.testing.assert_close(divided, whole, rtol=1e-5, atol=1e-9)
     again = supcr_op(rows, labels, 0.1, True, "triton")
@@ -115,9 +115,9 @@ def test_work_may_be_divided_over_columns_and_is_the_same_every_time(monkeypatch
 
 @interpreted
 def test_kernels_serve_ranks_that_own_some_of_the_rows():
-    from core.kernels import supcr_triton
-    from core.kernels.plan import Anchors, by_label, distinct
-    from core.kernels.supcr import supcr_op
+    from core.kernels.supcr import triton_launch
+    from core.kernels.supcr.grouping import Anchors, by_label, distinct
+    from core.kernels.supcr.op import supcr_op
 
     rows = torch.nn.functional.normalize(torch.randn(60, 16), dim=1)
     table = distinct(labels := torch.randint(0, 6, (60,)))
@@ -126,13 +126,13 @@ def test_kernels_serve_ranks_that_own_some_of_the_rows():
     log_sum, weights, parts = 0.0, torch.empty(len(table), 60), []
     for mine in (torch.arange(0, 60, 3), torch.arange(1, 60, 3), torch.arange(2, 60, 3)):
         anchors, _ = by_label(rows[order[mine]], table.groups[order[mine]], len(table))
-        sums = supcr_triton.bucket_sums(Anchors(anchors, mine), columns, len(table), 0.1)
-        log_sum += supcr_triton.bucket_weights(sums, anchors, table).item()
+        sums = triton_launch.bucket_sums(Anchors(anchors, mine), columns, len(table), 0.1)
+        log_sum += triton_launch.bucket_weights(sums, anchors, table).item()
         weights[:, mine] = sums
         parts.append((Anchors(anchors, mine), sums))
     found = torch.empty_like(rows)
     for anchors, sums in parts:
-        found[order[anchors.own]] = supcr_triton.bucket_gradient(anchors, columns, sums, weights, 0.1)
+        found[order[anchors.own]] = triton_launch.bucket_gradient(anchors, columns, sums, weights, 0.1)
     similarity = rows.double() @ rows.double().T / 0.1
     expected = log_sum - (similarity.sum() - similarity.trace()).item()
     assert expected / (60 * 59) == pytest.approx(loss.item(), rel=1e-6)
@@ -174,8 +174,8 @@ def check(kernel, constants: dict, target: int, warps: int, stages: int) -> None
 
 
 def check_width(target: int, width: int, fast: bool, log: bool, labels: int) -> None:
-    from core.kernels import supcr_triton as launches
-    from core.kernels import supcr_triton_kernels as kernels
+    from core.kernels.supcr import triton_kernels as kernels
+    from core.kernels.supcr import triton_launch as launches
 
     operand = launches.Operand.of(torch.zeros(1, width), exact=not fast)
     common = {"D": operand.width, "BD": operand.piece, "EXACT": not fast, "LOG": log}
@@ -192,7 +192,7 @@ def check_width(target: int, width: int, fast: bool, log: bool, labels: int) -> 
 @pytest.mark.parametrize("target", [80, 90])
 @pytest.mark.parametrize("fast", [False, True])
 def test_kernels_compile_for_gpus_without_spills(target, fast):
-    from core.kernels import supcr_triton_kernels as kernels
+    from core.kernels.supcr import triton_kernels as kernels
 
     check_width(target, 128, fast, log=False, labels=1)
     check(kernels.walk_kernel, {"LOG": False, "BLOCK": 64}, target, warps=2, stages=1)
@@ -206,7 +206,7 @@ def test_kernels_compile_for_gpus_without_spills(target, fast):
     ("width", "log", "labels"), [(256, False, 1), (1024, False, 1), (128, True, 1), (128, True, 16)]
 )
 def test_wide_rows_logarithms_and_many_labels_compile_without_spills(target, fast, width, log, labels):
-    from core.kernels import supcr_triton_kernels as kernels
+    from core.kernels.supcr import triton_kernels as kernels
 
     check_width(target, width, fast, log, labels)
     check(kernels.walk_kernel, {"LOG": log, "BLOCK": 64}, target, warps=2, stages=1)

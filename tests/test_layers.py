@@ -52,4 +52,4 @@ def test_heavy_libraries_are_imported_only_in_their_homes(path: Path):
 def test_only_the_restricted_reader_unpickles():
     for path in FILES:
         if "pickle" in imports(path):
-            assert path.relative_to(ROOT).as_posix() == "data_shards/raw.py"
+            assert path.relative_to(ROOT).as_posix() == "data_shards/sources/pickles.py"

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.kernels.stages import RowError
-from core.losses.distill import IAL, ial
+from core.kernels.supcr.grouping import RowError
 from core.losses.info_nce import ICL, info_nce
+from core.losses.inter_modal import IAL, ial
 from core.losses.supcon import SupCon, supcon
 
 torch.set_num_threads(1)
@@ -184,7 +184,7 @@ def test_wrong_settings_are_refused_with_their_value():
 @pytest.mark.parametrize("strip", [1, 10**6])
 @pytest.mark.parametrize("kind", ["icl", "icl log_mean", "ial", "supcon", "supcon without positives"])
 def test_linear_memory_gives_the_definition(kind, strip, monkeypatch):
-    monkeypatch.setattr("core.kernels.softmax.STRIP_ELEMENTS", strip)
+    monkeypatch.setattr("core.kernels.in_batch_softmax.STRIP_ELEMENTS", strip)
     found = {}
     for fused in (False, True):
         left, right, *joint = (part.clone().requires_grad_() for part in pairs())

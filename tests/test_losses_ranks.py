@@ -14,9 +14,9 @@ import torch.distributed as dist
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from core.kernels.stages import RowError
-from core.losses.distill import IAL
+from core.kernels.supcr.grouping import RowError
 from core.losses.info_nce import ICL
+from core.losses.inter_modal import IAL
 from core.losses.supcon import SupCon
 from core.losses.supcr import SupCR
 from core.losses.supcr_ranks import supcr_across_ranks

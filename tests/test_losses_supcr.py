@@ -12,7 +12,7 @@ from torch import Tensor
 
 from core.batch import Utterances
 from core.encoders.text import TextConfig
-from core.kernels.stages import RowError
+from core.kernels.supcr.grouping import RowError
 from core.losses.labels import on_grid
 from core.losses.supcr import SupCR, supcr
 from core.model import DataSpec

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from core.metrics import alignment
-from core.metrics.alignment import alignment_scores, mutual_nearest, pair_ranks, ranks_among, summary
+from core.metrics import ranking
+from core.metrics.ranking import alignment_scores, mutual_nearest, pair_ranks, ranks_among, summary
 
 
 def naive_ranks(left: np.ndarray, right: np.ndarray, csls: int) -> tuple[np.ndarray, np.ndarray]:
@@ -34,7 +34,7 @@ def naive_ranks(left: np.ndarray, right: np.ndarray, csls: int) -> tuple[np.ndar
 @pytest.mark.parametrize("size", [1, 2, 7, 60])
 @pytest.mark.parametrize("copies", [0, 3])
 def test_ranks_equal_the_naive_ones(monkeypatch: pytest.MonkeyPatch, csls: int, size: int, copies: int) -> None:
-    monkeypatch.setattr(alignment, "TILE_BYTES", 8 * size * 3)  # three rows a tile, so that tiles end unevenly
+    monkeypatch.setattr(ranking, "TILE_BYTES", 8 * size * 3)  # three rows a tile, so that tiles end unevenly
     rng = np.random.default_rng(size + copies)
     left = rng.normal(size=(size, 4))
     right = left + 0.7 * rng.normal(size=(size, 4))
@@ -100,7 +100,7 @@ def test_csls_equals_the_arithmetic_of_a_hand_made_case() -> None:
 
 
 def test_mutual_nearest_finds_exactly_the_mutual_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(alignment, "TILE_BYTES", 200)
+    monkeypatch.setattr(ranking, "TILE_BYTES", 200)
     rng = np.random.default_rng(5)
     left, right = rng.normal(size=(23, 3)), rng.normal(size=(31, 3))
     s = (left / np.linalg.norm(left, axis=1, keepdims=True)) @ (right / np.linalg.norm(right, axis=1, keepdims=True)).T

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from core.metrics import classification, sentiment
+from core.metrics import classification, regression
 
 
 def rounded(values: dict[str, float]) -> dict[str, float]:
@@ -15,7 +15,7 @@ def rounded(values: dict[str, float]) -> dict[str, float]:
 def test_mosi_scores_are_those_of_the_reference_code() -> None:
     prediction = [-2.6, -1.5, -0.5, -0.2, 0, 0.4, 0.5, 1.5, 2.5, 3.7]
     label = [-3, -1, 0, -0.4, 0.6, 0, 1, 2.4, 2, 3]
-    assert rounded(sentiment.scores(prediction, label, "mosi")) == {
+    assert rounded(regression.scores(prediction, label, "mosi")) == {
         "MAE": 0.52,
         "Corr": 0.9503,
         "Mult_acc_7": 0.7,
@@ -32,7 +32,7 @@ def test_sims_scores_are_those_of_the_reference_code(dtype: type) -> None:
     """In both precisions: 0.1 and 0.7 lie on edges of the bins and must not slip over them."""
     prediction = np.array([-1.2, -0.71, -0.7, -0.1, 0, 0.1, 0.11, 0.7, 0.8, 1.3], dtype)
     label = np.array([-1, -0.8, -0.6, 0, 0.2, 0, -0.2, 0.8, 0.6, 1], dtype)
-    found = sentiment.scores(prediction, label, "sims")
+    found = regression.scores(prediction, label, "sims")
     assert rounded(found) | {"F1_score": round(found["F1_score"], 3)} == {
         "MAE": 0.12,
         "Corr": 0.9733,
@@ -45,13 +45,13 @@ def test_sims_scores_are_those_of_the_reference_code(dtype: type) -> None:
 
 def test_rounding_is_half_to_even() -> None:
     halves = np.array([0.5, 1.5, 2.5])
-    assert sentiment.scores(halves, np.array([0.0, 2.0, 2.0]), "mosi")["Mult_acc_7"] == 1
+    assert regression.scores(halves, np.array([0.0, 2.0, 2.0]), "mosi")["Mult_acc_7"] == 1
 
 
 def test_zero_is_non_negative_in_mosi_and_negative_in_sims() -> None:
     zero, positive = np.zeros(4), np.array([0.2, 0.4, 0.6, 1.0])
-    assert sentiment.scores(zero, positive, "mosi")["Has0_acc_2"] == 1
-    assert sentiment.scores(zero, positive, "sims")["Mult_acc_2"] == 0
+    assert regression.scores(zero, positive, "mosi")["Has0_acc_2"] == 1
+    assert regression.scores(zero, positive, "sims")["Mult_acc_2"] == 0
 
 
 @pytest.mark.parametrize(
@@ -65,14 +65,14 @@ def test_constant_answers_score_the_published_floors(
     negative: int, zero: int, positive: int, constant: str, expected: tuple[float, ...]
 ) -> None:
     label = np.repeat([-1.0, 0.0, 1.0], [negative, zero, positive])
-    found = sentiment.floors(label, "mosi")[constant]
+    found = regression.floors(label, "mosi")[constant]
     names = ("Has0_acc_2", "Has0_F1", "Non0_acc_2", "Non0_F1")
     assert tuple(round(100 * found[name], 2) for name in names) == expected
 
 
 def test_the_floor_of_sims_is_the_published_one() -> None:
     label = np.repeat([-0.4, 0.4], [317, 140])
-    found = sentiment.floors(label, "sims")["negative"]
+    found = regression.floors(label, "sims")["negative"]
     assert round(100 * found["Mult_acc_2"], 2) == 69.37
     assert round(100 * found["F1_score"], 2) == 56.82
 
@@ -81,37 +81,37 @@ def test_phq_scores_match_their_definitions() -> None:
     rng = np.random.default_rng(0)
     label = rng.uniform(0, 24, 56)
     prediction = 0.6 * label + rng.normal(0, 3, 56) + 2
-    found = sentiment.scores(prediction, label, "phq")
+    found = regression.scores(prediction, label, "phq")
     covariance = np.cov(prediction, label, bias=True)
     wanted = 2 * covariance[0, 1] / (covariance[0, 0] + covariance[1, 1] + (prediction.mean() - label.mean()) ** 2)
     np.testing.assert_allclose(found["CCC"], wanted)
     np.testing.assert_allclose(found["Corr"], np.corrcoef(prediction, label)[0, 1])
     np.testing.assert_allclose(found["RMSE"], np.linalg.norm(prediction - label) / np.sqrt(56))
-    assert sentiment.scores(label, label, "phq")["CCC"] == pytest.approx(1)
+    assert regression.scores(label, label, "phq")["CCC"] == pytest.approx(1)
 
 
 def test_a_constant_prediction_has_no_correlation_and_is_called_collapsed() -> None:
     label = np.linspace(-3, 3, 11)
-    found = sentiment.scores(np.full(11, 0.3), label, "mosi")
+    found = regression.scores(np.full(11, 0.3), label, "mosi")
     assert found["Corr"] == 0
-    warning = sentiment.collapsed(np.full(11, 0.3), label, "mosi")
+    warning = regression.collapsed(np.full(11, 0.3), label, "mosi")
     assert warning is not None
     assert "hardly differ" in warning
-    assert sentiment.collapsed(label + 0.1, label, "mosi") is None
+    assert regression.collapsed(label + 0.1, label, "mosi") is None
 
 
 def test_answers_on_one_side_only_are_called_collapsed() -> None:
     label = np.linspace(-3, 3, 10)
-    warning = sentiment.collapsed(label / 10 - 1, label, "mosi")
+    warning = regression.collapsed(label / 10 - 1, label, "mosi")
     assert warning is not None
     assert "negative or zero" in warning
 
 
 def test_one_sample_is_scored() -> None:
-    found = sentiment.scores([0.5], [0.0], "mosi")
+    found = regression.scores([0.5], [0.0], "mosi")
     assert found["MAE"] == 0.5
     assert found["Corr"] == found["Non0_acc_2"] == found["Non0_F1"] == 0
-    assert sentiment.collapsed([0.5], [0.0], "mosi") is None
+    assert regression.collapsed([0.5], [0.0], "mosi") is None
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_one_sample_is_scored() -> None:
 )
 def test_what_cannot_be_scored_is_refused(prediction: list, label: list, style: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        sentiment.scores(prediction, label, style)
+        regression.scores(prediction, label, style)
 
 
 def test_classification_scores_match_a_naive_count() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from core.batch import Utterances
 from data_shards.missing import Missing, hide
-from data_shards.schema import DataError
+from data_shards.shards.manifest import DataError
 
 MakeUtterances = Callable[..., Utterances]
 FRAMES = Missing(protocol="frames", rate=0.5)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_shards.order import Epoch, Order, deal, place
+from data_shards.reading.sampler import Epoch, Order, deal, place
 
 GOLDEN = [
     [(3, 2), (2, 1), (1, 0), (0, 2), (1, 1)],

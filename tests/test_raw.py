@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_shards.raw import load_pickle
-from data_shards.schema import DataError
+from data_shards.shards.manifest import DataError
+from data_shards.sources.pickles import load_pickle
 
 CONTENT: dict[str, Any] = {
     "matrix": np.arange(12, dtype=np.float64).reshape(3, 4),

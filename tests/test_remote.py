@@ -22,9 +22,9 @@ import aiohttp
 import pytest
 import tenacity
 
-from data_shards import remote
-from data_shards.remote import Remote
-from data_shards.schema import DataError, read_manifest
+from data_shards.reading import remote
+from data_shards.reading.remote import Remote
+from data_shards.shards.manifest import DataError, read_manifest
 from data_shards.stream import Stream
 
 SIZES = (4, 3, 5, 2, 6)

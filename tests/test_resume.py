@@ -17,9 +17,9 @@ import torch
 from ranks import Ranks, run_ranks
 from small_runs import alignment_data, partitioned, sentiment_data, small_run, stored_tensors
 
-from launch.checkpoint import Checkpoints
+from launch.checkpoints.progress import Progress
+from launch.checkpoints.store import Checkpoints
 from launch.config import Run
-from launch.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,8 @@ def whole(run: Run, kill: tuple[int, int] | None = None, how: str = "step") -> l
             its disk is "full".
     """
     from core import distributed
-    from launch import checkpoint, loop
+    from launch import loop
+    from launch.checkpoints import store
     from launch.engine import init_processes, shutdown_processes
     from launch.train import exit_code, prepare
 
@@ -53,7 +54,7 @@ def whole(run: Run, kill: tuple[int, int] | None = None, how: str = "step") -> l
                 if how == "step":
                     die()
                 elif how == "write":
-                    checkpoint._write = die
+                    store._write = die
                 else:
                     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
             return real(*arguments)

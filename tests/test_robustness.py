@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from runs import ROOT, environment, events, scores
 
-from core.metrics.robustness import auilc
+from core.metrics.missing_rates import auilc
 from launch.config import ConfigError
 from launch.evaluate import read_run
 from launch.robustness import main, parse_rates, usual_rates
@@ -89,7 +89,7 @@ def test_what_cannot_be_compared_is_refused(finished: Path, tmp_path: Path, caps
 def test_a_teacher_on_complete_data_comes_before_its_student(small_shards: Path, tmp_path: Path):
     small = ["epochs=1", "options.width=16", "options.text.width=16", "missing.rate=0.5"]
     done = subprocess.run(
-        [sys.executable, "-m", "launch.teach", "tate/demo", f"data={small_shards}", f"run_dir={tmp_path}", *small],
+        [sys.executable, "-m", "launch.distill", "tate/demo", f"data={small_shards}", f"run_dir={tmp_path}", *small],
         cwd=ROOT,
         env=environment(),
         capture_output=True,

@@ -11,8 +11,8 @@ import torch
 
 from core.batch import Utterances
 from core.encoders.text import TextConfig
-from core.memory import FUSION, LabelMemory, generate
 from core.model import DataSpec
+from core.models.label_memory import FUSION, LabelMemory, generate
 from core.models.self_mm import SelfMM
 
 MakeUtterances = Callable[..., Utterances]

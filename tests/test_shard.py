@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from data_shards import shard as shard_module
-from data_shards.index_file import ABSENT, CRC, END, Index
-from data_shards.schema import DataError, Field, Manifest, Sample, Shard, read_manifest
-from data_shards.shard import write_shard
+from data_shards.shards import writer as shard_module
+from data_shards.shards.index_table import ABSENT, CRC, END, Index
+from data_shards.shards.manifest import DataError, Field, Manifest, Sample, Shard, read_manifest
+from data_shards.shards.writer import write_shard
 
 
 def sample(place: int = 0, **arrays: np.ndarray) -> tuple[str, Sample]:

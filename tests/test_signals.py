@@ -14,12 +14,12 @@ import pytest
 from ranks import Ranks, run_ranks
 from small_runs import sentiment_data, small_run
 
-from launch.checkpoint import Checkpoints, read_state
+from launch.checkpoints.progress import Progress
+from launch.checkpoints.store import Checkpoints, read_state
 from launch.config import Run
 from launch.fetch import Fetcher
-from launch.progress import Progress
-from launch.signals import PREEMPTED
-from launch.watch import LOST
+from launch.monitor.preemption import PREEMPTED
+from launch.monitor.watchdog import LOST
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +30,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def signalled(run: Run, place: str, number: int, times: int = 1) -> None:
     """On a rank: train through ``main``; rank 1 sends itself a signal when it is at ``place``."""
     from core import distributed
-    from launch import sentiment, step
+    from launch import step
     from launch.config import to_dict
+    from launch.tasks.build import sentiment
     from launch.train import main
 
     def send() -> None:
@@ -110,16 +111,17 @@ def fall_silent(run: Run, how: str, lost_after: float, timeout: float) -> None:
     The limits hold from that step on: how long it takes to start depends on what else the machine does.
     """
     from core import distributed
-    from launch import loop, watch
+    from launch import loop
     from launch.engine import init_processes
+    from launch.monitor import watchdog
     from launch.train import prepare
 
     init_processes(600.0, 60.0)
     real = loop.train_step
 
     def stay(*arguments: Any) -> Any:
-        if arguments[2].step == 3 and watch._watch is not None:
-            watch._watch.stalled_after, watch._watch.lost_after = timeout, lost_after
+        if arguments[2].step == 3 and watchdog._watch is not None:
+            watchdog._watch.stalled_after, watchdog._watch.lost_after = timeout, lost_after
         if distributed.rank() == 1 and arguments[2].step == 3:
             time.sleep(2.5)  # the others have heard where it is
             if how == "process":
@@ -132,7 +134,7 @@ def fall_silent(run: Run, how: str, lost_after: float, timeout: float) -> None:
         try:
             list(it.epochs)
         except RuntimeError as error:  # as the command does: the other rank may be gone before this one has heard why
-            watch.wait_for_verdict(error)
+            watchdog.wait_for_verdict(error)
             raise
 
 
@@ -232,12 +234,12 @@ def test_an_error_of_the_source_comes_through_and_the_source_is_closed():
 def lonely(seconds: float) -> bool:
     """On a rank: stop watching without a reason, and see that the other lives on."""
     from core import distributed
-    from launch import watch
     from launch.engine import init_processes
+    from launch.monitor import watchdog
 
     init_processes(lost_after=6)
     if distributed.rank() == 1:
-        watch.leave()
+        watchdog.leave()
     time.sleep(seconds)
     return True
 

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader
 
 from data_shards import torch_data
-from data_shards.memory import Memory
-from data_shards.reader import Arrays
-from data_shards.schema import DataError, Manifest
+from data_shards.batches import utterances
+from data_shards.reading.buffer_pool import Memory
+from data_shards.reading.reader import Arrays
+from data_shards.shards.manifest import DataError, Manifest
 from data_shards.stream import Stream
 from data_shards.torch_data import Samples, Steps, loader
-from data_shards.utterances import utterances
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
 SIZES = (5, 1, 7, 3, 4)
@@ -461,7 +461,7 @@ def test_memory_of_a_batch_is_used_again_only_when_nobody_holds_it():
 
 def test_batches_that_are_kept_do_not_change(make_shards, tmp_path):
     make_shards(tmp_path, (9, 9))
-    with patch("data_shards.memory.LARGE", 1):
+    with patch("data_shards.reading.buffer_pool.LARGE", 1):
         kept = [part for (part,) in Stream(tmp_path, "train", global_batch=2, prefetch=2).epoch(0)]
     again = [part for (part,) in Stream(tmp_path, "train", global_batch=2, prefetch=0).epoch(0)]
     for one, other in zip(kept, again, strict=True):

@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge
 
 from data_shards.convert import convert
 from data_shards.inspect import examine, render
-from data_shards.raw import load_pickle
+from data_shards.sources.pickles import load_pickle
 from data_shards.synthetic import ADJECTIVES, DEGREES, main, make, vocabulary
 
 WORDS = {word: number for number, word in enumerate(vocabulary())}

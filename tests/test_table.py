@@ -18,10 +18,10 @@ import pytest
 
 from data_shards.convert import convert
 from data_shards.inspect import examine
-from data_shards.reader import Reader
-from data_shards.schema import DataError, Field, Labels, Manifest
-from data_shards.source import KNOWN_LABELS, Options, known_resolution
-from data_shards.store import open_store
+from data_shards.reading.reader import Reader
+from data_shards.reading.storage import open_store
+from data_shards.shards.manifest import DataError, Field, Labels, Manifest
+from data_shards.sources.base import KNOWN_LABELS, Options, known_resolution
 
 REPOSITORY = Path(__file__).parents[1]
 SHARED = REPOSITORY.parent / "shared" / "data"

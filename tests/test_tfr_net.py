@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from core.batch import Utterances
-from core.encoders.simam import simam
 from core.encoders.text import TextConfig
-from core.losses.moments import central_moment_discrepancy
 from core.model import DataSpec
+from core.models.central_moments import central_moment_discrepancy
+from core.models.simam import simam
 from core.models.tfr_net import Encoder, Gate, TFRNet
 
 MakeUtterances = Callable[..., Utterances]

@@ -13,10 +13,10 @@ from launch.config import ConfigError, load_recipe, recipe_names, to_dict
 from tune.cluster import capacity
 from tune.domain import Around, Choice, Range, read_domain
 from tune.journal import WORST
+from tune.overrides import leaves
 from tune.settings import load_search, read_search, same_search, write_search
-from tune.source import Source, default_point
 from tune.spaces import SPACES, SYMBOLS
-from tune.words import leaves
+from tune.suggest import Source, default_point
 
 KNOWN = ["hscl/demo", "data=shards"]
 

@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tune import cache
-from tune.environment import environment
-from tune.processes import ProcessEnded, Processes
+from tune.workers import operators
+from tune.workers.environment import environment
+from tune.workers.processes import ProcessEnded, Processes
 
 SAY = """
 import json, os, sys, time
@@ -33,7 +33,7 @@ def say(**body):
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Processes]:
     """Start a program as the ranks of a trial; whatever is left of it is ended after the test."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr("tune.processes.GRACE", 1.0)
+    monkeypatch.setattr("tune.workers.processes.GRACE", 1.0)
     started: list[Processes] = []
 
     def begin(program: str, *arguments: str, count: int = 1) -> Processes:
@@ -131,11 +131,11 @@ def test_nothing_that_a_trial_started_outlives_it(start):
 def test_the_processes_end_when_the_one_that_started_them_is_killed(tmp_path: Path):
     """SIGKILL of the parent, which no handler sees."""
     (tmp_path / "sleeper.py").write_text(
-        "import os, sys, time\nfrom tune.child import die_with_parent\ndie_with_parent()\n"
+        "import os, sys, time\nfrom tune.workers.child import die_with_parent\ndie_with_parent()\n"
         f"open(r'{tmp_path}/' + os.environ['RANK'], 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
     )
     parent = (
-        "import time\nfrom pathlib import Path\nfrom tune.processes import Processes\n"
+        "import time\nfrom pathlib import Path\nfrom tune.workers.processes import Processes\n"
         f"Processes([], module='sleeper', count=2, output=Path(r'{tmp_path}') / 'log')\ntime.sleep(600)\n"
     )
     root = str(Path(__file__).parents[1])
@@ -158,11 +158,11 @@ def test_every_process_has_its_own_copy_of_what_is_compiled(tmp_path: Path):
     os.utime(built / "op.so", (1e9, 1e9))  # ninja compiles again when times differ from those in its log
     (built / "lock").touch()
     for _ in range(2):
-        told = cache.copy(str(tmp_path / "built"), tmp_path / "trial" / "0")
+        told = operators.copy(str(tmp_path / "built"), tmp_path / "trial" / "0")
         copied = Path(told["TORCH_EXTENSIONS_DIR"]) / "op" / "op.so"
         assert copied.read_bytes() == b"code"
         assert copied.stat().st_mtime == 1e9
         assert not (copied.parent / "lock").exists()
         (copied.parent / "lock").touch()  # of a process that is killed
-    assert cache.copy("", tmp_path / "none") == {}
-    assert cache.copy(str(tmp_path / "elsewhere"), tmp_path / "none") == {}
+    assert operators.copy("", tmp_path / "none") == {}
+    assert operators.copy(str(tmp_path / "elsewhere"), tmp_path / "none") == {}

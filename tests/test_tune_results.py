@@ -22,12 +22,12 @@ from tune import tuner
 from tune.asha import Rungs
 from tune.cluster import Capacity
 from tune.domain import Choice, Range
-from tune.drawings import importance, position
 from tune.journal import WORST, Journal
-from tune.progress import Progress
-from tune.report import best_changes, write_best, write_confirmed, write_report
+from tune.search_plots import importance, position
+from tune.search_report import best_changes, write_best, write_confirmed, write_report
 from tune.settings import Search
-from tune.source import Source
+from tune.suggest import Source
+from tune.trial_progress import Progress
 
 # the journal -------------------------------------------------------------------------------------------------------
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_shards.as_written import as_written
 from data_shards.index import index_folder
-from data_shards.index_file import Index
-from data_shards.schema import Field, Manifest, Sample, read_manifest
-from data_shards.shard import write_shard
+from data_shards.shards.canonical import as_written
+from data_shards.shards.index_table import Index
+from data_shards.shards.manifest import Field, Manifest, Sample, read_manifest
+from data_shards.shards.writer import write_shard
 from data_shards.verify import main, verify
 
 

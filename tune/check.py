@@ -7,10 +7,10 @@ from typing import Any
 
 from launch.config import ConfigError
 from launch.engine import parameter_groups
-from launch.tasks import build_model, build_task
+from launch.tasks.build import build_model, build_task
+from tune.overrides import values
 from tune.settings import Search
-from tune.source import Source
-from tune.words import values
+from tune.suggest import Source
 
 ATTEMPTS = 20  # draws of all other settings before a value counts as impossible
 SECONDS = 60.0  # spent on trying out a space

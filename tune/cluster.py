@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from launch.config import ConfigError
-from tune import cache
 from tune.settings import Search
+from tune.workers import operators
 
 OBJECT_STORE = 100 * 2**20  # bytes; hardly anything goes through it
 # Ray has this for the firewalls of other systems: 0 makes 127.0.0.1 the only address that any of its processes binds
@@ -47,7 +47,7 @@ def cluster(search: Search) -> Iterator[Capacity]:
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="1",  # a trial without GPUs sees none
         RAY_DEDUP_LOGS="0",
         RAY_worker_niceness="0",  # trials are what the machine is for
-        RAY_AIR_NEW_OUTPUT="0",  # tune.progress says what happens
+        RAY_AIR_NEW_OUTPUT="0",  # tune.trial_progress says what happens
         TUNE_GLOBAL_CHECKPOINT_S="15",  # copies what TensorBoard reads into the search's folder
         TUNE_DISABLE_STRICT_METRIC_CHECKING="1",
         TUNE_WARN_THRESHOLD_S="30",
@@ -55,7 +55,7 @@ def cluster(search: Search) -> Iterator[Capacity]:
     if not search.address:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         os.environ[LOOPBACK_ONLY] = "0"
-    extensions = cache.build()
+    extensions = operators.build()
     import ray
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")

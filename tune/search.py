@@ -12,15 +12,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_shards.schema import DataError
+from data_shards.shards.manifest import DataError
 from launch.config import ConfigError, recipe_names
 from tune.check import Check
 from tune.cluster import Capacity, cluster
 from tune.domain import FORMS
 from tune.journal import Journal, Record
-from tune.report import best_changes, write_best, write_confirmed, write_report
+from tune.search_report import best_changes, write_best, write_confirmed, write_report
 from tune.settings import Search, load_search, read_search, same_search, write_search
-from tune.source import Source
+from tune.suggest import Source
 
 USAGE = """usage: python -m tune.search RECIPE data=DIR [key=value ...]
        python -m tune.search resume=DIR

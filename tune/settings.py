@@ -15,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 from launch.config import ConfigError, Run, load_recipe, override, suggest, to_dict
 from launch.train import expand
 from tune.domain import Around, Choice, Domain, Range, read_domain
+from tune.overrides import arguments, leaves
 from tune.spaces import SPACES, SYMBOLS
-from tune.words import arguments, leaves
 
 
 @dataclass(frozen=True)

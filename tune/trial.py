@@ -19,8 +19,8 @@ from ray import tune
 from ray.tune import PlacementGroupFactory
 
 from tune.journal import WORST
-from tune.processes import ProcessEnded, Processes
-from tune.words import arguments
+from tune.overrides import arguments
+from tune.workers.processes import ProcessEnded, Processes
 
 DIVERGED = 3  # exit code of a process whose loss is no number (launch.train.exit_code)
 AGAIN = (75, 76)  # of one that was asked to stop, and of one that lost another rank: both go on from a checkpoint
@@ -94,7 +94,7 @@ class Trial(tune.Trainable):
 
     def _epoch(self) -> dict[str, Any]:
         if self.processes is None:
-            self.processes = self._start("tune.worker")
+            self.processes = self._start("tune.workers.worker")
         event = self.processes.next()
         if not math.isfinite(event["badness"]):
             return self._failure("diverged", f"the validation score is {event['badness']} after epoch {event['epoch']}")
@@ -103,7 +103,7 @@ class Trial(tune.Trainable):
 
     def _finish(self) -> dict[str, Any]:
         """Scores of the finished run on validation and, this once, on test."""
-        self.processes = self._start("tune.finish")
+        self.processes = self._start("tune.workers.finish")
         self.processes.wait()
         scores = json.loads((self.run_dir / "scores.json").read_text(encoding="utf-8"))
         return {"epoch": 1, "badness": 0.0, "best": 0.0, "state": "finished", "done": True, "test": scores.get("test")}

@@ -19,9 +19,9 @@ from tune.cluster import Capacity
 from tune.domain import Choice, Domain
 from tune.driver import Driver
 from tune.journal import Journal, Record
-from tune.progress import Progress
 from tune.settings import Search
 from tune.trial import Job, Trial
+from tune.trial_progress import Progress
 
 Points = Callable[[int, list[Record]], dict[str, Any] | None]
 

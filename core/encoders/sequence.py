@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from core.encoders.crossmodal import TransformerLayer
+from core.encoders.attention import TransformerLayer
 
 
 def lengths(mask: Tensor) -> Tensor:

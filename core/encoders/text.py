@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModel, BertConfig
 from transformers.masking_utils import sdpa_mask
 
-from core.encoders.crossmodal import attend
+from core.encoders.attention import attend
 from core.model import DataSpec
 
 Change = Callable[[Tensor], Tensor]

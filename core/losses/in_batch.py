@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from core import distributed
-from core.kernels.softmax import Rows, Upstream, divergences, gradient, log_sums
-from core.losses.gather import once
+from core.kernels.in_batch_softmax import Rows, Upstream, divergences, gradient, log_sums
+from core.losses.gather_rows import once
 
 
 def own_columns(sizes: Sequence[int], device: torch.device) -> Tensor:

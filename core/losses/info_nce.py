@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.losses.gather import check_rows, gather_for_global_loss, sizes_if_finite, taking_part
+from core.losses.gather_rows import check_rows, gather_for_global_loss, sizes_if_finite, taking_part
 from core.losses.in_batch import log_sums_over_ranks, sum_over_ranks
 from core.losses.temperature import temperature_of
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from core import distributed
-from core.losses.gather import check_rows, gather_for_global_loss, sizes_if_finite, taking_part
+from core.losses.gather_rows import check_rows, gather_for_global_loss, sizes_if_finite, taking_part
 from core.losses.in_batch import log_sums_over_ranks, own_columns, sum_over_ranks
 from core.losses.info_nce import at_temperature, unit_rows
 from core.losses.labels import on_grid

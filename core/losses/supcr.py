@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import distributed
-from core.kernels.supcr import fused_supcr
-from core.losses.gather import check_rows, check_temperature, gather_for_global_loss, sizes_if_finite, taking_part
+from core.kernels.supcr.op import fused_supcr
+from core.losses.gather_rows import check_rows, check_temperature, gather_for_global_loss, sizes_if_finite, taking_part
 from core.losses.labels import on_grid
 from core.losses.supcr_ranks import supcr_across_ranks
 

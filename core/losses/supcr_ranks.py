@@ -16,10 +16,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from core import distributed
-from core.kernels import stages
-from core.kernels.plan import Anchors, Columns, Labels, by_label, distinct
-from core.kernels.stages import RowError
-from core.losses.gather import once
+from core.kernels.supcr import dispatch, grouping
+from core.kernels.supcr.grouping import Anchors, Columns, Labels, RowError, by_label, distinct
+from core.losses.gather_rows import once
 from core.losses.in_batch import own_columns
 
 
@@ -29,7 +28,7 @@ class _AcrossRanks(torch.autograd.Function):
         ctx: Any, features: Tensor, labels: Tensor, sizes: Sequence[int], temperature: float, ring: bool
     ) -> Tensor:
         total = sum(sizes)
-        loss, gradient = features.new_zeros((), dtype=stages.loss_type(features)), torch.zeros_like(features)
+        loss, gradient = features.new_zeros((), dtype=grouping.loss_type(features)), torch.zeros_like(features)
         if total > 1:
             log_sum, summed = _local_parts(features, labels, sizes, temperature, ring)
             gradient.copy_(summed.mul_(1 / (temperature * total * (total - 1))))
@@ -67,12 +66,12 @@ def _local_parts(
     """This rank's share of the loss times n (n - 1), (), and the gradient of its rows times T n (n - 1), (B, D)."""
     total, begin = sum(sizes), sum(sizes[: distributed.rank()])
     exponent = _largest_exponent(features, temperature)
-    rows = features.detach().to(stages.working_type(features, exponent, total))
+    rows = features.detach().to(grouping.working_type(features, exponent, total))
     table = distinct(labels)
     mine, order = by_label(rows, table.groups[begin : begin + len(rows)], len(table))
     path = "torch"
     if table.apart:
-        path = stages.choose_path(rows, exponent, total, len(table), alone=False)
+        path = dispatch.choose_path(rows, exponent, total, len(table), alone=False)
     if ring and path == "torch":
         raise ValueError(
             f"SupCR cannot pass rows round a ring with exponents up to {exponent:g} of two, at temperature "
@@ -84,17 +83,17 @@ def _local_parts(
     else:
         everything = distributed.gather_rows(rows, sizes)
         own = own_columns(sizes, rows.device)
-        log_sum, whole = stages.strips(rows, own, everything, table, temperature, path)
+        log_sum, whole = dispatch.strips(rows, own, everything, table, temperature, path)
         gradient = distributed.all_reduce_sum(whole)[begin : begin + len(rows)]
     products = rows.double() @ distributed.all_reduce_sum(rows.double().sum(0)) - rows.double().square().sum(1)
     return log_sum - products.sum() / temperature, gradient
 
 
 def _largest_exponent(features: Tensor, temperature: float) -> float:
-    """``stages.largest_exponent`` over all ranks; an error of one rank becomes an error of all, so that none waits."""
+    """``grouping.largest_exponent`` over all ranks; an error of one rank becomes one of all, so that none waits."""
     own: RowError | None = None
     try:
-        exponent = stages.largest_exponent(features, temperature)
+        exponent = grouping.largest_exponent(features, temperature)
     except RowError as error:
         exponent, own = float("inf"), error
     exponents = distributed.gather_rows(features.new_tensor([exponent], dtype=torch.float64))
@@ -113,12 +112,12 @@ def _by_buckets(
     passed = _ring if ring else _gathered
     sums = mine.rows.new_zeros(len(table), len(mine))
     for columns, own, _ in passed(mine, table, sizes, None):
-        sums += stages.bucket_sums(Anchors(mine, own), columns, len(table), temperature)
-    log_sum = stages.bucket_weights(sums, mine, table)
+        sums += dispatch.bucket_sums(Anchors(mine, own), columns, len(table), temperature)
+    log_sum = dispatch.bucket_weights(sums, mine, table)
     gradient = torch.zeros_like(mine.rows)
     for columns, own, weights in passed(mine, table, sizes, sums.T.contiguous()):
         assert weights is not None
-        gradient += stages.bucket_gradient(Anchors(mine, own), columns, sums, weights, temperature)
+        gradient += dispatch.bucket_gradient(Anchors(mine, own), columns, sums, weights, temperature)
     return log_sum, gradient
 
 

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from core.losses.gather import check_temperature
+from core.losses.gather_rows import check_temperature
 
 
 class Temperature(nn.Module):

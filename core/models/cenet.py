@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from core.batch import Utterances
-from core.encoders.crossmodal import Attention
+from core.encoders.attention import Attention
 from core.encoders.inputs import MODALITIES, InputConfig, Inputs, groups, refuse_classes
 from core.encoders.text import TextConfig, TextEncoder, decayed
 from core.losses.task import task_loss

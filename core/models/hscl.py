@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from core.batch import Utterances
-from core.encoders.crossmodal import Attention, largest_heads
+from core.encoders.attention import Attention, largest_heads
 from core.encoders.inputs import MODALITIES, InputConfig, Inputs, given, groups, refuse_classes
 from core.encoders.sequence import SummaryTransformer
 from core.encoders.text import TextConfig, TextEncoder

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from core.batch import EntityGraph
-from core.encoders.entities import Aligned, EntityEncoder, GraphKind, chosen_views, side_rows, unit_rows
-from core.losses.distill import IAL, Scale
+from core.encoders.entity_encoder import Aligned, EntityEncoder, GraphKind, chosen_views, side_rows, unit_rows
 from core.losses.info_nce import ICL, Form
+from core.losses.inter_modal import IAL, Scale
 from core.losses.uncertainty import Regulariser, Uncertainty
 from core.model import DataSpec, Model
 

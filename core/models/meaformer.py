@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from core.batch import EntityGraph
 from core.dropout import SampleDropout
-from core.encoders.entities import Aligned, EntityEncoder, GraphKind, chosen_views, side_rows, unit_rows
+from core.encoders.entity_encoder import Aligned, EntityEncoder, GraphKind, chosen_views, side_rows, unit_rows
 from core.losses.info_nce import ICL, Form
 from core.losses.uncertainty import Regulariser, Uncertainty
 from core.model import DataSpec, Model

@@ -13,8 +13,8 @@ from core.encoders.inputs import MODALITIES, InputConfig, Inputs, given, groups,
 from core.encoders.sequence import LastState
 from core.encoders.text import TextConfig, TextEncoder, decayed
 from core.losses.task import task_loss
-from core.memory import FUSION, LabelMemory
 from core.model import DataSpec, Model, Sentiment
+from core.models.label_memory import FUSION, LabelMemory
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from core.batch import Utterances
-from core.encoders.crossmodal import Attention
+from core.encoders.attention import Attention
 from core.encoders.inputs import InputConfig, Inputs, groups, one_frame
 from core.encoders.text import TextConfig, TextEncoder
 from core.losses.task import task_loss

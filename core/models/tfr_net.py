@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.batch import Utterances
-from core.encoders.crossmodal import Attention
+from core.encoders.attention import Attention
 from core.encoders.inputs import MODALITIES, InputConfig, Inputs, groups, one_frame, refuse_classes
 from core.encoders.sequence import BothWays, masked_max
-from core.encoders.simam import simam
 from core.encoders.text import TextConfig, TextEncoder, decayed
-from core.losses.moments import central_moment_discrepancy
 from core.losses.task import task_loss
 from core.model import DataSpec, Model, Sentiment
+from core.models.central_moments import central_moment_discrepancy
+from core.models.simam import simam
 
 N = TypeVar("N", int, float)
 

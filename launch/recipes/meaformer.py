@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 
 from core.models.meaformer import MEAformer
-from launch.alignment import AlignmentOptions
 from launch.config import Group, Optim, Run
+from launch.tasks.alignment import AlignmentOptions
 
 
 def dbp15k_zh_en() -> Run:

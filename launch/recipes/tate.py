@@ -1,6 +1,6 @@
 """TATE (Zeng et al., SIGIR 2022): whole modalities missing. A teacher on complete data comes first, in one command:
 
-deepspeed launch/teach.py tate/mosi data=shards/mosi run_dir=runs/tate
+deepspeed launch/distill.py tate/mosi data=shards/mosi run_dir=runs/tate
 """
 
 from __future__ import annotations

@@ -1,0 +1,92 @@
+"""From the raw views of entities to one embedding per view: a graph network for "graph", a linear map for others."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from core.batch import EntityGraph
+from core.encoders.graph_networks import GCN, DiagonalGAT
+from core.model import Alignment, DataSpec
+
+GraphKind = Literal["gat", "gcn"]
+
+
+@dataclass(frozen=True)
+class Aligned(Alignment):
+    """Embeddings of all N entities, or while training or when asked of the batch's pairs alone: then (B, 2, D) in place
+    of (N, D)."""
+
+    present: dict[str, Tensor]  # view -> (N,) or (B, 2) bool
+    links: Tensor | None  # (B, 2) rows of the pairs; None where the rows already are pairs
+
+    def pairs(self, rows: Tensor) -> Tensor:
+        """(B, 2, ...) of the batch's pairs, from one of this output's tensors."""
+        return rows if self.links is None else rows[self.links]
+
+
+def chosen_views(wanted: tuple[str, ...], data: DataSpec) -> tuple[str, ...]:
+    """The views a model uses, in the one order that holds everywhere: all that the data have, or those wanted.
+
+    Raises:
+        ValueError: a wanted view that the data lack.
+    """
+    known = ("graph", *data.features)
+    if unknown := [view for view in wanted if view not in known]:
+        raise ValueError(f"the data have no view {unknown[0]!r}; they have {', '.join(known)}: options.views=...")
+    return tuple(view for view in known if not wanted or view in wanted)
+
+
+class EntityEncoder(nn.Module):
+    """One embedding per view and entity.
+
+    Only what the entities asked for need is computed, exactly: their rows of the linear maps, and in the graph network
+    their neighbourhoods. An entity that lacks a view gets a row of zeros there (MCLEA draws random features instead).
+    ``entity_scale`` 1 is the table that the released codes begin with. What is random in it stays in the mean over an
+    entity's neighbours: with less of it structure alone is learnt faster, other views beside it more slowly, and in the
+    end it makes no difference.
+    """
+
+    def __init__(
+        self, data: DataSpec, views: tuple[str, ...], *, graph_hidden: int, hidden: int, layers: int, heads: int,
+        graph: GraphKind, entity_scale: float,
+    ):  # fmt: skip
+        super().__init__()
+        self.widths = {view: graph_hidden if view == "graph" else hidden for view in views}
+        self.linear = nn.ModuleDict({v: nn.Linear(data.features[v], hidden) for v in views if v != "graph"})
+        if "graph" in views:
+            deviation = entity_scale / math.sqrt(data.num_train)
+            self.entity = nn.Parameter(torch.randn(data.num_train, graph_hidden) * deviation)
+            self.graph: nn.Module = (
+                DiagonalGAT(graph_hidden, layers, heads) if graph == "gat" else GCN(graph_hidden, layers)
+            )
+
+    def forward(self, batch: EntityGraph, entities: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """View -> (*entities, D) embeddings, and view -> (*entities) bool presence; all N entities where None."""
+        embeddings, present = {}, {}
+        for view in self.widths:
+            if view == "graph":
+                with torch.autocast(batch.edges.device.type, enabled=False):  # sums over hub entities need the digits
+                    embeddings[view] = self.graph(self.entity, batch.edges, entities)
+                present[view] = torch.ones(embeddings[view].shape[:-1], dtype=torch.bool, device=batch.edges.device)
+            else:
+                raw, has = batch.views[view], batch.present[view]
+                raw, has = (raw, has) if entities is None else (raw[entities], has[entities])
+                embeddings[view] = self.linear[view](raw) * has.unsqueeze(-1)
+                present[view] = has
+        return embeddings, present
+
+
+def side_rows(name: str, pairs: Tensor) -> dict[str, Tensor]:
+    """The two sides of (B, 2, D) pairs as the named (B, D) rows that ``Model.embeddings`` gives."""
+    return {f"{name}/left": pairs[:, 0], f"{name}/right": pairs[:, 1]}
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows of length one along the last axis, in float32 at least; zeros stay zeros."""
+    return F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=-1)

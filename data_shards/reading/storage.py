@@ -1,0 +1,94 @@
+"""Where the files of a data set come from: a folder of this machine. ``remote`` has the same for a URL."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from data_shards.shards.manifest import MANIFEST, DataError, Shard
+from data_shards.shards.writer import index_name
+
+
+class Store(Protocol):
+    """The files of one data set."""
+
+    name: str  # folder or URL, as the user gave it
+
+    def manifest(self) -> bytes: ...
+
+    def wrong_sizes(self, shards: Sequence[Shard]) -> list[int]:
+        """Numbers of the shards that can be seen at once, without reading, to be missing, cut or too long."""
+
+    def tar(self, shard: Shard) -> IO[bytes]:
+        """The shard, open on this machine; while it is open it is not removed."""
+
+    def index(self, shard: Shard) -> bytes: ...
+
+    def forget(self, shard: Shard) -> bool:
+        """Drop a local copy that turned out wrong; False when there is no other place to get it from."""
+
+    def give_up(self, now: bool) -> None:
+        """Stop waiting for a server that does not answer, because nobody waits any more; or wait again."""
+
+    def room(self) -> float:
+        """Bytes of shards that may be open at the same time."""
+
+
+class Folder:
+    """A folder of this machine."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.name = folder, str(folder)
+
+    def manifest(self) -> bytes:
+        path = self.folder / MANIFEST
+        if not path.is_file():
+            raise DataError(
+                f"{self.folder} has no {MANIFEST}, so it is no finished shard folder; make one with: "
+                f"python -m data_shards.convert RAW --out {self.folder}, or for foreign tars: "
+                f"python -m data_shards.index {self.folder}"
+            )
+        return path.read_bytes()
+
+    def wrong_sizes(self, shards: Sequence[Shard]) -> list[int]:
+        with os.scandir(self.folder) as entries:
+            files = (entry for entry in entries if entry.name.endswith(".tar") and entry.is_file())
+            sizes = {entry.name: entry.stat().st_size for entry in files}
+        return [number for number, shard in enumerate(shards) if sizes.get(shard.name) != shard.bytes]
+
+    def tar(self, shard: Shard) -> IO[bytes]:
+        try:
+            return (self.folder / shard.name).open("rb")
+        except FileNotFoundError as error:
+            raise DataError(f"{self.folder / shard.name} is missing; restore the file or convert again") from error
+
+    def index(self, shard: Shard) -> bytes:
+        path = self.folder / index_name(shard.name)
+        try:
+            return path.read_bytes()
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{path} is missing; make it again with: python -m data_shards.index {self.name}"
+            ) from error
+
+    def forget(self, shard: Shard) -> bool:
+        return False
+
+    def give_up(self, now: bool) -> None:
+        pass
+
+    def room(self) -> float:
+        return float("inf")
+
+
+def open_store(
+    source: str | Path, cache: Path | None = None, cache_gb: float = 50.0, options: dict[str, Any] | None = None
+) -> Store:
+    """The folder or URL ``source``. ``cache``, ``cache_gb`` and ``options`` (for fsspec) concern URLs only."""
+    if "://" not in str(source):
+        return Folder(Path(source))
+    from data_shards.reading.remote import Remote
+
+    return Remote(str(source), cache, cache_gb, options)

@@ -1,0 +1,1 @@
+"""The shard format: manifest, index, tar, and the jobs that write them."""

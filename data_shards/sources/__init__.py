@@ -1,0 +1,1 @@
+"""Readers of raw layouts: what lies in a file or folder, as rows and samples."""

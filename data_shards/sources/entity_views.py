@@ -1,0 +1,191 @@
+"""What is known of an entity beside its neighbours, one array per view: (N, D) numbers and (N,) presence.
+
+Widths, counts and vocabularies follow the released code of MCLEA (relation, attribute, name views, images); "numeric"
+is ours. No view looks at ids or at links.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_shards.shards.manifest import DataError
+from data_shards.sources.pickles import load_pickle
+
+MOST_FREQUENT = 1000  # relations, attributes
+FREQUENCIES = np.geomspace(10.0, 1e5, 250)  # of the waves that stand for a number; see numeric_waves
+
+
+@dataclass(frozen=True)
+class View:
+    """Rows of entities that lack the view hold zeros."""
+
+    rows: np.ndarray  # (N, D)
+    present: np.ndarray  # (N,) bool
+
+    @staticmethod
+    def of(rows: np.ndarray) -> View:
+        """The view that every entity has whose row is not all zero."""
+        return View(rows, np.asarray(rows.any(1)))
+
+
+def relation_counts(triples: np.ndarray, num_entities: int, most: int = MOST_FREQUENT) -> View:
+    """(N, most) int32: in how many of (T, 3) triples (head, relation, tail) an entity takes part by each of the most
+    frequent relations. A triple from an entity to itself counts twice."""
+    relations, counts = np.unique(triples[:, 1], return_counts=True)
+    frequent = relations[np.argsort(-counts, kind="stable")][:most]
+    column = np.full(int(triples[:, 1].max(initial=0)) + 1, -1)
+    column[frequent] = np.arange(len(frequent))
+    ends = np.concatenate([triples[:, 0], triples[:, 2]])
+    which = np.tile(column[triples[:, 1]], 2)
+    cells = (ends * len(frequent) + which)[which >= 0]
+    rows = np.bincount(cells, minlength=num_entities * len(frequent)).astype("<i4")
+    return View.of(rows.reshape(num_entities, len(frequent)))
+
+
+def attribute_bag(attributes: Mapping[int, Iterable[str]], num_entities: int, most: int = MOST_FREQUENT) -> View:
+    """(N, <= most) int8: 1 where an entity has one of the attributes that most entities have."""
+    counts = Counter(name for names in attributes.values() for name in set(names))
+    frequent = sorted(counts, key=lambda name: (-counts[name], name))[:most]
+    return _bag({entity: set(names) for entity, names in attributes.items()}, frequent, num_entities)
+
+
+def character_bigrams(names: Mapping[int, Sequence[str]], num_entities: int) -> View:
+    """(N, bigrams) int8: how often each pair of neighbouring characters occurs inside an entity's name tokens."""
+    found = {
+        entity: [token[i : i + 2] for token in map(str.lower, tokens) for i in range(len(token) - 1)]
+        for entity, tokens in names.items()
+    }
+    return _bag(found, sorted({bigram for bigrams in found.values() for bigram in bigrams}), num_entities)
+
+
+def _bag(things: Mapping[int, Iterable[str]], vocabulary: Sequence[str], num_entities: int) -> View:
+    column = {name: place for place, name in enumerate(vocabulary)}
+    rows = np.zeros((num_entities, len(vocabulary)), np.int8)
+    for entity, names in things.items():
+        for name, count in Counter(names).items():
+            if name in column:
+                rows[entity, column[name]] = min(count, 127)
+    return View.of(rows)
+
+
+def word_vectors(names: Mapping[int, Sequence[str]], num_entities: int, path: Path) -> View:
+    """(N, D) float32: the mean vector of an entity's name tokens, from a text file of GloVe's format
+    (``word number number ...`` a line). Entities without a known word lack the view."""
+    wanted = {token.lower() for tokens in names.values() for token in tokens}
+    vectors: dict[str, np.ndarray] = {}
+    width = 0
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, 1):
+            word, *values = line.rstrip().split(" ")
+            if number == 1 and len(values) == 1:
+                continue  # word2vec's text format begins with the two sizes
+            width = width or len(values)
+            if len(values) != width:
+                raise DataError(f"{path}, line {number}: {len(values)} numbers for {word!r}, {width} before")
+            if word in wanted:
+                vectors[word] = np.array(values, np.float32)
+    rows = np.zeros((num_entities, width), "<f4")
+    for entity, tokens in names.items():
+        known = [vectors[token.lower()] for token in tokens if token.lower() in vectors]
+        if known:
+            rows[entity] = np.mean(known, axis=0)
+    return View.of(rows)
+
+
+def encoded_names(names: Mapping[int, Sequence[str]], num_entities: int, source: str, batch: int = 256) -> View:
+    """(N, D) float32: the mean of a ``transformers`` encoder's last states over an entity's name, without padding."""
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        tokenizer, encoder = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source).eval()
+    except (OSError, ValueError) as error:
+        raise DataError(f"--text-encoder {source}: transformers cannot load it ({error})") from None
+    entities = sorted((entity for entity in names if names[entity]), key=lambda entity: len(" ".join(names[entity])))
+    rows = np.zeros((num_entities, encoder.config.hidden_size), "<f4")
+    for start in range(0, len(entities), batch):
+        some = entities[start : start + batch]
+        inputs = tokenizer(
+            [" ".join(names[entity]) for entity in some], padding=True, truncation=True, return_tensors="pt"
+        )
+        with torch.no_grad():
+            states = encoder(**inputs).last_hidden_state  # (batch, T, D)
+        mask = inputs["attention_mask"].unsqueeze(-1)
+        rows[some] = ((states * mask).sum(1) / mask.sum(1)).numpy()
+    return View.of(rows)
+
+
+def image_vectors(path: Path, places: Mapping[int, int], repairs: Counter[str]) -> View:
+    """(N, D) float32 image vectors from a file of one of three kinds; ``places`` maps the file's ids to rows.
+
+    ``.pkl``: a dict of id to vector, as the papers' authors gave them out. ``.npz``: arrays ``ids`` (M,) and
+    ``vectors`` (M, D). ``.npy``: (N, D) in the order of ids, rows of NaN where there is no image.
+    Vectors that are not finite or all zero are left out and counted.
+    """
+    if path.suffix in (".pkl", ".pickle"):
+        loaded = load_pickle(path)
+        if not isinstance(loaded, dict):
+            raise DataError(f"{path} holds a {type(loaded).__name__}; expected a dict of entity id to image vector")
+        ids, vectors = list(loaded), [np.asarray(vector, "<f4").reshape(-1) for vector in loaded.values()]
+    elif path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            if not {"ids", "vectors"} <= set(file.files):
+                raise DataError(f"{path} holds {', '.join(file.files)}; expected arrays 'ids' and 'vectors'")
+            ids, vectors = file["ids"].tolist(), list(file["vectors"].astype("<f4"))
+    else:
+        matrix = np.load(path, allow_pickle=False)
+        if matrix.ndim != 2 or len(matrix) != len(places):
+            raise DataError(f"{path} has shape {matrix.shape}; expected one row for each of {len(places)} entities")
+        ids, vectors = sorted(places), list(matrix.astype("<f4"))
+    widths = {vector.shape for vector in vectors}
+    if len(widths) != 1 or len(ids) != len(vectors):
+        raise DataError(f"{path}: {len(ids)} ids for {len(vectors)} image vectors of shapes {sorted(widths)[:3]}")
+    rows = np.zeros((len(places), vectors[0].shape[-1]), "<f4")
+    for entity, vector in zip(ids, vectors, strict=True):
+        if int(entity) not in places:
+            raise DataError(f"{path}: there is no entity {entity}")
+        if np.isfinite(vector).all() and vector.any():
+            rows[places[int(entity)]] = vector
+        elif path.suffix != ".npy" or not np.isnan(vector).all():
+            repairs["image vectors not finite or all zero, left out"] += 1
+    return View.of(rows)
+
+
+def numeric_waves(literals: Mapping[int, Sequence[float]], num_entities: int) -> View:
+    """(N, 500) float32: the sum over an entity's numbers of cos and sin of their signed logarithm at many frequencies.
+
+    The cosine of two such rows is high when they share nearly equal numbers, whatever their attributes are called;
+    names of attributes seldom agree between two graphs, and a change of unit only shifts phases. Random Fourier
+    features (Rahimi and Recht, NeurIPS 2007) with frequencies in a geometric row instead of random ones: 10 tells
+    orders of magnitude apart, 100,000 the days of a century.
+    """
+    rows = np.zeros((num_entities, 2 * len(FREQUENCIES)), "<f4")
+    present = np.zeros(num_entities, bool)
+    for entity, values in literals.items():
+        numbers = np.asarray(values, np.float64)
+        phase = np.outer(np.sign(numbers) * np.log1p(np.abs(numbers)), FREQUENCIES)  # (literals, K)
+        rows[entity] = np.concatenate([np.cos(phase).sum(0), np.sin(phase).sum(0)])
+        present[entity] = len(numbers) > 0
+    return View(rows, present)
+
+
+_DATE = re.compile(r"(-?\d{1,6})-(\d{1,2})(?:-(\d{1,2}))?(?:T.*)?")
+
+
+def number_of(text: str) -> float | None:
+    """The number in a literal: a plain one, or a date as years with a fraction; None where there is none."""
+    try:
+        value = float(text)
+    except ValueError:
+        date = _DATE.fullmatch(text)
+        if not date:
+            return None
+        year, month, day = (int(part) if part else 1 for part in date.groups())
+        value = year + (month - 1) / 12 + (day - 1) / 365
+    return value if np.isfinite(value) else None

@@ -1,0 +1,132 @@
+"""What a checkpoint holds, by parameter name: out of an engine of any ZeRO stage and into one of any other.
+
+Tensors are called ``kind/name@start``: ``param``, ``exp_avg`` and ``exp_avg_sq`` are flat float32 ranges of a parameter
+that begin at ``start``, ``buffer`` is a whole buffer, and ``rng`` is a generator's state of one rank.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from core import distributed
+from core.dropout import hash64
+from launch.checkpoints import zero
+from launch.config import ConfigError
+from launch.engine import gathered
+
+
+def rank_tensors(engine: Any, model: nn.Module) -> dict[str, Tensor]:
+    """This rank's part of a checkpoint, copied to the CPU. Collective: stage 3 gathers parameters that do not train."""
+    rank = distributed.rank()
+    tensors = {f"rng/{name}-{rank}@0": state for name, state in _generators().items()}
+    frozen = {name: value for name, value in model.named_parameters() if not value.requires_grad}
+    with gathered(list(frozen.values())):
+        if rank == 0:
+            tensors |= {f"buffer/{name}@0": value for name, value in model.named_buffers()}
+            tensors |= {f"param/{name}@0": value.data.view(-1) for name, value in frozen.items()}
+        if rank == 0 or engine.zero_optimization_stage() > 0:
+            for piece in zero.pieces(engine, model):
+                tensors[f"param/{piece.name}@{piece.start}"] = piece.values
+                tensors |= {f"{key}/{piece.name}@{piece.start}": value for key, value in piece.moments.items()}
+        return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+
+
+def _generators() -> dict[str, Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+
+
+def adam_step(engine: Any, model: nn.Module) -> float:
+    return max((float(piece.state["step"]) for piece in zero.pieces(engine, model)), default=0.0)
+
+
+class Stored:
+    """The tensors of a checkpoint folder, read in the ranges that are asked for."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._files: dict[Path, Any] = {}
+        self._ranges: dict[tuple[str, str], list[tuple[int, str, Path]]] = defaultdict(list)
+        for path in sorted(folder.glob("rank-*.safetensors")):
+            try:
+                self._files[path] = safe_open(path, framework="pt")
+            except SafetensorError as error:
+                raise ConfigError(f"{path} is no safetensors file ({error})") from None
+            for key in self._files[path].keys():  # noqa: SIM118
+                kind, _, rest = key.partition("/")
+                name, _, start = rest.rpartition("@")
+                self._ranges[kind, name].append((int(start), key, path))
+
+    def names(self, kind: str) -> list[str]:
+        return [name for found, name in self._ranges if found == kind]
+
+    def whole(self, kind: str, name: str) -> Tensor | None:
+        """A tensor that was stored in one go, or None."""
+        for _, key, path in self._ranges.get((kind, name), ()):
+            return self._files[path].get_tensor(key)
+        return None
+
+    def fill(self, kind: str, name: str, start: int, out: Tensor) -> None:
+        """Copy elements ``start`` to ``start + len(out)`` of a flat tensor into ``out``."""
+        filled = 0
+        for first, key, path in self._ranges.get((kind, name), ()):
+            stored = self._files[path].get_slice(key)
+            low, high = max(first, start), min(first + stored.get_shape()[0], start + len(out))
+            if low < high:
+                out[low - start : high - start].copy_(stored[low - first : high - first])
+                filled += high - low
+        if filled != len(out):
+            raise ConfigError(
+                f"checkpoint {self.folder} holds {filled} of the {len(out)} elements of {kind} {name!r} from {start} on"
+            )
+
+
+def load_weights(folder: Path, shapes: dict[str, list[int]], model: nn.Module) -> None:
+    """Put a checkpoint's parameters and buffers into a model that DeepSpeed has not wrapped yet."""
+    stored = Stored(folder)
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    own = {name: list(parameter.shape) for name, parameter in parameters.items()}
+    differ = [
+        f"{name} ({shapes.get(name, 'none')} in the checkpoint, {own.get(name, 'none')} in the model)"
+        for name in dict.fromkeys([*shapes, *own])
+        if shapes.get(name) != own.get(name)
+    ]
+    differ += [f"buffer {name}" for name in set(stored.names("buffer")) ^ set(buffers)]
+    if differ:
+        raise ConfigError(f"checkpoint {folder} is of another model: {', '.join(differ[:5])}")
+    for name, parameter in parameters.items():
+        stored.fill("param", name, 0, parameter.data.view(-1))
+    for name, buffer in buffers.items():
+        value = stored.whole("buffer", name)
+        if value is None or value.shape != buffer.shape:
+            raise ConfigError(f"checkpoint {folder} is of another model: buffer {name} has another shape")
+        buffer.copy_(value)
+
+
+def load_moments(folder: Path, step: float, engine: Any, model: nn.Module) -> None:
+    """Put a checkpoint's Adam moments into an engine, whatever stage and number of ranks either has."""
+    stored = Stored(folder)
+    for piece in zero.pieces(engine, model):
+        for key, moments in piece.moments.items():
+            stored.fill(key, piece.name, piece.start, moments)
+        piece.state["step"] = torch.as_tensor(float(step))
+
+
+def load_generators(folder: Path, ranks: int, seeds: Iterable[int]) -> None:
+    """Random states, each rank its own; with another number of ranks than saved, fresh ones made of ``seeds``."""
+    rank = distributed.rank()
+    if ranks != distributed.world_size():
+        torch.manual_seed(hash64(*seeds, rank) % 2**63)
+        return
+    stored = Stored(folder)
+    for name, restore in {"cpu": torch.set_rng_state, "cuda": torch.cuda.set_rng_state}.items():
+        state = stored.whole("rng", f"{name}-{rank}")
+        if state is not None and (name == "cpu" or torch.cuda.is_available()):
+            restore(state)

@@ -1,0 +1,27 @@
+"""From a run to its task and its model."""
+
+from __future__ import annotations
+
+from core.model import DataSpec, Model
+from core.models import MODELS
+from launch.config import ConfigError, Run
+from launch.tasks.base import Task
+
+
+def build_task(run: Run) -> Task:
+    """The task that the run's model names; opens its data."""
+    if MODELS[run.model].task == "alignment":
+        from launch.tasks.alignment import AlignmentTask
+
+        return AlignmentTask(run)
+    from launch.tasks.sentiment import SentimentTask
+
+    return SentimentTask(run)
+
+
+def build_model(run: Run, data: DataSpec) -> Model:
+    """The run's model for these data. A model that refuses its options or the data does so with a ConfigError here."""
+    try:
+        return MODELS[run.model](run.options, data)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"model {run.model!r} cannot be built: {error}") from error

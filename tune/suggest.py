@@ -1,0 +1,126 @@
+"""Which configuration a trial gets: a pure function of the seed, its number, and the trials before it.
+
+So a search that was interrupted goes on with the trials that it would have had, and the same seed gives the same
+search. The first trial is the recipe itself, where the space holds it: nothing found is worse than the default.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from launch.config import ConfigError, to_dict
+from tune.domain import Choice, Domain
+from tune.journal import WORST, Record
+from tune.overrides import leaves
+from tune.settings import Search, grid_values
+
+ATTEMPTS = 100  # draws before a space counts as impossible
+
+
+def distributions(domains: Mapping[str, Domain]) -> dict[str, BaseDistribution]:
+    """The domains as optuna knows them; a choice is the place of its value, since values may be lists."""
+    return {key: _distribution(domain) for key, domain in domains.items()}
+
+
+def _distribution(domain: Domain) -> BaseDistribution:
+    if isinstance(domain, Choice):
+        return CategoricalDistribution(tuple(range(len(domain.values))))
+    if domain.whole:
+        return IntDistribution(int(domain.low), int(domain.high), log=domain.log)
+    return FloatDistribution(domain.low, domain.high, log=domain.log, step=domain.step or None)
+
+
+def to_params(domains: Mapping[str, Domain], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration in optuna's terms."""
+    return {
+        key: domain.values.index(changes[key]) if isinstance(domain, Choice) else changes[key]
+        for key, domain in domains.items()
+    }
+
+
+def from_params(domains: Mapping[str, Domain], params: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: domain.values[params[key]] if isinstance(domain, Choice) else params[key]
+        for key, domain in domains.items()
+    }
+
+
+def default_point(search: Search, domains: Mapping[str, Domain]) -> dict[str, Any] | None:
+    """The recipe's own values of what is searched, if the space holds all of them."""
+    values = leaves(to_dict(search.run()))
+    point = {key: list(v) if isinstance(v := values[key], tuple) else v for key in domains}
+    return point if all(domain.has(point[key]) for key, domain in domains.items()) else None
+
+
+class Source:
+    """Draws the configurations of a search.
+
+    Args:
+        refuse: why a configuration cannot be trained, or an empty string.
+    """
+
+    def __init__(self, search: Search, refuse: Callable[[dict[str, Any]], str]):
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.kind, self.seed = search.search, search.run().seed
+        self.domains = search.domains()
+        self.refuse = refuse
+        self.distributions = distributions(self.domains)
+        self.first = default_point(search, self.domains) if self.kind != "grid" else None
+        self.startup = max(5, min(10, search.trials // 3))  # trials at random before the model of optuna is used
+        self.grid: list[dict[str, Any]] = []
+        if self.kind == "grid":
+            axes = [grid_values(domain) for domain in self.domains.values()]
+            self.grid = [dict(zip(self.domains, point, strict=True)) for point in itertools.product(*axes)]
+
+    def point(self, number: int, trials: Sequence[Record]) -> dict[str, Any] | None:
+        """The configuration of trial ``number``, given all earlier ones; None when a grid is at its end.
+
+        Raises:
+            ConfigError: nothing that can be drawn can be trained.
+        """
+        if self.kind == "grid":
+            return self.grid[number - 1] if number <= len(self.grid) else None
+        if number == 1 and self.first is not None:
+            return self.first
+        reason = ""
+        for attempt in range(ATTEMPTS):
+            point = self._draw(number, attempt, trials)
+            reason = self.refuse(point)
+            if not reason:
+                return point
+        raise ConfigError(
+            f"none of {ATTEMPTS} configurations drawn for trial {number} can be trained; the last: {reason}"
+        )
+
+    def _draw(self, number: int, attempt: int, trials: Sequence[Record]) -> dict[str, Any]:
+        seed = int(np.random.SeedSequence([self.seed, number, attempt]).generate_state(1)[0])
+        sampler: BaseSampler = RandomSampler(seed=seed)
+        if self.kind == "optuna":
+            sampler = TPESampler(seed=seed, n_startup_trials=self.startup, constant_liar=True)
+        study = optuna.create_study(sampler=sampler)
+        if self.kind == "optuna":
+            study.add_trials([self.frozen(record) for record in trials if record.state != "failed"])
+        return from_params(self.domains, study.ask(self.distributions).params)
+
+    def some(self, count: int) -> list[dict[str, Any]]:
+        """A few configurations that no trial gets."""
+        return [self._draw(0, attempt, []) for attempt in range(count)]
+
+    def frozen(self, record: Record) -> FrozenTrial:
+        """A trial as optuna knows it. One that is still running only keeps others away from its place."""
+        running = record.state == "running"
+        value = None if running else record.best if record.usable else WORST
+        return create_trial(
+            state=TrialState.RUNNING if running else TrialState.COMPLETE,
+            value=value,
+            params=to_params(self.domains, record.changes),
+            distributions=self.distributions,
+        )

@@ -1,0 +1,1 @@
+"""The processes of a trial: started, watched, and ended with everything they started."""

@@ -1,0 +1,51 @@
+"""What a process of a trial does first: tie its life to its parent's, go to its folder, offer the ranks' store."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import sys
+from typing import Any
+
+import torch.distributed as dist
+
+from tune.workers.environment import FOLDER, LISTENER, PARENT
+
+_SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+def die_with_parent() -> None:
+    """Have the kernel end this process when its parent ends, however that happens (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
+    if PARENT in os.environ and os.getppid() != int(os.environ[PARENT]):
+        os._exit(1)  # it ended before the line above
+
+
+def enter_folder() -> None:
+    """Go to where the run is to be: relative paths in its settings are meant from there."""
+    if FOLDER in os.environ:
+        os.chdir(os.environ[FOLDER])
+
+
+def serve_store() -> Any:
+    """The store through which the ranks meet, on a socket that was bound before any of them started; None on others.
+
+    A port that is looked up first and bound later can be taken by another trial in between. The ranks are told by
+    ``TORCHELASTIC_USE_AGENT_STORE`` that the store is there already. Keep it until the ranks have parted.
+    """
+    if LISTENER not in os.environ:
+        return None
+    listener = int(os.environ[LISTENER])
+    with socket.socket(fileno=os.dup(listener)) as bound:
+        port = bound.getsockname()[1]
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        "127.0.0.1",
+        port,
+        int(os.environ["WORLD_SIZE"]),
+        is_master=True,
+        wait_for_workers=False,
+        master_listen_fd=listener,
+    )
