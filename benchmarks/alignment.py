@@ -219,7 +219,7 @@ def step(model_name: str, name: str, shards: str, steps: int) -> dict[str, Any]:
         began = now = time.perf_counter()
         output = model(batch)
         now = clock("forward", now)
-        losses = model.contrast(model.embeddings(output), batch.target, batch.weight)
+        losses = model.global_batch_losses(model.global_batch_rows(output), batch.target, batch.weight)
         total = torch.stack(list(losses.values())).sum()
         now = clock("losses", now)
         optimizer.zero_grad()

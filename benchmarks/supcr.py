@@ -210,13 +210,13 @@ def step_cell() -> dict[str, float]:
         for _ in range(4):
             start = time.thread_time()
             output = model(batch)
-            rows = {name: x.detach().requires_grad_() for name, x in model.embeddings(output).items()}
+            rows = {name: x.detach().requires_grad_() for name, x in model.global_batch_rows(output).items()}
             begin = time.thread_time()
-            torch.stack(list(model.contrast(rows, batch.label, batch.weight).values())).sum().backward()
+            torch.stack(list(model.global_batch_losses(rows, batch.label, batch.weight).values())).sum().backward()
             part.append(time.thread_time() - begin)
             gradients = [rows[name].grad for name in rows]
             task = torch.stack(list(model.losses(output, batch).values())).sum()
-            torch.autograd.backward([task, *model.embeddings(output).values()], [None, *gradients])
+            torch.autograd.backward([task, *model.global_batch_rows(output).values()], [None, *gradients])
             whole.append(time.thread_time() - start)
         name = "fused" if fused else "definition"
         found |= {f"{name} step ms": 1e3 * min(whole), f"{name} loss ms": 1e3 * min(part)}

@@ -39,7 +39,7 @@ from benchmarks.results import paste  # noqa: E402
 from core.batch import Utterances  # noqa: E402
 from core.encoders.text import TextConfig  # noqa: E402
 from core.model import DataSpec  # noqa: E402
-from data_shards.missing import Missing, hide  # noqa: E402
+from data_shards.missing import Missing, apply_missing_mask  # noqa: E402
 from launch.checkpoints.progress import Progress  # noqa: E402
 from launch.config import Run, load_recipe  # noqa: E402
 from launch.deepspeed_config import micro_batches  # noqa: E402
@@ -88,13 +88,13 @@ def make_parts(size: int, parts: int, missing: Missing) -> list[Utterances]:
         batch = Utterances(
             index=torch.from_numpy(chosen),
             weight=torch.ones(len(chosen)),
-            share=parts / size,
+            loss_scale=parts / size,
             label=torch.from_numpy(rng.integers(-15, 16, len(chosen)) / 5).float(),
             frames=frames,
             mask=mask,
             present=mask,
         )
-        batches.append(hide(batch, missing, split="train", epoch=1))
+        batches.append(apply_missing_mask(batch, missing, split="train", epoch=1))
     return batches
 
 

@@ -27,24 +27,23 @@ def _map(value: Any, change: Any) -> Any:
 class Batch:
     """A part of one optimiser step: the samples that one rank holds in one micro-batch.
 
-    ``share`` turns a sum over this part into a mean over the whole global batch: it is
+    ``loss_scale`` turns a sum over this part into a mean over the whole global batch: it is
     ``ranks * micro-batches / samples in the global batch``, because the engine divides by ranks and micro-batches.
     The stream knows it without asking other ranks, since every rank plans the same batches.
     """
 
     index: Tensor  # (B,) int64, place of each sample in its split; the same in every epoch and for any number of ranks
     weight: Tensor  # (B,) float32, 1 for a sample, 0 for a row that only fills an otherwise empty part
-    share: float
-    counts: dict[str, Tensor] = field(
-        default_factory=dict, kw_only=True
-    )  # name -> (), what Model.counts gave, globally
+    loss_scale: float
+    # name -> (), what Model.loss_denominators gave, summed over the global batch
+    loss_denominators: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.index)
 
     def mean(self, values: Tensor) -> Tensor:
         """Mean over the global batch of (B,) values, as this part's share of it: parts add up, ranks average."""
-        return (values * self.weight).sum() * self.share
+        return (values * self.weight).sum() * self.loss_scale
 
     @property
     def target(self) -> Tensor:

@@ -72,25 +72,25 @@ class Model(nn.Module, Generic[B, O]):
         """Named scalars whose sum is minimised. Means over samples use ``batch.mean``, so that parts add up."""
         raise NotImplementedError  # pragma: no cover
 
-    def embeddings(self, output: O) -> dict[str, Tensor]:
+    def global_batch_rows(self, output: O) -> dict[str, Tensor]:
         """Name -> (B, D) rows whose loss must see the whole global batch; given to ``contrast``."""
         return {}
 
-    def contrast(self, embeddings: Mapping[str, Tensor], label: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    def global_batch_losses(self, embeddings: Mapping[str, Tensor], label: Tensor, weight: Tensor) -> dict[str, Tensor]:
         """Named losses of this rank's rows against the rows of all ranks. Each gives the global value on every rank
         and gradients that are right after averaging over ranks. Rows of weight 0 take no part."""
         return {}
 
-    def counts(self, batch: B) -> dict[str, Tensor]:
+    def loss_denominators(self, batch: B) -> dict[str, Tensor]:
         """Name -> (), what a loss divides by when the number of samples will not do (missing frames, say).
-        The loop sums it over all parts of the global batch and gives it back as ``batch.counts``."""
+        The loop sums it over all parts of the global batch and gives it back as ``batch.loss_denominators``."""
         return {}
 
-    def records(self, output: O, batch: B) -> dict[str, Tensor]:
+    def memory_bank_rows(self, output: O, batch: B) -> dict[str, Tensor]:
         """Name -> (B, ...), what the model wants to remember of this batch; must hold "index" when not empty."""
         return {}
 
-    def remember(self, records: Mapping[str, Tensor]) -> None:
+    def update_memory_bank(self, rows: Mapping[str, Tensor]) -> None:
         """Called once per training step, with the records of the whole global batch, the same on every rank."""
 
     def report(self) -> dict[str, float]:

@@ -32,7 +32,7 @@ def utterances(part: Arrays) -> Utterances:
     return Utterances(
         index=part.index,
         weight=part.weight,
-        share=part.share,
+        loss_scale=part.loss_scale,
         label=label.float(),
         frames=frames,
         mask=mask,

@@ -45,9 +45,11 @@ class Graphs:
             num_train=self.num_entities,
         )
 
-    def batch(self, index: Tensor, links: Tensor, weight: Tensor, share: float) -> EntityGraph:
+    def batch(self, index: Tensor, links: Tensor, weight: Tensor, loss_scale: float) -> EntityGraph:
         """The graphs with (B, 2) ``links`` as the samples."""
-        return EntityGraph(index, weight, share, links=links, edges=self.edges, views=self.views, present=self.present)
+        return EntityGraph(
+            index, weight, loss_scale, links=links, edges=self.edges, views=self.views, present=self.present
+        )
 
     def ids(self, entities: Tensor) -> list[str]:
         """The ids that the source gave to these entities."""

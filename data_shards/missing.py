@@ -52,7 +52,7 @@ class Missing:
             raise ValueError("missing.sets is empty; name what can be missing, for example audio,text+vision")
 
 
-def hide(batch: Utterances, settings: Missing, *, split: str, epoch: int) -> Utterances:
+def apply_missing_mask(batch: Utterances, settings: Missing, *, split: str, epoch: int) -> Utterances:
     """The batch with ``present`` refined: a subset of what it was. The same batch where nothing is to be dropped.
 
     Args:

@@ -4,12 +4,12 @@
     for epoch in range(epochs):
         for parts in stream.epoch(epoch):  # one optimiser step: a list of micro-batches
             ...                            # use them
-            stream.consumed()              # from here on a saved state no longer contains this step
+            stream.mark_consumed()              # from here on a saved state no longer contains this step
 
 Every rank plans the same global batches (``order``) and copies only its own samples, so all ranks make the same
 number of steps without a collective. The position is the number of samples consumed, never of samples prefetched.
 A step counts as consumed when the caller says so, or asks for the next one; a state saved in between starts with
-this very step again. So save after ``consumed()`` and the optimiser's step, in either order, before the next step.
+this very step again. So save after ``mark_consumed()`` and the optimiser's step, in either order, before the next step.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from data_shards.reading.reader import Arrays, Reader, read_index
-from data_shards.reading.sampler import Epoch, Order, deal, place
+from data_shards.reading.sampler import Epoch, Sampler, even_split, locate
 from data_shards.reading.storage import open_store
 from data_shards.shards.index_table import bytes_of
 from data_shards.shards.manifest import DataError, Manifest, parse_manifest
@@ -50,9 +50,10 @@ class Stream:
         bucket: sort this many global batches by length and cut them anew; True for 32. Less padding, like lengths on
             all ranks, the same exactness.
         prefetch: steps made ahead by a background thread; 0 makes each when asked.
-        on_damage: "skip" leaves out the samples of damaged shards, on every rank alike; each rank then checks every
+        on_corrupt: "skip" leaves out the samples of damaged shards, on every rank alike; each rank then checks every
             shard. "fail" raises.
-        damage_budget: with "skip", the share of the split's samples that may be left out before it fails all the same.
+        max_skipped_fraction: with "skip", the share of the split's samples that may be left out
+            before it fails all the same.
         cache, cache_gb, options: for URLs, the local folder for shards, its bound, and fsspec's storage options.
         fields: which fields to read; all by default.
     """
@@ -73,8 +74,8 @@ class Stream:
         bucket: bool | int = False,
         prefetch: int = 2,
         pin_memory: bool = False,
-        on_damage: str = "fail",
-        damage_budget: float = 0.01,
+        on_corrupt: str = "fail",
+        max_skipped_fraction: float = 0.01,
         cache: Path | None = None,
         cache_gb: float = 50.0,
         options: dict[str, Any] | None = None,
@@ -85,8 +86,8 @@ class Stream:
             raise ValueError(f"rank must be in 0 to {ranks - 1}, got {rank}")
         if micro_batches < 1 or prefetch < 0:
             raise ValueError(f"micro_batches must be positive and prefetch not negative: {micro_batches}, {prefetch}")
-        if on_damage not in ("fail", "skip"):
-            raise ValueError(f"on_damage must be 'fail' or 'skip', got {on_damage!r}")
+        if on_corrupt not in ("fail", "skip"):
+            raise ValueError(f"on_corrupt must be 'fail' or 'skip', got {on_corrupt!r}")
         self.store = open_store(source, cache, cache_gb, options)
         body = self.store.manifest()
         self.manifest: Manifest = parse_manifest(body, f"{self.store.name}/manifest.json")
@@ -94,10 +95,10 @@ class Stream:
         if split not in self.manifest.splits:
             raise DataError(f"{self.store.name} has no split {split!r}; it has {', '.join(self.manifest.splits)}")
         self.split, self.rank, self.ranks, self.micro_batches = split, rank, ranks, micro_batches
-        self.prefetch, self.on_damage, self.damage_budget = prefetch, on_damage, damage_budget
+        self.prefetch, self.on_corrupt, self.max_skipped_fraction = prefetch, on_corrupt, max_skipped_fraction
         self.pin_memory = pin_memory and torch.cuda.is_available()
         shards = self.manifest.splits[split]
-        self.order = Order(
+        self.order = Sampler(
             tuple(shard.samples for shard in shards),
             global_batch,
             seed=seed,
@@ -115,7 +116,7 @@ class Stream:
                 f"cache_gb={cache_gb:g} cannot hold two windows of {window} shards; "
                 f"give at least cache_gb={needed / 1e9:.3g}, or a smaller window"
             )
-        self.damaged: dict[int, str] = {}  # shard number -> what is wrong with it; with on_damage="skip"
+        self.damaged: dict[int, str] = {}  # shard number -> what is wrong with it; with on_corrupt="skip"
         self.wait_seconds = 0.0  # spent waiting for data in epoch()
         self.seconds = 0.0  # spent in epoch() in all, the caller's work included
         self._position = (0, 0)  # epoch, samples consumed of it
@@ -157,9 +158,9 @@ class Stream:
             if parts:
                 yield parts
             waited = time.perf_counter()
-            self.consumed()
+            self.mark_consumed()
 
-    def consumed(self) -> None:
+    def mark_consumed(self) -> None:
         """The step at hand has been used: a state saved from now on does not contain it."""
         if self._outstanding is not None:
             self._position, self._outstanding = self._outstanding, None
@@ -214,7 +215,7 @@ class Stream:
         index = np.asarray(indices, np.int64)
         if len(index) and not 0 <= index.min() <= index.max() < len(self):
             raise IndexError(f"{self.split} has {len(self)} samples, asked for {index.min()} to {index.max()}")
-        shards, rows = place(self.reader.starts, index)
+        shards, rows = locate(self.reader.starts, index)
         found: list[dict[str, Any]] = [{}] * len(index)
         for at in np.argsort(shards, kind="stable").tolist():  # each shard is opened once
             found[at] = self.reader.record(int(shards[at]), int(rows[at]))
@@ -238,21 +239,21 @@ class Stream:
     def parts(self, plan: Epoch, step: int) -> list[Arrays]:
         """The parts of one step for this rank; empty when all of its samples lie in skipped shards."""
         shard, row = plan.batch(step)
-        if self.on_damage == "skip":
+        if self.on_corrupt == "skip":
             usable = {int(number): self._usable(int(number)) for number in np.unique(shard)}
             kept = np.array([usable[number] for number in shard.tolist()], bool)
             shard, row = shard[kept], row[kept]
         if not len(shard):
             return []
         parts = self.ranks * self.micro_batches
-        dealt = deal(len(shard), parts)
+        dealt = even_split(len(shard), parts)
         made = []
         for micro in range(self.micro_batches):
             mine = dealt[micro * self.ranks + self.rank]  # ranks side by side: a sorted batch gives them like lengths
             filled = mine if mine.stop > mine.start else slice(0, 1)
             part = self.reader.collate(shard[filled], row[filled], self.pin_memory)
             weight = part.weight if filled is mine else torch.zeros(1)
-            made.append(replace(part, share=parts / len(shard), weight=weight))
+            made.append(replace(part, loss_scale=parts / len(shard), weight=weight))
         return made
 
     @cached_property
@@ -262,7 +263,7 @@ class Stream:
         return {"split": self.split, "manifest": self.manifest_sha256, **settings}
 
     def _lengths(self, shard: int) -> np.ndarray:
-        if self.on_damage == "fail" or self._usable(shard):
+        if self.on_corrupt == "fail" or self._usable(shard):
             return self.reader.lengths(shard)
         try:  # the order must not change when a shard is lost
             return bytes_of(read_index(self.store, self.reader.shards[shard], self.manifest.fields), self.reader.fields)
@@ -280,17 +281,17 @@ class Stream:
         return True
 
     def _damage(self, number: int, error: DataError) -> None:
-        if self.on_damage == "fail":
+        if self.on_corrupt == "fail":
             raise error
         message = self.damaged[number] = str(error)
         share = self.skipped / len(self)
         log.warning(
             "skipping %d samples, %.3g of %s so far: %s", self.order.samples[number], share, self.split, message
         )
-        if share > self.damage_budget:
+        if share > self.max_skipped_fraction:
             raise DataError(
                 f"{self.skipped} of {len(self)} {self.split} samples lie in damaged shards, more than the budget of "
-                f"{self.damage_budget:g}; the last: {message}"
+                f"{self.max_skipped_fraction:g}; the last: {message}"
             )
 
 

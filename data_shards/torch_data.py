@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from data_shards.reading.reader import Arrays
-from data_shards.reading.sampler import place
+from data_shards.reading.sampler import locate
 from data_shards.stream import Stream
 
 
@@ -65,7 +65,7 @@ class Samples(Dataset):
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.stream.split} has {len(self)} samples, there is no sample {index}")
         reader = self._opened().reader
-        shard, row = place(reader.starts, np.array([index % len(self)]))
+        shard, row = locate(reader.starts, np.array([index % len(self)]))
         return {
             name: torch.from_numpy(array.copy()) for name, array in reader.views(int(shard[0]), int(row[0])).items()
         }

@@ -26,7 +26,7 @@ from data_shards.command import run
 from data_shards.index import index_tar, left_out
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import Folder
-from data_shards.shards.canonical import as_written
+from data_shards.shards.canonical import is_canonical
 from data_shards.shards.index_table import ABSENT, JSON, JSON_SIZE, Index, columns
 from data_shards.shards.manifest import DataError, Manifest, Shard, read_manifest
 from data_shards.shards.writer import index_name
@@ -70,7 +70,7 @@ def check_shard(folder: Path, manifest: Manifest, shard: Shard, *, deep: bool) -
         if not deep:
             return Finding(shard.bytes)
         index, tar = opened.index, np.frombuffer(opened.map, np.uint8)
-        if not as_written(tar, index):  # then it must be walked through
+        if not is_canonical(tar, index):  # then it must be walked through
             found, _ = index_tar(folder / shard.name, left_out(manifest))
             if found.to_bytes() != index.to_bytes():
                 raise DataError(

@@ -62,8 +62,8 @@ class Run:
     data: str = ""  # shard folder or URL
     cache: str = ""  # folder for remote shards; by default one of the user's cache folder
     cache_gb: float = 50.0
-    on_damage: Literal["fail", "skip"] = "fail"  # what happens to a damaged shard; skip: it is left out, and counted
-    damage_budget: float = 0.01  # with skip: the share of a split's samples that may be left out
+    on_corrupt: Literal["fail", "skip"] = "fail"  # what happens to a damaged shard; skip: it is left out, and counted
+    max_skipped_fraction: float = 0.01  # with skip: the share of a split's samples that may be left out
     run_dir: str = ""  # default: runs/<recipe>-<time>
     recipe: str = ""  # name of the recipe this came from
     batch_size: int = 32  # of one optimiser step, over all ranks and micro-batches
@@ -124,7 +124,7 @@ def override(run: Run, changes: Sequence[str]) -> Run:
         key, equals, value = change.partition("=")
         if not equals:
             raise ConfigError(f"cannot read {change!r}; changes are written key=value, for example batch_size=64")
-        _set(tree, key, _literal(value))
+        _set(tree, RENAMED.get(key, key), _literal(value))
     return from_dict(tree)
 
 
@@ -132,8 +132,12 @@ def to_dict(run: Run) -> dict[str, Any]:
     return asdict(run)
 
 
+RENAMED = {"on_damage": "on_corrupt", "damage_budget": "max_skipped_fraction"}  # old name -> name; still read
+
+
 def from_dict(tree: dict[str, Any]) -> Run:
-    """The inverse of ``to_dict``, checked against the declared types."""
+    """The inverse of ``to_dict``, checked against the declared types; old names of settings are read too."""
+    tree = {RENAMED.get(key, key): value for key, value in tree.items()}
     if tree.get("model") not in MODELS:
         raise ConfigError(f"no model {tree.get('model')!r}{suggest(str(tree.get('model')), list(MODELS))}")
     options = _validate(MODELS[tree["model"]].Config, tree["options"], "options.")

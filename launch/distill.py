@@ -25,7 +25,7 @@ from launch.tasks.build import build_task
 from launch.train import exit_code, parse, train
 
 
-def teach(run: Run) -> dict[str, dict[str, float]]:
+def distill(run: Run) -> dict[str, dict[str, float]]:
     """Train both; the student's scores."""
     if not isinstance(run.options, TATE.Config):
         raise ConfigError(f"only tate learns from a teacher, not {run.model}; use launch/train.py")
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> None:
         run = parse(sys.argv[1:] if arguments is None else arguments)
         init_processes(run.timeout)
-        teach(run)
+        distill(run)
         shutdown_processes()
 
     return exit_code(work)

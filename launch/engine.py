@@ -53,26 +53,28 @@ class TrainStep(nn.Module):
 
         Args:
             step: optimiser step since the start of the run, which keys the dropout masks.
-            surrogate: what stands in for ``model.contrast``, with the same gradient, where a first pass over all parts
-                has found it.
+            surrogate: what stands in for ``model.global_batch_losses``, with the same gradient, where a first pass over
+                all parts has found it.
         """
         output = self.run(batch, step)
         with torch.autocast(batch.index.device.type, enabled=False):
             losses = self.model.losses(output, batch)
-            embeddings = self.model.embeddings(output)
+            embeddings = self.model.global_batch_rows(output)
             if surrogate is None:
-                losses |= self.contrast(embeddings, batch.target, batch.weight)
+                losses |= self.global_batch_losses(embeddings, batch.target, batch.weight)
             else:
                 losses["contrast"] = surrogate(embeddings)
-            return losses, self.model.records(output, batch)
+            return losses, self.model.memory_bank_rows(output, batch)
 
-    def contrast(self, embeddings: Mapping[str, Tensor], target: Tensor, weight: Tensor) -> dict[str, Tensor]:
-        """``model.contrast``; its losses are nan where it refuses rows, which all ranks then do together, so that the
-        run ends with the report that any other loss ends with that is not finite."""
+    def global_batch_losses(
+        self, embeddings: Mapping[str, Tensor], target: Tensor, weight: Tensor
+    ) -> dict[str, Tensor]:
+        """``model.global_batch_losses``; its losses are nan where it refuses rows, which all ranks then do together, so
+        that the run ends with the report that any other loss ends with that is not finite."""
         try:
-            return self.model.contrast(embeddings, target, weight)
+            return self.model.global_batch_losses(embeddings, target, weight)
         except RowError:
-            names = self.model.contrast(
+            names = self.model.global_batch_losses(
                 {name: torch.zeros_like(rows) for name, rows in embeddings.items()}, target, weight
             )
             spoilt = torch.stack([rows.sum() for rows in embeddings.values()]).sum() * math.nan
@@ -254,13 +256,13 @@ def optimizer_step(engine: Any) -> float:
     return norm
 
 
-def loss_scale(engine: Any) -> dict[str, float]:
+def grad_scaler_state(engine: Any) -> dict[str, float]:
     """The state of fp16's loss scale; empty in other precisions."""
     scaler = engine.torch_autocast_z0_gradscaler
     return {} if scaler is None else scaler.state_dict()
 
 
-def load_loss_scale(engine: Any, state: dict[str, float]) -> None:
+def load_grad_scaler(engine: Any, state: dict[str, float]) -> None:
     if engine.torch_autocast_z0_gradscaler is not None and state:
         engine.torch_autocast_z0_gradscaler.load_state_dict(state)
 

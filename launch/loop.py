@@ -40,7 +40,7 @@ def fit(
     progress = checkpoints.progress
     while not progress.finished and progress.epoch < run.epochs:
         epoch, started = progress.epoch, time.perf_counter()
-        watchdog.at(f"beginning epoch {epoch}")
+        watchdog.report_phase(f"beginning epoch {epoch}")
         task.begin_epoch(epoch, model)
         model.begin_epoch(epoch)
         first_step = progress.epoch_steps
@@ -52,10 +52,10 @@ def fit(
                 scores = task.evaluate(model, "valid", engine.device)
         except StopNow:
             _leave(engine, task, checkpoints, log)
-        badness = task.badness(scores)
-        improved = badness < progress.best
+        objective = task.objective(scores)
+        improved = objective < progress.best
         if improved:
-            progress.best, progress.best_epoch = badness, epoch
+            progress.best, progress.best_epoch = objective, epoch
         means = {f"loss_{name}": value / max(1, progress.epoch_steps) for name, value in progress.sums.items()}
         speed = {
             "samples_per_second": samples / seconds,
@@ -67,7 +67,7 @@ def fit(
         log.event("epoch", progress.step, {"epoch": epoch, **means, **scores, **speed, **memory(), **model.report()})
         progress.epoch, progress.epoch_steps, progress.sums = epoch + 1, 0, {}
         progress.finished = bool(run.patience) and epoch - progress.best_epoch >= run.patience
-        watchdog.at("saving")
+        watchdog.report_phase("saving")
         checkpoints.save(engine, task, "last", "best") if improved else checkpoints.save(engine, task, "last")
         yield {"epoch": float(epoch), **means, **scores, **speed}
     progress.finished = True
@@ -85,19 +85,19 @@ def _train_epoch(
     seen = 0
     while True:
         clock.start()
-        watchdog.at(f"at step {progress.step}, waiting for data")
-        parts = batches.next(lambda: stop.asked)
+        watchdog.report_phase(f"at step {progress.step}, waiting for data")
+        parts = batches.next(lambda: stop.requested)
         if stop.agreed():
             _leave(engine, task, checkpoints, log, stuck=batches.waiting)
         if parts is None:
             break
         clock.lap("data")
-        watchdog.at(f"at step {progress.step}")
+        watchdog.report_phase(f"at step {progress.step}")
         rates = set_learning_rates(engine, run, learning_rate_factor(run, progress.step, steps * run.epochs, epoch))
         size = _global_size(parts)
         with utilisation.counting(size, first=seen == 0):
             taken = train_step(engine, parts, progress, run, task, run_dir, clock)
-        task.consumed()
+        task.mark_consumed()
         progress.step += 1
         progress.epoch_steps += 1
         for name, value in taken.losses.items():
@@ -114,7 +114,7 @@ def _train_epoch(
         if run.check_every and progress.step % run.check_every == 0:
             _compare_ranks(engine.module.model, progress.step)
         if run.save_every and progress.step % run.save_every == 0 and progress.epoch_steps < steps:
-            watchdog.at("saving")
+            watchdog.report_phase("saving")
             checkpoints.save(engine, task, "last")
     batches.close()
     log.close_bar()
@@ -124,7 +124,7 @@ def _train_epoch(
 def _leave(engine: Any, task: Task, checkpoints: Checkpoints, log: RunLog, *, stuck: bool = False) -> NoReturn:
     """Save what is not saved yet, and end the process; all ranks do."""
     log.close_bar()
-    watchdog.at("saving")
+    watchdog.report_phase("saving")
     if checkpoints.newest != checkpoints.name:
         checkpoints.save(engine, task, "last")
     log.say("stopped on request; everything is saved, and the same command with the same run_dir goes on from here")
@@ -142,4 +142,4 @@ def _compare_ranks(model: Model, step: int) -> None:
 
 def _global_size(parts: list[Batch]) -> int:
     """Samples in the global batch, which every part knows through its share."""
-    return round(distributed.world_size() * len(parts) / parts[0].share)
+    return round(distributed.world_size() * len(parts) / parts[0].loss_scale)

@@ -1,4 +1,4 @@
-"""Scores of finished runs over rates of missing data, beside the floors of constant answers, in one table and picture.
+"""Scores of finished runs over rates of missing data, beside the floors of constant answers, in one table and plot.
 
     python -m launch.robustness RUN [RUN ...] [rates=0:1:0.1] [protocol=A|B] [missing.protocol=frames] [out=DIR]
 
@@ -20,7 +20,7 @@ import torch
 
 from core import distributed
 from core.metrics.missing_rates import auilc
-from core.metrics.regression import floors
+from core.metrics.regression import constant_baselines
 from data_shards.missing import Missing
 from launch.config import ConfigError, Run, override
 from launch.engine import init_processes, shutdown_processes
@@ -123,7 +123,7 @@ def constant_answers(run: Run) -> dict[str, dict[str, float]]:
     if run.metrics == "classes":
         return {}
     labels = np.concatenate([part.arrays["label"].numpy() for (part,) in SentimentTask(run).part_arrays("test")])
-    return floors(labels, run.metrics)
+    return constant_baselines(labels, run.metrics)
 
 
 def write(out: Path, curves: list[Curve], floor: dict[str, dict[str, float]], protocol: str) -> None:
@@ -209,7 +209,7 @@ def main(arguments: list[str] | None = None) -> int:
             write(out, curves, floor, protocol)
             for curve in curves:
                 print(curve.name, *(f"AUILC {name} {value:.4f}" for name, value in curve.areas().items()), sep="  ")
-            print(f"table and picture: {out / 'robustness.md'}")
+            print(f"table and plot: {out / 'robustness.md'}")
         shutdown_processes()
 
     return exit_code(work)

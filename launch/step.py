@@ -30,7 +30,7 @@ class TrainingStopped(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Taken:
+class StepResult:
     """What one step did."""
 
     losses: dict[str, float]  # name -> mean over the global batch, the same on every rank
@@ -39,14 +39,16 @@ class Taken:
 
 def train_step(
     engine: Any, parts: list[Batch], progress: Progress, run: Run, task: Task, run_dir: Path, clock: Clock
-) -> Taken:
+) -> StepResult:
     """Forward, backward, and the optimiser's step when every loss and the gradient are finite.
 
     Raises:
         TrainingStopped: on every rank, before the optimiser moved.
     """
     device, step = engine.device, progress.step
-    watchdog.at(f"at step {step}, computing losses")  # what hangs before here is told from what waits in a loss
+    watchdog.report_phase(
+        f"at step {step}, computing losses"
+    )  # what hangs before here is told from what waits in a loss
     model: Model = engine.module.model
     parts = _with_counts(model, [part.to(device) for part in parts])
     surrogates: list[Surrogate] = []
@@ -69,14 +71,14 @@ def train_step(
         clock.lap("backward")
         if number + 1 < len(parts):
             engine.step()
-    watchdog.at(f"at step {step}, summing losses")
+    watchdog.report_phase(f"at step {step}, summing losses")
     means = _mean(totals | contrast)
     clock.lap("exchange")
-    taken = Taken(means, math.nan)
+    taken = StepResult(means, math.nan)
     if not all(math.isfinite(value) for value in means.values()):
         _report_bad_batch(engine, parts, taken, progress, task, run_dir)
-    watchdog.at(f"at step {step}, in the optimiser")
-    taken = Taken(means, optimizer_step(engine))
+    watchdog.report_phase(f"at step {step}, in the optimiser")
+    taken = StepResult(means, optimizer_step(engine))
     if not math.isfinite(taken.grad_norm) and run.precision != "fp16":  # fp16 skips such steps and lowers its scale
         _report_bad_batch(engine, parts, taken, progress, task, run_dir)
     _remember(model, records, parts)
@@ -85,8 +87,8 @@ def train_step(
 
 
 def _with_counts(model: Model, parts: list[Batch]) -> list[Batch]:
-    """The parts with ``Model.counts`` summed over the whole global batch."""
-    own = [model.counts(part) for part in parts]
+    """The parts with ``Model.loss_denominators`` summed over the whole global batch."""
+    own = [model.loss_denominators(part) for part in parts]
     if not own[0]:
         return parts
     names = sorted(own[0])
@@ -96,7 +98,7 @@ def _with_counts(model: Model, parts: list[Batch]) -> list[Batch]:
     # a loss divides its local sum by the count; the engine averages over ranks and parts, hence the factor
     factor = distributed.world_size() * len(parts)
     counts = {name: total[place] / factor for place, name in enumerate(names)}
-    return [replace(part, counts=counts) for part in parts]
+    return [replace(part, loss_denominators=counts) for part in parts]
 
 
 def _contrast_of_all(
@@ -105,13 +107,13 @@ def _contrast_of_all(
     """First of two passes (GradCache, Gao et al., 2021): contrastive losses over all parts, and for each part what has
     their gradient. None when the model has no such losses."""
     with torch.no_grad(), _autocast(engine):
-        rows = [model.embeddings(engine.module.run(part, step)) for part in parts]
+        rows = [model.global_batch_rows(engine.module.run(part, step)) for part in parts]
     if not rows[0]:
         return [], {}
     leaves = {name: torch.cat([row[name] for row in rows]).requires_grad_() for name in rows[0]}
     target = torch.cat([part.target for part in parts])
     weight = torch.cat([part.weight for part in parts])
-    losses = engine.module.contrast(leaves, target, weight)
+    losses = engine.module.global_batch_losses(leaves, target, weight)
     total = _sum(losses)
     learns = _has_parameters(total)
     gradients = torch.autograd.grad(total, list(leaves.values()))
@@ -125,7 +127,7 @@ def _contrast_of_all(
             # What the losses themselves learn, a temperature say, gets its gradient here: inside of the engine, which
             # at stage 3 has cut it up, and with the first part, which at stage 3 overwrites the last step's gradients.
             whole = {name: rows.detach() for name, rows in leaves.items()}
-            loss = loss + len(parts) * _sum(engine.module.contrast(whole, target, weight))
+            loss = loss + len(parts) * _sum(engine.module.global_batch_losses(whole, target, weight))
         return loss
 
     said = {name: value.detach().reshape(()) for name, value in losses.items()}
@@ -172,7 +174,7 @@ def _remember(model: Model, records: list[dict[str, Tensor]], parts: list[Batch]
     whole = {name: distributed.gather_rows(rows, sizes) for name, rows in local.items()}
     order = torch.argsort(whole["index"])
     with torch.no_grad():
-        model.remember({name: rows[order] for name, rows in whole.items()})
+        model.update_memory_bank({name: rows[order] for name, rows in whole.items()})
 
 
 def _not_finite(engine: Any, parts: list[Batch], step: int, task: Task) -> dict[str, list[str]]:
@@ -181,7 +183,7 @@ def _not_finite(engine: Any, parts: list[Batch], step: int, task: Task) -> dict[
     found: dict[str, list[str]] = {}
     with torch.no_grad(), _autocast(engine):
         for part in parts:
-            for name, rows in engine.module.model.embeddings(engine.module.run(part, step)).items():
+            for name, rows in engine.module.model.global_batch_rows(engine.module.run(part, step)).items():
                 bad = ~rows.isfinite().all(1)
                 if bool((bad & (part.weight > 0)).any()):
                     found.setdefault(name, []).extend(task.sample_ids([replace(part, weight=part.weight * bad)]))
@@ -189,7 +191,7 @@ def _not_finite(engine: Any, parts: list[Batch], step: int, task: Task) -> dict[
 
 
 def _report_bad_batch(
-    engine: Any, parts: list[Batch], taken: Taken, progress: Progress, task: Task, run_dir: Path
+    engine: Any, parts: list[Batch], taken: StepResult, progress: Progress, task: Task, run_dir: Path
 ) -> None:
     """Write which samples made a loss or the gradient non-finite, and stop before the optimiser moves."""
     path = run_dir / f"bad_batch_rank{distributed.rank()}.json"

@@ -25,8 +25,8 @@ from data_shards.shards.manifest import DataError
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import Checkpoints, SaveError, read_state
 from launch.checkpoints.tensors import load_generators, load_moments, load_weights
-from launch.config import ConfigError, Run, from_dict, load_recipe, override, recipe_names, to_dict
-from launch.engine import init_processes, load_loss_scale, shutdown_processes, start
+from launch.config import RENAMED, ConfigError, Run, from_dict, load_recipe, override, recipe_names, to_dict
+from launch.engine import init_processes, load_grad_scaler, shutdown_processes, start
 from launch.loop import fit
 from launch.monitor import watchdog
 from launch.monitor.preemption import PREEMPTED, Preempted, Stop
@@ -90,6 +90,7 @@ def open_run(run: Run) -> tuple[Run, Path]:
     tree = to_dict(run)
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))["run"]
+        before = {RENAMED.get(key, key): value for key, value in before.items()}
         fixed = [key for key in tree if key in before and key not in MAY_CHANGE]
         differ = [key for key in fixed if json.loads(json.dumps(tree[key])) != before[key]]
         if differ:
@@ -115,7 +116,7 @@ def _start_time() -> str:
 
 
 @dataclass(frozen=True)
-class Prepared:
+class TrainingSession:
     """A run that is ready to go on; nothing has been trained by this process yet."""
 
     run: Run
@@ -129,7 +130,7 @@ class Prepared:
 
 
 @contextmanager
-def prepare(run: Run, *, quiet: bool = False) -> Iterator[Prepared]:
+def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
     """Open or make the run's directory, and everything that training needs. The test split is not in reach."""
     stop = Stop().listen()
     run, run_dir = open_run(run)
@@ -140,7 +141,7 @@ def prepare(run: Run, *, quiet: bool = False) -> Iterator[Prepared]:
     with RunLog(run_dir, quiet=quiet) as log:
         engine = resume(run, model, task, checkpoints, log)
         epochs = fit(engine, task, run, run_dir, log, checkpoints, stop)
-        yield Prepared(run, run_dir, task, log, checkpoints.progress, stop, engine, epochs)
+        yield TrainingSession(run, run_dir, task, log, checkpoints.progress, stop, engine, epochs)
 
 
 def train(run: Run, *, quiet: bool = False) -> dict[str, dict[str, float]]:
@@ -165,7 +166,7 @@ def resume(run: Run, model: Any, task: Any, checkpoints: Checkpoints, log: RunLo
     load_weights(folder, state.shapes, model)
     engine = start(model, run)
     load_moments(folder, state.adam_step, engine, model)
-    load_loss_scale(engine, state.loss_scale)
+    load_grad_scaler(engine, state.loss_scale)
     task.load_state_dict(state.task)
     vars(checkpoints.progress).update(vars(state.progress))
     load_generators(folder, state.ranks, (run.seed, state.progress.step))

@@ -56,7 +56,7 @@ def make_utterances() -> Callable[..., Utterances]:
         batch = Utterances(
             index=torch.arange(size),
             weight=torch.ones(size),
-            share=1 / size,
+            loss_scale=1 / size,
             label=torch.rand(size, generator=generator) * torch.tensor([3.0, -3.0, 3.0]).repeat(size)[:size],
             frames=frames,
             mask=mask,
@@ -155,7 +155,7 @@ def make_graph() -> Callable[..., tuple[DataSpec, EntityGraph]]:
         batch = EntityGraph(
             index=torch.arange(pairs),
             weight=torch.ones(pairs),
-            share=1 / pairs,
+            loss_scale=1 / pairs,
             links=order[: 2 * pairs].reshape(pairs, 2),
             edges=symmetric_edges(ends[0], ends[1], entities),
             views=views,

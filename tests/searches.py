@@ -35,10 +35,10 @@ def anything(changes: dict[str, Any]) -> str:
     return ""
 
 
-def ended(number: int, badness: list[float], state: str = "finished", **changes: Any) -> Record:
+def ended(number: int, objective: list[float], state: str = "finished", **changes: Any) -> Record:
     history = {
-        epoch: {"time": 60.0 * number + epoch, "badness": value, "scores": {"MAE": value, "Corr": 1 - value}}
-        for epoch, value in enumerate(badness, 1)
+        epoch: {"time": 60.0 * number + epoch, "objective": value, "scores": {"MAE": value, "Corr": 1 - value}}
+        for epoch, value in enumerate(objective, 1)
     }
     return Record(number, changes, history, state, started=60.0 * number, ended=60.0 * number + 30)
 
@@ -160,7 +160,7 @@ def verdicts(path: Path, *, epochs: int, reduction: int) -> list[Verdict]:
         elif event["event"] == "end":
             over[number] = running[number]
         elif event["event"] == "epoch":
-            running[number].append(event["badness"])
+            running[number].append(event["objective"])
             epoch, best = len(running[number]), min(running[number])
             assert epoch == event["epoch"]
             new = [m for m in milestones if m <= epoch and number not in rungs[m]]

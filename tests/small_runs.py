@@ -83,12 +83,12 @@ def partitioned(folder: Path) -> str:
 
 def without_second_half(parts: list[Batch], rank: int, ranks: int, modality: str) -> list[Batch]:
     """The parts without ``modality`` in the second half of the global batch: with two ranks, all that rank 1 has."""
-    from data_shards.reading.sampler import deal
+    from data_shards.reading.sampler import even_split
 
     if ranks == 2 and rank == 0:
         return parts
     (part,) = parts
-    keep = torch.arange(len(part)) < (0 if ranks == 2 else deal(len(part), 2)[0].stop)
+    keep = torch.arange(len(part)) < (0 if ranks == 2 else even_split(len(part), 2)[0].stop)
     mask = {**part.mask, modality: part.mask[modality] & keep[:, None]}  # type: ignore[attr-defined]
     present = {**part.present, modality: part.present[modality] & keep[:, None]}  # type: ignore[attr-defined]
     return [replace(part, mask=mask, present=present)]  # type: ignore[call-arg]

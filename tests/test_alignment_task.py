@@ -76,14 +76,16 @@ def train(task: AlignmentTask, model: Any, optimizer: Any, epochs: range, stop_a
         model.train()
         for (part,) in task.batches(epoch):
             output = model(part)
-            named = model.losses(output, part) | model.contrast(model.embeddings(output), part.target, part.weight)
+            named = model.losses(output, part) | model.global_batch_losses(
+                model.global_batch_rows(output), part.target, part.weight
+            )
             loss = torch.stack(list(named.values())).sum()
             optimizer.zero_grad()
             loss.backward()
             for parameter in model.parameters():
                 parameter.grad = distributed.all_reduce_sum(parameter.grad) / distributed.world_size()
             optimizer.step()
-            task.consumed()
+            task.mark_consumed()
             losses.append(loss.item())
             if len(losses) == stop_after:
                 return losses
@@ -178,7 +180,7 @@ def test_every_link_comes_once_an_epoch_in_an_order_of_its_own(shards: Path) -> 
         epochs.append(torch.cat([part.index for part in parts]).tolist())
         links = torch.cat([part.links for part in parts])
         assert torch.equal(links, task.links[torch.tensor(epochs[-1])])
-        assert [part.share for part in parts] == [1 / len(part) for part in parts]
+        assert [part.loss_scale for part in parts] == [1 / len(part) for part in parts]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(18))
     assert epochs[0] != epochs[1]
 
@@ -265,7 +267,7 @@ def test_scores_of_a_perfect_model_are_perfect_and_its_files_complete(shards: Pa
     task = AlignmentTask(run_of(shards))
     final = task.final(Fixed(gold_embeddings(task)), "test", task.device, tmp_path)  # type: ignore[arg-type]
     assert final.scores["Hits@1"] == final.scores["csls/r2l/MRR"] == 1
-    assert task.badness(final.scores) == -1
+    assert task.objective(final.scores) == -1
     assert (tmp_path / final.pictures[0][1]).stat().st_size > 1000
     rows = (tmp_path / "predictions.csv").read_text().splitlines()
     assert rows[0] == "left,right,rank,rank_right_to_left,predicted,similarity"
@@ -327,7 +329,7 @@ def test_settings_that_cannot_be_used_are_refused(shards: Path, changes: dict[st
 def test_a_wrong_score_or_split_is_answered_with_those_there_are(shards: Path) -> None:
     task = AlignmentTask(replace(run_of(shards), select="MAE"))
     with pytest.raises(ConfigError, match=r"select='MAE' is no score of this task; there are Hits@1"):
-        task.badness({"Hits@1": 1.0})
+        task.objective({"Hits@1": 1.0})
     with pytest.raises(ValueError, match="no links 'dev'; it has train, valid, test"):
         task.evaluate(new_model(task), "dev", task.device)
 

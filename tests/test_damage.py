@@ -86,7 +86,7 @@ def test_damage_is_caught_before_a_sample_of_the_shard_is_used(folder, kind, pre
 def test_skipping_leaves_out_the_shard_on_every_rank_alike(folder, kind, caplog):
     start, end = middle(folder)
     change(folder / NAME, lambda body: KINDS[kind](body, start, end))
-    options = {"global_batch": 4, "on_damage": "skip", "damage_budget": 0.5, "window": 2}
+    options = {"global_batch": 4, "on_corrupt": "skip", "max_skipped_fraction": 0.5, "window": 2}
     alone = Stream(folder, "train", **options)
     with caplog.at_level(logging.WARNING):
         whole = [sorted(part.index.tolist()) for (part,) in alone.epoch(3)]
@@ -104,30 +104,30 @@ def test_skipping_leaves_out_the_shard_on_every_rank_alike(folder, kind, caplog)
 def test_a_batch_that_lacks_samples_has_its_true_weight(folder):
     change(folder / NAME, lambda body: flip(body, 1000))
     total = 0.0
-    stream = Stream(folder, "train", global_batch=9, on_damage="skip", damage_budget=0.5)
+    stream = Stream(folder, "train", global_batch=9, on_corrupt="skip", max_skipped_fraction=0.5)
     for (part,) in stream.epoch(0):
-        assert part.share == pytest.approx(1 / len(part.index))
+        assert part.loss_scale == pytest.approx(1 / len(part.index))
         total += len(part.index)
     assert total == 12
 
 
 def test_a_batch_of_nothing_but_damage_is_no_step(folder):
     change(folder / NAME, lambda body: flip(body, 1000))
-    stream = Stream(folder, "train", global_batch=3, shuffle=False, on_damage="skip", damage_budget=0.5)
+    stream = Stream(folder, "train", global_batch=3, shuffle=False, on_corrupt="skip", max_skipped_fraction=0.5)
     assert [part.index.tolist() for (part,) in stream.epoch(0)] == [[0, 1, 2], [3, 4, 5], [12, 13, 14], [15, 16, 17]]
     assert stream.state_dict()["samples"] == 18
 
 
 @pytest.mark.parametrize("bucket", [0, 3])
 def test_a_position_means_the_same_after_a_shard_was_lost(folder, bucket):
-    options = {"global_batch": 4, "on_damage": "skip", "damage_budget": 0.5, "bucket": bucket}
+    options = {"global_batch": 4, "on_corrupt": "skip", "max_skipped_fraction": 0.5, "bucket": bucket}
     stream = Stream(folder, "train", **options)
     whole = [part.index.tolist() for (part,) in stream.epoch(0)]
     other = Stream(folder, "train", **options)
     steps = other.epoch(0)
     next(steps)
     next(steps)
-    other.consumed()
+    other.mark_consumed()
     change(folder / NAME, lambda body: flip(body, 1000))
     resumed = Stream(folder, "train", **options)
     resumed.load_state_dict(other.state_dict())
@@ -138,7 +138,7 @@ def test_a_position_means_the_same_after_a_shard_was_lost(folder, bucket):
 def test_more_damage_than_the_budget_fails_all_the_same(folder):
     change(folder / NAME, lambda body: flip(body, 1000))
     with pytest.raises(DataError, match=r"6 of 18 train samples.*budget of 0.2.*train-000001"):
-        list(Stream(folder, "train", global_batch=4, on_damage="skip", damage_budget=0.2).epoch(0))
+        list(Stream(folder, "train", global_batch=4, on_corrupt="skip", max_skipped_fraction=0.2).epoch(0))
 
 
 @pytest.mark.parametrize("suffix", [".tar", ".idx"])
@@ -146,7 +146,7 @@ def test_a_missing_file_is_named(folder, suffix):
     (folder / NAME).with_suffix(suffix).unlink()
     with pytest.raises(DataError, match=rf"train-000001\{suffix} is missing"):
         read_all(folder)
-    assert len(read_all(folder, on_damage="skip", damage_budget=0.5)) == 12
+    assert len(read_all(folder, on_corrupt="skip", max_skipped_fraction=0.5)) == 12
 
 
 def test_a_shard_that_is_cut_while_in_use_is_an_error_too(folder):

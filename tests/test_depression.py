@@ -49,7 +49,7 @@ def test_depression_scores_are_learnt_and_measured(name: str, sessions: Path) ->
     assert task.data.label_range == (0, 24)
     model.begin_epoch(0)
     ((batch,),) = task.batches(0)
-    batch = replace(batch, counts=model.counts(batch))
+    batch = replace(batch, loss_denominators=model.loss_denominators(batch))
     torch.stack([*model.losses(model.train()(batch), batch).values()]).sum().backward()
     found = task.evaluate(model, "test", torch.device("cpu"))
     assert set(found) == {"MAE", "RMSE", "CCC", "Corr"}

@@ -15,7 +15,7 @@ from core.batch import Utterances
 from core.dropout import number_dropouts, sample_masks
 from core.encoders.attention import Attention
 from core.encoders.inputs import InputConfig, Inputs, groups
-from core.encoders.sequence import BothWays, LastState, SummaryTransformer, masked_max, masked_mean, sinusoids
+from core.encoders.sequence import BiGRU, LSTMEncoder, SummaryTransformer, masked_max, masked_mean, sinusoids
 from core.encoders.text import TextConfig, TextEncoder
 from core.model import DataSpec
 
@@ -212,7 +212,7 @@ def test_recurrent_encoders_see_each_sequence_alone(make_utterances: MakeUtteran
     batch = make_utterances(5)
     frames, mask = batch.frames["vision"], batch.mask["vision"].clone()
     mask[3] = False
-    last, both = LastState(20, 6), BothWays(20, 4, 3)
+    last, both = LSTMEncoder(20, 6), BiGRU(20, 4, 3)
     ends, states = last(frames, mask), both(frames, mask)
     assert not ends[3].any()
     assert not states[3].any()

@@ -30,7 +30,9 @@ def build(data: DataSpec, **changes: Any) -> HSCL:
 @torch.no_grad()
 def losses(model: HSCL, batch: Utterances) -> dict[str, float]:
     output = model(batch)
-    found = model.losses(output, batch) | model.contrast(model.embeddings(output), batch.label, batch.weight)
+    found = model.losses(output, batch) | model.global_batch_losses(
+        model.global_batch_rows(output), batch.label, batch.weight
+    )
     return {name: float(value) for name, value in found.items()}
 
 
@@ -195,7 +197,9 @@ def test_switches_leave_the_right_losses_and_no_idle_parameter(
     batch = replace(batch, label=batch.label.round())  # equal labels, so that SupCon has positives
     model = build(spec, **changes)
     output = model(batch)
-    found = model.losses(output, batch) | model.contrast(model.embeddings(output), batch.label, batch.weight)
+    found = model.losses(output, batch) | model.global_batch_losses(
+        model.global_batch_rows(output), batch.label, batch.weight
+    )
     assert set(found) == names
     torch.stack(list(found.values())).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
@@ -234,7 +238,7 @@ def test_a_sample_without_sound_takes_no_part_in_contrast_with_sound(
     keep = torch.arange(6) > 0
     audio = batch.mask["audio"] & keep[:, None]
     lacking = replace(batch, mask=batch.mask | {"audio": audio}, present=batch.present | {"audio": audio})
-    rest = replace(batch.map(lambda x: x[1:]), share=batch.share)
+    rest = replace(batch.map(lambda x: x[1:]), loss_scale=batch.loss_scale)
     z = {view: model(rest).projected[view] for view in ("text", "audio", "vision")}
     of_audio = model.draw(torch.cat([z["text"], z["audio"]]), rest.label.repeat(2))
     whole = model(batch).projected

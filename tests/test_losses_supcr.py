@@ -182,7 +182,7 @@ def test_hscl_trains_the_same_as_with_the_definition(spec: DataSpec, make_uttera
             batch = make_utterances(size=12, seed=step % 5)
             output = model(batch)
             losses = model.losses(output, batch)
-            losses |= model.contrast(model.embeddings(output), batch.label, batch.weight)
+            losses |= model.global_batch_losses(model.global_batch_rows(output), batch.label, batch.weight)
             optimizer.zero_grad()
             sum(losses.values()).backward()
             optimizer.step()

@@ -55,7 +55,10 @@ def test_the_objective_equals_its_equations(make_graph: Make, regulariser: str) 
         model.inter_weights.log_variance.copy_(torch.tensor([-0.4, 0.1, 0.2], dtype=torch.float64))
         model.fusion.copy_(torch.tensor([0.5, 1.5, -0.3], dtype=torch.float64))
     output = model(batch)
-    found = {name: v.item() for name, v in model.contrast(model.embeddings(output), batch.index, batch.weight).items()}
+    found = {
+        name: v.item()
+        for name, v in model.global_batch_losses(model.global_batch_rows(output), batch.index, batch.weight).items()
+    }
 
     def unit(x: np.ndarray) -> np.ndarray:
         return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
@@ -87,14 +90,14 @@ def test_swapping_the_graphs_leaves_the_loss_unchanged(make_graph: Make) -> None
     both = []
     for links in (batch.links, batch.links.flip(1)):
         swapped = EntityGraph(**{**vars(batch), "links": links})
-        both.append(model.contrast(model.embeddings(model(swapped)), batch.index, batch.weight))
+        both.append(model.global_batch_losses(model.global_batch_rows(model(swapped)), batch.index, batch.weight))
     assert {k: v.item() for k, v in both[0].items()} == pytest.approx({k: v.item() for k, v in both[1].items()})
 
 
 def test_the_joint_embedding_moves_only_views_in_the_alignment_loss(make_graph: Make) -> None:
     spec, batch = make_graph()
     model = MCLEA(MCLEA.Config(graph_hidden=6, hidden=4), spec)
-    losses = model.contrast(model.embeddings(model(batch)), batch.index, batch.weight)
+    losses = model.global_batch_losses(model.global_batch_rows(model(batch)), batch.index, batch.weight)
     (gradient,) = torch.autograd.grad(losses["inter_relation"], [model.fusion], allow_unused=True)
     assert gradient is None
 
@@ -114,8 +117,8 @@ def test_entities_without_a_view_have_zeros_there_and_rows_of_length_one(make_gr
 def test_training_and_evaluation_give_the_same_rows(make_graph: Make) -> None:
     spec, batch = make_graph()
     model = MCLEA(MCLEA.Config(graph_hidden=6, hidden=4), spec)
-    trained = model.train().embeddings(model(batch))
-    evaluated = model.eval().embeddings(model(batch))
+    trained = model.train().global_batch_rows(model(batch))
+    evaluated = model.eval().global_batch_rows(model(batch))
     for name, rows in trained.items():
         torch.testing.assert_close(rows, evaluated[name])
 
@@ -151,7 +154,10 @@ def test_eight_links_are_learnt_by_heart(make_graph: Make) -> None:
     model = MCLEA(MCLEA.Config(graph_hidden=16, hidden=8), spec)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     for _ in range(60):
-        loss = sum(model.contrast(model.embeddings(model(batch)), batch.index, batch.weight).values(), torch.zeros(()))
+        loss = sum(
+            model.global_batch_losses(model.global_batch_rows(model(batch)), batch.index, batch.weight).values(),
+            torch.zeros(()),
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

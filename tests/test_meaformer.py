@@ -112,7 +112,7 @@ def test_the_objective_names_every_view_early_and_late_with_one_shared_weight(ma
     with torch.no_grad():
         model.view_weights.log_variance.copy_(torch.tensor(s, dtype=torch.float64))
     output = model(batch)
-    losses = model.contrast(model.embeddings(output), batch.index, batch.weight)
+    losses = model.global_batch_losses(model.global_batch_rows(output), batch.index, batch.weight)
     assert model.views == ("graph", "relation", "attribute")
     for m, view in enumerate(model.views):
         has = batch.present[view][batch.links].all(1) if view != "graph" else torch.ones(len(batch), dtype=torch.bool)
@@ -128,7 +128,7 @@ def test_swapping_the_graphs_leaves_the_loss_unchanged(make_graph: Make) -> None
     both = []
     for links in (batch.links, batch.links.flip(1)):
         swapped = EntityGraph(**{**vars(batch), "links": links})
-        both.append(model.contrast(model.embeddings(model(swapped)), batch.index, batch.weight))
+        both.append(model.global_batch_losses(model.global_batch_rows(model(swapped)), batch.index, batch.weight))
     assert {k: v.item() for k, v in both[0].items()} == pytest.approx({k: v.item() for k, v in both[1].items()})
 
 
@@ -161,7 +161,10 @@ def test_eight_links_are_learnt_by_heart(make_graph: Make) -> None:
     model = MEAformer(small(hidden=16, dropout=0.0, layers=2), spec)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
     for _ in range(60):
-        loss = sum(model.contrast(model.embeddings(model(batch)), batch.index, batch.weight).values(), torch.zeros(()))
+        loss = sum(
+            model.global_batch_losses(model.global_batch_rows(model(batch)), batch.index, batch.weight).values(),
+            torch.zeros(()),
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

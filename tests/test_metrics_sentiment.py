@@ -65,14 +65,14 @@ def test_constant_answers_score_the_published_floors(
     negative: int, zero: int, positive: int, constant: str, expected: tuple[float, ...]
 ) -> None:
     label = np.repeat([-1.0, 0.0, 1.0], [negative, zero, positive])
-    found = regression.floors(label, "mosi")[constant]
+    found = regression.constant_baselines(label, "mosi")[constant]
     names = ("Has0_acc_2", "Has0_F1", "Non0_acc_2", "Non0_F1")
     assert tuple(round(100 * found[name], 2) for name in names) == expected
 
 
 def test_the_floor_of_sims_is_the_published_one() -> None:
     label = np.repeat([-0.4, 0.4], [317, 140])
-    found = regression.floors(label, "sims")["negative"]
+    found = regression.constant_baselines(label, "sims")["negative"]
     assert round(100 * found["Mult_acc_2"], 2) == 69.37
     assert round(100 * found["F1_score"], 2) == 56.82
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from core.batch import Utterances
-from data_shards.missing import Missing, hide
+from data_shards.missing import Missing, apply_missing_mask
 from data_shards.shards.manifest import DataError
 
 MakeUtterances = Callable[..., Utterances]
@@ -28,7 +28,7 @@ def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
 @pytest.mark.parametrize("settings", [Missing(), Missing(protocol="frames"), replace(FRAMES, train="complete")])
 def test_nothing_to_drop_gives_the_same_batch(settings: Missing, make_utterances: MakeUtterances) -> None:
     batch = make_utterances()
-    assert hide(batch, settings, split="train", epoch=3) is batch
+    assert apply_missing_mask(batch, settings, split="train", epoch=3) is batch
 
 
 @pytest.mark.parametrize("protocol", ["frames", "blocks", "modality"])
@@ -36,12 +36,12 @@ def test_draws_belong_to_the_sample(protocol: str, make_utterances: MakeUtteranc
     """Not to its place in the batch, its company, or the padding."""
     settings = replace(FRAMES, protocol=protocol)
     batch = make_utterances(16)
-    whole = hide(batch, settings, split="valid", epoch=0)
+    whole = apply_missing_mask(batch, settings, split="valid", epoch=0)
     order = torch.tensor([5, 2, 11])
-    part = hide(picked(batch, order), settings, split="valid", epoch=7)
+    part = apply_missing_mask(picked(batch, order), settings, split="valid", epoch=7)
     assert same(part.present, picked(whole, order).present)
     wider = {m: torch.cat([x, x.new_zeros(16, 4)], 1) for m, x in batch.mask.items()}
-    padded = hide(replace(batch, mask=wider, present=wider), settings, split="valid", epoch=0)
+    padded = apply_missing_mask(replace(batch, mask=wider, present=wider), settings, split="valid", epoch=0)
     assert all(torch.equal(padded.present[m][:, : x.shape[1]], x) for m, x in whole.present.items())
 
 
@@ -49,31 +49,31 @@ def test_splits_seeds_and_modalities_draw_apart(make_utterances: MakeUtterances)
     batch = make_utterances(16)
     everywhere = {m: torch.ones(16, 20, dtype=torch.bool) for m in ("audio", "vision")}
     batch = replace(batch, mask=batch.mask | everywhere, present=batch.present | everywhere)
-    found = hide(batch, FRAMES, split="valid", epoch=0).present
+    found = apply_missing_mask(batch, FRAMES, split="valid", epoch=0).present
     assert not torch.equal(found["audio"], found["vision"])
     for other in (
-        hide(batch, FRAMES, split="test", epoch=0),
-        hide(batch, replace(FRAMES, seed=5), split="valid", epoch=0),
+        apply_missing_mask(batch, FRAMES, split="test", epoch=0),
+        apply_missing_mask(batch, replace(FRAMES, seed=5), split="valid", epoch=0),
     ):
         assert not torch.equal(other.present["audio"], found["audio"])
 
 
 def test_training_masks_stay_unless_they_are_to_be_redrawn(make_utterances: MakeUtterances) -> None:
     batch = make_utterances(16)
-    first, second = (hide(batch, FRAMES, split="train", epoch=epoch).present for epoch in (0, 1))
+    first, second = (apply_missing_mask(batch, FRAMES, split="train", epoch=epoch).present for epoch in (0, 1))
     assert same(first, second)
     again = replace(FRAMES, redraw=True)
-    first, second = (hide(batch, again, split="train", epoch=epoch).present for epoch in (0, 1))
+    first, second = (apply_missing_mask(batch, again, split="train", epoch=epoch).present for epoch in (0, 1))
     assert not same(first, second)
-    first, second = (hide(batch, again, split="test", epoch=epoch).present for epoch in (0, 1))
+    first, second = (apply_missing_mask(batch, again, split="test", epoch=epoch).present for epoch in (0, 1))
     assert same(first, second)
 
 
 def test_frames_are_dropped_at_the_rate_and_a_higher_rate_drops_more(make_utterances: MakeUtterances) -> None:
     full = {m: torch.ones(400, 25, dtype=torch.bool) for m in ("text", "audio", "vision")}
     batch = make_utterances(400, mask=full, present=full)
-    low = hide(batch, replace(FRAMES, rate=0.3), split="test", epoch=0).present
-    high = hide(batch, replace(FRAMES, rate=0.6), split="test", epoch=0).present
+    low = apply_missing_mask(batch, replace(FRAMES, rate=0.3), split="test", epoch=0).present
+    high = apply_missing_mask(batch, replace(FRAMES, rate=0.6), split="test", epoch=0).present
     for m in full:
         inner = low[m][:, 1:-1].float().mean() if m == "text" else low[m].float().mean()
         assert abs(inner - 0.7) < 0.02
@@ -83,7 +83,7 @@ def test_frames_are_dropped_at_the_rate_and_a_higher_rate_drops_more(make_uttera
 def test_ends_of_a_text_survive_even_at_rate_one(make_utterances: MakeUtterances) -> None:
     batch = make_utterances()
     for protocol in ("frames", "blocks"):
-        found = hide(batch, replace(FRAMES, protocol=protocol, rate=1.0), split="test", epoch=0).present
+        found = apply_missing_mask(batch, replace(FRAMES, protocol=protocol, rate=1.0), split="test", epoch=0).present
         last = batch.mask["text"].sum(1) - 1
         assert found["text"].sum(1).eq(2).all()
         assert found["text"][:, 0].all()
@@ -92,13 +92,15 @@ def test_ends_of_a_text_survive_even_at_rate_one(make_utterances: MakeUtterances
 
 
 def test_text_features_have_no_ends_to_spare(make_utterances: MakeUtterances) -> None:
-    found = hide(make_utterances(text=6), replace(FRAMES, rate=1.0), split="test", epoch=0).present
+    found = apply_missing_mask(make_utterances(text=6), replace(FRAMES, rate=1.0), split="test", epoch=0).present
     assert not found["text"].any()
 
 
 def test_a_block_is_one_stretch_of_the_right_size(make_utterances: MakeUtterances) -> None:
     batch = make_utterances(32)
-    found = hide(batch, replace(FRAMES, protocol="blocks", rate=0.4), split="test", epoch=0).present["vision"]
+    found = apply_missing_mask(batch, replace(FRAMES, protocol="blocks", rate=0.4), split="test", epoch=0).present[
+        "vision"
+    ]
     for row, mask in zip(found, batch.mask["vision"], strict=True):
         gone = np.flatnonzero((mask & ~row).numpy())
         assert len(gone) == round(0.4 * int(mask.sum()))
@@ -108,13 +110,13 @@ def test_a_block_is_one_stretch_of_the_right_size(make_utterances: MakeUtterance
 def test_whole_modalities_go_at_the_rate_and_never_all(make_utterances: MakeUtterances) -> None:
     batch = make_utterances(2000)
     settings = Missing(protocol="modality", rate=0.5, sets=("audio", "text+vision"))
-    found = hide(batch, settings, split="train", epoch=0).present
+    found = apply_missing_mask(batch, settings, split="train", epoch=0).present
     there = {m: x.any(1) for m, x in found.items()}
     assert abs((~there["audio"]).float().mean() - 0.25) < 0.03
     assert torch.equal(there["text"], there["vision"])
     assert (there["audio"] | there["text"]).all()
     alone = {m: x & (m == "audio") for m, x in batch.mask.items()}
-    found = hide(replace(batch, mask=alone, present=alone), settings, split="train", epoch=0).present
+    found = apply_missing_mask(replace(batch, mask=alone, present=alone), settings, split="train", epoch=0).present
     assert found["audio"].any(1).all()
 
 
@@ -122,11 +124,13 @@ def test_random_training_rates_are_zero_for_half_of_the_samples(make_utterances:
     full = {m: torch.ones(2000, 40, dtype=torch.bool) for m in ("text", "audio", "vision")}
     batch = make_utterances(2000, mask=full, present=full)
     settings = Missing(protocol="frames", rate=0.2, train="random")
-    share = 1 - hide(batch, settings, split="train", epoch=0).present["audio"].float().mean(1)
+    share = 1 - apply_missing_mask(batch, settings, split="train", epoch=0).present["audio"].float().mean(1)
     assert abs((share == 0).float().mean() - 0.5) < 0.05
     assert abs(share.mean() - 0.25) < 0.03
-    assert not torch.equal(share, 1 - hide(batch, settings, split="train", epoch=1).present["audio"].float().mean(1))
-    fixed = hide(batch, settings, split="valid", epoch=0).present["audio"].float().mean()
+    assert not torch.equal(
+        share, 1 - apply_missing_mask(batch, settings, split="train", epoch=1).present["audio"].float().mean(1)
+    )
+    fixed = apply_missing_mask(batch, settings, split="valid", epoch=0).present["audio"].float().mean()
     assert abs(fixed - 0.8) < 0.02
 
 
@@ -138,7 +142,7 @@ def test_legacy_masks_are_those_of_the_released_code(make_utterances: MakeUttera
     batch = make_utterances(8)
     lengths = {"text": 12, "audio": 15, "vision": 18}
     settings = replace(FRAMES, rng="numpy_legacy", rate=0.4, legacy_length=lengths)
-    found = hide(batch, settings, split="valid", epoch=0).present
+    found = apply_missing_mask(batch, settings, split="valid", epoch=0).present
     for m, seed in settings.legacy_seeds.items():
         mask = batch.mask[m].numpy()
         wanted = np.random.RandomState(seed).uniform(size=(8, lengths[m]))[:, : mask.shape[1]] > 0.4
@@ -155,6 +159,6 @@ def test_wrong_settings_are_refused(make_utterances: MakeUtterances) -> None:
     with pytest.raises(ValueError, match="only protocol=frames"):
         Missing(protocol="blocks", rng="numpy_legacy")
     with pytest.raises(DataError, match="needs missing.legacy_length.text"):
-        hide(batch, replace(FRAMES, rng="numpy_legacy"), split="train", epoch=0)
+        apply_missing_mask(batch, replace(FRAMES, rng="numpy_legacy"), split="train", epoch=0)
     with pytest.raises(DataError, match="names smell"):
-        hide(batch, Missing(protocol="modality", rate=0.5, sets=("smell",)), split="train", epoch=0)
+        apply_missing_mask(batch, Missing(protocol="modality", rate=0.5, sets=("smell",)), split="train", epoch=0)

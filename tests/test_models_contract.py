@@ -44,25 +44,25 @@ def still(model: nn.Module) -> nn.Module:
 
 def losses_of(model: Model[Any, Any], parts: list[Utterances]) -> dict[str, Tensor]:
     """Losses of a global batch in ``parts``, as the training loop puts them together."""
-    counts = [model.counts(part) for part in parts]
+    counts = [model.loss_denominators(part) for part in parts]
     total = {key: torch.stack([count[key] for count in counts]).sum(0) for key in counts[0]}
-    parts = [replace(part, counts=total) for part in parts]
+    parts = [replace(part, loss_denominators=total) for part in parts]
     outputs = [model(part) for part in parts]
     losses: dict[str, Tensor] = {}
     for part, output in zip(parts, outputs, strict=True):
         for key, value in model.losses(output, part).items():
             losses[key] = losses.get(key, torch.zeros(())) + value
-    rows = [model.embeddings(output) for output in outputs]
+    rows = [model.global_batch_rows(output) for output in outputs]
     embeddings = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
     target, weight = torch.cat([part.target for part in parts]), torch.cat([part.weight for part in parts])
-    return losses | model.contrast(embeddings, target, weight)
+    return losses | model.global_batch_losses(embeddings, target, weight)
 
 
 def remember(model: Model[Any, Any], batch: Utterances) -> None:
     with torch.no_grad():
-        records = model.records(model(batch), batch)
+        records = model.memory_bank_rows(model(batch), batch)
         if records:
-            model.remember(records)
+            model.update_memory_bank(records)
 
 
 def total(losses: dict[str, Tensor]) -> Tensor:
@@ -164,7 +164,7 @@ def test_evaluation_leaves_no_trace_and_is_deterministic(
     model = build(name, spec).eval()
     before = copy.deepcopy(model.state_dict())
     first = model(batch).score
-    model.losses(model(batch), replace(batch, counts=model.counts(batch)))
+    model.losses(model(batch), replace(batch, loss_denominators=model.loss_denominators(batch)))
     torch.testing.assert_close(model(batch).score, first, rtol=0, atol=0)
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in before.items())
 
@@ -275,7 +275,7 @@ def test_a_batch_of_one_trains(name: str, spec: DataSpec, make_utterances: MakeU
 def test_a_row_of_weight_zero_changes_nothing(name: str, spec: DataSpec, make_utterances: MakeUtterances) -> None:
     batch = dropped(make_utterances())
     model = warm(name, spec, batch)
-    filler = replace(rows(dropped(make_utterances(1, seed=9)), slice(None)), share=batch.share)
+    filler = replace(rows(dropped(make_utterances(1, seed=9)), slice(None)), loss_scale=batch.loss_scale)
     both = [batch.map(lambda x: x), replace(filler, weight=torch.zeros(1))]
     found, wanted = gradients(model, [_joined(*both)]), gradients(model, [batch])
     _assert_same(found, wanted)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_shards.reading.sampler import Epoch, Order, deal, place
+from data_shards.reading.sampler import Epoch, Sampler, even_split, locate
 
 GOLDEN = [
     [(3, 2), (2, 1), (1, 0), (0, 2), (1, 1)],
@@ -30,7 +30,7 @@ def walk(epoch: Epoch) -> list[list[tuple[int, int]]]:
 @settings(max_examples=150, deadline=None)
 @given(COUNTS, st.integers(1, 20), st.integers(1, 5), st.integers(0, 4), st.booleans(), st.integers(0, 3))
 def test_every_sample_comes_once_and_every_batch_but_the_last_is_full(counts, size, window, bucket, shuffle, epoch):
-    order = Order(tuple(counts), size, seed=7, shuffle=shuffle, window=window, bucket=bucket if shuffle else 0)
+    order = Sampler(tuple(counts), size, seed=7, shuffle=shuffle, window=window, bucket=bucket if shuffle else 0)
     batches = walk(order.epoch(epoch, lengths))
     everything = [(shard, row) for shard, count in enumerate(counts) for row in range(count)]
     assert sorted(sum(batches, [])) == everything
@@ -43,7 +43,7 @@ def test_every_sample_comes_once_and_every_batch_but_the_last_is_full(counts, si
 @settings(max_examples=50, deadline=None)
 @given(COUNTS, st.integers(1, 20), st.integers(0, 4))
 def test_dropping_the_last_batch_drops_nothing_else(counts, size, bucket):
-    kept = Order(tuple(counts), size, bucket=bucket, drop_last=True)
+    kept = Sampler(tuple(counts), size, bucket=bucket, drop_last=True)
     batches = walk(kept.epoch(0, lengths))
     assert all(len(batch) == size for batch in batches)
     assert len(batches) == sum(counts) // size == kept.steps
@@ -53,7 +53,7 @@ def test_dropping_the_last_batch_drops_nothing_else(counts, size, bucket):
 @settings(max_examples=50, deadline=None)
 @given(COUNTS, st.integers(1, 20), st.integers(0, 3), st.randoms())
 def test_batches_can_be_asked_for_in_any_order(counts, size, bucket, random):
-    order = Order(tuple(counts), size, window=2, bucket=bucket)
+    order = Sampler(tuple(counts), size, window=2, bucket=bucket)
     expected = walk(order.epoch(3, lengths))
     epoch, steps = order.epoch(3, lengths), list(range(order.steps))
     random.shuffle(steps)
@@ -63,7 +63,7 @@ def test_batches_can_be_asked_for_in_any_order(counts, size, bucket, random):
 
 
 def test_a_batch_touches_only_its_windows():
-    order = Order((10,) * 40, 16, window=4)
+    order = Sampler((10,) * 40, 16, window=4)
     epoch = order.epoch(0, lengths)
     for step in range(order.steps):
         shard, _ = epoch.batch(step)
@@ -75,7 +75,7 @@ def test_a_batch_touches_only_its_windows():
 
 def test_epochs_and_seeds_differ_and_repeat():
     def first(seed: int, epoch: int) -> list[list[tuple[int, int]]]:
-        return walk(Order((9,) * 6, 8, seed=seed).epoch(epoch, lengths))
+        return walk(Sampler((9,) * 6, 8, seed=seed).epoch(epoch, lengths))
 
     assert first(0, 0) == first(0, 0)
     assert first(0, 0) != first(0, 1)
@@ -84,7 +84,7 @@ def test_epochs_and_seeds_differ_and_repeat():
 
 def test_the_order_never_changes_between_versions():
     """Saved positions depend on it. The numbers were made once from Philox' raw stream and must stay."""
-    order = Order((3, 4, 2, 5), 5, seed=11, window=2, bucket=2)
+    order = Sampler((3, 4, 2, 5), 5, seed=11, window=2, bucket=2)
     assert walk(order.epoch(1, lengths)) == GOLDEN
 
 
@@ -102,7 +102,7 @@ def test_the_order_is_its_definition():
     for number in range(3):
         inside = [(shard, row) for shard in shards[2 * number : 2 * number + 2] for row in range(counts[shard])]
         expected += [inside[i] for i in permutation(len(inside), 1, number)]
-    assert sum(walk(Order(counts, 4, seed=seed, window=window).epoch(epoch, lengths)), []) == expected
+    assert sum(walk(Sampler(counts, 4, seed=seed, window=window).epoch(epoch, lengths)), []) == expected
 
 
 def of_many_lengths(shard: int) -> np.ndarray:
@@ -110,20 +110,20 @@ def of_many_lengths(shard: int) -> np.ndarray:
 
 
 def test_buckets_hold_like_lengths_and_so_does_each_rank():
-    order = Order((200,) * 10, 20, window=5)
-    bucketed = Order((200,) * 10, 20, window=5, bucket=16)
+    order = Sampler((200,) * 10, 20, window=5)
+    bucketed = Sampler((200,) * 10, 20, window=5, bucket=16)
 
-    def batches(order: Order) -> list[list[int]]:
+    def batches(order: Sampler) -> list[list[int]]:
         return [
             [of_many_lengths(shard)[row] for shard, row in batch] for batch in walk(order.epoch(0, of_many_lengths))
         ]
 
-    def waste(order: Order) -> float:
+    def waste(order: Sampler) -> float:
         return 1 - sum(map(sum, batches(order))) / sum(max(batch) * len(batch) for batch in batches(order))
 
-    def unlike(order: Order, ranks: int) -> float:
+    def unlike(order: Sampler, ranks: int) -> float:
         """By how much the longest samples of the ranks differ, mean over batches."""
-        longest = [[max(batch[part]) for part in deal(len(batch), ranks)] for batch in batches(order)]
+        longest = [[max(batch[part]) for part in even_split(len(batch), ranks)] for batch in batches(order)]
         return float(np.mean([max(of_ranks) - min(of_ranks) for of_ranks in longest]))
 
     assert waste(bucketed) < 0.4 * waste(order)
@@ -134,14 +134,14 @@ def test_buckets_hold_like_lengths_and_so_does_each_rank():
 @pytest.mark.parametrize("count", [0, 1, 5, 12])
 @pytest.mark.parametrize("parts", [1, 3, 7])
 def test_dealing_is_even_and_complete(count, parts):
-    dealt = deal(count, parts)
+    dealt = even_split(count, parts)
     sizes = [part.stop - part.start for part in dealt]
     assert sum((list(range(count))[part] for part in dealt), []) == list(range(count))
     assert max(sizes) - min(sizes) <= 1
 
 
 def test_places_in_a_split_are_found_again():
-    shard, row = place([0, 3, 7], np.array([0, 2, 3, 6, 7, 9]))
+    shard, row = locate([0, 3, 7], np.array([0, 2, 3, 6, 7, 9]))
     assert shard.tolist() == [0, 0, 1, 1, 2, 2]
     assert row.tolist() == [0, 2, 0, 3, 0, 2]
 
@@ -151,11 +151,11 @@ def test_places_in_a_split_are_found_again():
 )
 def test_settings_without_sense_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
-        Order(**({"samples": (3,), "global_batch": 2} | wrong))
+        Sampler(**({"samples": (3,), "global_batch": 2} | wrong))
 
 
 def test_there_is_no_step_past_the_end():
     with pytest.raises(IndexError, match="3 steps, there is no step 3"):
-        Order((5,), 2).epoch(0, lengths).batch(3)
+        Sampler((5,), 2).epoch(0, lengths).batch(3)
     with pytest.raises(ValueError, match="negative"):
-        Order((5,), 2).epoch(-1, lengths)
+        Sampler((5,), 2).epoch(-1, lengths)

@@ -255,7 +255,7 @@ def test_damage_at_the_origin_is_refused_and_can_be_skipped(server, tmp_path, ch
     (server.folder / TAR).write_bytes(body[:cut])
     with pytest.raises(DataError, match=rf"{TAR}.*(checksum is wrong|bytes, not)"):
         read_all(server.url, tmp_path / "cache")
-    found = read_all(server.url, tmp_path / "cache", on_damage="skip", damage_budget=0.5)
+    found = read_all(server.url, tmp_path / "cache", on_corrupt="skip", max_skipped_fraction=0.5)
     assert sorted(sum(found, [])) == [*range(7), *range(12, 20)]
 
 

@@ -221,7 +221,7 @@ def test_training_over_epochs_is_the_paper_restated(spec: DataSpec, make_utteran
     for epoch in range(1, 4):
         model.begin_epoch(epoch - 1)
         for index in order.split(N // 2):
-            batch = replace(whole.map(lambda x, index=index: x[index]), share=2 / N)
+            batch = replace(whole.map(lambda x, index=index: x[index]), loss_scale=2 / N)
             score, hidden = restated_network(model, batch)
             y = naive.label[index]
             wanted = {"task": np.abs(score[FUSION] - y).mean()}
@@ -237,7 +237,7 @@ def test_training_over_epochs_is_the_paper_restated(spec: DataSpec, make_utteran
             naive.step(epoch, index.numpy(), hidden)
             optimizer.zero_grad()
             torch.stack(list(losses.values())).sum().backward()
-            model.remember(model.records(output, batch))
+            model.update_memory_bank(model.memory_bank_rows(output, batch))
             optimizer.step()
     for m in widths.keys() - {FUSION}:
         found = model.memory.labels(m, torch.arange(N), whole.label)
@@ -255,7 +255,7 @@ def test_unimodal_heads_rest_in_the_first_epoch(spec: DataSpec, make_utterances:
     first = model.losses(output, batch)
     assert first["text"] == first["audio"] == first["vision"] == 0
     for _ in range(2):
-        model.remember(model.records(model(batch), batch))
+        model.update_memory_bank(model.memory_bank_rows(model(batch), batch))
     output = model(batch)
     found = {name: float(value) for name, value in model.losses(output, batch).items()}
     y = batch.label.double().numpy()
@@ -274,7 +274,7 @@ def test_distance_from_human_unimodal_labels_is_reported(spec: DataSpec, make_ut
     human[3] = torch.nan  # not annotated
     batch = replace(batch, view_labels={"text": human})
     model = SelfMM(SelfMM.Config(), spec).train()
-    model.remember(model.records(model(batch), batch))
+    model.update_memory_bank(model.memory_bank_rows(model(batch), batch))
     found = model.report()
     assert found["text_label_to_human"] == pytest.approx(0.25)
     assert found["text_multimodal_to_human"] == pytest.approx(0.25)

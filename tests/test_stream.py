@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from data_shards import torch_data
 from data_shards.batches import utterances
-from data_shards.reading.buffer_pool import Memory
+from data_shards.reading.buffer_pool import BufferPool
 from data_shards.reading.reader import Arrays
 from data_shards.shards.manifest import DataError, Manifest
 from data_shards.stream import Stream
@@ -106,7 +106,7 @@ def test_a_run_continues_where_it_stopped_with_other_ranks_and_workers(
         steps = stream.epoch(2)
         for _ in range(stop):
             next(steps)
-            stream.consumed()
+            stream.mark_consumed()
         states.append(stream.state_dict())
         steps.close()
         stream.close()
@@ -147,7 +147,7 @@ def test_steps_through_workers_are_resumed_and_counted_too(shards):
     whole = [places(parts) for parts in Stream(shards, "train", global_batch=3).epoch(0)]
     some = loader(stream, 0, 2)
     first = [places(next(some)) for _ in range(3)]
-    stream.consumed()
+    stream.mark_consumed()
     del some
     assert stream.state_dict()["samples"] == 9
     assert first + [places(parts) for parts in loader(stream, 0, 2)] == whole
@@ -175,7 +175,7 @@ def test_a_stream_can_be_sent_to_another_process(shards):
     stream = Stream(shards, "train", global_batch=3)
     steps = stream.epoch(0)
     next(steps)
-    stream.consumed()
+    stream.mark_consumed()
     other = pickle.loads(pickle.dumps(stream))
     assert other.state_dict() == stream.state_dict()
     assert [places(parts) for parts in other.epoch(0)] == [places(parts) for parts in steps]
@@ -200,8 +200,8 @@ def test_only_consumed_steps_count(shards):
     assert stream.state_dict()["samples"] == 0  # at work
     next(steps)
     assert stream.state_dict()["samples"] == 3  # asking for the next says that the first is done
-    stream.consumed()
-    stream.consumed()
+    stream.mark_consumed()
+    stream.mark_consumed()
     assert stream.state_dict()["samples"] == 6
     for _ in steps:
         pass
@@ -258,7 +258,7 @@ def test_every_rank_and_part_has_a_row_and_the_shares_add_up(shards):
                 assert len(part.index) >= 1
                 assert part.weight.sum() in (0, len(part.index))
                 whole[step] += part.weight.sum()
-                means[step] += (part.arrays["label"] * part.weight).sum() * part.share / 6  # the engine's average
+                means[step] += (part.arrays["label"] * part.weight).sum() * part.loss_scale / 6  # the engine's average
     assert whole.tolist() == [9, 9, 2]
     batches = global_batches(shards, global_batch=9)
     torch.testing.assert_close(means, torch.tensor([float(np.mean(batch)) for batch in batches]))
@@ -392,7 +392,7 @@ def test_an_error_in_the_background_reaches_the_loop(shards, monkeypatch):
         ({"rank": 2, "ranks": 2}, "rank must be in 0 to 1"),
         ({"micro_batches": 0}, "micro_batches"),
         ({"prefetch": -1}, "prefetch"),
-        ({"on_damage": "ignore"}, "on_damage"),
+        ({"on_corrupt": "ignore"}, "on_corrupt"),
     ],
 )
 def test_settings_without_sense_are_refused(shards, wrong, message):
@@ -409,7 +409,7 @@ def test_utterances_have_masks_ids_and_view_labels(shards):
     (part,) = next(Stream(shards, "train", global_batch=20, shuffle=False, fields=FIELDS).epoch(0))
     batch = utterances(part)
     assert batch.label.tolist() == list(range(20))
-    assert batch.share == pytest.approx(1 / 20)
+    assert batch.loss_scale == pytest.approx(1 / 20)
     assert set(batch.frames) == {"audio", "vision", "text"}
     assert batch.frames["text"].dtype == torch.int64
     torch.testing.assert_close(batch.frames["text"], part.arrays["text"][:, 0].long())
@@ -444,7 +444,7 @@ def test_a_manifest_that_counts_wrong_is_caught_on_first_use(shards, tmp_path):
 
 
 def test_memory_of_a_batch_is_used_again_only_when_nobody_holds_it():
-    memory = Memory()
+    memory = BufferPool()
     first = memory.tensor((300, 100), torch.float32)
     address, part = first.data_ptr(), first[7:9]
     part.fill_(3)

@@ -115,7 +115,7 @@ def test_ranks_leave_out_the_same_damaged_shard_and_log_its_samples(data: Path, 
     body = bytearray(tar.read_bytes())
     body[700] ^= 1
     tar.write_bytes(body)
-    run = of(small_run("hscl", folder), tmp_path / "run", on_damage="skip", damage_budget=0.3)
+    run = of(small_run("hscl", folder), tmp_path / "run", on_corrupt="skip", max_skipped_fraction=0.3)
     run_ranks(2, tmp_path / "ranks", watched, run, str(tmp_path / "seen"))
     assert sorted(sum(batches(tmp_path / "seen").values(), [])) == sorted(2 * [*range(16), *range(32, 72)])
     events = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]

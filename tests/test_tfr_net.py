@@ -35,7 +35,7 @@ def damaged(batch: Utterances) -> Utterances:
 
 
 def counted(model: TFRNet, batch: Utterances) -> Utterances:
-    return replace(batch, counts=model.counts(batch))
+    return replace(batch, loss_denominators=model.loss_denominators(batch))
 
 
 class Restated:
@@ -273,7 +273,7 @@ def test_text_features_are_rebuilt_too(source: str, spec: DataSpec, make_utteran
     losses = model.losses(output, batch)
     assert losses["rebuild_text"] > 0
     assert output.rebuilt["text"].shape == output.target["text"].shape
-    assert int(output.lost["text"].sum()) == int(batch.counts["text"])
+    assert int(output.lost["text"].sum()) == int(batch.loss_denominators["text"])
 
 
 def test_simam_is_its_closed_form_and_keeps_to_the_mask() -> None:

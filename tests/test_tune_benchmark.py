@@ -38,7 +38,7 @@ def searching(commands: list[list[str]], interrupted: list[bool]) -> Any:
             raise KeyboardInterrupt
         with Journal(folder / "journal.jsonl") as journal:
             journal.write("start", 1, changes={"options.alpha": 0.1})
-            journal.write("epoch", 1, epoch=1, badness=0.5, scores={"MAE": 0.5})
+            journal.write("epoch", 1, epoch=1, objective=0.5, scores={"MAE": 0.5})
             journal.write("end", 1, state="finished")
 
     return SimpleNamespace(run=run)

@@ -37,10 +37,10 @@ def test_a_journal_is_read_back_as_it_was_written(tmp_path: Path):
     with Journal(path) as journal:
         journal.write("session")
         journal.write("start", 1, changes={"options.layers": 2})
-        journal.write("epoch", 1, epoch=1, badness=0.5, scores={"MAE": 0.5})
-        journal.write("epoch", 1, epoch=2, badness=0.7, scores={"MAE": 0.7})
+        journal.write("epoch", 1, epoch=1, objective=0.5, scores={"MAE": 0.5})
+        journal.write("epoch", 1, epoch=2, objective=0.7, scores={"MAE": 0.7})
         journal.write("start", 2, changes={})
-        journal.write("epoch", 2, epoch=1, badness=0.4, scores={"MAE": 0.4})
+        journal.write("epoch", 2, epoch=1, objective=0.4, scores={"MAE": 0.4})
         journal.write("end", 2, state="diverged", reason="nan")
     with Journal(path) as again:
         assert again.records == journal.records
@@ -88,7 +88,7 @@ def reports(rungs: Rungs, name: str, values: list[float]) -> tuple[int, str]:
     action, best, epoch = "CONTINUE", math.inf, 0
     for epoch, value in enumerate(values, 1):
         best = min(best, value)
-        action = rungs.on_trial_result(None, trial, {"epoch": epoch, "best": best, "badness": value})
+        action = rungs.on_trial_result(None, trial, {"epoch": epoch, "best": best, "objective": value})
         if action == "STOP":
             break
     return epoch, action
@@ -150,7 +150,7 @@ def test_verdicts_are_those_that_can_be_worked_out_from_the_journal(tmp_path: Pa
                 epochs, action = reports(rungs, f"new {number}", list(values[number - 1]))
                 journal.write("start", number, changes={})
                 for epoch in range(1, epochs + 1):
-                    journal.write("epoch", number, epoch=epoch, badness=values[number - 1, epoch - 1], scores={})
+                    journal.write("epoch", number, epoch=epoch, objective=values[number - 1, epoch - 1], scores={})
                 journal.write("end", number, state="stopped" if action == "STOP" and epochs < 9 else "finished")
     found = verdicts(path, epochs=9, reduction=reduction)
     told = [verdict for verdict in found if verdict.taken]
@@ -174,7 +174,7 @@ def forge(lines: list[str], verdict: Verdict, instead: str) -> Iterator[str]:
         if not (own and past):
             yield line
         elif event["event"] == "end":
-            more = {"event": "epoch", "trial": verdict.trial, "epoch": verdict.epoch + 1, "badness": 0.5}
+            more = {"event": "epoch", "trial": verdict.trial, "epoch": verdict.epoch + 1, "objective": 0.5}
             yield from [] if instead else [json.dumps(more)]
             yield json.dumps({**event, "state": instead or event["state"]})
         past = past or (own and event["event"] == "epoch" and event["epoch"] == verdict.epoch)
@@ -186,10 +186,10 @@ def forge(lines: list[str], verdict: Verdict, instead: str) -> Iterator[str]:
 class Told:
     """In place of a trial's processes: what they would report."""
 
-    def __init__(self, *badness: float):
+    def __init__(self, *objective: float):
         self.events = [
-            {"epoch": epoch, "badness": value, "scores": {"MAE": value}, "last": False}
-            for epoch, value in enumerate(badness, 1)
+            {"epoch": epoch, "objective": value, "scores": {"MAE": value}, "last": False}
+            for epoch, value in enumerate(objective, 1)
         ]
 
     def next(self) -> dict[str, Any]:
@@ -255,7 +255,7 @@ def test_test_is_evaluated_when_the_validation_scores_of_all_seeds_are_on_the_di
     def run(search: Search, part: str, points: Any, journal: Journal, capacity: Capacity, count: int) -> None:
         for number in range(1, count + 1):
             journal.write("start", number, changes=points(number, []))
-            journal.write("epoch", number, epoch=1, badness=0.5, scores={"MAE": 0.5})
+            journal.write("epoch", number, epoch=1, objective=0.5, scores={"MAE": 0.5})
             journal.write("end", number, state="finished")
 
     def evaluate(search: Search, part: str, journal: Journal, capacity: Capacity) -> None:
@@ -283,7 +283,7 @@ def test_test_is_evaluated_when_the_validation_scores_of_all_seeds_are_on_the_di
 def test_test_is_not_evaluated_while_a_seed_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def run(search: Search, part: str, points: Any, journal: Journal, capacity: Capacity, count: int) -> None:
         journal.write("start", 1, changes=points(1, []))
-        journal.write("epoch", 1, epoch=1, badness=0.5, scores={"MAE": 0.5})
+        journal.write("epoch", 1, epoch=1, objective=0.5, scores={"MAE": 0.5})
         journal.write("end", 1, state="finished")
         journal.write("start", 2, changes=points(2, []))  # and a signal
 

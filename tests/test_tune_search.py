@@ -129,9 +129,9 @@ def test_a_trial_that_copies_another_trains_on_with_its_own_settings(small_shard
         usual = rates(good, 2)
         copy.load_checkpoint(str(tmp_path / "carried"))
         again, other = copy.step(), copy.step()
-        assert again["badness"] == first["badness"]  # the epoch of the one that it copied
+        assert again["objective"] == first["objective"]  # the epoch of the one that it copied
         assert other["epoch"] == 2
-        assert other["badness"] != second["badness"]
+        assert other["objective"] != second["objective"]
         assert rates(copy, 2) == pytest.approx([4 * rate for rate in usual])
     finally:
         good.cleanup()
@@ -248,7 +248,7 @@ def test_the_same_seed_gives_the_same_trials_and_values_also_when_ctrl_c_comes_i
     found = []
     for name in ("one", "two"):
         records = journal(tmp_path / name).trials()
-        found.append([(r.changes, r.state, {n: e["badness"] for n, e in r.history.items()}) for r in records])
+        found.append([(r.changes, r.state, {n: e["objective"] for n, e in r.history.items()}) for r in records])
     assert found[0] == found[1]
     assert len(found[0]) == 3
     assert {state for _, state, _ in found[0]} <= {"finished", "stopped"}
@@ -262,9 +262,9 @@ def test_a_population_goes_on_from_its_better_half(small_shards: Path, tmp_path:
     first, second = journal(folder).trials()
     assert (first.state, second.state) == ("finished", "finished")
     assert sorted(first.history) == sorted(second.history) == [1, 2, 3, 4]
-    early = [first.history[epoch]["badness"] == second.history[epoch]["badness"] for epoch in (1, 2)]
+    early = [first.history[epoch]["objective"] == second.history[epoch]["objective"] for epoch in (1, 2)]
     assert early == [True, True]  # one has the other's past
-    assert first.history[4]["badness"] != second.history[4]["badness"]  # and a future of its own
+    assert first.history[4]["objective"] != second.history[4]["objective"]  # and a future of its own
     assert "goes on" in said
 
 

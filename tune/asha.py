@@ -24,7 +24,7 @@ class Rungs(Driver, AsyncHyperBandScheduler):
                 reached = [epoch for epoch in record.history if epoch >= milestone]
                 if record.state in ENDS and reached:
                     until = range(1, min(reached) + 1)
-                    best = min(record.history[epoch]["badness"] for epoch in until if epoch in record.history)
+                    best = min(record.history[epoch]["objective"] for epoch in until if epoch in record.history)
                     scores[f"trial {record.number}"] = -best  # Ray maximises
 
     def rungs(self) -> list[tuple[int, dict[str, float]]]:

@@ -40,12 +40,12 @@ class Record:
 
     @property
     def best_epoch(self) -> int:
-        return min(self.history, key=lambda epoch: (self.history[epoch]["badness"], epoch))
+        return min(self.history, key=lambda epoch: (self.history[epoch]["objective"], epoch))
 
     @property
     def best(self) -> float:
-        """Lowest badness of any epoch."""
-        return min((event["badness"] for event in self.history.values()), default=math.inf)
+        """Lowest objective of any epoch."""
+        return min((event["objective"] for event in self.history.values()), default=math.inf)
 
     @property
     def scores(self) -> dict[str, float]:
@@ -92,6 +92,7 @@ class Journal:
             record.started = record.started or body["time"]
             record.starts += 1
         elif kind == "epoch":
+            body.setdefault("objective", body.pop("badness", None))  # its name in older journals
             record.history[body["epoch"]] = body
         elif kind == "checkpoint":
             record.checkpoint = body["path"]

@@ -96,9 +96,11 @@ class Trial(tune.Trainable):
         if self.processes is None:
             self.processes = self._start("tune.workers.worker")
         event = self.processes.next()
-        if not math.isfinite(event["badness"]):
-            return self._failure("diverged", f"the validation score is {event['badness']} after epoch {event['epoch']}")
-        self.epoch, self.best = event["epoch"], min(self.best, event["badness"])
+        if not math.isfinite(event["objective"]):
+            return self._failure(
+                "diverged", f"the validation score is {event['objective']} after epoch {event['epoch']}"
+            )
+        self.epoch, self.best = event["epoch"], min(self.best, event["objective"])
         return {**event, "best": self.best, "state": "finished" if event["last"] else "", "done": event["last"]}
 
     def _finish(self) -> dict[str, Any]:
@@ -106,12 +108,19 @@ class Trial(tune.Trainable):
         self.processes = self._start("tune.workers.finish")
         self.processes.wait()
         scores = json.loads((self.run_dir / "scores.json").read_text(encoding="utf-8"))
-        return {"epoch": 1, "badness": 0.0, "best": 0.0, "state": "finished", "done": True, "test": scores.get("test")}
+        return {
+            "epoch": 1,
+            "objective": 0.0,
+            "best": 0.0,
+            "state": "finished",
+            "done": True,
+            "test": scores.get("test"),
+        }
 
     def _failure(self, state: str, reason: str) -> dict[str, Any]:
         return {
             "epoch": self.epoch + 1,
-            "badness": WORST,
+            "objective": WORST,
             "best": WORST,
             "state": state,
             "reason": reason,

@@ -32,8 +32,8 @@ class Progress(Driver, Callback):
         ranking = self.journal.ranking()
         return f"; best {self._score(ranking[0].best)} (trial {ranking[0].number})" if ranking else ""
 
-    def _score(self, badness: float) -> str:
-        return f"{self.select} {self.sign * badness:.4f}"
+    def _score(self, objective: float) -> str:
+        return f"{self.select} {self.sign * objective:.4f}"
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         number = int(trial.config["number"])
@@ -52,10 +52,10 @@ class Progress(Driver, Callback):
         number = int(trial.config["number"])
         if result.get("test") is not None:
             self.journal.write("test", number, scores=result["test"])
-        elif result["badness"] < WORST:
-            kept = {key: result[key] for key in ("epoch", "badness", "scores")}
+        elif result["objective"] < WORST:
+            kept = {key: result[key] for key in ("epoch", "objective", "scores")}
             self.journal.write("epoch", number, **kept)
-            self._running[number] = f"trial {number} epoch {result['epoch']} {self._score(result['badness'])}"
+            self._running[number] = f"trial {number} epoch {result['epoch']} {self._score(result['objective'])}"
         if time.monotonic() - self._said > EVERY:
             self._said = time.monotonic()
             print(f"running: {', '.join(self._running.values()) or 'no epoch is over yet'}{self._best()}", flush=True)

@@ -99,7 +99,7 @@ def population(search: Search, points: Points, journal: Journal, capacity: Capac
     np.random.seed(config.seed)
     scheduler = Population(
         time_attr="epoch",
-        metric="badness",
+        metric="objective",
         mode="min",
         perturbation_interval=search.interval or max(1, config.epochs // 5),
         hyperparam_mutations={key: to_ray(domain) for key, domain in domains.items()},

@@ -65,7 +65,7 @@ class SummaryTransformer(nn.Module):
         return x, mask
 
 
-class LastState(nn.Module):
+class LSTMEncoder(nn.Module):
     """The last hidden state of a one-directional LSTM, (B, hidden); zero for a sample without frames.
 
     Padding lies behind the last frame, where one direction cannot see it, so nothing needs packing.
@@ -82,7 +82,7 @@ class LastState(nn.Module):
         return states.gather(1, last).squeeze(1) * (length > 0)[:, None]
 
 
-class BothWays(nn.Module):
+class BiGRU(nn.Module):
     """States of a bidirectional GRU, (B, T, 2 hidden); zero at padding."""
 
     def __init__(self, width: int, hidden: int, layers: int):

@@ -31,7 +31,7 @@ class _Once(torch.autograd.Function):
         )
 
 
-def once(gradient: Tensor, *inputs: Tensor) -> Tensor:
+def forbid_double_backward(gradient: Tensor, *inputs: Tensor) -> Tensor:
     """What a backward returns that cannot be differentiated again by ``inputs``, those of forward and upstream."""
     return _Once.apply(gradient.detach(), *inputs)
 
@@ -48,7 +48,9 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return once(gradients[0][ctx.own] * distributed.world_size(), *ctx.saved_tensors, *gradients), None
+        return forbid_double_backward(
+            gradients[0][ctx.own] * distributed.world_size(), *ctx.saved_tensors, *gradients
+        ), None
 
 
 def gather_for_global_loss(rows: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -63,7 +65,7 @@ def gather_for_global_loss(rows: Tensor, sizes: Sequence[int]) -> Tensor:
     return _Gather.apply(rows, sizes)
 
 
-def taking_part(weight: Tensor | None, *rows: Tensor) -> tuple[Tensor, ...]:
+def drop_padding_rows(weight: Tensor | None, *rows: Tensor) -> tuple[Tensor, ...]:
     """The rows whose weight is not zero; every other row only fills an otherwise empty batch."""
     if weight is None:
         return rows
@@ -72,7 +74,7 @@ def taking_part(weight: Tensor | None, *rows: Tensor) -> tuple[Tensor, ...]:
 
 
 def sizes_if_finite(weight: Tensor | None, *rows: Tensor) -> list[int]:
-    """How many rows each rank has of those that take part, given what ``taking_part`` left of this rank's.
+    """How many rows each rank has of those that take part, given what ``drop_padding_rows`` left of this rank's.
 
     Raises:
         RowError: on every rank, if a row of any rank is not finite; it is counted as it was given, with the others.

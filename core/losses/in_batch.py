@@ -10,7 +10,7 @@ from torch import Tensor
 
 from core import distributed
 from core.kernels.in_batch_softmax import Rows, Upstream, divergences, gradient, log_sums
-from core.losses.gather_rows import once
+from core.losses.gather_rows import forbid_double_backward
 
 
 def own_columns(sizes: Sequence[int], device: torch.device) -> Tensor:
@@ -34,7 +34,7 @@ class _LogSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         gathered = Upstream(*(distributed.gather_rows(part, ctx.sizes) for part in (upstream[0], ctx.of_view)))
-        return once(gradient(ctx.rows, gathered), *ctx.saved_tensors, *upstream), None
+        return forbid_double_backward(gradient(ctx.rows, gathered), *ctx.saved_tensors, *upstream), None
 
 
 class _Divergences(torch.autograd.Function):
@@ -49,7 +49,11 @@ class _Divergences(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
         parts = (upstream[0], ctx.of_view, ctx.of_joint)
         gathered = Upstream(*(distributed.gather_rows(part, ctx.sizes) for part in parts))
-        return once(gradient(ctx.view, gathered, ctx.joint), *ctx.saved_tensors, *upstream), None, None
+        return (
+            forbid_double_backward(gradient(ctx.view, gathered, ctx.joint), *ctx.saved_tensors, *upstream),
+            None,
+            None,
+        )
 
 
 def log_sums_over_ranks(rows: Tensor, sizes: Sequence[int]) -> Tensor:

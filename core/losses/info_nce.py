@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.losses.gather_rows import check_rows, gather_for_global_loss, sizes_if_finite, taking_part
+from core.losses.gather_rows import check_rows, drop_padding_rows, gather_for_global_loss, sizes_if_finite
 from core.losses.in_batch import log_sums_over_ranks, sum_over_ranks
 from core.losses.temperature import temperature_of
 
@@ -56,7 +56,7 @@ class ICL(nn.Module):
         check_rows("ICL", left)
         if left.shape != right.shape:
             raise ValueError(f"ICL needs pairs, got left {tuple(left.shape)} and right {tuple(right.shape)}")
-        left, right = taking_part(weight, left, right)
+        left, right = drop_padding_rows(weight, left, right)
         sizes = sizes_if_finite(weight, left, right)
         left, right = unit_rows(left), unit_rows(right)
         if self.fused:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from core.losses.gather_rows import check_rows, gather_for_global_loss, sizes_if_finite, taking_part
+from core.losses.gather_rows import check_rows, drop_padding_rows, gather_for_global_loss, sizes_if_finite
 from core.losses.in_batch import divergences_over_ranks, sum_over_ranks
 from core.losses.info_nce import at_temperature, log_softmax_of_pairs, unit_rows
 from core.losses.temperature import temperature_of
@@ -56,7 +56,7 @@ class IAL(nn.Module):
             check_rows("IAL", side)
         if len({len(side) for side in (*view, *joint)}) != 1:
             raise ValueError(f"IAL needs as many joint as view rows, got {[len(side) for side in (*view, *joint)]}")
-        rows = taking_part(weight, *view, *(side.detach() for side in joint))
+        rows = drop_padding_rows(weight, *view, *(side.detach() for side in joint))
         sizes = sizes_if_finite(weight, *rows)
         left, right, joint_left, joint_right = (unit_rows(side) for side in rows)
         pairs, temperature = max(1, sum(sizes)), self.temperature()

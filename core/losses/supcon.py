@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from core import distributed
-from core.losses.gather_rows import check_rows, gather_for_global_loss, sizes_if_finite, taking_part
+from core.losses.gather_rows import check_rows, drop_padding_rows, gather_for_global_loss, sizes_if_finite
 from core.losses.in_batch import log_sums_over_ranks, own_columns, sum_over_ranks
 from core.losses.info_nce import at_temperature, unit_rows
 from core.losses.labels import on_grid
@@ -48,7 +48,7 @@ class SupCon(nn.Module):
             RowError: for a row that takes part and is not finite; on every rank.
         """
         check_rows("SupCon", features, labels)
-        features, labels = taking_part(weight, features, labels)
+        features, labels = drop_padding_rows(weight, features, labels)
         sizes = sizes_if_finite(weight, features)
         labels = on_grid(distributed.gather_rows(labels, sizes), self.resolution)
         rows, temperature = unit_rows(features), self.temperature()

@@ -13,7 +13,13 @@ from torch import Tensor, nn
 
 from core import distributed
 from core.kernels.supcr.op import fused_supcr
-from core.losses.gather_rows import check_rows, check_temperature, gather_for_global_loss, sizes_if_finite, taking_part
+from core.losses.gather_rows import (
+    check_rows,
+    check_temperature,
+    drop_padding_rows,
+    gather_for_global_loss,
+    sizes_if_finite,
+)
 from core.losses.labels import on_grid
 from core.losses.supcr_ranks import supcr_across_ranks
 
@@ -64,7 +70,7 @@ class SupCR(nn.Module):
             RowError: for a row that takes part and is not finite; on every rank.
         """
         check_rows("SupCR", features, labels)
-        features, labels = taking_part(weight, features, labels)
+        features, labels = drop_padding_rows(weight, features, labels)
         sizes = sizes_if_finite(weight, features)
         if not features.dtype == torch.float64:
             features = features.float()

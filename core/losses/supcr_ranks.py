@@ -18,7 +18,7 @@ from torch import Tensor
 from core import distributed
 from core.kernels.supcr import dispatch, grouping
 from core.kernels.supcr.grouping import Anchors, Columns, Labels, RowError, by_label, distinct
-from core.losses.gather_rows import once
+from core.losses.gather_rows import forbid_double_backward
 from core.losses.in_batch import own_columns
 
 
@@ -40,7 +40,7 @@ class _AcrossRanks(torch.autograd.Function):
     def backward(ctx: Any, *of_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
         features, gradient = ctx.saved_tensors
         factor = of_loss[0] * distributed.world_size()  # the engine divides by it
-        return once(gradient * factor.to(gradient.dtype), features, *of_loss), None, None, None, None
+        return forbid_double_backward(gradient * factor.to(gradient.dtype), features, *of_loss), None, None, None, None
 
 
 def supcr_across_ranks(

@@ -40,7 +40,7 @@ def scores(prediction: ArrayLike, label: ArrayLike, num_classes: int | None = No
     }
 
 
-def floors(label: ArrayLike, num_classes: int | None = None) -> dict[str, dict[str, float]]:
+def constant_baselines(label: ArrayLike, num_classes: int | None = None) -> dict[str, dict[str, float]]:
     """What always answering the most frequent class would score."""
     truth = np.asarray(label).reshape(-1)
     majority = np.bincount(truth.astype(np.int64)).argmax()
@@ -53,7 +53,7 @@ def collapsed(prediction: ArrayLike, label: ArrayLike, num_classes: int | None =
     predicted = predicted.argmax(1) if predicted.ndim == 2 else predicted
     if len(np.unique(predicted)) > 1 or len(np.unique(np.asarray(label))) < 2:
         return None
-    values = floors(label, num_classes)["majority"]
+    values = constant_baselines(label, num_classes)["majority"]
     beside = ", ".join(f"{metric} {value:.4f}" for metric, value in values.items())
     return (
         f"the model has collapsed: all {len(predicted)} answers are class {int(predicted[0])}. "

@@ -38,7 +38,7 @@ def scores(prediction: ArrayLike, label: ArrayLike, style: str) -> dict[str, flo
     return _STYLES[style](*_checked(prediction, label))
 
 
-def floors(label: ArrayLike, style: str) -> dict[str, dict[str, float]]:
+def constant_baselines(label: ArrayLike, style: str) -> dict[str, dict[str, float]]:
     """What answering the same for every sample would score: name of the constant -> its scores."""
     label = np.asarray(label, dtype=np.float64).reshape(-1)
     constants = {"median": float(np.median(label))}
@@ -63,7 +63,7 @@ def collapsed(prediction: ArrayLike, label: ArrayLike, style: str) -> str | None
         return None
     beside = "; ".join(
         f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in values.items())
-        for name, values in floors(label, style).items()
+        for name, values in constant_baselines(label, style).items()
     )
     return f"the model has collapsed: {what}. Constant answers score: {beside}"
 

@@ -158,7 +158,7 @@ class HSCL(Model[Utterances, Output]):
         distance = (apart**2).sum(1) if squared else torch.linalg.vector_norm(apart, dim=1)  # (B,)
         return distance * output.given[left] * output.given[right]
 
-    def embeddings(self, output: Output) -> dict[str, Tensor]:
+    def global_batch_rows(self, output: Output) -> dict[str, Tensor]:
         """View -> (B, projection + 2) rows: the projection, whether the sample has what the view is of, its index."""
         index = output.index.float()
         return {
@@ -166,7 +166,7 @@ class HSCL(Model[Utterances, Output]):
             for view, rows in output.projected.items()
         }
 
-    def contrast(self, embeddings: Mapping[str, Tensor], label: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    def global_batch_losses(self, embeddings: Mapping[str, Tensor], label: Tensor, weight: Tensor) -> dict[str, Tensor]:
         losses = {}
         if self.config.unimodal and self.pairs:
             terms = [self._between(embeddings[a], embeddings[b], label, weight) for a, b in self.pairs]

@@ -70,7 +70,7 @@ class MCLEA(Model[EntityGraph, Aligned]):
     def losses(self, output: Aligned, batch: EntityGraph) -> dict[str, Tensor]:
         return {}  # every loss needs the whole global batch
 
-    def embeddings(self, output: Aligned) -> dict[str, Tensor]:
+    def global_batch_rows(self, output: Aligned) -> dict[str, Tensor]:
         rows = side_rows("joint", output.pairs(output.joint))
         for view in self.views:
             rows |= side_rows(view, output.pairs(output.views[view]))
@@ -78,7 +78,7 @@ class MCLEA(Model[EntityGraph, Aligned]):
             rows[f"{view}/present"] = both.to(rows["joint/left"].dtype)
         return rows
 
-    def contrast(self, embeddings: Mapping[str, Tensor], label: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    def global_batch_losses(self, embeddings: Mapping[str, Tensor], label: Tensor, weight: Tensor) -> dict[str, Tensor]:
         """ICL of the joint embedding, and per view the weighted ICL and IAL; pairs that lack a view stay out of it."""
         joint = embeddings["joint/left"], embeddings["joint/right"]
         intra, inter = {}, {}

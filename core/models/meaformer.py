@@ -91,7 +91,7 @@ class MEAformer(Model[EntityGraph, Output]):
     def losses(self, output: Output, batch: EntityGraph) -> dict[str, Tensor]:
         return {}  # every loss needs the whole global batch
 
-    def embeddings(self, output: Output) -> dict[str, Tensor]:
+    def global_batch_rows(self, output: Output) -> dict[str, Tensor]:
         rows = side_rows("joint", output.pairs(output.joint))
         for view in self.views:
             rows |= side_rows(f"early_{view}", output.pairs(output.views[view]))
@@ -100,7 +100,7 @@ class MEAformer(Model[EntityGraph, Output]):
             rows[f"{view}/present"] = both.to(rows["joint/left"].dtype)
         return rows
 
-    def contrast(self, embeddings: Mapping[str, Tensor], label: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    def global_batch_losses(self, embeddings: Mapping[str, Tensor], label: Tensor, weight: Tensor) -> dict[str, Tensor]:
         """ICL of the fused embedding, of every view, and of every view's token after attention."""
         losses = {"joint": self.icl(embeddings["joint/left"], embeddings["joint/right"], weight)}
         for when in ("early", "late"):

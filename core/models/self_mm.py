@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from core.batch import Utterances
 from core.encoders.inputs import MODALITIES, InputConfig, Inputs, given, groups, refuse_classes
-from core.encoders.sequence import LastState
+from core.encoders.sequence import LSTMEncoder
 from core.encoders.text import TextConfig, TextEncoder, decayed
 from core.losses.task import task_loss
 from core.model import DataSpec, Model, Sentiment
@@ -112,7 +112,7 @@ class SelfMM(Model[Utterances, Output]):
                 losses[m] = batch.mean(weight * (score - target).abs())
         return losses
 
-    def records(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
+    def memory_bank_rows(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
         if not self.training:
             return {}
         human = {f"human_{m}": batch.view_labels[m] for m in self.modalities if m in batch.view_labels}
@@ -120,14 +120,14 @@ class SelfMM(Model[Utterances, Output]):
         hidden = {f"hidden_{view}": rows.detach() for view, rows in output.hidden.items()}
         return {"index": batch.index, "label": batch.label, **human, **present, **hidden}
 
-    def remember(self, records: Mapping[str, Tensor]) -> None:
-        index, label = records["index"], records["label"]
-        hidden = {view: records[f"hidden_{view}"] for view in self.heads}
-        present = {m: records[f"given_{m}"] > 0 for m in self.modalities}
+    def update_memory_bank(self, rows: Mapping[str, Tensor]) -> None:
+        index, label = rows["index"], rows["label"]
+        hidden = {view: rows[f"hidden_{view}"] for view in self.heads}
+        present = {m: rows[f"given_{m}"] > 0 for m in self.modalities}
         self.memory.update(index, label, hidden, present)
         for m in self.modalities:
-            if f"human_{m}" in records:
-                self.memory.compare(m, index, label, records[f"human_{m}"])
+            if f"human_{m}" in rows:
+                self.memory.compare(m, index, label, rows[f"human_{m}"])
 
     def report(self) -> dict[str, float]:
         return self.memory.report()
@@ -147,7 +147,7 @@ class Frames(nn.Module):
 
     def __init__(self, width: int, hidden: int, out: int, dropout: float):
         super().__init__()
-        self.last = LastState(width, hidden)
+        self.last = LSTMEncoder(width, hidden)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden, out)
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from core.batch import Utterances
 from core.encoders.attention import Attention
 from core.encoders.inputs import MODALITIES, InputConfig, Inputs, groups, one_frame, refuse_classes
-from core.encoders.sequence import BothWays, masked_max
+from core.encoders.sequence import BiGRU, masked_max
 from core.encoders.text import TextConfig, TextEncoder, decayed
 from core.losses.task import task_loss
 from core.model import DataSpec, Model, Sentiment
@@ -190,14 +190,14 @@ class TFRNet(Model[Utterances, Output]):
         for m, rebuilt in output.rebuilt.items():
             target, lost = output.target[m].float(), output.lost[m] * batch.weight[:, None]  # (B, T)
             apart = F.smooth_l1_loss(rebuilt.float(), target, reduction="none").sum(2)  # (B, T)
-            value = (apart * lost).sum() / (batch.counts[m] * target.shape[2] + 1e-4)
+            value = (apart * lost).sum() / (batch.loss_denominators[m] * target.shape[2] + 1e-4)
             if self.config.cmd:
                 rows = [(x.float() * lost[..., None]).flatten(0, 1) for x in (rebuilt, target)]
                 value = value + self.config.cmd * central_moment_discrepancy(rows[0], rows[1]) / (lost.sum() + 1e-4)
             losses[f"rebuild_{m}"] = self.weight[m] * (self.epoch > 0) * value  # from the second epoch on
         return losses
 
-    def counts(self, batch: Utterances) -> dict[str, Tensor]:
+    def loss_denominators(self, batch: Utterances) -> dict[str, Tensor]:
         lost = self._lost(batch)
         return {m: (lost[m] * batch.weight[:, None]).sum() for m in self.weight}
 
@@ -270,7 +270,7 @@ class Gate(nn.Module):
 
     def __init__(self, source: int, hidden: int, config: TFRNet.Config):
         super().__init__()
-        self.states = BothWays(source, hidden, config.gru_layers)
+        self.states = BiGRU(source, hidden, config.gru_layers)
         self.gate = nn.Conv1d(2 * hidden, 1, 3, padding=1)
         self.out = nn.Linear(source + 2 * hidden, hidden)
         self.dropout = nn.Dropout(config.fusion_dropout)

@@ -1,4 +1,4 @@
-"""Memory of batches, used again: fresh pages cost more than the copy into them."""
+"""BufferPool of batches, used again: fresh pages cost more than the copy into them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEPT = 4  # blocks of one size that wait for their next use: more than a loop wi
 SIZES = 8  # sizes of blocks to a doubling, so that at most an eighth of one is unused
 
 
-class Memory:
+class BufferPool:
     """Gives uninitialised tensors, and takes back the memory of a large one when nothing refers to it any more."""
 
     def __init__(self) -> None:

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data_shards.reading.buffer_pool import Memory
+from data_shards.reading.buffer_pool import BufferPool
 from data_shards.reading.copy_rows import gather, look_up
 from data_shards.reading.corruption import advice, explain
 from data_shards.reading.storage import Store
@@ -57,14 +57,14 @@ class Arrays:
 
     index: Tensor  # (B,) int64, place of each sample in its split
     weight: Tensor  # (B,) float32, 1 for a sample, 0 for the one row of a part that would be empty
-    share: float  # ranks * micro-batches / samples in the global batch
+    loss_scale: float  # ranks * micro-batches / samples in the global batch
     arrays: dict[str, Tensor]  # field -> (B, *shape), the None axis of the field as long as its longest sample
     lengths: dict[str, Tensor]  # field with a None axis -> (B,) int64
 
     def pin_memory(self) -> Arrays:
         """For DataLoader, which pins what has this method; the stream's own pinned parts are made so."""
         pinned = ({name: part.pin_memory() for name, part in some.items()} for some in (self.arrays, self.lengths))
-        return Arrays(self.index.pin_memory(), self.weight.pin_memory(), self.share, *pinned)
+        return Arrays(self.index.pin_memory(), self.weight.pin_memory(), self.loss_scale, *pinned)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class Reader:
         self._checked: dict[int, tuple[int, int, int]] = {}  # shard -> the file that was compared with its checksum
         self._file, self._table = np.zeros((2, len(shards)), np.int64)  # handles, addresses of places; of open shards
         self._layout = {name: _Layout.of(field) for name, field in self.fields.items()}
-        self._memory = Memory()
+        self._memory = BufferPool()
         self._lock, self._tables = Lock(), Lock()
         self._pool = ThreadPoolExecutor(threads, "open-shard") if threads else None
 

@@ -21,7 +21,7 @@ _SHARDS, _SAMPLES, _BATCHES = range(3)  # what a permutation is for
 
 
 @dataclass(frozen=True)
-class Order:
+class Sampler:
     """How samples are put in order.
 
     Args:
@@ -64,7 +64,7 @@ class Order:
 class Epoch:
     """The global sequence of one epoch, by slices."""
 
-    def __init__(self, order: Order, epoch: int, lengths: Callable[[int], np.ndarray]):
+    def __init__(self, order: Sampler, epoch: int, lengths: Callable[[int], np.ndarray]):
         if epoch < 0:
             raise ValueError(f"epoch must not be negative, got {epoch}")
         self.order, self.number, self.lengths = order, epoch, lengths
@@ -143,7 +143,7 @@ class Epoch:
         return np.argsort(np.random.Philox(key).random_raw(count), kind="stable")
 
 
-def deal(count: int, parts: int) -> list[slice]:
+def even_split(count: int, parts: int) -> list[slice]:
     """``count`` samples in ``parts`` contiguous parts whose sizes differ by at most one."""
     edges = [part * count // parts for part in range(parts + 1)]
     return [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
@@ -158,7 +158,7 @@ def _remembered(made: dict[int, Rows], number: int, make: Callable[[int], Rows])
     return made[number]
 
 
-def place(starts: Sequence[int] | np.ndarray, index: np.ndarray) -> Rows:
+def locate(starts: Sequence[int] | np.ndarray, index: np.ndarray) -> Rows:
     """Shard and row of samples given by their place in the split; ``starts`` holds the place of each shard's first."""
     shard = np.searchsorted(np.asarray(starts), index, side="right") - 1
     return shard, index - np.asarray(starts)[shard]

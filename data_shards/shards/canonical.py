@@ -40,7 +40,7 @@ class _Members:
     heads: list[bytes]  # what the payload must start with
 
 
-def as_written(tar: np.ndarray, index: Index) -> bool:
+def is_canonical(tar: np.ndarray, index: Index) -> bool:
     """Whether ``tar``, (bytes,) uint8, is what the writer makes of ``index`` and the payloads, checksums included."""
     keys = index.keys()
     if len(set(keys)) < len(keys) or not all(plain_key(key) for key in keys):

@@ -12,7 +12,7 @@ class Progress:
 
     epoch: int = 0  # the epoch in hand
     step: int = 0  # optimiser steps taken
-    best: float = math.inf  # lowest badness so far
+    best: float = math.inf  # lowest objective so far
     best_epoch: int = -1
     finished: bool = False
     sums: dict[str, float] = field(default_factory=dict)  # of this epoch's losses so far

@@ -31,7 +31,7 @@ from launch.checkpoints import zero
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.tensors import adam_step, rank_tensors
 from launch.config import ConfigError
-from launch.engine import loss_scale
+from launch.engine import grad_scaler_state
 from launch.monitor import control_plane
 
 FORMAT, VERSION = "concord-checkpoint", 2
@@ -85,7 +85,7 @@ class Checkpoints:
                 *(FORMAT, VERSION, distributed.world_size(), self.progress, task.state_dict()),
                 adam_step=adam_step(engine, model),
                 shapes={name: zero.shape(parameter) for name, parameter in model.named_parameters()},
-                loss_scale=loss_scale(engine),
+                loss_scale=grad_scaler_state(engine),
             )
             body["state.json"] = json.dumps(asdict(state)).encode()
         try:
@@ -153,7 +153,7 @@ class Checkpoints:
         if distributed.rank() == 0:
             name, complaints = self._find(pointer)
             answer = {"name": name, "complaints": complaints}
-        answer = json.loads(control_plane.from_first(json.dumps(answer)))
+        answer = json.loads(control_plane.broadcast_text(json.dumps(answer)))
         return self.folder / answer["name"] if answer["name"] else None, answer["complaints"]
 
     def _find(self, pointer: str) -> tuple[str | None, list[str]]:

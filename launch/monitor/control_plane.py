@@ -42,7 +42,7 @@ def gather_text(text: str, limit: int = 2048) -> list[str]:
     return [bytes(part.tolist()).rstrip(b"\0").decode(errors="replace") for part in parts]
 
 
-def from_first(text: str) -> str:
+def broadcast_text(text: str) -> str:
     """What rank 0 said. Collective."""
     if distributed.world_size() == 1:
         return text

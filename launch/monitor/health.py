@@ -109,7 +109,7 @@ def diverged(model: nn.Module) -> list[str]:
     different = [rank for rank, digest in enumerate(said) if digest != said[0]]
     if not different:
         return []
-    names = control_plane.from_first("\n".join(f"{name}\t{value}" for name, value in sums.items()))
+    names = control_plane.broadcast_text("\n".join(f"{name}\t{value}" for name, value in sums.items()))
     first = dict(line.rsplit("\t", 1) for line in names.split("\n"))
     own = [name for name, value in sums.items() if first.get(name) != value]
     lists = control_plane.gather_text(", ".join(own[:5]) + (", ..." if len(own) > 5 else ""))

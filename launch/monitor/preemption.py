@@ -51,20 +51,20 @@ class Stop:
             raise Preempted
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether this rank has heard of a request; the others may not have."""
         return self.signal > 0 or watchdog.stop_asked()
 
     def agreed(self) -> bool:
         """Whether any rank has heard of a request. Collective: all give the same answer."""
-        return control_plane.any_rank(self.asked)
+        return control_plane.any_rank(self.requested)
 
     @contextmanager
     def between_batches_of(self, model: nn.Module) -> Iterator[None]:
         """Within this block, every forward of ``model`` is preceded by a boundary, which may raise ``StopNow``."""
 
         def boundary(module: nn.Module, inputs: Any) -> None:
-            watchdog.at("evaluating")
+            watchdog.report_phase("evaluating")
             if self.agreed():
                 raise StopNow
 

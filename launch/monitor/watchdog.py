@@ -31,7 +31,7 @@ GRACE = 10.0  # seconds for a rank to leave by itself when another has said why 
 
 
 @dataclass
-class Beat:
+class Heartbeat:
     """What a rank says of itself."""
 
     count: int = 0
@@ -49,12 +49,12 @@ class Watch:
     def __init__(self, store: TCPStore, lost_after: float, stalled_after: float):
         self.store, self.lost_after, self.stalled_after = store, lost_after, stalled_after
         self.rank, self.ranks = distributed.rank(), distributed.world_size()
-        self.own = Beat(host=socket.gethostname())
+        self.own = Heartbeat(host=socket.gethostname())
         self.word: dict[str, Any] = {"lost": "", "stop": False}
         self.heard = time.monotonic()
         self.closed = threading.Event()
         self.threads: list[threading.Thread] = []
-        self._seen: dict[int, tuple[Beat, float]] = {}  # rank -> its newest beat, and when it came
+        self._seen: dict[int, tuple[Heartbeat, float]] = {}  # rank -> its newest beat, and when it came
         self._moved = (0, time.monotonic())  # places of all ranks together, and when they last grew
         self._ending = threading.Lock()
 
@@ -79,14 +79,16 @@ class Watch:
                 self.say()
                 if self.rank == 0:
                     beats = self.store.multi_get([f"beat/{rank}" for rank in range(self.ranks)])
-                    self.store.set("word", json.dumps(self._conclude([Beat(**json.loads(beat)) for beat in beats])))
+                    self.store.set(
+                        "word", json.dumps(self._conclude([Heartbeat(**json.loads(beat)) for beat in beats]))
+                    )
                 self.word = json.loads(self.store.get("word"))
                 self.heard = time.monotonic()
             except (RuntimeError, ValueError):
                 pass  # no answer: the other thread counts the time
             self.closed.wait(PERIOD)
 
-    def _conclude(self, beats: list[Beat]) -> dict[str, Any]:
+    def _conclude(self, beats: list[Heartbeat]) -> dict[str, Any]:
         """On rank 0: what the beats of all ranks mean."""
         now, lost = time.monotonic(), ""
         for rank, beat in enumerate(beats):
@@ -135,7 +137,7 @@ class Watch:
             os._exit(LOST)
 
 
-def _name(rank: int, beat: Beat) -> str:
+def _name(rank: int, beat: Heartbeat) -> str:
     return f"rank {rank} on {beat.host}"
 
 
@@ -156,7 +158,7 @@ def begin(timeout: float, lost_after: float = LOST_AFTER) -> None:
     if first:
         store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=patience)
         store.set("word", json.dumps({"lost": "", "stop": False}))
-    port = int(control_plane.from_first(str(store.port) if first else ""))
+    port = int(control_plane.broadcast_text(str(store.port) if first else ""))
     if not first:
         store = TCPStore(address, port, is_master=False, timeout=patience)
     watch = Watch(store, lost_after, timeout)
@@ -166,7 +168,7 @@ def begin(timeout: float, lost_after: float = LOST_AFTER) -> None:
     watch.run()
 
 
-def at(place: str) -> None:
+def report_phase(place: str) -> None:
     """This rank is now ``place`` ("at step 3, exchanging gradients")."""
     if _watch is not None:
         _watch.own.place = place

@@ -17,7 +17,7 @@ from launch.checkpoints.tensors import load_weights
 from launch.config import ConfigError, Run
 from launch.reports.plots import figure, save
 from launch.reports.run_log import RunLog
-from launch.tasks.base import Final, Task
+from launch.tasks.base import EvaluationResult, Task
 from launch.tasks.build import build_model
 
 
@@ -36,15 +36,15 @@ def finish(run: Run, run_dir: Path, task: Task, log: RunLog, device: torch.devic
     """Evaluate the best epoch on validation and, this once, on test; write scores, predictions and the report."""
     model, progress = best_model(run, run_dir, task, device)
     scores = {"valid": task.evaluate(model, "valid", device)}
-    final = Final({})
+    final = EvaluationResult({})
     if "test" in task.splits():
         final = task.final(model, "test", device, run_dir)
         scores["test"] = final.scores
     if distributed.rank() == 0:
         write_scores(run_dir / "scores.json", scores)
         events = read_events(run_dir)
-        pictures = [_draw_losses(run_dir, events), *final.pictures]
-        text = _report(run, scores, progress.best_epoch, events, pictures, final.remarks)
+        plots = [_draw_losses(run_dir, events), *final.plots]
+        text = _report(run, scores, progress.best_epoch, events, plots, final.remarks)
         (run_dir / "report.md").write_text(text, encoding="utf-8")
         for split, values in scores.items():
             log.event(split, progress.step, values)
@@ -95,7 +95,7 @@ def _report(
     scores: dict[str, dict[str, float]],
     best_epoch: int,
     events: dict[str, list[dict[str, Any]]],
-    pictures: list[tuple[str, str]],
+    plots: list[tuple[str, str]],
     remarks: list[str],
 ) -> str:
     names = list(scores["valid"])
@@ -120,7 +120,7 @@ def _report(
         f"Training took {seconds:.0f} s, {epochs[-1]['samples_per_second']:.0f} samples/s in the last epoch, "
         f"{wait:.1%} of the time waiting for data.",
         "",
-        *[f"![{caption}]({name})\n\n{caption}\n" for caption, name in pictures],
+        *[f"![{caption}]({name})\n\n{caption}\n" for caption, name in plots],
         "Files: `config.json` (every setting, versions, state of the code), `log.jsonl`, `tensorboard/`, "
         "`scores.json`, `predictions.csv`, `checkpoints/`.",
         "",

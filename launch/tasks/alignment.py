@@ -19,11 +19,11 @@ from core.batch import Batch
 from core.metrics.ranking import all_ranks, mutual_nearest, nearest, ranks_among, scores_of, summary, unit
 from core.model import DataSpec, Model
 from data_shards.graph import Graphs, load_graphs
-from data_shards.reading.sampler import Order, deal
+from data_shards.reading.sampler import Sampler, even_split
 from data_shards.shards.manifest import DataError
 from launch.config import ConfigError, Run
 from launch.reports.plots import COLORS, figure, save
-from launch.tasks.base import Final
+from launch.tasks.base import EvaluationResult
 
 SUMMARY = ("Hits@1", "Hits@10", "Hits@50", "MR", "MRR")
 
@@ -73,8 +73,10 @@ class AlignmentTask:
         return torch.cat([self.given, self.proposed])
 
     @property
-    def _order(self) -> Order:
-        return Order((len(self.links),), self.run.batch_size, seed=self.run.seed, drop_last=self.run.loading.drop_last)
+    def _order(self) -> Sampler:
+        return Sampler(
+            (len(self.links),), self.run.batch_size, seed=self.run.seed, drop_last=self.run.loading.drop_last
+        )
 
     def steps(self, epoch: int) -> int:
         return self._order.steps
@@ -86,14 +88,14 @@ class AlignmentTask:
         ranks, rank = distributed.world_size(), distributed.rank()
         for step in range(done, order.steps):
             _, rows = plan.batch(step)
-            mine = rows[deal(len(rows), ranks)[rank]]
+            mine = rows[even_split(len(rows), ranks)[rank]]
             index = torch.from_numpy(mine if len(mine) else rows[:1]).to(self.device)
             weight = torch.full((len(index),), float(len(mine) > 0), device=self.device)
             self._following = (epoch, step + 1)
             yield [self.graphs.batch(index, links[index], weight, ranks / len(rows))]
-            self.consumed()
+            self.mark_consumed()
 
-    def consumed(self) -> None:
+    def mark_consumed(self) -> None:
         self._position = self._following
 
     def begin_epoch(self, epoch: int, model: Model) -> None:
@@ -190,12 +192,12 @@ class AlignmentTask:
         values = distributed.all_reduce_sum(values.to(self.device))
         return dict(zip(names, values.tolist(), strict=True)), ranks
 
-    def final(self, model: Model, split: str, device: torch.device, run_dir: Path) -> Final:
+    def final(self, model: Model, split: str, device: torch.device, run_dir: Path) -> EvaluationResult:
         links = self._pairs(split)
         left, right = self.embed_pairs(model, links)
         scores, ranks = self._ranked(left, right)
         if distributed.rank() > 0:
-            return Final(scores)
+            return EvaluationResult(scores)
         best, similarity = nearest(unit(left), unit(right))
         table = {
             "left": self.graphs.ids(links[:, 0]),
@@ -206,7 +208,7 @@ class AlignmentTask:
             "similarity": similarity.cpu().numpy(),
         }
         pd.DataFrame(table).to_csv(run_dir / "predictions.csv", index=False)
-        return Final(scores, [_draw(run_dir, split, ranks)], self._remarks())
+        return EvaluationResult(scores, [_draw(run_dir, split, ranks)], self._remarks())
 
     def _remarks(self) -> list[str]:
         remarks = []
@@ -227,7 +229,7 @@ class AlignmentTask:
     def splits(self) -> list[str]:
         return [split for split in ("train", "valid", "test") if split in self.graphs.links]
 
-    def badness(self, scores: dict[str, float]) -> float:
+    def objective(self, scores: dict[str, float]) -> float:
         if self.run.select not in scores:
             raise ConfigError(f"select={self.run.select!r} is no score of this task; there are {', '.join(scores)}")
         return scores[self.run.select] * (1.0 if self.run.goal == "min" else -1.0)

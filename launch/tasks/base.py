@@ -14,11 +14,11 @@ from core.model import DataSpec, Model
 
 
 @dataclass(frozen=True)
-class Final:
+class EvaluationResult:
     """The last evaluation of a split, and what was written about it."""
 
     scores: dict[str, float]
-    pictures: list[tuple[str, str]] = field(default_factory=list)  # (caption, file name in the run directory)
+    plots: list[tuple[str, str]] = field(default_factory=list)  # (caption, file name in the run directory)
     remarks: list[str] = field(default_factory=list)  # sentences for the report
 
 
@@ -35,7 +35,7 @@ class Task(Protocol):
         """What is left of this epoch: per optimiser step, the parts (micro-batches) of this rank."""
         ...
 
-    def consumed(self) -> None:
+    def mark_consumed(self) -> None:
         """The batch at hand has been trained on: ``state_dict`` counts it from now on, and not before."""
         ...
 
@@ -47,15 +47,15 @@ class Task(Protocol):
         """Scores over all samples of a split, the same on every rank."""
         ...
 
-    def final(self, model: Model, split: str, device: torch.device, run_dir: Path) -> Final:
-        """Like ``evaluate``, and rank 0 writes predictions and pictures into ``run_dir``."""
+    def final(self, model: Model, split: str, device: torch.device, run_dir: Path) -> EvaluationResult:
+        """Like ``evaluate``, and rank 0 writes predictions and plots into ``run_dir``."""
         ...
 
     def splits(self) -> list[str]:
         """The splits that there are, among "train", "valid", "test"."""
         ...
 
-    def badness(self, scores: dict[str, float]) -> float:
+    def objective(self, scores: dict[str, float]) -> float:
         """What selection minimises."""
         ...
 

@@ -1,4 +1,4 @@
-"""What a model said about each sample: as a table, and as pictures."""
+"""What a model said about each sample: as a table, and as plots."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ def write_predictions(path: Path, ids: list[str], said: Predictions, labels: Lab
 
 def draw(run_dir: Path, split: str, said: Predictions, labels: Labels) -> list[tuple[str, str]]:
     """Pictures of one split's predictions: (caption, file name)."""
-    pictures = []
+    plots = []
     if labels.kind != "classes":
-        pictures.append(_draw_scatter(run_dir, split, said, labels))
-    pictures.append(_draw_confusion(run_dir, split, said, labels))
-    return pictures
+        plots.append(_draw_scatter(run_dir, split, said, labels))
+    plots.append(_draw_confusion(run_dir, split, said, labels))
+    return plots
 
 
 def _draw_scatter(run_dir: Path, split: str, said: Predictions, labels: Labels) -> tuple[str, str]:

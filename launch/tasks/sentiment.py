@@ -17,13 +17,13 @@ from core.metrics.regression import collapsed
 from core.metrics.regression import scores as sentiment_scores
 from core.model import DataSpec, Model
 from data_shards.batches import utterances
-from data_shards.missing import hide
+from data_shards.missing import apply_missing_mask
 from data_shards.reading.reader import Arrays
 from data_shards.shards.manifest import DataError, Labels, Manifest
 from data_shards.stream import Stream
 from launch.config import ConfigError, Run
 from launch.deepspeed_config import micro_batches
-from launch.tasks.base import Final
+from launch.tasks.base import EvaluationResult
 from launch.tasks.data_spec import sentiment_spec
 from launch.tasks.predictions import Predictions, draw, write_predictions
 
@@ -73,8 +73,8 @@ class SentimentTask:
             drop_last=loading.drop_last and shuffle,
             prefetch=loading.prefetch,
             pin_memory=torch.cuda.is_available(),
-            on_damage=run.on_damage,
-            damage_budget=run.damage_budget,
+            on_corrupt=run.on_corrupt,
+            max_skipped_fraction=run.max_skipped_fraction,
             cache=Path(run.cache) if run.cache else None,
             cache_gb=run.cache_gb,
         )
@@ -89,14 +89,14 @@ class SentimentTask:
         for parts in self.train.epoch(epoch):
             yield [self._prepare(part, "train", epoch) for part in parts]
 
-    def consumed(self) -> None:
-        self.train.consumed()
+    def mark_consumed(self) -> None:
+        self.train.mark_consumed()
 
     def _prepare(self, part: Any, split: str, epoch: int) -> Utterances:
         batch = utterances(part)
         if self.run.classes == "sign":
             batch = replace(batch, label=batch.label.sign() + 1)  # 0, 1, 2
-        return hide(batch, self.run.missing, split=split, epoch=epoch)
+        return apply_missing_mask(batch, self.run.missing, split=split, epoch=epoch)
 
     def part_arrays(self, split: str) -> Iterator[list[Arrays]]:
         """This rank's parts of a split in file order, as they come from the shards."""
@@ -133,13 +133,13 @@ class SentimentTask:
     def evaluate(self, model: Model, split: str, device: torch.device) -> dict[str, float]:
         return self.score(self.predict(model, split, device))
 
-    def final(self, model: Model, split: str, device: torch.device, run_dir: Path) -> Final:
+    def final(self, model: Model, split: str, device: torch.device, run_dir: Path) -> EvaluationResult:
         said = self.predict(model, split, device)
         scores = self.score(said)
         if distributed.rank() > 0:
-            return Final(scores)
+            return EvaluationResult(scores)
         write_predictions(run_dir / "predictions.csv", self.ids(split, said.index), said, self.manifest.labels)
-        return Final(scores, draw(run_dir, split, said, self.manifest.labels), self._remarks(said, split))
+        return EvaluationResult(scores, draw(run_dir, split, said, self.manifest.labels), self._remarks(said, split))
 
     def _remarks(self, said: Predictions, split: str) -> list[str]:
         remarks = ["The data are synthetic: generated to try the software, they say nothing about people."]
@@ -152,7 +152,7 @@ class SentimentTask:
     def splits(self) -> list[str]:
         return [split for split in ("train", "valid", "test") if split in self.manifest.splits]
 
-    def badness(self, scores: dict[str, float]) -> float:
+    def objective(self, scores: dict[str, float]) -> float:
         return scores[self.run.select] * (1.0 if self.run.goal == "min" else -1.0)
 
     def sample_ids(self, parts: list[Batch]) -> list[str]:

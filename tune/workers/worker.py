@@ -1,9 +1,9 @@
 """One process of a trial: ``launch.train`` that asks before every epoch and never sees the test split.
 
 Started by ``tune.workers.processes`` with the command line of ``launch/train.py``. Rank 0 reads ``go`` or ``stop``
-from its standard input before each epoch and writes one JSON line per finished epoch to the pipe that it was given, those of
-epochs that an earlier process had finished included. So nothing is trained that the search does not want, and what a
-scheduler sees does not depend on interruptions.
+from its standard input before each epoch and writes one JSON line per finished epoch to the pipe that it was given,
+those of epochs that an earlier process had finished included. So nothing is trained that the search does not want, and
+what a scheduler sees does not depend on interruptions.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import torch
 from core import distributed
 from launch.engine import init_processes, shutdown_processes
 from launch.reports.report import read_events
-from launch.train import Prepared, exit_code, parse, prepare
+from launch.train import TrainingSession, exit_code, parse, prepare
 from tune.workers.child import die_with_parent, enter_folder, serve_store
 from tune.workers.environment import RESULTS
 
 
-def past(it: Prepared) -> list[dict[str, Any]]:
+def past(it: TrainingSession) -> list[dict[str, Any]]:
     """What the log says of the epochs before the checkpoint that this process goes on from."""
     if not (it.run_dir / "log.jsonl").is_file():
         return []
@@ -32,7 +32,7 @@ def past(it: Prepared) -> list[dict[str, Any]]:
     return sorted(events, key=lambda event: event["epoch"])
 
 
-def results(it: Prepared) -> Iterator[dict[str, Any]]:
+def results(it: TrainingSession) -> Iterator[dict[str, Any]]:
     """One result per epoch, from the first: read back where there is a checkpoint behind it, else trained."""
     for event in past(it):
         last = it.progress.epoch == event["epoch"] + 1 and over(it)
@@ -41,15 +41,15 @@ def results(it: Prepared) -> Iterator[dict[str, Any]]:
         yield result(it, scores, over(it))
 
 
-def over(it: Prepared) -> bool:
+def over(it: TrainingSession) -> bool:
     return it.progress.finished or it.progress.epoch >= it.run.epochs
 
 
-def result(it: Prepared, event: dict[str, Any], last: bool) -> dict[str, Any]:
+def result(it: TrainingSession, event: dict[str, Any], last: bool) -> dict[str, Any]:
     skipped = ("kind", "step", "time", "epoch", "steps")
     numbers = {key: value for key, value in event.items() if key not in skipped and isinstance(value, int | float)}
-    badness = it.task.badness(numbers)
-    return {"epoch": int(event["epoch"]) + 1, "badness": badness, "scores": numbers, "last": last}
+    objective = it.task.objective(numbers)
+    return {"epoch": int(event["epoch"]) + 1, "objective": objective, "scores": numbers, "last": last}
 
 
 def wanted(orders: TextIO | None, device: torch.device) -> bool:
