@@ -50,12 +50,24 @@ ALL_LINKS = ("dbp15k/zh_en", ["--valid-ratio", "0.01"], "dbp15k_zh_en")
 VIEWS = {  # structure first, one view more in each row; names last, where they are given
     "zh_en": ["graph", "graph,relation", "graph,relation,chars"],
     "fr_en": ["graph", "graph,relation", "graph,relation,chars"],
-    "en_fr": ["graph", "graph,relation", "graph,relation,attribute", "graph,relation,attribute,chars"],
-    "fb_db": ["graph", "graph,relation", "graph,relation,attribute", "graph,relation,attribute,numeric"],
+    "en_fr": [
+        "graph",
+        "graph,relation",
+        "graph,relation,attribute",
+        "graph,relation,attribute,chars",
+    ],
+    "fb_db": [
+        "graph",
+        "graph,relation",
+        "graph,relation,attribute",
+        "graph,relation,attribute,numeric",
+    ],
 }
 # MEAformer's batches of 3,500 links want a GPU; here it gets MCLEA's, and as many steps as 250 epochs of its own
 CHANGES = {"mclea": [], "meaformer": ["batch_size=512", "epochs=60"]}
-HUGE_PAGES = {"THP_MEM_ALLOC_ENABLE": "1"}  # a sixth less time on CPUs, where tables of entities are allocated anew
+HUGE_PAGES = {
+    "THP_MEM_ALLOC_ENABLE": "1"
+}  # a sixth less time on CPUs, where tables of entities are allocated anew
 SHOWN = ("Hits@1", "Hits@10", "MRR", "csls/Hits@1", "csls/MRR")
 
 
@@ -65,7 +77,15 @@ def converted(raw: Path, work: Path, name: str) -> Path:
     out = work / "shards" / name
     if (out / "manifest.json").is_file():
         return out
-    command = [sys.executable, "-m", "data_shards.convert", str(raw / folder), "--out", str(out), *options]
+    command = [
+        sys.executable,
+        "-m",
+        "data_shards.convert",
+        str(raw / folder),
+        "--out",
+        str(out),
+        *options,
+    ]
     subprocess.run([*command, "--shard-size", "4096"], cwd=ROOT, check=True)
     return out
 
@@ -82,8 +102,17 @@ def results(raw: Path, work: Path, only: list[str], changes: list[str]) -> None:
         key = f"{model}/{name}/{views}"
         if key in read()["cells"]:
             continue
-        arguments = [f"{model}/{FOLDERS[name][2]}", f"options.views={views}", *CHANGES[model], *changes]
-        cell = run_cell(arguments, converted(raw, work, name), work / "runs" / key.replace("/", "-").replace(",", "+"))
+        arguments = [
+            f"{model}/{FOLDERS[name][2]}",
+            f"options.views={views}",
+            *CHANGES[model],
+            *changes,
+        ]
+        cell = run_cell(
+            arguments,
+            converted(raw, work, name),
+            work / "runs" / key.replace("/", "-").replace(",", "+"),
+        )
         done = read()  # another piece may have been written meanwhile
         done["cells"][key] = cell
         write(done)
@@ -92,7 +121,14 @@ def results(raw: Path, work: Path, only: list[str], changes: list[str]) -> None:
 def run_cell(arguments: list[str], shards: Path, run_dir: Path) -> dict[str, Any]:
     """Train and test once; scores, epochs, seconds and memory."""
     started = time.perf_counter()
-    command = [sys.executable, "-m", "launch.train", *arguments, f"data={shards}", f"run_dir={run_dir}"]
+    command = [
+        sys.executable,
+        "-m",
+        "launch.train",
+        *arguments,
+        f"data={shards}",
+        f"run_dir={run_dir}",
+    ]
     child = subprocess.Popen(command, cwd=ROOT, env=os.environ | HUGE_PAGES)
     _, status, usage = os.wait4(child.pid, 0)
     if status:
@@ -123,7 +159,10 @@ def structure(raw: Path, work: Path) -> None:
 
 
 def _events(run_dir: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [
+        json.loads(line)
+        for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
 
 
 def read() -> dict[str, Any]:
@@ -147,9 +186,15 @@ def page(done: dict[str, Any]) -> str:
         if cell := done["cells"].get(f"{model}/{name}/{views}"):
             lines += [f"| {name} | {views.replace(',', ' + ')} | {model} {_numbers(cell)}"]
     if done.get("structure"):
-        lines += ["", "Structure alone on nearly all links of zh_en (4,455 of 4,500), 40 epochs of MCLEA:", ""]
+        lines += [
+            "",
+            "Structure alone on nearly all links of zh_en (4,455 of 4,500), 40 epochs of MCLEA:",
+            "",
+        ]
         lines += [head, "|---" * (len(SHOWN) + 2) + "|", _numbers(done["structure"])]
-    return "\n".join([*lines, *_speed_lines(done["speed"]), *map(_ranking_line, done["ranking"].values())])
+    return "\n".join(
+        [*lines, *_speed_lines(done["speed"]), *map(_ranking_line, done["ranking"].values())]
+    )
 
 
 def _numbers(cell: dict[str, Any]) -> str:
@@ -159,16 +204,24 @@ def _numbers(cell: dict[str, Any]) -> str:
 
 def _speed_lines(speeds: dict[str, Any]) -> list[str]:
     lines = ["", "Seconds on one thread, without names, steps of 512 links, and peak memory:", ""]
-    lines += ["| data | views | model | step | forward | losses | backward | optimiser | graph network, share of step "]
+    lines += [
+        "| data | views | model | step | forward | losses | backward | optimiser | graph network, share of step "
+    ]
     lines[-1] += "| graph network, all entities, forward | step, all entities | epoch | GB |"
     lines += ["|---" * 13 + "|"]
     for key, cell in speeds.items():
         model, name = key.split("/")
         parts = ("step", "forward", "losses", "backward", "optimiser")
         numbers = " | ".join(f"{cell['seconds'][part]:.3f}" for part in parts)
-        whole = [cell["seconds"][part] for part in ("graph forward, all entities", "step, all entities")]
-        lines += [f"| {name} | {' + '.join(cell['views'])} | {model} | {numbers} | {cell['graph_share_of_step']:.0%} "]
-        lines[-1] += f"| {whole[0]:.3f} | {whole[1]:.3f} | {cell['seconds_per_epoch']:.1f} | {cell['peak_gb']:.2f} |"
+        whole = [
+            cell["seconds"][part] for part in ("graph forward, all entities", "step, all entities")
+        ]
+        lines += [
+            f"| {name} | {' + '.join(cell['views'])} | {model} | {numbers} | {cell['graph_share_of_step']:.0%} "
+        ]
+        lines[-1] += (
+            f"| {whole[0]:.3f} | {whole[1]:.3f} | {cell['seconds_per_epoch']:.1f} | {cell['peak_gb']:.2f} |"
+        )
     return lines
 
 
@@ -176,10 +229,15 @@ def _ranking_line(cell: dict[str, Any]) -> str:
     asked, entities = cell["queries"], cell["entities"]
     what = f"{entities:,} pairs" if asked == entities else f"{asked:,} of {entities:,} pairs"
     line = f"\nRanking {what} of width {cell['width']} among all, in both directions, with and without CSLS: "
-    line += f"{cell['seconds']:.0f} s on {cell['threads']} thread(s), {cell['peak_gb']:.2f} GB at most"
+    line += (
+        f"{cell['seconds']:.0f} s on {cell['threads']} thread(s), {cell['peak_gb']:.2f} GB at most"
+    )
     if asked == entities:
         return line + "."
-    return line + f"; at that rate all would take {cell['seconds'] * entities / asked / 60:.0f} minutes."
+    return (
+        line
+        + f"; at that rate all would take {cell['seconds'] * entities / asked / 60:.0f} minutes."
+    )
 
 
 def speed(raw: Path, work: Path, steps: int = 5) -> None:
@@ -187,10 +245,21 @@ def speed(raw: Path, work: Path, steps: int = 5) -> None:
     for name in FOLDERS:
         shards = converted(raw, work, name)
         for model in CHANGES:
-            command = [sys.executable, __file__, "step", f"model={model}", f"name={name}", f"shards={shards}"]
-            said = subprocess.run([*command, f"steps={steps}"], check=True, capture_output=True, text=True).stdout
+            command = [
+                sys.executable,
+                __file__,
+                "step",
+                f"model={model}",
+                f"name={name}",
+                f"shards={shards}",
+            ]
+            said = subprocess.run(
+                [*command, f"steps={steps}"], check=True, capture_output=True, text=True
+            ).stdout
             done = read()
-            done["speed"][f"{model}/{name}"] = json.loads(said.splitlines()[-1]) | {"provenance": made_by()}
+            done["speed"][f"{model}/{name}"] = json.loads(said.splitlines()[-1]) | {
+                "provenance": made_by()
+            }
             write(done)
 
 
@@ -199,7 +268,8 @@ def step(model_name: str, name: str, shards: str, steps: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     views = [view for view in VIEWS[name] if "chars" not in view][-1].split(",")
     run = override(
-        load_recipe(f"{model_name}/{FOLDERS[name][2]}"), [f"options.views={','.join(views)}", "batch_size=512"]
+        load_recipe(f"{model_name}/{FOLDERS[name][2]}"),
+        [f"options.views={','.join(views)}", "batch_size=512"],
     )
     graphs = load_graphs(shards, views)
     torch.manual_seed(0)
@@ -219,7 +289,9 @@ def step(model_name: str, name: str, shards: str, steps: int) -> dict[str, Any]:
         began = now = time.perf_counter()
         output = model(batch)
         now = clock("forward", now)
-        losses = model.global_batch_losses(model.global_batch_rows(output), batch.target, batch.weight)
+        losses = model.global_batch_losses(
+            model.global_batch_rows(output), batch.target, batch.weight
+        )
         total = torch.stack(list(losses.values())).sum()
         now = clock("losses", now)
         optimizer.zero_grad()
@@ -237,9 +309,13 @@ def step(model_name: str, name: str, shards: str, steps: int) -> dict[str, Any]:
         now = clock("graph forward, all entities", now)
         graph(model.encoder.entity, batch.edges)[batch.links].sum().backward()
         clock("graph forward and backward, all entities", now)
-    graph_part = best["graph forward, entities of the batch"] + best["graph backward, entities of the batch"]
+    graph_part = (
+        best["graph forward, entities of the batch"] + best["graph backward, entities of the batch"]
+    )
     # what a step would take if the graph network encoded every entity, as the released codes do
-    best["step, all entities"] = best["step"] - graph_part + best["graph forward and backward, all entities"]
+    best["step, all entities"] = (
+        best["step"] - graph_part + best["graph forward and backward, all entities"]
+    )
     steps_per_epoch = -(-len(graphs.links["train"]) // run.batch_size)
     return {
         "views": views,
@@ -259,7 +335,10 @@ def ranking(entities: int, width: int, queries: int) -> None:
     started = time.perf_counter()
     # as metrics.all_ranks does it, with the first queries in the place of all; CSLS means of other candidates are
     # repeated ones, so a part has no scores
-    sides = metrics.unit(left), metrics.unit(right)  # beside the given rows, as when a model's rows are scored
+    sides = (
+        metrics.unit(left),
+        metrics.unit(right),
+    )  # beside the given rows, as when a model's rows are scored
     for rows, others in (sides, sides[::-1]):
         candidates = metrics.Candidates(others)
         means = metrics.mean_of_nearest(rows[:queries], candidates, 3)
@@ -282,8 +361,21 @@ def ranking(entities: int, width: int, queries: int) -> None:
 def main(words: list[str]) -> None:
     if not words or words[0] not in ("results", "structure", "speed", "step", "ranking"):
         raise SystemExit(__doc__)
-    own = ("raw", "work", "only", "model", "name", "shards", "steps", "entities", "width", "queries")
-    given = {key: value for key, _, value in (word.partition("=") for word in words[1:]) if key in own}
+    own = (
+        "raw",
+        "work",
+        "only",
+        "model",
+        "name",
+        "shards",
+        "steps",
+        "entities",
+        "width",
+        "queries",
+    )
+    given = {
+        key: value for key, _, value in (word.partition("=") for word in words[1:]) if key in own
+    }
     changes = [word for word in words[1:] if word.partition("=")[0] not in own]
     raw, work = (Path(given.get(key, key)).resolve() for key in ("raw", "work"))
     if words[0] == "results":
@@ -296,7 +388,11 @@ def main(words: list[str]) -> None:
         print(json.dumps(step(given["model"], given["name"], given["shards"], int(given["steps"]))))
     else:
         entities = int(given.get("entities", 100_000))
-        ranking(entities, int(given.get("width", 600)), min(entities, int(given.get("queries", entities))))
+        ranking(
+            entities,
+            int(given.get("width", 600)),
+            min(entities, int(given.get("queries", entities))),
+        )
     if words[0] != "step":
         text = page(read())
         paste(text, "alignment", PAGE)

@@ -28,7 +28,9 @@ def said(words: list[str], left: np.ndarray) -> float:
     starts = [place for place, word in enumerate(words) if word == "the"]
     values = []
     for start, following in zip(starts, [*starts[1:], len(words) + 1], strict=True):
-        *degree, adjective = range(start + 3, following - 1)  # an "and" stands before the next clause
+        *degree, adjective = range(
+            start + 3, following - 1
+        )  # an "and" stands before the next clause
         factor = 1.0
         if degree:
             factor = DEGREES[words[degree[0]]] if left[degree[0]] else float(np.mean(KNOWN_DEGREES))
@@ -60,7 +62,9 @@ def main() -> None:
             train, test = (told(content[split], words, frames, rng) for split in ("train", "test"))
             weights = np.linalg.lstsq(train, content["train"]["regression_labels"])[0]
             found.append(np.corrcoef(test @ weights, content["test"]["regression_labels"])[0, 1])
-        print(f"words missing {words:.0%}, frames {frames:.0%}: Corr {np.mean(found):.3f} ± {np.std(found):.3f}")
+        print(
+            f"words missing {words:.0%}, frames {frames:.0%}: Corr {np.mean(found):.3f} ± {np.std(found):.3f}"
+        )
 
 
 if __name__ == "__main__":

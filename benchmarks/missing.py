@@ -38,7 +38,11 @@ teacher (TATE, whole modalities missing); test scores, mean ± standard deviatio
 that were generated with another seed:"""
 VARIANTS = {  # model -> row -> what is changed
     "tfr_net": {"with": [], "without": ["options.lambdas=0,0,0"]},
-    "tate": {"with": [], "without its teacher": [], "without teacher and decoder": ["options.backward=0"]},
+    "tate": {
+        "with": [],
+        "without its teacher": [],
+        "without teacher and decoder": ["options.backward=0"],
+    },
 }
 
 
@@ -54,12 +58,16 @@ def run(model: str, row: str, words: list[str], run_dir: Path) -> dict[str, floa
 
 
 def table(rows: dict[str, list[dict[str, float]]]) -> str:
-    shown = [score for score in SHOWN if all(score in one for runs in rows.values() for one in runs)]
+    shown = [
+        score for score in SHOWN if all(score in one for runs in rows.values() for one in runs)
+    ]
     lines = [f"| model | seeds | {' | '.join(shown)} |", "|---" * (2 + len(shown)) + "|"]
     for name, runs in rows.items():
         cells = [np.array([one[score] for one in runs]) for score in shown]
         spread = [f" ± {values.std():.3f}" if len(values) > 1 else "" for values in cells]
-        means = " | ".join(f"{values.mean():.3f}{more}" for values, more in zip(cells, spread, strict=True))
+        means = " | ".join(
+            f"{values.mean():.3f}{more}" for values, more in zip(cells, spread, strict=True)
+        )
         lines.append(f"| {name} | {len(runs)} | {means} |")
     return "\n".join(lines)
 
@@ -70,8 +78,15 @@ def main() -> None:
     seeds = given.pop("seeds", "1111,1112,1113").split(",")
     fresh = given.pop("fresh", "")
     rate, folder = given.pop("rate", "0.5"), Path(given.pop("runs", "runs/missing"))
-    changes = [*(f"{key}={value}" for key, value in given.items()), f"missing.rate={rate}", "select=Corr", "goal=max"]
-    saved: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"runs": {}}
+    changes = [
+        *(f"{key}={value}" for key, value in given.items()),
+        f"missing.rate={rate}",
+        "select=Corr",
+        "goal=max",
+    ]
+    saved: dict[str, Any] = (
+        json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"runs": {}}
+    )
     init_processes()
     for seed in seeds:
         for model in models:
@@ -86,7 +101,9 @@ def main() -> None:
                 RESULTS.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
     shutdown_processes()
     said = table({name: list(runs.values()) for name, runs in saved["runs"].items()})
-    said = f"The `demo` recipes on the generated data at a missing rate of {rate}, {TITLE}\n\n{said}"
+    said = (
+        f"The `demo` recipes on the generated data at a missing rate of {rate}, {TITLE}\n\n{said}"
+    )
     paste(said, "missing", ROOT / "docs/sentiment.md")
     print(said)
 

@@ -37,7 +37,9 @@ def variants(name: str, models: list[str]) -> list[tuple[str, str, list[str]]]:
     found = [recipe.split("/")[0] for recipe in recipe_names() if recipe.endswith(f"/{name}")]
     found = [model for model in found if not models or model in models]
     alone = [model for model in ("baseline", "hscl") if model in found]
-    rows = [(f"{model}, text alone", f"{model}/{name}", ["options.modalities=text"]) for model in alone]
+    rows = [
+        (f"{model}, text alone", f"{model}/{name}", ["options.modalities=text"]) for model in alone
+    ]
     return rows + [(model, f"{model}/{name}", []) for model in found]
 
 
@@ -46,7 +48,9 @@ def run(recipe: str, run_dir: Path, changes: list[str]) -> dict[str, float]:
     scores = run_dir / "scores.json"
     if not scores.is_file():
         subprocess.run(
-            [sys.executable, "-m", "launch.train", recipe, f"run_dir={run_dir}", *changes], cwd=ROOT, check=True
+            [sys.executable, "-m", "launch.train", recipe, f"run_dir={run_dir}", *changes],
+            cwd=ROOT,
+            check=True,
         )
     return json.loads(scores.read_text(encoding="utf-8"))["test"]
 
@@ -55,7 +59,9 @@ def made_by() -> dict[str, Any]:
     """``provenance`` whose command leaves out the folders of one machine, which are nobody's business."""
     here = provenance()
     script, *words = here["command"]
-    return here | {"command": [f"benchmarks/{Path(script).name}", *(word for word in words if "/" not in word)]}
+    return here | {
+        "command": [f"benchmarks/{Path(script).name}", *(word for word in words if "/" not in word)]
+    }
 
 
 def last_results(path: Path) -> tuple[Rows, dict[str, Any]]:
@@ -73,7 +79,9 @@ def table(rows: Rows) -> str:
         cells = []
         for name in names:
             values = np.array([one[name] for one in runs])
-            cells.append(f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else ""))
+            cells.append(
+                f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "")
+            )
         lines.append(f"| {row} | {len(runs)} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -104,7 +112,10 @@ def main() -> None:
         place = folder / row.replace(", ", "-").replace(" ", "-")
         if row in rows and not place.exists():
             continue
-        rows[row] = [run(recipe, place / str(seed), [*changes, *own_changes, f"seed={seed}"]) for seed in seeds]
+        rows[row] = [
+            run(recipe, place / str(seed), [*changes, *own_changes, f"seed={seed}"])
+            for seed in seeds
+        ]
         about[row] = {"seeds": seeds, "git": here["git"]}
         saved |= {"rows": about, "runs": rows}
         path.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")

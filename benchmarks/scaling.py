@@ -50,7 +50,9 @@ ASSUMPTIONS = {
     "overlap": 0.0,  # share of the gradients' transfer hidden behind the backward pass (overlap_comm is off)
 }
 LET_GO = "3, let go"  # stage 3 that gathers the parameters again for the backward pass
-VOLUME: dict[str, Callable[[int, int], float]] = {  # bytes that a rank sends, by size of the whole and ranks
+VOLUME: dict[
+    str, Callable[[int, int], float]
+] = {  # bytes that a rank sends, by size of the whole and ranks
     "all_reduce": lambda size, ranks: 2 * size * (ranks - 1) / ranks,
     "reduce": lambda size, ranks: size * (ranks - 1) / ranks,
     "broadcast": lambda size, ranks: size * (ranks - 1) / ranks,
@@ -65,7 +67,11 @@ def count_bytes(sent: dict[str, float]) -> None:
 
     def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **options: Any) -> Any:
-            tensors = [value for value in (*arguments, *options.values()) if isinstance(value, torch.Tensor)]
+            tensors = [
+                value
+                for value in (*arguments, *options.values())
+                if isinstance(value, torch.Tensor)
+            ]
             lists = [value for value in (*arguments, *options.values()) if isinstance(value, list)]
             sizes = [t.numel() * t.element_size() for t in tensors]
             sizes += [sum(t.numel() * t.element_size() for t in found) for found in lists]
@@ -94,12 +100,18 @@ def measure(recipe: str, data: str, case: str, steps: int, out: Path) -> None:
 
     section = {"stage3_param_persistence_threshold": 0}  # cuts up small parameters too
     if let_go:
-        section |= {"stage3_max_reuse_distance": 0, "stage3_max_live_parameters": 0, "stage3_prefetch_bucket_size": 0}
+        section |= {
+            "stage3_max_reuse_distance": 0,
+            "stage3_max_live_parameters": 0,
+            "stage3_prefetch_bucket_size": 0,
+        }
     config = out.with_suffix(".ds.json")
     config.write_text(json.dumps({"zero_optimization": section}))
     torch.set_num_threads(1)
     init_processes()
-    run = override(load_recipe(recipe), [f"data={data}", f"zero_stage={stage}", f"deepspeed={config}"])
+    run = override(
+        load_recipe(recipe), [f"data={data}", f"zero_stage={stage}", f"deepspeed={config}"]
+    )
     torch.manual_seed(run.seed)
     task = build_task(run)
     model = build_model(run, task.data)
@@ -123,7 +135,9 @@ def measure(recipe: str, data: str, case: str, steps: int, out: Path) -> None:
         "stage": case,
         "parameters": elements,
         "seconds": {part: statistics.median(lap[part] for lap in laps) for part in laps[0]},
-        "bytes_sent": {name: statistics.median(v.get(name, 0.0) for v in volumes) for name in volumes[-1]},
+        "bytes_sent": {
+            name: statistics.median(v.get(name, 0.0) for v in volumes) for name in volumes[-1]
+        },
         "least_bytes": (3 if let_go else 2) * 4 * elements * (ranks - 1) / ranks,
     }
     if dist.get_rank() == 0:
@@ -134,8 +148,17 @@ def measure(recipe: str, data: str, case: str, steps: int, out: Path) -> None:
 def launch(ranks: int, case: str, recipe: str, data: str, steps: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", __file__]
-        subprocess.run([*command, "rank", recipe, data, case, str(steps), str(out)], cwd=ROOT, check=True)
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={ranks}",
+            __file__,
+        ]
+        subprocess.run(
+            [*command, "rank", recipe, data, case, str(steps), str(out)], cwd=ROOT, check=True
+        )
         return json.loads(out.read_text())
 
 
@@ -143,11 +166,15 @@ def on_paper(gpus: int, batch: int, facts: dict[str, float]) -> dict[str, float]
     """Seconds of the parts of one step of HSCL with BERT-base, and the efficiency."""
     share = batch / gpus
     encoder = 6 * facts["active_parameters"] * facts["tokens"] * share
-    pairs = 3 * (3 * 2 * (2 * share) * (2 * batch) * facts["projection"])  # three contrasts of 2B rows, both directions
+    pairs = 3 * (
+        3 * 2 * (2 * share) * (2 * batch) * facts["projection"]
+    )  # three contrasts of 2B rows, both directions
     arithmetic = (encoder + pairs) / (facts["peak_flops"] * facts["reached"])
     speed = facts["inside"] if gpus <= facts["node"] else facts["between"]
     gradients = 2 * 4 * facts["parameters"] * (gpus - 1) / gpus / speed * (1 - facts["overlap"])
-    rows = 2 * 4 * batch * facts["views"] * facts["projection"] * (gpus - 1) / gpus / speed  # there, and gradients back
+    rows = (
+        2 * 4 * batch * facts["views"] * facts["projection"] * (gpus - 1) / gpus / speed
+    )  # there, and gradients back
     hops = facts["collectives"] * facts["latency"] * 2 * math.ceil(math.log2(gpus))
     total = arithmetic + gradients + rows + hops
     return {
@@ -165,7 +192,11 @@ def on_paper(gpus: int, batch: int, facts: dict[str, float]) -> dict[str, float]
 
 def table(measured: list[dict[str, Any]], paper: list[dict[str, float]]) -> str:
     parts = list(measured[0]["seconds"])
-    lines = ["| ranks | ZeRO | " + " | ".join(f"{part}, ms" for part in parts) + " | MB sent | least | ratio |"]
+    lines = [
+        "| ranks | ZeRO | "
+        + " | ".join(f"{part}, ms" for part in parts)
+        + " | MB sent | least | ratio |"
+    ]
     lines.append("|---" * (len(parts) + 5) + "|")
     for row in measured:
         cells = [f"{1000 * row['seconds'][part]:.1f}" for part in parts]
@@ -175,10 +206,15 @@ def table(measured: list[dict[str, Any]], paper: list[dict[str, float]]) -> str:
             f"| {row['ranks']} | {row['stage']} | {' | '.join(cells)} | {sent / 1e6:.2f} | "
             f"{least / 1e6:.2f} | {ratio} |"
         )
-    lines += ["", "| GPUs | global batch | per GPU | step, ms | arithmetic | gradients | rows | latency | efficiency |"]
+    lines += [
+        "",
+        "| GPUs | global batch | per GPU | step, ms | arithmetic | gradients | rows | latency | efficiency |",
+    ]
     lines.append("|---" * 9 + "|")
     for row in paper:
-        cells = [f"{1000 * row[part]:.2f}" for part in ("arithmetic", "gradients", "rows", "latency")]
+        cells = [
+            f"{1000 * row[part]:.2f}" for part in ("arithmetic", "gradients", "rows", "latency")
+        ]
         step = 1000 * row["global_batch"] / row["samples_per_second"]
         lines.append(
             f"| {row['gpus']} | {row['global_batch']} | {row['samples_per_gpu']:.0f} | {step:.2f} | "

@@ -37,7 +37,10 @@ RESULTS = ROOT / "benchmarks" / "results" / "search.json"
 BUSY = 2.0 * (os.cpu_count() or 1)  # load before a step
 PAGE = ROOT / "docs" / "search.md"
 RECIPE = "hscl/demo"
-SPACE = ["space=none", *(f"space.{name}=loguniform(0.001,1.0)" for name in ("alpha", "omega1", "omega2"))]
+SPACE = [
+    "space=none",
+    *(f"space.{name}=loguniform(0.001,1.0)" for name in ("alpha", "omega1", "omega2")),
+]
 SPACE += ["space.tau=loguniform(0.05,2.0)"]
 
 
@@ -45,7 +48,10 @@ def shards(work: Path) -> Path:
     out = work / "shards"
     if not (out / "manifest.json").is_file():
         raw = work / "synthetic.pkl"
-        for words in (["data_shards.synthetic", str(raw)], ["data_shards.convert", str(raw), "--out", str(out)]):
+        for words in (
+            ["data_shards.synthetic", str(raw)],
+            ["data_shards.convert", str(raw), "--out", str(out)],
+        ):
             subprocess.run([sys.executable, "-m", *words], cwd=ROOT, check=True)
     return out
 
@@ -57,14 +63,18 @@ def search(work: Path, name: str, words: list[str]) -> tuple[list[Record], float
     if not timing.is_file():
         resumed = (folder / "search.json").is_file()
         command = [RECIPE, f"data={shards(work)}", "confirm=0", *SPACE, *words]
-        command += [f"resume={folder}" if resumed else f"run_dir={folder}"]  # one with other words is refused
+        command += [
+            f"resume={folder}" if resumed else f"run_dir={folder}"
+        ]  # one with other words is refused
         started = time.monotonic()
         subprocess.run([sys.executable, "-m", "tune.search", *command], cwd=ROOT, check=True)
         seconds = None if resumed else time.monotonic() - started
         timing.write_text(json.dumps({"words": words, "seconds": seconds}) + "\n", encoding="utf-8")
     done = json.loads(timing.read_text(encoding="utf-8"))
     if done["words"] != words:
-        raise SystemExit(f"{folder} holds a search with {' '.join(done['words'])}; give another work=FOLDER")
+        raise SystemExit(
+            f"{folder} holds a search with {' '.join(done['words'])}; give another work=FOLDER"
+        )
     with Journal(folder / "journal.jsonl") as journal:
         return journal.trials(), done["seconds"]
 
@@ -75,7 +85,13 @@ def plain(work: Path, record: Record, seed: int) -> float:
     timing = folder / "timing.json"
     if not timing.is_file():
         shutil.rmtree(folder, ignore_errors=True)  # one that was interrupted would be too fast
-        words = [RECIPE, f"data={shards(work)}", f"run_dir={folder}", f"seed={seed}", *arguments(record.changes)]
+        words = [
+            RECIPE,
+            f"data={shards(work)}",
+            f"run_dir={folder}",
+            f"seed={seed}",
+            *arguments(record.changes),
+        ]
         started = time.monotonic()
         subprocess.run([sys.executable, "-m", "launch.train", *words], cwd=ROOT, check=True)
         timing.write_text(json.dumps(time.monotonic() - started) + "\n", encoding="utf-8")
@@ -126,23 +142,30 @@ def finds(work: Path, seed: int, trials: int) -> dict[str, Any]:
         "epochs": epochs(found),
         "default_MAE": best(default),
         "best_MAE": best(found),
-        "best": min((record for record in found if record.usable), key=lambda record: record.best).changes,
+        "best": min(
+            (record for record in found if record.usable), key=lambda record: record.best
+        ).changes,
     }
 
 
 def overhead(work: Path, seed: int, trials: int, count: int) -> dict[str, Any]:
     """Trials per hour: a search with ``concurrent`` as it comes, and plain runs one after the other."""
     name = f"none-{seed}"
-    records, seconds = search(work, name, ["search=random", f"trials={trials}", f"seed={seed}", "scheduler=none"])
+    records, seconds = search(
+        work, name, ["search=random", f"trials={trials}", f"seed={seed}", "scheduler=none"]
+    )
     if seconds is None:
-        raise SystemExit(f"{work / name} was interrupted, so how long it takes is not known; remove it")
+        raise SystemExit(
+            f"{work / name} was interrupted, so how long it takes is not known; remove it"
+        )
     alone = 3600 * count / sum(plain(work, record, seed) for record in records[:count])
     searched = 3600 * len(records) / seconds
     share = epochs(records[:count]) / count / (epochs(records) / len(records))
     return {
         "trials_per_hour": {"search": searched, "one_after_the_other": alone},
         "ratio": searched / alone,
-        "ratio_at_equal_epochs": searched / (alone * share),  # the plain runs are the first of the search's trials
+        "ratio_at_equal_epochs": searched
+        / (alone * share),  # the plain runs are the first of the search's trials
         "plain_runs": count,
     }
 
@@ -180,27 +203,55 @@ def finds_table(steps: dict[str, Any]) -> str:
     ]
     if len(rows) > 1:
         better = mean(step["best_MAE"] / step["default_MAE"] - 1 for step in chosen)
-        both = [f"{mean(step[name] for step in chosen):.4f}" for name in ("default_MAE", "best_MAE")]
-        rows.append(["mean", *both, f"{better:+.1%}", f"{mean(step['epochs'] for step in chosen):.0f}", ""])
+        both = [
+            f"{mean(step[name] for step in chosen):.4f}" for name in ("default_MAE", "best_MAE")
+        ]
+        rows.append(
+            ["mean", *both, f"{better:+.1%}", f"{mean(step['epochs'] for step in chosen):.0f}", ""]
+        )
     said = f"{chosen[0]['trials']} trials by optuna with ASHA, as a search begins when nothing is said about it:"
-    head = ["seed", "the recipe's MAE", "best MAE", "against the recipe", "epochs in all", "seconds"]
+    head = [
+        "seed",
+        "the recipe's MAE",
+        "best MAE",
+        "against the recipe",
+        "epochs in all",
+        "seconds",
+    ]
     return f"{said}\n\n{table(head, rows)}"
 
 
 def asha_table(steps: dict[str, Any]) -> str:
     """The same random trials with and without ASHA, by seed, and the mean of the seeds."""
-    chosen = {name.partition("-")[2]: step for name, step in steps.items() if name.startswith("asha-")}
+    chosen = {
+        name.partition("-")[2]: step for name, step in steps.items() if name.startswith("asha-")
+    }
     if not chosen:
         return ""
     rows = []
     for seed, step in chosen.items():
         found = f"{step['best_MAE']['none']:.4f} / {step['best_MAE']['asha']:.4f}"
         spent = f"{step['epochs']['none']} / {step['epochs']['asha']}"
-        seconds = " / ".join(told(step["seconds"][kind], step["load_before"]) for kind in ("none", "asha"))
+        seconds = " / ".join(
+            told(step["seconds"][kind], step["load_before"]) for kind in ("none", "asha")
+        )
         default = f"{step['default_MAE']:.4f}" if "default_MAE" in step else ""
-        rows.append([seed, default, found, f"{step['behind']:.1%}", spent, f"{step['share_of_epochs']:.0%}", seconds])
+        rows.append(
+            [
+                seed,
+                default,
+                found,
+                f"{step['behind']:.1%}",
+                spent,
+                f"{step['share_of_epochs']:.0%}",
+                seconds,
+            ]
+        )
     if len(chosen) > 1:
-        best_values = [f"{mean(step['best_MAE'][kind] for step in chosen.values()):.4f}" for kind in ("none", "asha")]
+        best_values = [
+            f"{mean(step['best_MAE'][kind] for step in chosen.values()):.4f}"
+            for kind in ("none", "asha")
+        ]
         behind = f"{mean(step['behind'] for step in chosen.values()):.1%}"
         share = f"{mean(step['share_of_epochs'] for step in chosen.values()):.0%}"
         rows.append(["mean", "", " / ".join(best_values), behind, "", share, ""])
@@ -213,7 +264,10 @@ def overhead_text(steps: dict[str, Any]) -> str:
     if "overhead" not in steps:
         return ""
     step = steps["overhead"]
-    searched, alone = step["trials_per_hour"]["search"], step["trials_per_hour"]["one_after_the_other"]
+    searched, alone = (
+        step["trials_per_hour"]["search"],
+        step["trials_per_hour"]["one_after_the_other"],
+    )
     return (
         f"Trials per hour: {searched:.0f} in a search, {alone:.0f} by `launch/train.py` one after the other "
         f"({step['ratio']:.2f} times as many; {step['ratio_at_equal_epochs']:.2f} for equal numbers of epochs)."

@@ -30,14 +30,19 @@ from benchmarks.streaming_readers import READERS  # noqa: E402
 from data_shards.verify import verify  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "streaming.json"
-VERIFIED = {"mosi": 6, "sims": 1}  # times as many samples to verify: over a gigabyte, beside which the start is nothing
+VERIFIED = {
+    "mosi": 6,
+    "sims": 1,
+}  # times as many samples to verify: over a gigabyte, beside which the start is nothing
 PEERS = ("webdataset", "litdata", "mosaicml-streaming", "megatron-energon")
 
 
 def run(python: str, script: str, *words: object) -> dict[str, Any]:
     """What the process of a script says in its last line; why it could not, under "absent"."""
     command = [python, str(ROOT / "benchmarks" / script), *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     said = [line for line in done.stderr.splitlines() if line.strip()]
@@ -54,16 +59,26 @@ def best(found: dict[str, Any]) -> float:
 
 def table(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
     columns = [(shape, what) for shape in rows for what in ("views", "batches")]
-    lines = ["| samples per CPU second | " + " | ".join(f"{shape} {what}" for shape, what in columns) + " |"]
+    lines = [
+        "| samples per CPU second | "
+        + " | ".join(f"{shape} {what}" for shape, what in columns)
+        + " |"
+    ]
     lines.append("|---" * (len(columns) + 1) + "|")
     for reader in READERS:
         cells = []
         for shape, what in columns:
             found = rows[shape].get(reader, {}).get(what, {})
-            cells.append(f"{best(found):,.0f}" if best(found) else "absent" if "absent" in found else "")
+            cells.append(
+                f"{best(found):,.0f}" if best(found) else "absent" if "absent" in found else ""
+            )
         if any(cells):
             lines.append(f"| {reader} | " + " | ".join(cells) + " |")
-    against = {"stock webdataset": PEERS[:1], "best other peer": PEERS[1:], "read + memcpy": ("read + memcpy",)}
+    against = {
+        "stock webdataset": PEERS[:1],
+        "best other peer": PEERS[1:],
+        "read + memcpy": ("read + memcpy",),
+    }
     for name, others in against.items():
         cells = []
         for shape, what in columns:
@@ -89,8 +104,14 @@ def main() -> None:
     work, count = Path(given["work"]), int(given.get("samples", 8000))
     peers = given.get("peers", sys.executable)
     only = given["only"].split(",") if "only" in given else list(READERS)
-    before = json.loads(RESULTS.read_text(encoding="utf-8")) if "only" in given and RESULTS.exists() else {}
-    rows: dict[str, dict[str, dict[str, Any]]] = before.get("rows", {}) if before.get("samples") == count else {}
+    before = (
+        json.loads(RESULTS.read_text(encoding="utf-8"))
+        if "only" in given and RESULTS.exists()
+        else {}
+    )
+    rows: dict[str, dict[str, dict[str, Any]]] = (
+        before.get("rows", {}) if before.get("samples") == count else {}
+    )
     facts: dict[str, dict[str, float]] = {}
     for shape in given.get("shapes", "mosi,sims").split(","):
         rows.setdefault(shape, {})
@@ -101,16 +122,32 @@ def main() -> None:
                 print(f"{reader} is left out: {written['absent']}", file=sys.stderr)
             for what in ("views", "batches"):
                 measured = run(python, "streaming_readers.py", reader, what, shape, count, work)
-                rows[shape].setdefault(reader, {})[what] = written if "absent" in written else measured
+                rows[shape].setdefault(reader, {})[what] = (
+                    written if "absent" in written else measured
+                )
                 rows[shape][reader]["measured"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-        run(sys.executable, "streaming_readers.py", "concord", "write", shape, VERIFIED[shape] * count, work / "verify")
+        run(
+            sys.executable,
+            "streaming_readers.py",
+            "concord",
+            "write",
+            shape,
+            VERIFIED[shape] * count,
+            work / "verify",
+        )
         facts[shape] = verify_speed(work / "verify" / shape / "concord")
     run(sys.executable, "streaming_readers.py", "concord", "write", "scale", 100, work)
     facts["scale"] = run(sys.executable, "streaming_scale.py", work / "scale" / "concord")
     print(table(rows))
     for name, numbers in facts.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
-    saved = {"samples": count, "rows": rows, "facts": facts, "table": table(rows).splitlines(), **made_by()}
+    saved = {
+        "samples": count,
+        "rows": rows,
+        "facts": facts,
+        "table": table(rows).splitlines(),
+        **made_by(),
+    }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
 

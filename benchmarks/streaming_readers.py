@@ -27,9 +27,17 @@ SHARD = 512
 EPOCHS = 5  # after one to warm up; the fastest counts
 # field -> the shape of its shortest and its longest sample
 SHAPES = {
-    "mosi": {"text": ((3, 8), (3, 50)), "audio": ((40, 5), (375, 5)), "vision": ((50, 20), (500, 20))},
+    "mosi": {
+        "text": ((3, 8), (3, 50)),
+        "audio": ((40, 5), (375, 5)),
+        "vision": ((50, 20), (500, 20)),
+    },
     "scale": {"text": ((3, 4), (3, 9)), "audio": ((4, 5), (9, 5)), "vision": ((4, 20), (9, 20))},
-    "sims": {"text": ((3, 39), (3, 39)), "audio": ((400, 33), (400, 33)), "vision": ((55, 709), (55, 709))},
+    "sims": {
+        "text": ((3, 39), (3, 39)),
+        "audio": ((400, 33), (400, 33)),
+        "vision": ((55, 709), (55, 709)),
+    },
 }
 Sample = dict[str, np.ndarray]
 Epoch = Callable[[], Iterable[Any]]
@@ -101,7 +109,11 @@ class Concord:
     def views(self) -> dict[str, Epoch]:
         reader = self._stream(prefetch=0).reader
         numbers = range(len(reader.shards))
-        return {"": lambda: (one for n in numbers for one in reader.walk(n, range(reader.shards[n].samples)))}
+        return {
+            "": lambda: (
+                one for n in numbers for one in reader.walk(n, range(reader.shards[n].samples))
+            )
+        }
 
     def batches(self) -> dict[str, Epoch]:
         streams = {"": self._stream(prefetch=0), "background thread": self._stream(prefetch=2)}
@@ -154,7 +166,12 @@ class LitData:
         import litdata
 
         litdata.optimize(
-            partial(sample, shape), list(range(count)), self.folder, chunk_bytes="64MB", num_workers=1, verbose=False
+            partial(sample, shape),
+            list(range(count)),
+            self.folder,
+            chunk_bytes="64MB",
+            num_workers=1,
+            verbose=False,
         )
 
     def views(self) -> dict[str, Epoch]:
@@ -162,7 +179,8 @@ class LitData:
 
         settings = ("auto", False, BATCH)
         return {
-            f"batch_decode={one}": partial(litdata.StreamingDataset, self.folder, batch_decode=one) for one in settings
+            f"batch_decode={one}": partial(litdata.StreamingDataset, self.folder, batch_decode=one)
+            for one in settings
         }
 
     def batches(self) -> dict[str, Epoch]:
@@ -170,7 +188,9 @@ class LitData:
 
         def epoch(setting: Any) -> Iterable[Any]:
             data = litdata.StreamingDataset(self.folder, shuffle=True, batch_decode=setting)
-            return litdata.StreamingDataLoader(data, batch_size=BATCH, collate_fn=pad, num_workers=0)
+            return litdata.StreamingDataLoader(
+                data, batch_size=BATCH, collate_fn=pad, num_workers=0
+            )
 
         return {f"batch_decode={one}": partial(epoch, one) for one in ("auto", False, BATCH)}
 
@@ -186,7 +206,10 @@ class Mosaic:
     def write(self, shape: str, count: int) -> None:
         from streaming import MDSWriter
 
-        columns = {"text": "ndarray:int32", **dict.fromkeys(("label", "audio", "vision"), "ndarray:float32")}
+        columns = {
+            "text": "ndarray:int32",
+            **dict.fromkeys(("label", "audio", "vision"), "ndarray:float32"),
+        }
         with MDSWriter(out=self.folder, columns=columns) as out:
             for one in samples(shape, count):
                 out.write(one)
@@ -264,9 +287,14 @@ class Energon:
             def encode_batch(self, batch: Any) -> Any:
                 return batch
 
-        options = {"worker_config": WorkerConfig(rank=0, world_size=1, num_workers=0), "task_encoder": Encoder()}
+        options = {
+            "worker_config": WorkerConfig(rank=0, world_size=1, num_workers=0),
+            "task_encoder": Encoder(),
+        }
         if not shuffle:
-            return get_loader(get_val_dataset(self.folder, split_part="train", batch_size=None, **options))
+            return get_loader(
+                get_val_dataset(self.folder, split_part="train", batch_size=None, **options)
+            )
         data = get_train_dataset(
             self.folder,
             batch_size=BATCH,
@@ -337,7 +365,12 @@ READERS = {
 
 def rows_of(item: Any) -> int:
     """How many samples one item of an epoch holds."""
-    if isinstance(item, dict) and "label" in item and hasattr(item["label"], "ndim") and item["label"].ndim == 2:
+    if (
+        isinstance(item, dict)
+        and "label" in item
+        and hasattr(item["label"], "ndim")
+        and item["label"].ndim == 2
+    ):
         return len(item["label"])
     return 1
 
@@ -357,8 +390,14 @@ def measure(epoch: Epoch, count: int, seconds: float = 20.0) -> dict[str, float]
 
 
 def main() -> None:
-    sys.path[:] = [path for path in sys.path if Path(path).resolve() != ROOT / "benchmarks"]  # hides a peer's name
-    name, what, shape, count, folder = *sys.argv[1:4], int(sys.argv[4]), Path(sys.argv[5]) / sys.argv[3] / sys.argv[1]
+    sys.path[:] = [
+        path for path in sys.path if Path(path).resolve() != ROOT / "benchmarks"
+    ]  # hides a peer's name
+    name, what, shape, count, folder = (
+        *sys.argv[1:4],
+        int(sys.argv[4]),
+        Path(sys.argv[5]) / sys.argv[3] / sys.argv[1],
+    )
     reader = READERS[name](folder)
     reader.count = count
     found: dict[str, Any] = {"version": version(reader.package)}

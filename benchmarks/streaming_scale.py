@@ -34,7 +34,9 @@ def multiply(source: Path, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     few = read_manifest(source)
-    shards = tuple(replace(few.splits["train"][0], name=f"train-{i:06d}.tar") for i in range(SHARDS))
+    shards = tuple(
+        replace(few.splits["train"][0], name=f"train-{i:06d}.tar") for i in range(SHARDS)
+    )
     for shard in shards:
         for name in (shard.name, index_name(shard.name)):
             (folder / name).hardlink_to(source / name.replace(shard.name[:-4], "train-000000"))
@@ -61,12 +63,19 @@ def main() -> None:
     state = stream.state_dict() | {"samples": len(stream) * 9 // 10 // BATCH * BATCH}
     _, steps, resumed = start(folder, state)
     steps.close()
-    found = {"shards": SHARDS, "samples": len(stream), "first batch, s": opened, "first batch at 90 %, s": resumed}
+    found = {
+        "shards": SHARDS,
+        "samples": len(stream),
+        "first batch, s": opened,
+        "first batch at 90 %, s": resumed,
+    }
     process = psutil.Process()
     stream, steps, _ = start(folder)
     for number, _parts in enumerate(steps, 2):
         if number in (1_000, 4_000, len(stream) // BATCH):
-            found[f"resident MB after {number * BATCH} samples"] = round(process.memory_info().rss / 1e6)
+            found[f"resident MB after {number * BATCH} samples"] = round(
+                process.memory_info().rss / 1e6
+            )
     print(json.dumps(found))
 
 

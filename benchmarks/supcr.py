@@ -38,7 +38,9 @@ TIMES = [(n, width) for n in (256, 1024, 4096, 16384) for width in (128, 256)]
 MEMORY = [
     *((form, 1024, 128) for form in ("sentiment", "distinct", "sort", "official")),
     *((form, n, 128) for form in ("sentiment", "views", "distinct") for n in (4096, 16384, 65536)),
-    *(("kept", n, 128) for n in (4096, 16384)),  # with more rows it holds too much: that is its price
+    *(
+        ("kept", n, 128) for n in (4096, 16384)
+    ),  # with more rows it holds too much: that is its price
 ]
 REPEATS = {256: 150, 1024: 25, 4096: 5, 16384: 2, 65536: 1}
 SHOWN = {
@@ -67,7 +69,9 @@ def by_sort(features: Tensor, labels: Tensor) -> Tensor:
     similarity = features @ features.T / TEMPERATURE
     off = ~torch.eye(n, dtype=torch.bool)
     similarity = similarity[off].view(n, n - 1)
-    distance, order = (labels[:, None] - labels).abs()[off].view(n, n - 1).sort(dim=1, descending=True)
+    distance, order = (
+        (labels[:, None] - labels).abs()[off].view(n, n - 1).sort(dim=1, descending=True)
+    )
     last = torch.searchsorted(-distance, -distance, right=True) - 1
     denominator = similarity.gather(1, order).logcumsumexp(1).gather(1, last)
     return (denominator.sum() - similarity.sum()) / (n * (n - 1))
@@ -85,7 +89,9 @@ def by_columns(features: Tensor, labels: Tensor) -> Tensor:
     loss = features.new_zeros(())
     for k in range(n - 1):
         candidate = (distance >= distance[:, k : k + 1]).float()
-        loss = loss - (similarity[:, k] - (candidate * exponential).sum(1).log()).sum() / (n * (n - 1))
+        loss = loss - (similarity[:, k] - (candidate * exponential).sum(1).log()).sum() / (
+            n * (n - 1)
+        )
     return loss
 
 
@@ -133,7 +139,9 @@ def floor(features: Tensor, share: int = 1) -> Callable[[], None]:
 
 def inputs(n: int, width: int) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return torch.nn.functional.normalize(torch.randn(n, width, generator=generator), dim=1).requires_grad_()
+    return torch.nn.functional.normalize(
+        torch.randn(n, width, generator=generator), dim=1
+    ).requires_grad_()
 
 
 def seconds(work: Callable[[], None]) -> float:
@@ -199,7 +207,15 @@ def step_cell() -> dict[str, float]:
     frames = {m: torch.randn(128, 50, d, generator=generator) for m, d in widths.items()}
     mask = {m: torch.ones(128, 50, dtype=torch.bool) for m in widths}
     label = torch.randint(-15, 16, (128,), generator=generator) * 0.2
-    batch = Utterances(torch.arange(128), torch.ones(128), 1 / 128, label=label, frames=frames, mask=mask, present=mask)
+    batch = Utterances(
+        torch.arange(128),
+        torch.ones(128),
+        1 / 128,
+        label=label,
+        frames=frames,
+        mask=mask,
+        present=mask,
+    )
     found: dict[str, float] = {}
     for fused in (False, True):
         torch.manual_seed(0)
@@ -210,13 +226,20 @@ def step_cell() -> dict[str, float]:
         for _ in range(4):
             start = time.thread_time()
             output = model(batch)
-            rows = {name: x.detach().requires_grad_() for name, x in model.global_batch_rows(output).items()}
+            rows = {
+                name: x.detach().requires_grad_()
+                for name, x in model.global_batch_rows(output).items()
+            }
             begin = time.thread_time()
-            torch.stack(list(model.global_batch_losses(rows, batch.label, batch.weight).values())).sum().backward()
+            torch.stack(
+                list(model.global_batch_losses(rows, batch.label, batch.weight).values())
+            ).sum().backward()
             part.append(time.thread_time() - begin)
             gradients = [rows[name].grad for name in rows]
             task = torch.stack(list(model.losses(output, batch).values())).sum()
-            torch.autograd.backward([task, *model.global_batch_rows(output).values()], [None, *gradients])
+            torch.autograd.backward(
+                [task, *model.global_batch_rows(output).values()], [None, *gradients]
+            )
             whole.append(time.thread_time() - start)
         name = "fused" if fused else "definition"
         found |= {f"{name} step ms": 1e3 * min(whole), f"{name} loss ms": 1e3 * min(part)}
@@ -264,16 +287,22 @@ def main(arguments: list[str]) -> None:
 def everything() -> None:
     wanted = [f"time {n} {width}" for n, width in TIMES] + ["step", "gpu"]
     wanted += [f"memory {form} {n} {width}" for form, n, width in MEMORY]
-    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"cells": {}}
+    results = (
+        json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"cells": {}}
+    )
     for cell in wanted:
         if cell not in results["cells"]:
             command = [sys.executable, __file__, *cell.split()]
             output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             results["cells"][cell] = json.loads(output.splitlines()[-1])
             if cell == "gpu" and results["cells"][cell]["gpu"] is None:
-                results["note"] = "No GPU was there: the Triton kernels were interpreted and compiled, never timed."
+                results["note"] = (
+                    "No GPU was there: the Triton kernels were interpreted and compiled, never timed."
+                )
             RESULTS.parent.mkdir(exist_ok=True)
-            RESULTS.write_text(json.dumps(results | provenance(), indent=1) + "\n", encoding="utf-8")
+            RESULTS.write_text(
+                json.dumps(results | provenance(), indent=1) + "\n", encoding="utf-8"
+            )
             print(cell, results["cells"][cell], file=sys.stderr, flush=True)
     said = table(results["cells"])
     paste(said, "supcr", ROOT / "README.md")
@@ -293,7 +322,10 @@ def table(cells: dict[str, dict[str, float]]) -> str:
     for n, width in TIMES:
         cell = cells[f"time {n} {width}"]
         known = {form: cell[form] / cell["floor"] for form in SHOWN if form in cell}
-        ratios = [f"{known[form]:{'.2f' if known[form] < 10 else '.3g'}}" if form in known else "" for form in SHOWN]
+        ratios = [
+            f"{known[form]:{'.2f' if known[form] < 10 else '.3g'}}" if form in known else ""
+            for form in SHOWN
+        ]
         lines.append(f"| {n:,} | {width} | " + " | ".join(ratios) + " |")
     sizes = sorted({n for _, n, _ in MEMORY})
     header = [f"MB, n = {n:,}" for n in sizes] + [f"ns / n², n = {n:,}" for n in sizes if n >= 4096]
@@ -305,9 +337,14 @@ def table(cells: dict[str, dict[str, float]]) -> str:
         "|---" * (2 + len(header)) + "|",
     ]
     for form, title in SHOWN.items():
-        measured = {n: cells[f"memory {form} {n} {width}"] for kind, n, width in MEMORY if kind == form}
+        measured = {
+            n: cells[f"memory {form} {n} {width}"] for kind, n, width in MEMORY if kind == form
+        }
         growth = {n: 1e9 * cell["seconds"] / n**2 for n, cell in measured.items() if n >= 4096}
-        row = [f"{measured[n]['mb']:,.{1 if measured[n]['mb'] < 10 else 0}f}" if n in measured else "" for n in sizes]
+        row = [
+            f"{measured[n]['mb']:,.{1 if measured[n]['mb'] < 10 else 0}f}" if n in measured else ""
+            for n in sizes
+        ]
         row += [f"{growth[n]:.1f}" if n in growth else "" for n in sizes if n >= 4096]
         row += [f"{max(growth.values()) / min(growth.values()):.2f}" if len(growth) > 1 else ""]
         lines.append(f"| {title} | " + " | ".join(row) + " |")
@@ -315,7 +352,10 @@ def table(cells: dict[str, dict[str, float]]) -> str:
 
 
 def _of_step(step: dict[str, float]) -> str:
-    whole, part = ({kind: step[f"{kind} {what} ms"] for kind in ("definition", "fused")} for what in ("step", "loss"))
+    whole, part = (
+        {kind: step[f"{kind} {what} ms"] for kind in ("definition", "fused")}
+        for what in ("step", "loss")
+    )
     return (
         f"In a training step of HSCL with 128 samples the contrastive losses take {part['definition']:,.0f} of "
         f"{whole['definition']:,.0f} ms by\ntheir definition ({part['definition'] / whole['definition']:.0%}), and "
@@ -326,9 +366,18 @@ def _of_step(step: dict[str, float]) -> str:
 def _of_gpu(gpu: dict[str, Any]) -> list[str]:
     if gpu["gpu"] is None:
         return ["The Triton kernels were interpreted and compiled; no GPU was there to time them."]
-    lines = ["", f"On one {gpu['gpu']}:", "", "| n, D, mode | ms | same bits again |", "|---|---|---|"]
+    lines = [
+        "",
+        f"On one {gpu['gpu']}:",
+        "",
+        "| n, D, mode | ms | same bits again |",
+        "|---|---|---|",
+    ]
     cells = {name: cell for name, cell in gpu.items() if name != "gpu"}
-    return [*lines, *(f"| {name} | {cell['ms']:.3g} | {cell['same bits']} |" for name, cell in cells.items())]
+    return [
+        *lines,
+        *(f"| {name} | {cell['ms']:.3g} | {cell['same bits']} |" for name, cell in cells.items()),
+    ]
 
 
 if __name__ == "__main__":

@@ -68,9 +68,16 @@ allow at the rate of a square product, measured in the same process (`benchmarks
 
 def data_spec() -> DataSpec:
     rng = np.random.default_rng(0)
-    centres = {m: rng.normal(size=(CENTRES, WIDTHS[m])).astype(np.float32) for m in ("audio", "vision")}
+    centres = {
+        m: rng.normal(size=(CENTRES, WIDTHS[m])).astype(np.float32) for m in ("audio", "vision")
+    }
     return DataSpec(
-        task="sentiment", features=WIDTHS, max_length=LONGEST, label_resolution=0.2, num_train=1284, codebooks=centres
+        task="sentiment",
+        features=WIDTHS,
+        max_length=LONGEST,
+        label_resolution=0.2,
+        num_train=1284,
+        codebooks=centres,
     )
 
 
@@ -176,7 +183,10 @@ def measure(name: str, steps: int, micro: int, rate: float, folder: Path) -> dic
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    lines = ["| model | batch | samples/s | products alone | times floor | padding |", "|---" * 6 + "|"]
+    lines = [
+        "| model | batch | samples/s | products alone | times floor | padding |",
+        "|---" * 6 + "|",
+    ]
     lines += [
         f"| {name} | {one['batch_size']} | {one['samples_per_second']:.1f} | "
         f"{one['batch_size'] / one['floor_seconds']:.1f} | {one['times_floor']:.1f} | {one['padding']:.0%} |"

@@ -33,7 +33,9 @@ class Batch:
     """
 
     index: Tensor  # (B,) int64, place of each sample in its split; the same in every epoch and for any number of ranks
-    weight: Tensor  # (B,) float32, 1 for a sample, 0 for a row that only fills an otherwise empty part
+    weight: (
+        Tensor  # (B,) float32, 1 for a sample, 0 for a row that only fills an otherwise empty part
+    )
     loss_scale: float
     # name -> (), what Model.loss_denominators gave, summed over the global batch
     loss_denominators: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
@@ -70,11 +72,17 @@ class Utterances(Batch):
     (the missing-feature protocols); ``frames`` still holds the complete data, and the model hides what is dropped.
     """
 
-    label: Tensor  # (B,) float32 score in DataSpec.label_range, or the class number for classification
+    label: (
+        Tensor  # (B,) float32 score in DataSpec.label_range, or the class number for classification
+    )
     frames: dict[str, Tensor]  # modality -> (B, T, D) float32 or (B, T) int64, zero where padded
     mask: dict[str, Tensor]  # modality -> (B, T) bool, True where a frame exists
-    present: dict[str, Tensor]  # modality -> (B, T) bool, True where a frame exists and was not dropped
-    view_labels: dict[str, Tensor] = field(default_factory=dict)  # modality -> (B,), human unimodal labels
+    present: dict[
+        str, Tensor
+    ]  # modality -> (B, T) bool, True where a frame exists and was not dropped
+    view_labels: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # modality -> (B,), human unimodal labels
 
     @property
     def target(self) -> Tensor:
@@ -90,6 +98,8 @@ class EntityGraph(Batch):
 
     links: Tensor  # (B, 2) int64, an entity of the left graph and its partner in the right one
     edges: Tensor  # (2, E) int64, symmetric, with self-loops, no duplicates
-    views: dict[str, Tensor]  # view -> (N, D) float32, raw features; "graph" is absent, its embedding is learnt
+    views: dict[
+        str, Tensor
+    ]  # view -> (N, D) float32, raw features; "graph" is absent, its embedding is learnt
     present: dict[str, Tensor]  # view -> (N,) bool, True where the entity has this view
     links_only: bool = False  # encode the entities of the links alone, as training always does

@@ -34,7 +34,13 @@ FORMAT, VERSION = "concord-model", 1
 
 
 def save(
-    folder: Path, name: str, options: Any, model: Model, data: DataSpec, card: str, about: Mapping[str, Any]
+    folder: Path,
+    name: str,
+    options: Any,
+    model: Model,
+    data: DataSpec,
+    card: str,
+    about: Mapping[str, Any],
 ) -> None:
     """Write a new folder; it appears when it is complete.
 
@@ -50,7 +56,9 @@ def save(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    spec = {field.name: getattr(data, field.name) for field in fields(data) if field.name != "codebooks"}
+    spec = {
+        field.name: getattr(data, field.name) for field in fields(data) if field.name != "codebooks"
+    }
     config = {
         "format": FORMAT,
         "version": VERSION,
@@ -59,7 +67,9 @@ def save(
         "data": spec,
         **about,
     }
-    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
+    tensors = {
+        key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()
+    }
     save_file(tensors, partial / "model.safetensors")
     if data.codebooks:
         save_arrays(
@@ -70,8 +80,12 @@ def save(
     architecture = encoder.architecture() if isinstance(encoder, TextEncoder) else None
     if architecture is not None:
         (partial / "text").mkdir()
-        (partial / "text/config.json").write_text(json.dumps(architecture, indent=1) + "\n", encoding="utf-8")
-    (partial / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (partial / "text/config.json").write_text(
+            json.dumps(architecture, indent=1) + "\n", encoding="utf-8"
+        )
+    (partial / "config.json").write_text(
+        json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
     (partial / "README.md").write_text(card, encoding="utf-8")
     os.replace(partial, folder)
 
@@ -98,9 +112,13 @@ def load(folder: str | Path) -> tuple[Model, DataSpec]:
     except (ValidationError, SafetensorError, OSError) as error:
         raise ValueError(f"{folder} cannot be loaded: {error}") from None
     own = model.state_dict()
-    wrong = sorted(key for key in own.keys() | tensors.keys() if _shape(own, key) != _shape(tensors, key))
+    wrong = sorted(
+        key for key in own.keys() | tensors.keys() if _shape(own, key) != _shape(tensors, key)
+    )
     if wrong:
-        raise ValueError(f"{folder}/model.safetensors does not fit the model of config.json: {', '.join(wrong[:5])}")
+        raise ValueError(
+            f"{folder}/model.safetensors does not fit the model of config.json: {', '.join(wrong[:5])}"
+        )
     model.load_state_dict(tensors)
     return model.eval(), data
 

@@ -83,7 +83,9 @@ def keep_mask(shape: torch.Size, p: float, layer: int, device: torch.device) -> 
     position = torch.zeros((), dtype=torch.int32, device=device)
     for axis, size in enumerate(shape[1:]):
         weight = _AXES[axis % len(_AXES)] - (1 << 32 if _AXES[axis % len(_AXES)] >= 1 << 31 else 0)
-        position = position.unsqueeze(-1) + torch.arange(size, dtype=torch.int32, device=device) * weight
+        position = (
+            position.unsqueeze(-1) + torch.arange(size, dtype=torch.int32, device=device) * weight
+        )
     # 32 bits are plenty for a mask and twice as fast; the position is mixed with the row's own two halves
     low = state.to(torch.int32).reshape(-1, *[1] * (len(shape) - 1))
     high = (state >> 32).to(torch.int32).reshape(low.shape)

@@ -38,17 +38,25 @@ class Alignment(Output):
 class DataSpec:
     """What a model must know about its data before it is built; saved with every run."""
 
-    __pydantic_config__: ClassVar[dict[str, bool]] = {"arbitrary_types_allowed": True}  # for the codebooks
+    __pydantic_config__: ClassVar[dict[str, bool]] = {
+        "arbitrary_types_allowed": True
+    }  # for the codebooks
 
     task: str  # "sentiment" or "alignment"
     features: dict[str, int]  # modality or view -> width; 0 where frames are token ids
-    max_length: dict[str, int] = field(default_factory=dict)  # modality -> longest sequence in any split
+    max_length: dict[str, int] = field(
+        default_factory=dict
+    )  # modality -> longest sequence in any split
     label_range: tuple[float, float] = (-3.0, 3.0)
-    label_resolution: float | None = None  # labels are multiples of this, as annotated; None: any float
+    label_resolution: float | None = (
+        None  # labels are multiples of this, as annotated; None: any float
+    )
     num_classes: int = 0  # 0 for regression
     num_train: int = 0  # samples in the train split, or entities
     vocab_size: int = 0  # of the tokenizer that made the token ids
-    unknown_id: int = 0  # of that tokenizer; stands for a token dropped by the missing-feature protocols
+    unknown_id: int = (
+        0  # of that tokenizer; stands for a token dropped by the missing-feature protocols
+    )
     moments: dict[str, tuple[list[float], list[float]]] = field(
         default_factory=dict
     )  # modality -> mean, std on train frames
@@ -76,7 +84,9 @@ class Model(nn.Module, Generic[B, O]):
         """Name -> (B, D) rows whose loss must see the whole global batch; given to ``contrast``."""
         return {}
 
-    def global_batch_losses(self, embeddings: Mapping[str, Tensor], label: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    def global_batch_losses(
+        self, embeddings: Mapping[str, Tensor], label: Tensor, weight: Tensor
+    ) -> dict[str, Tensor]:
         """Named losses of this rank's rows against the rows of all ranks. Each gives the global value on every rank
         and gradients that are right after averaging over ranks. Rows of weight 0 take no part."""
         return {}

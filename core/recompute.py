@@ -23,7 +23,9 @@ def recompute_layers(model: nn.Module) -> list[str]:
     """
     found: list[str] = []
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or any(f"{name}.".startswith(f"{outer}.") for outer in found):
+        if not isinstance(module, nn.ModuleList) or any(
+            f"{name}.".startswith(f"{outer}.") for outer in found
+        ):
             continue
         for place, layer in enumerate(module):
             if _is_worth_it(layer):
@@ -34,7 +36,9 @@ def recompute_layers(model: nn.Module) -> list[str]:
 
 def _is_worth_it(layer: nn.Module) -> bool:
     modules = list(layer.modules())
-    holders = [module for module in modules if next(module.parameters(recurse=False), None) is not None]
+    holders = [
+        module for module in modules if next(module.parameters(recurse=False), None) is not None
+    ]
     return len(holders) > 1 and not any(isinstance(module, _BatchNorm) for module in modules)
 
 
@@ -43,7 +47,11 @@ def _again(layer: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         if not (layer.training and torch.is_grad_enabled()):
             return forward(*inputs, **options)
         return checkpoint(
-            forward, *inputs, use_reentrant=False, context_fn=lambda: (nullcontext(), same_masks()), **options
+            forward,
+            *inputs,
+            use_reentrant=False,
+            context_fn=lambda: (nullcontext(), same_masks()),
+            **options,
         )
 
     return recomputed

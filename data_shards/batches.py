@@ -19,14 +19,18 @@ def utterances(part: Arrays) -> Utterances:
     """
     label = part.arrays.get("label", part.arrays.get("class"))
     if label is None:
-        raise DataError(f"sentiment shards need a field 'label' or 'class', these have {sorted(part.arrays)}")
+        raise DataError(
+            f"sentiment shards need a field 'label' or 'class', these have {sorted(part.arrays)}"
+        )
     frames: dict[str, Tensor] = {}
     mask: dict[str, Tensor] = {}
     for name, array in part.arrays.items():
         if name in LABELS:
             continue
         if name not in part.lengths:
-            raise DataError(f"field {name!r} has no time axis, so it is no modality; choose others with fields=")
+            raise DataError(
+                f"field {name!r} has no time axis, so it is no modality; choose others with fields="
+            )
         frames[name], mask[name] = _frames(array, part.lengths[name])
     views = {name[6:]: part.arrays[name].float() for name in LABELS[1:4] if name in part.arrays}
     return Utterances(
@@ -43,7 +47,9 @@ def utterances(part: Arrays) -> Utterances:
 
 def _frames(array: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     """Frames (B, T, D) float32 or token ids (B, T) int64, and their mask (B, T)."""
-    tokens = not array.dtype.is_floating_point and array.ndim == 3  # (B, 3, T): ids, mask and segment of BERT
+    tokens = (
+        not array.dtype.is_floating_point and array.ndim == 3
+    )  # (B, 3, T): ids, mask and segment of BERT
     if tokens:
         array = array[:, 0]
     mask = torch.arange(array.shape[1]) < length[:, None]  # (B, T)

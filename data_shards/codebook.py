@@ -45,7 +45,9 @@ def scale(frames: np.ndarray, manifest: Manifest, modality: str) -> np.ndarray:
     return ((frames - mean) / np.where(std > 0, std, 1.0)).astype(np.float32)
 
 
-def cluster(folder: Path, manifest: Manifest, modality: str, clusters: int, seed: int) -> np.ndarray:
+def cluster(
+    folder: Path, manifest: Manifest, modality: str, clusters: int, seed: int
+) -> np.ndarray:
     """Centres (K, D) float32 of scaled train frames; the same for the same data and seed.
 
     Raises:
@@ -65,23 +67,31 @@ def cluster(folder: Path, manifest: Manifest, modality: str, clusters: int, seed
     sample = np.concatenate(picked)
     distinct = len(np.unique(sample, axis=0))
     if distinct < clusters:
-        raise DataError(f"{folder}: {modality} has {distinct} distinct train frames, too few for {clusters} clusters")
+        raise DataError(
+            f"{folder}: {modality} has {distinct} distinct train frames, too few for {clusters} clusters"
+        )
     with threadpool_limits(1):  # the order of a sum must not depend on the machine
         means = MiniBatchKMeans(clusters, random_state=seed, n_init=3, batch_size=4096).fit(sample)
     return means.cluster_centers_.astype(np.float32)
 
 
-def write(folder: Path, clusters: int = CLUSTERS, seed: int = 0, modalities: list[str] | None = None) -> list[str]:
+def write(
+    folder: Path, clusters: int = CLUSTERS, seed: int = 0, modalities: list[str] | None = None
+) -> list[str]:
     """Make ``codebook.npz``, for all modalities of frames but text by default; gives the modalities."""
     manifest = read_manifest(folder)
     if clusters < 2:
         raise DataError(f"--clusters {clusters}: at least 2 are needed")
     if "train" not in manifest.splits:
-        raise DataError(f"{folder} has no train split, and codebooks are made from train frames alone")
+        raise DataError(
+            f"{folder} has no train split, and codebooks are made from train frames alone"
+        )
     known = [name for name in manifest.moments if name != "text"]
     for name in modalities or ():
         if name not in known:
-            raise DataError(f"{folder} has no frames called {name!r}; it has {', '.join(known) or 'none'}")
+            raise DataError(
+                f"{folder} has no frames called {name!r}; it has {', '.join(known) or 'none'}"
+            )
     names = modalities or known
     if not names:
         raise DataError(f"{folder} has no frames to make codebooks of")
@@ -92,7 +102,10 @@ def write(folder: Path, clusters: int = CLUSTERS, seed: int = 0, modalities: lis
     digest = hashlib.sha256(buffer.getvalue()).hexdigest()
     with staged(folder / CODEBOOK) as file:
         file.write(buffer.getvalue())
-    facts = {CODEBOOK: digest, "codebook": {"clusters": clusters, "seed": seed, "modalities": names}}
+    facts = {
+        CODEBOOK: digest,
+        "codebook": {"clusters": clusters, "seed": seed, "modalities": names},
+    }
     with staged(folder / MANIFEST) as file:
         file.write(replace(manifest, extras=manifest.extras | facts).to_json().encode("utf-8"))
     return names

@@ -24,7 +24,14 @@ from filelock import FileLock, Timeout
 from data_shards.command import run
 from data_shards.shards.frame_moments import Moments
 from data_shards.shards.jobs import RECORDS, Record, units, work
-from data_shards.shards.manifest import MANIFEST, VERSION, DataError, Labels, Manifest, read_manifest
+from data_shards.shards.manifest import (
+    MANIFEST,
+    VERSION,
+    DataError,
+    Labels,
+    Manifest,
+    read_manifest,
+)
 from data_shards.shards.writer import staged
 from data_shards.sources import knowledge_graphs, mmsa, table
 from data_shards.sources.base import KNOWN_LABELS, Options, Source
@@ -80,7 +87,9 @@ def convert(
         DataError: a sample that cannot be used, or an ``out`` that holds something else.
     """
     if shard_size < 1 or processes < 1:
-        raise DataError(f"shard size and processes must be at least 1, got {shard_size} and {processes}")
+        raise DataError(
+            f"shard size and processes must be at least 1, got {shard_size} and {processes}"
+        )
     options = options or Options()
     source = read(raw, options)
     facts = _facts(source, options, shard_size)
@@ -88,7 +97,9 @@ def convert(
         if (out / MANIFEST).exists():
             if not force:
                 return _same(out, facts, source)
-            (out / MANIFEST).unlink()  # first, so that at no time an old manifest vouches for new shards
+            (
+                out / MANIFEST
+            ).unlink()  # first, so that at no time an old manifest vouches for new shards
         decisive = json.dumps([facts, source.tokenizer, VERSION, CONVERTER], sort_keys=True)
         identity = hashlib.sha256(decisive.encode("utf-8")).hexdigest()
         records = work(source, out, units(source, identity, shard_size), processes, progress)
@@ -104,14 +115,20 @@ def _claimed(out: Path) -> Iterator[None]:
     """``out`` for this conversion alone: it is new or empty, a shard folder, or was left by a conversion cut short."""
     out.mkdir(parents=True, exist_ok=True)
     if not (out / MANIFEST).exists() and not (out / RECORDS).exists() and any(out.iterdir()):
-        raise DataError(f"{out} is not empty and is no shard folder; give another --out, or empty it first")
+        raise DataError(
+            f"{out} is not empty and is no shard folder; give another --out, or empty it first"
+        )
     (out / RECORDS).mkdir(exist_ok=True)
     try:
         with FileLock(out / RECORDS / "lock", timeout=LOCK_WAIT):
             yield
-            shutil.rmtree(out / RECORDS)  # not after an error: the records are what a second run continues from
+            shutil.rmtree(
+                out / RECORDS
+            )  # not after an error: the records are what a second run continues from
     except Timeout:
-        raise DataError(f"another conversion is writing to {out}; wait for it, or give another --out") from None
+        raise DataError(
+            f"another conversion is writing to {out}; wait for it, or give another --out"
+        ) from None
 
 
 def _facts(source: Source, options: Options, shard_size: int) -> dict[str, Any]:
@@ -134,7 +151,9 @@ def _same(out: Path, facts: dict[str, Any], source: Source) -> Manifest:
 
 def _sweep(out: Path, manifest: Manifest) -> None:
     """Remove what an earlier conversion with other options left behind."""
-    keep = {shard.name.removesuffix(".tar") for shards in manifest.splits.values() for shard in shards}
+    keep = {
+        shard.name.removesuffix(".tar") for shards in manifest.splits.values() for shard in shards
+    }
     for path in list(out.iterdir()):
         ours = _OURS.fullmatch(path.name)
         if ours and (ours[1] not in keep or path.name.startswith(".")):
@@ -162,7 +181,11 @@ def _manifest(source: Source, facts: dict[str, Any], records: dict[str, list[Rec
         synthetic=source.synthetic,
         source=facts,
         tokenizer=source.tokenizer,
-        moments={name: (moments[name].mean, moments[name].std()) for name in source.fields if name in moments},
+        moments={
+            name: (moments[name].mean, moments[name].std())
+            for name in source.fields
+            if name in moments
+        },
         max_length={name: longest[name] for name in source.fields if name in longest},
         repairs=dict(sorted(repairs.items())),
         extras=source.extras,
@@ -173,29 +196,54 @@ def parse_labels(text: str) -> Labels:
     """``LOW:HIGH`` or ``LOW:HIGH:RESOLUTION``; the resolution may be a fraction."""
     try:
         parts = [
-            float(top) / float(bottom or 1) for top, _, bottom in (part.partition("/") for part in text.split(":"))
+            float(top) / float(bottom or 1)
+            for top, _, bottom in (part.partition("/") for part in text.split(":"))
         ]
         low, high, *step = parts
         if len(step) > 1 or not low < high or not all(0 < size <= high - low for size in step):
             raise ValueError
     except (ValueError, ZeroDivisionError):
-        raise DataError(f"--labels {text!r}: expected LOW:HIGH or LOW:HIGH:RESOLUTION, such as -3:3:1/3") from None
+        raise DataError(
+            f"--labels {text!r}: expected LOW:HIGH or LOW:HIGH:RESOLUTION, such as -3:3:1/3"
+        ) from None
     return Labels(low=low, high=high, resolution=step[0] if step else None)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m data_shards.convert", description=__doc__)
-    parser.add_argument("raw", type=Path, help="an MMSA .pkl, a table (.csv, .jsonl, .parquet), or an alignment folder")
+    parser.add_argument(
+        "raw",
+        type=Path,
+        help="an MMSA .pkl, a table (.csv, .jsonl, .parquet), or an alignment folder",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
-    parser.add_argument("--name", help="name of the data set (default: the known data set, or the file's name)")
-    parser.add_argument("--dataset", choices=sorted(KNOWN_LABELS), help="which known data set this is")
-    parser.add_argument("--labels", metavar="LOW:HIGH[:STEP]", help="label range and annotation step, such as -3:3:1/3")
-    parser.add_argument("--text", choices=["auto", "tokens", "features", "tokenize"], default="auto")
-    parser.add_argument("--tokenizer", metavar="DIR", help="folder of a transformers tokenizer, for the raw text")
-    parser.add_argument("--max-tokens", type=int, help="cut longer texts (default: the tokenizer's own limit)")
+    parser.add_argument(
+        "--name", help="name of the data set (default: the known data set, or the file's name)"
+    )
+    parser.add_argument(
+        "--dataset", choices=sorted(KNOWN_LABELS), help="which known data set this is"
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="LOW:HIGH[:STEP]",
+        help="label range and annotation step, such as -3:3:1/3",
+    )
+    parser.add_argument(
+        "--text", choices=["auto", "tokens", "features", "tokenize"], default="auto"
+    )
+    parser.add_argument(
+        "--tokenizer", metavar="DIR", help="folder of a transformers tokenizer, for the raw text"
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, help="cut longer texts (default: the tokenizer's own limit)"
+    )
     parser.add_argument("--shard-size", type=int, default=SHARD_SIZE, metavar="SAMPLES")
-    parser.add_argument("--processes", type=int, default=1, help="the bytes are the same for any number")
-    parser.add_argument("--force", action="store_true", help="write anew over a finished conversion")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="the bytes are the same for any number"
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="write anew over a finished conversion"
+    )
     knowledge_graphs.add_arguments(parser)
     return parser.parse_args(argv)
 
@@ -208,7 +256,9 @@ def _main(given: argparse.Namespace) -> None:
         text=given.text,
         tokenizer=given.tokenizer,
         max_tokens=given.max_tokens,
-        entities=knowledge_graphs.options_of(given) if knowledge_graphs.is_alignment_folder(given.raw) else None,
+        entities=knowledge_graphs.options_of(given)
+        if knowledge_graphs.is_alignment_folder(given.raw)
+        else None,
     )
     manifest = convert(
         given.raw,
@@ -225,7 +275,9 @@ def _main(given: argparse.Namespace) -> None:
         print(f"repaired: {count} {repair}")
     counts = ", ".join(f"{manifest.samples(split)} {split}" for split in manifest.splits)
     kind = "SYNTHETIC data: " if manifest.synthetic else ""
-    print(f"{kind}{counts} samples are in {given.out}; look at them with: python -m data_shards.inspect {given.out}")
+    print(
+        f"{kind}{counts} samples are in {given.out}; look at them with: python -m data_shards.inspect {given.out}"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:

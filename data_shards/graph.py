@@ -17,7 +17,11 @@ from data_shards.shards.manifest import DataError, Field, Manifest
 from data_shards.stream import Stream
 
 GRAPH = ("side", "triples", "links_train", "links_valid", "links_test")  # fields that are no view
-UNIT_ROWS = ("image", "words", "chars")  # views whose rows are scaled to length one, as both papers' codes do
+UNIT_ROWS = (
+    "image",
+    "words",
+    "chars",
+)  # views whose rows are scaled to length one, as both papers' codes do
 CHUNK = 4096  # entities read at a time
 
 
@@ -48,7 +52,13 @@ class Graphs:
     def batch(self, index: Tensor, links: Tensor, weight: Tensor, loss_scale: float) -> EntityGraph:
         """The graphs with (B, 2) ``links`` as the samples."""
         return EntityGraph(
-            index, weight, loss_scale, links=links, edges=self.edges, views=self.views, present=self.present
+            index,
+            weight,
+            loss_scale,
+            links=links,
+            edges=self.edges,
+            views=self.views,
+            present=self.present,
         )
 
     def ids(self, entities: Tensor) -> list[str]:
@@ -75,7 +85,14 @@ def load_graphs(
 
     def stream(split: str, fields: Sequence[str], batch: int) -> Stream:
         return Stream(
-            source, split, global_batch=batch, shuffle=False, prefetch=0, fields=fields, cache=cache, cache_gb=cache_gb
+            source,
+            split,
+            global_batch=batch,
+            shuffle=False,
+            prefetch=0,
+            fields=fields,
+            cache=cache,
+            cache_gb=cache_gb,
         )
 
     manifest = stream_manifest(source, cache, cache_gb)
@@ -94,7 +111,10 @@ def load_graphs(
         edges=symmetric_edges(triples[:, 0], triples[:, 2], len(side)).to(device),
         views={view: table.to(device) for view, table in rows.items()},
         present={view: mask.to(device) for view, mask in present.items()},
-        links={name.removeprefix("links_"): part.arrays[name][0].long().to(device) for name in GRAPH[2:]},
+        links={
+            name.removeprefix("links_"): part.arrays[name][0].long().to(device)
+            for name in GRAPH[2:]
+        },
         entities=reading,
     )
 
@@ -105,11 +125,15 @@ def stream_manifest(source: str | Path, cache: Path | None, cache_gb: float) -> 
         source, "entities", global_batch=1, prefetch=0, fields=(), cache=cache, cache_gb=cache_gb
     ).manifest
     if manifest.task != "alignment":
-        raise DataError(f"{source} holds {manifest.task} data; convert an alignment folder (docs/data.md)")
+        raise DataError(
+            f"{source} holds {manifest.task} data; convert an alignment folder (docs/data.md)"
+        )
     return manifest
 
 
-def _entities(stream: Stream, views: dict[str, Field]) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+def _entities(
+    stream: Stream, views: dict[str, Field]
+) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
     """Sides, rows and presence of all entities; every table is filled in place, so memory holds it once."""
     size = len(stream)
     side = torch.empty(size, dtype=torch.int64)

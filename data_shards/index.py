@@ -28,7 +28,15 @@ from tqdm import tqdm
 
 from data_shards.command import run
 from data_shards.shards.index_table import ABSENT, MAX_AXES, Index, summary
-from data_shards.shards.manifest import MANIFEST, NUMBERS, DataError, Field, Manifest, Shard, read_manifest
+from data_shards.shards.manifest import (
+    MANIFEST,
+    NUMBERS,
+    DataError,
+    Field,
+    Manifest,
+    Shard,
+    read_manifest,
+)
 from data_shards.shards.tar import Member, members
 from data_shards.shards.writer import index_name, sha256_of, staged
 
@@ -44,7 +52,9 @@ def index_tar(path: Path, leave_out: Sequence[str] = ()) -> tuple[Index, int]:
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise DataError(f"{path} is empty; fetch or write the file again")
-        held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)  # freed with its last view, an error's too
+        held = mmap.mmap(
+            file.fileno(), 0, access=mmap.ACCESS_READ
+        )  # freed with its last view, an error's too
     builder = _Builder(str(path), held, frozenset(leave_out))
     for member in members(held, str(path)):
         builder.add(member)
@@ -114,7 +124,9 @@ class _Builder:
     def finish(self) -> Index:
         self._close()
         if not self.fixed:
-            raise DataError(f"{self.where} holds no samples (members named KEY.SUFFIX); remove it from the folder")
+            raise DataError(
+                f"{self.where} holds no samples (members named KEY.SUFFIX); remove it from the folder"
+            )
         return Index.build(self.arrays, list(self.keys), self.fixed, self.places, len(self.held))
 
     def _close(self) -> None:
@@ -140,7 +152,9 @@ def _npy(held: mmap.mmap, member: Member, at: str) -> tuple[int, str, tuple[int,
     for extent in shape:
         size *= extent
     if len(shape) > MAX_AXES or any(extent < 0 for extent in shape) or size != member.size - used:
-        raise DataError(f"{at}: shape {shape} of {dtype} does not fit a member of {member.size} bytes")
+        raise DataError(
+            f"{at}: shape {shape} of {dtype} does not fit a member of {member.size} bytes"
+        )
     return member.offset + used, name, shape
 
 
@@ -149,7 +163,11 @@ def _npy_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     version = np.lib.format.read_magic(BytesIO(head))
     if version not in ((1, 0), (2, 0)):
         raise ValueError(f"format version {version}")
-    used = 10 + int.from_bytes(head[8:10], "little") if version == (1, 0) else 12 + int.from_bytes(head[8:12], "little")
+    used = (
+        10 + int.from_bytes(head[8:10], "little")
+        if version == (1, 0)
+        else 12 + int.from_bytes(head[8:12], "little")
+    )
     return (*_parsed(version, head[8:used]), used)
 
 
@@ -160,7 +178,11 @@ def _name(dtype: np.dtype) -> str:
 
 @lru_cache(maxsize=4096)
 def _parsed(version: tuple[int, int], header: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
     shape, fortran, dtype = read(BytesIO(header))
     return tuple(int(extent) for extent in shape), fortran, dtype
 
@@ -194,23 +216,35 @@ def index_folder(
             body = index.to_bytes()
             with staged(folder / index_name(path.name)) as file:
                 file.write(body)
-            shard = Shard(path.name, len(index), index.tar_bytes, sha256, hashlib.sha256(body).hexdigest())
+            shard = Shard(
+                path.name, len(index), index.tar_bytes, sha256, hashlib.sha256(body).hexdigest()
+            )
             splits.setdefault(split or _split(path), []).append(shard)
             _merge(found, index, path)
             lost += without_suffix
             seen.update(index.keys())
     if lost:
-        print(f"left out: {lost} members without a suffix, which belong to no sample", file=sys.stderr)
+        print(
+            f"left out: {lost} members without a suffix, which belong to no sample", file=sys.stderr
+        )
     if repeated := len(seen) - seen.total():
-        print(f"note: {-repeated} keys appear in more than one tar; ids are not unique", file=sys.stderr)
+        print(
+            f"note: {-repeated} keys appear in more than one tar; ids are not unique",
+            file=sys.stderr,
+        )
     manifest = Manifest(
         name=folder.resolve().name,
         task=task,
         fields={
-            field: Field(dtype, _shape(field, dtype, extents)) for field, (dtype, extents) in sorted(found.items())
+            field: Field(dtype, _shape(field, dtype, extents))
+            for field, (dtype, extents) in sorted(found.items())
         },
         splits={name: tuple(shards) for name, shards in splits.items()},
-        source={"indexed": "foreign WebDataset tars", "members without suffix": lost, "left out": sorted(leave_out)},
+        source={
+            "indexed": "foreign WebDataset tars",
+            "members without suffix": lost,
+            "left out": sorted(leave_out),
+        },
         max_length={
             field: extents[axis][1]
             for field, (dtype, extents) in found.items()
@@ -257,7 +291,9 @@ def _split(path: Path) -> str:
 def _merge(found: dict[str, tuple[str, list[tuple[int, int]]]], index: Index, path: Path) -> None:
     """Widen the extents of each field by those of one more tar."""
     for field, (dtype, extents) in summary(index).items():
-        known, before = found.setdefault(field, (dtype, [(int(low), int(high)) for low, high in extents]))
+        known, before = found.setdefault(
+            field, (dtype, [(int(low), int(high)) for low, high in extents])
+        )
         if known != dtype or len(before) != len(extents):
             raise DataError(
                 f"{path}: field {field!r} is {dtype} with {len(extents)} axes, but {known} with {len(before)} axes in "
@@ -288,9 +324,13 @@ def _shape(field: str, dtype: str, extents: Sequence[tuple[int, int]]) -> tuple[
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data_shards.index", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--split", help="the split that all tars belong to (default: the start of each name)")
+    parser.add_argument(
+        "--split", help="the split that all tars belong to (default: the start of each name)"
+    )
     parser.add_argument("--task", choices=["sentiment", "alignment"], default="sentiment")
-    parser.add_argument("--leave-out", action="append", default=[], metavar="FIELD", help="do not index this field")
+    parser.add_argument(
+        "--leave-out", action="append", default=[], metavar="FIELD", help="do not index this field"
+    )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args(argv)
 
@@ -299,11 +339,16 @@ def main(argv: list[str] | None = None) -> int:
         if (folder / MANIFEST).exists():
             made = restore_indexes(folder)
             print(
-                f"{folder} has a manifest; " + (f"made again: {', '.join(made)}" if made else "all indexes are whole")
+                f"{folder} has a manifest; "
+                + (f"made again: {', '.join(made)}" if made else "all indexes are whole")
             )
             return
         manifest = index_folder(
-            folder, split=given.split, task=given.task, leave_out=given.leave_out, processes=given.processes
+            folder,
+            split=given.split,
+            task=given.task,
+            leave_out=given.leave_out,
+            processes=given.processes,
         )
         counts = ", ".join(f"{manifest.samples(name)} {name}" for name in manifest.splits)
         print(f"indexed {counts} samples with fields {', '.join(manifest.fields)}")

@@ -43,7 +43,9 @@ KNOWN_POSITIVE = {"sims": 457 - 317}
 class Split:
     """What was found in one split."""
 
-    lengths: dict[str, list[int]] = field(default_factory=dict)  # field with a time axis -> of samples that have it
+    lengths: dict[str, list[int]] = field(
+        default_factory=dict
+    )  # field with a time axis -> of samples that have it
     present: Counter[str] = field(default_factory=Counter)  # field -> samples that have it
     labels: list[float] = field(default_factory=list)
     samples: int = 0
@@ -58,7 +60,9 @@ class Report:
     manifest: Manifest
     splits: dict[str, Split] = field(default_factory=dict)
     damaged: list[str] = field(default_factory=list)
-    ids: dict[str, list[tuple[str, str]]] = field(default_factory=dict)  # simplified id -> (split, id)
+    ids: dict[str, list[tuple[str, str]]] = field(
+        default_factory=dict
+    )  # simplified id -> (split, id)
     videos: dict[str, set[str]] = field(default_factory=dict)  # video -> splits
 
     def shared_videos(self) -> list[str]:
@@ -125,13 +129,25 @@ def render(report: Report) -> str:
         lines.append("SYNTHETIC: made-up data, scores on it mean nothing")
     if "file" in manifest.source:
         lines.append(f"made from {manifest.source['file']}, sha256 {manifest.source.get('sha256')}")
-    lines += [_label_line(manifest), _text_line(manifest), "", *_split_lines(report), "", *_field_lines(report), ""]
+    lines += [
+        _label_line(manifest),
+        _text_line(manifest),
+        "",
+        *_split_lines(report),
+        "",
+        *_field_lines(report),
+        "",
+    ]
     if any(split.labels for split in report.splits.values()):
         lines += [*_histogram(report), ""]
-    lines += [f"repaired: {count} {what}" for what, count in manifest.repairs.items()] or ["repaired: nothing"]
+    lines += [f"repaired: {count} {what}" for what, count in manifest.repairs.items()] or [
+        "repaired: nothing"
+    ]
     lines += [*_known(report), *_leakage(report)]
     shards = sum(len(shards) for shards in manifest.splits.values())
-    lines.append(f"checksums: {shards - len(report.damaged)} of {shards} shards are as the manifest says")
+    lines.append(
+        f"checksums: {shards - len(report.damaged)} of {shards} shards are as the manifest says"
+    )
     return "\n".join(lines + [f"DAMAGED: {damage}" for damage in report.damaged])
 
 
@@ -158,7 +174,15 @@ def _split_lines(report: Report) -> list[str]:
     for name, split in report.splits.items():
         videos = sum(name in splits for splits in report.videos.values())
         shards = report.manifest.splits[name]
-        rows.append((name, str(len(shards)), str(report.manifest.samples(name)), str(videos or "-"), str(split.texts)))
+        rows.append(
+            (
+                name,
+                str(len(shards)),
+                str(report.manifest.samples(name)),
+                str(videos or "-"),
+                str(split.texts),
+            )
+        )
     return _table(rows)
 
 
@@ -170,7 +194,11 @@ def _field_lines(report: Report) -> list[str]:
             there = split.present[name]
             numbers = ("-", "-", "-")
             if lengths := split.lengths.get(name):
-                numbers = (f"{np.median(lengths):g}", f"{np.percentile(lengths, 95):g}", f"{max(lengths)}")
+                numbers = (
+                    f"{np.median(lengths):g}",
+                    f"{np.percentile(lengths, 95):g}",
+                    f"{max(lengths)}",
+                )
             missing = str(split.samples - there)
             rows.append((name, f"{kind.dtype} {shape}", split_name, str(there), missing, *numbers))
     return _table(rows)
@@ -178,7 +206,10 @@ def _field_lines(report: Report) -> list[str]:
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
 
 
 def _histogram(report: Report) -> list[str]:
@@ -197,7 +228,9 @@ def _histogram(report: Report) -> list[str]:
     for name, split in report.splits.items():
         counts = np.histogram(np.clip(split.labels, edges[0], edges[-1]), edges)[0].tolist()
         bars = ["#" * round(WIDTH * count / max(1, *counts)) for count in counts]
-        columns.append([name, *(f"{bar} {count}".strip() for bar, count in zip(bars, counts, strict=True))])
+        columns.append(
+            [name, *(f"{bar} {count}".strip() for bar, count in zip(bars, counts, strict=True))]
+        )
     return _table(list(zip(*columns, strict=True)))
 
 
@@ -206,12 +239,22 @@ def _known(report: Report) -> list[str]:
     dataset = report.manifest.source.get("dataset")
     if dataset not in KNOWN_SIZES:
         return []
-    sizes = tuple(report.manifest.samples(split) for split in ("train", "valid", "test") if split in report.splits)
-    wrong = [] if sizes == KNOWN_SIZES[dataset] else [f"sizes {sizes}, published are {KNOWN_SIZES[dataset]}"]
+    sizes = tuple(
+        report.manifest.samples(split)
+        for split in ("train", "valid", "test")
+        if split in report.splits
+    )
+    wrong = (
+        []
+        if sizes == KNOWN_SIZES[dataset]
+        else [f"sizes {sizes}, published are {KNOWN_SIZES[dataset]}"]
+    )
     test = np.array(report.splits["test"].labels if "test" in report.splits else [])
     signs = (int((test < 0).sum()), int((test == 0).sum()), int((test > 0).sum()))
     if signs != KNOWN_SIGNS.get(dataset, signs):
-        wrong.append(f"{signs} negative, zero, positive test labels, published are {KNOWN_SIGNS[dataset]}")
+        wrong.append(
+            f"{signs} negative, zero, positive test labels, published are {KNOWN_SIGNS[dataset]}"
+        )
     if signs[2] != KNOWN_POSITIVE.get(dataset, signs[2]):
         wrong.append(f"{signs[2]} positive test labels, published are {KNOWN_POSITIVE[dataset]}")
     if wrong:
@@ -222,10 +265,16 @@ def _known(report: Report) -> list[str]:
 def _leakage(report: Report) -> list[str]:
     lines = []
     if shared := report.shared_videos():
-        shown = [f"{video} in {' and '.join(sorted(report.videos[video]))}" for video in shared[:SHOWN]]
-        lines.append(f"LEAKAGE: {len(shared)} videos are in more than one split: {_some(shown, len(shared))}")
+        shown = [
+            f"{video} in {' and '.join(sorted(report.videos[video]))}" for video in shared[:SHOWN]
+        ]
+        lines.append(
+            f"LEAKAGE: {len(shared)} videos are in more than one split: {_some(shown, len(shared))}"
+        )
     if groups := report.like_ids():
-        shown = [" = ".join(f"{split} {name!r}" for split, name in group[:3]) for group in groups[:SHOWN]]
+        shown = [
+            " = ".join(f"{split} {name!r}" for split, name in group[:3]) for group in groups[:SHOWN]
+        ]
         crossing = sum(len({split for split, _ in group}) > 1 for group in groups)
         lines.append(
             f"{'LEAKAGE' if crossing else 'WARNING'}: {len(groups)} ids occur more than once, but for case, "

@@ -33,26 +33,47 @@ class Missing:
 
     protocol: Literal["none", "frames", "blocks", "modality"] = "none"
     rate: float = 0.0
-    modalities: tuple[str, ...] = ("text", "audio", "vision")  # from which frames or blocks are dropped
-    sets: tuple[str, ...] = ("vision", "audio", "text", "text+audio")  # what "modality" takes away, equally likely
+    modalities: tuple[str, ...] = (
+        "text",
+        "audio",
+        "vision",
+    )  # from which frames or blocks are dropped
+    sets: tuple[str, ...] = (
+        "vision",
+        "audio",
+        "text",
+        "text+audio",
+    )  # what "modality" takes away, equally likely
     train: Literal["fixed", "random", "complete"] = "fixed"
     # "random": in training a sample's rate is 0 in one half of all cases, else uniform, drawn anew in each epoch (LNLN)
     redraw: bool = False  # with train="fixed": other frames in each training epoch
     seed: int = 111
-    rng: Literal["counter", "numpy_legacy"] = "counter"  # legacy: the masks of TFR-Net's released code ("frames" only)
-    legacy_seeds: dict[str, int] = field(default_factory=lambda: {"text": 111, "audio": 1111, "vision": 11111})
-    legacy_length: dict[str, int] = field(default_factory=dict)  # modality -> frames per sample in the original file
+    rng: Literal["counter", "numpy_legacy"] = (
+        "counter"  # legacy: the masks of TFR-Net's released code ("frames" only)
+    )
+    legacy_seeds: dict[str, int] = field(
+        default_factory=lambda: {"text": 111, "audio": 1111, "vision": 11111}
+    )
+    legacy_length: dict[str, int] = field(
+        default_factory=dict
+    )  # modality -> frames per sample in the original file
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1:
             raise ValueError(f"missing.rate is a probability, got {self.rate}")
         if self.rng == "numpy_legacy" and self.protocol not in ("none", "frames"):
-            raise ValueError(f"missing.rng=numpy_legacy knows only protocol=frames, not {self.protocol}")
+            raise ValueError(
+                f"missing.rng=numpy_legacy knows only protocol=frames, not {self.protocol}"
+            )
         if not self.sets:
-            raise ValueError("missing.sets is empty; name what can be missing, for example audio,text+vision")
+            raise ValueError(
+                "missing.sets is empty; name what can be missing, for example audio,text+vision"
+            )
 
 
-def apply_missing_mask(batch: Utterances, settings: Missing, *, split: str, epoch: int) -> Utterances:
+def apply_missing_mask(
+    batch: Utterances, settings: Missing, *, split: str, epoch: int
+) -> Utterances:
     """The batch with ``present`` refined: a subset of what it was. The same batch where nothing is to be dropped.
 
     Args:
@@ -60,7 +81,11 @@ def apply_missing_mask(batch: Utterances, settings: Missing, *, split: str, epoc
     """
     training = split == "train"
     random = training and settings.train == "random"
-    if settings.protocol == "none" or (training and settings.train == "complete") or not (random or settings.rate):
+    if (
+        settings.protocol == "none"
+        or (training and settings.train == "complete")
+        or not (random or settings.rate)
+    ):
         return batch
     epoch = epoch if random or (training and settings.redraw) else 0
     index = batch.index.numpy()
@@ -73,7 +98,9 @@ def apply_missing_mask(batch: Utterances, settings: Missing, *, split: str, epoc
         for m in settings.modalities:
             if m in present:
                 tokens = not batch.frames[m].is_floating_point()
-                kept[m] = present[m] & _frames_kept(present[m], m, tokens, settings, split, index, epoch, rate)
+                kept[m] = present[m] & _frames_kept(
+                    present[m], m, tokens, settings, split, index, epoch, rate
+                )
     return replace(batch, present={m: torch.from_numpy(x) for m, x in kept.items()})
 
 
@@ -96,7 +123,9 @@ def _frames_kept(
             kept[row, inner] = _legacy_row(settings, modality, int(sample))[inner] > rate[row]
         elif settings.protocol == "frames":
             # drawn for every frame up to the last, so that a frame's fate is its own
-            draws = _generator(settings.seed, split, modality, int(sample), epoch).random((present.shape[1],))
+            draws = _generator(settings.seed, split, modality, int(sample), epoch).random(
+                (present.shape[1],)
+            )
             kept[row, inner] = draws[inner] >= rate[row]
         else:
             size = round(rate[row] * len(inner))
@@ -107,13 +136,20 @@ def _frames_kept(
 
 
 def _without_modalities(
-    present: dict[str, Bools], settings: Missing, split: str, index: NDArray, epoch: int, rate: NDArray
+    present: dict[str, Bools],
+    settings: Missing,
+    split: str,
+    index: NDArray,
+    epoch: int,
+    rate: NDArray,
 ) -> dict[str, Bools]:
     """Whole modalities taken away. A sample that would have nothing left keeps what it has."""
     sets = [tuple(one.split("+")) for one in settings.sets]
     unknown = {m for one in sets for m in one} - set(present)
     if unknown:
-        raise DataError(f"missing.sets names {', '.join(sorted(unknown))}, but the data has {', '.join(present)}")
+        raise DataError(
+            f"missing.sets names {', '.join(sorted(unknown))}, but the data has {', '.join(present)}"
+        )
     kept = {m: x.copy() for m, x in present.items()}
     for row, sample in enumerate(index):
         whether, which = _generator(settings.seed, split, "modality", int(sample), epoch).random(2)
@@ -126,12 +162,16 @@ def _without_modalities(
 
 def _rates(settings: Missing, split: str, index: NDArray, epoch: int) -> NDArray[np.float64]:
     """(B,) rates of LNLN's training: zero for one half of the samples, uniform for the other."""
-    draws = np.array([_generator(settings.seed, split, "rate", int(sample), epoch).random(2) for sample in index])
+    draws = np.array(
+        [_generator(settings.seed, split, "rate", int(sample), epoch).random(2) for sample in index]
+    )
     return np.where(draws[:, 0] < 0.5, 0.0, draws[:, 1])
 
 
 def _generator(seed: int, split: str, what: str, sample: int, epoch: int) -> np.random.Generator:
-    return np.random.Generator(np.random.Philox(key=_key(seed, split, what), counter=[0, 0, sample, epoch]))
+    return np.random.Generator(
+        np.random.Philox(key=_key(seed, split, what), counter=[0, 0, sample, epoch])
+    )
 
 
 @lru_cache(maxsize=64)
@@ -152,7 +192,9 @@ def _legacy_row(settings: Missing, modality: str, sample: int) -> NDArray[np.flo
             "pads it (MOSI unaligned: 50 text, 375 audio, 500 vision)"
         )
     rows = max(4096, 1 << (sample + 1).bit_length())  # few sizes, so that few are kept
-    return _legacy_draws(settings.legacy_seeds[modality], rows, settings.legacy_length[modality])[sample]
+    return _legacy_draws(settings.legacy_seeds[modality], rows, settings.legacy_length[modality])[
+        sample
+    ]
 
 
 @lru_cache(maxsize=12)

@@ -81,11 +81,15 @@ class Stream:
         options: dict[str, Any] | None = None,
         fields: Sequence[str] | None = None,
     ):
-        self._made_with = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        self._made_with = {
+            name: value for name, value in locals().items() if name not in ("self", "__class__")
+        }
         if not 0 <= rank < ranks:
             raise ValueError(f"rank must be in 0 to {ranks - 1}, got {rank}")
         if micro_batches < 1 or prefetch < 0:
-            raise ValueError(f"micro_batches must be positive and prefetch not negative: {micro_batches}, {prefetch}")
+            raise ValueError(
+                f"micro_batches must be positive and prefetch not negative: {micro_batches}, {prefetch}"
+            )
         if on_corrupt not in ("fail", "skip"):
             raise ValueError(f"on_corrupt must be 'fail' or 'skip', got {on_corrupt!r}")
         self.store = open_store(source, cache, cache_gb, options)
@@ -93,9 +97,15 @@ class Stream:
         self.manifest: Manifest = parse_manifest(body, f"{self.store.name}/manifest.json")
         self.manifest_sha256 = hashlib.sha256(body).hexdigest()
         if split not in self.manifest.splits:
-            raise DataError(f"{self.store.name} has no split {split!r}; it has {', '.join(self.manifest.splits)}")
+            raise DataError(
+                f"{self.store.name} has no split {split!r}; it has {', '.join(self.manifest.splits)}"
+            )
         self.split, self.rank, self.ranks, self.micro_batches = split, rank, ranks, micro_batches
-        self.prefetch, self.on_corrupt, self.max_skipped_fraction = prefetch, on_corrupt, max_skipped_fraction
+        self.prefetch, self.on_corrupt, self.max_skipped_fraction = (
+            prefetch,
+            on_corrupt,
+            max_skipped_fraction,
+        )
         self.pin_memory = pin_memory and torch.cuda.is_available()
         shards = self.manifest.splits[split]
         self.order = Sampler(
@@ -108,7 +118,12 @@ class Stream:
             drop_last=drop_last,
         )
         self.reader = Reader(
-            self.store, shards, self.manifest.fields, fields, keep=2 * window, threads=2 if prefetch else 0
+            self.store,
+            shards,
+            self.manifest.fields,
+            fields,
+            keep=2 * window,
+            threads=2 if prefetch else 0,
         )
         needed = sum(sorted(shard.bytes for shard in shards)[-2 * window :])
         if needed > self.store.room():
@@ -116,11 +131,15 @@ class Stream:
                 f"cache_gb={cache_gb:g} cannot hold two windows of {window} shards; "
                 f"give at least cache_gb={needed / 1e9:.3g}, or a smaller window"
             )
-        self.damaged: dict[int, str] = {}  # shard number -> what is wrong with it; with on_corrupt="skip"
+        self.damaged: dict[
+            int, str
+        ] = {}  # shard number -> what is wrong with it; with on_corrupt="skip"
         self.wait_seconds = 0.0  # spent waiting for data in epoch()
         self.seconds = 0.0  # spent in epoch() in all, the caller's work included
         self._position = (0, 0)  # epoch, samples consumed of it
-        self._outstanding: tuple[int, int] | None = None  # the position once the step at hand is consumed
+        self._outstanding: tuple[int, int] | None = (
+            None  # the position once the step at hand is consumed
+        )
         for number in self.store.wrong_sizes(shards):
             try:
                 self.reader.shard(number)  # says what is lost
@@ -145,9 +164,14 @@ class Stream:
         """The step of ``epoch`` that comes next: 0 when the position is in another epoch."""
         return -(-self._position[1] // self.order.global_batch) if self._position[0] == epoch else 0
 
-    def counted(self, epoch: int, steps: Iterable[tuple[int, list[Arrays]]]) -> Iterator[list[Arrays]]:
+    def counted(
+        self, epoch: int, steps: Iterable[tuple[int, list[Arrays]]]
+    ) -> Iterator[list[Arrays]]:
         """Hand on numbered steps of ``epoch`` from the next one, and keep the position and the time waited."""
-        self._position = (epoch, min(self.first_step(epoch) * self.order.global_batch, self.order.total))
+        self._position = (
+            epoch,
+            min(self.first_step(epoch) * self.order.global_batch, self.order.total),
+        )
         self._outstanding = None
         entered = waited = time.perf_counter()
         for step, parts in steps:
@@ -188,7 +212,9 @@ class Stream:
         """
         expected = {"epoch", "samples", *self._identity}
         if state.keys() != expected:
-            raise DataError(f"this is no state of a stream: it has {sorted(state)}, not {sorted(expected)}")
+            raise DataError(
+                f"this is no state of a stream: it has {sorted(state)}, not {sorted(expected)}"
+            )
         changed = [
             f"{name} was {state[name]!r} and is {value!r}"
             for name, value in self._identity.items()
@@ -200,10 +226,19 @@ class Stream:
                 f"use the same data and settings, or start the epoch anew without the state"
             )
         epoch, samples = state["epoch"], state["samples"]
-        if type(epoch) is not int or type(samples) is not int or epoch < 0 or not 0 <= samples <= self.order.total:
-            raise DataError(f"no such position: epoch {epoch!r}, sample {samples!r} of {self.order.total}")
+        if (
+            type(epoch) is not int
+            or type(samples) is not int
+            or epoch < 0
+            or not 0 <= samples <= self.order.total
+        ):
+            raise DataError(
+                f"no such position: epoch {epoch!r}, sample {samples!r} of {self.order.total}"
+            )
         if samples % self.order.global_batch and samples != self.order.total:
-            raise DataError(f"no such position: sample {samples} is inside a global batch of {self.order.global_batch}")
+            raise DataError(
+                f"no such position: sample {samples} is inside a global batch of {self.order.global_batch}"
+            )
         self._position, self._outstanding = (epoch, samples), None
 
     def ids(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> list[str]:
@@ -214,7 +249,9 @@ class Stream:
         """What is stored as JSON with samples given by their place in the split, and ``text``."""
         index = np.asarray(indices, np.int64)
         if len(index) and not 0 <= index.min() <= index.max() < len(self):
-            raise IndexError(f"{self.split} has {len(self)} samples, asked for {index.min()} to {index.max()}")
+            raise IndexError(
+                f"{self.split} has {len(self)} samples, asked for {index.min()} to {index.max()}"
+            )
         shards, rows = locate(self.reader.starts, index)
         found: list[dict[str, Any]] = [{}] * len(index)
         for at in np.argsort(shards, kind="stable").tolist():  # each shard is opened once
@@ -249,7 +286,9 @@ class Stream:
         dealt = even_split(len(shard), parts)
         made = []
         for micro in range(self.micro_batches):
-            mine = dealt[micro * self.ranks + self.rank]  # ranks side by side: a sorted batch gives them like lengths
+            mine = dealt[
+                micro * self.ranks + self.rank
+            ]  # ranks side by side: a sorted batch gives them like lengths
             filled = mine if mine.stop > mine.start else slice(0, 1)
             part = self.reader.collate(shard[filled], row[filled], self.pin_memory)
             weight = part.weight if filled is mine else torch.zeros(1)
@@ -259,14 +298,20 @@ class Stream:
     @cached_property
     def _identity(self) -> dict[str, Any]:
         order = self.order
-        settings = {name: getattr(order, name) for name in ("global_batch", "seed", "shuffle", "window", "bucket")}
+        settings = {
+            name: getattr(order, name)
+            for name in ("global_batch", "seed", "shuffle", "window", "bucket")
+        }
         return {"split": self.split, "manifest": self.manifest_sha256, **settings}
 
     def _lengths(self, shard: int) -> np.ndarray:
         if self.on_corrupt == "fail" or self._usable(shard):
             return self.reader.lengths(shard)
         try:  # the order must not change when a shard is lost
-            return bytes_of(read_index(self.store, self.reader.shards[shard], self.manifest.fields), self.reader.fields)
+            return bytes_of(
+                read_index(self.store, self.reader.shards[shard], self.manifest.fields),
+                self.reader.fields,
+            )
         except DataError:
             return np.zeros(self.order.samples[shard], np.int64)
 
@@ -286,7 +331,11 @@ class Stream:
         message = self.damaged[number] = str(error)
         share = self.skipped / len(self)
         log.warning(
-            "skipping %d samples, %.3g of %s so far: %s", self.order.samples[number], share, self.split, message
+            "skipping %d samples, %.3g of %s so far: %s",
+            self.order.samples[number],
+            share,
+            self.split,
+            message,
         )
         if share > self.max_skipped_fraction:
             raise DataError(

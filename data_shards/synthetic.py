@@ -31,8 +31,24 @@ ADJECTIVES = {
     "strange": -1, "long": 0, "new": 0, "usual": 0, "fine": 1, "nice": 1, "decent": 1, "good": 2, "strong": 2,
     "funny": 2, "great": 3, "wonderful": 3, "brilliant": 3,
 }  # fmt: skip
-DEGREES = {"": 1.0, "slightly": 0.5, "really": 1.4, "not": -0.6}  # what a word before an adjective does to it
-TOPICS = ["story", "acting", "music", "ending", "film", "dialogue", "cast", "script", "picture", "plot"]
+DEGREES = {
+    "": 1.0,
+    "slightly": 0.5,
+    "really": 1.4,
+    "not": -0.6,
+}  # what a word before an adjective does to it
+TOPICS = [
+    "story",
+    "acting",
+    "music",
+    "ending",
+    "film",
+    "dialogue",
+    "cast",
+    "script",
+    "picture",
+    "plot",
+]
 OPENERS = ["i think", "well", "to me", "honestly", "you know", "i guess", "for me", "so"]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CLASSES = ["Negative", "Neutral", "Positive"]
@@ -50,12 +66,16 @@ def _sentence(rng: np.random.Generator) -> tuple[str, float]:
     for clause in range(rng.integers(1, 3)):
         degree = str(rng.choice(list(DEGREES), p=[0.4, 0.15, 0.25, 0.2]))
         adjective = str(rng.choice(list(ADJECTIVES)))
-        clauses.append(" ".join(["the", str(topics[clause]), "was", *([degree] if degree else []), adjective]))
+        clauses.append(
+            " ".join(["the", str(topics[clause]), "was", *([degree] if degree else []), adjective])
+        )
         values.append(DEGREES[degree] * ADJECTIVES[adjective])
     return f"{rng.choice(OPENERS)} {' and '.join(clauses)}", float(np.mean(values))
 
 
-def _sequence(rng: np.random.Generator, value: float, shape: tuple[int, int], pattern: np.ndarray) -> np.ndarray:
+def _sequence(
+    rng: np.random.Generator, value: float, shape: tuple[int, int], pattern: np.ndarray
+) -> np.ndarray:
     """Noise (T, D) with ``value`` along ``pattern`` (D,) in a stretch that fills about six tenths of the frames."""
     length = int(rng.integers(shape[0] // 3, shape[0] + 1))
     frames = rng.normal(0.0, 1.0, (length, shape[1]))
@@ -127,8 +147,13 @@ def _part(clips: list[dict[str, Any]], ids: list[str]) -> dict[str, Any]:
 def _token_ids(texts: list[str]) -> np.ndarray:
     """(N, 3, L): ids, mask, types, padded on the right."""
     number = {word: place for place, word in enumerate(vocabulary())}
-    rows = [[number["[CLS]"], *(number[word] for word in text.split()), number["[SEP]"]] for text in texts]
-    packed = np.zeros((len(rows), 3, 20), np.float32)  # float, as in the files that this one imitates
+    rows = [
+        [number["[CLS]"], *(number[word] for word in text.split()), number["[SEP]"]]
+        for text in texts
+    ]
+    packed = np.zeros(
+        (len(rows), 3, 20), np.float32
+    )  # float, as in the files that this one imitates
     for i, row in enumerate(rows):
         packed[i, 0, : len(row)] = row
         packed[i, 1, : len(row)] = 1

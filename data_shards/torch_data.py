@@ -32,7 +32,9 @@ class Steps(IterableDataset):
     def __iter__(self) -> Iterator[list[Arrays]]:
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
-        stream = self.stream.copy(prefetch=0)  # a forked one would share locks with threads that are not here
+        stream = self.stream.copy(
+            prefetch=0
+        )  # a forked one would share locks with threads that are not here
         try:
             plan = stream.plan(self.epoch)
             for step in range(self.first + number, stream.steps(self.epoch), workers):
@@ -44,7 +46,9 @@ class Steps(IterableDataset):
         return self.stream.steps(self.epoch) - self.first
 
 
-def loader(stream: Stream, epoch: int, workers: int, pin_memory: bool = False) -> Iterator[list[Arrays]]:
+def loader(
+    stream: Stream, epoch: int, workers: int, pin_memory: bool = False
+) -> Iterator[list[Arrays]]:
     """What ``stream.epoch(epoch)`` gives, made by worker processes; the position is kept in the same way."""
     steps = Steps(stream, epoch)
     made = DataLoader(steps, batch_size=None, num_workers=workers, pin_memory=pin_memory)
@@ -63,11 +67,14 @@ class Samples(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.stream.split} has {len(self)} samples, there is no sample {index}")
+            raise IndexError(
+                f"{self.stream.split} has {len(self)} samples, there is no sample {index}"
+            )
         reader = self._opened().reader
         shard, row = locate(reader.starts, np.array([index % len(self)]))
         return {
-            name: torch.from_numpy(array.copy()) for name, array in reader.views(int(shard[0]), int(row[0])).items()
+            name: torch.from_numpy(array.copy())
+            for name, array in reader.views(int(shard[0]), int(row[0])).items()
         }
 
     def _opened(self) -> Stream:

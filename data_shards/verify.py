@@ -40,11 +40,15 @@ class Finding:
 
     bytes: int = 0
     damage: str = ""
-    not_finite: dict[str, int] = field(default_factory=dict)  # field -> numbers that are nan or infinite
+    not_finite: dict[str, int] = field(
+        default_factory=dict
+    )  # field -> numbers that are nan or infinite
     keys: tuple[str, ...] = ()
 
 
-def verify(folder: Path, *, deep: bool = False, workers: int | None = None, progress: bool = False) -> list[Finding]:
+def verify(
+    folder: Path, *, deep: bool = False, workers: int | None = None, progress: bool = False
+) -> list[Finding]:
     """Check every shard of ``folder``; damage is reported in the findings, not raised.
 
     Raises:
@@ -96,7 +100,9 @@ def _is_record(body: bytes) -> bool:
 
 def _not_finite(reader: Reader, tar: np.ndarray, index: Index) -> dict[str, int]:
     """Field -> how many of its numbers are nan or infinite."""
-    floats = {field: dtype for field, (dtype, _) in index.arrays.items() if np.dtype(dtype).kind == "f"}
+    floats = {
+        field: dtype for field, (dtype, _) in index.arrays.items() if np.dtype(dtype).kind == "f"
+    }
     places = columns(index.arrays)
     offsets = index.table[:, [places[name] for name in floats]]
     if set(floats.values()) <= {"float32"} and not ((offsets != ABSENT) & (offsets % 4 > 0)).any():
@@ -130,7 +136,12 @@ def _further(folder: Path, manifest: Manifest) -> list[Finding]:
         if not path.is_file():
             found.append(Finding(0, f"{path} is missing; restore the file or make it again"))
         elif hashlib.sha256(body := path.read_bytes()).hexdigest() != sha256:
-            found.append(Finding(len(body), f"{path} is damaged: its checksum is wrong; restore it or make it again"))
+            found.append(
+                Finding(
+                    len(body),
+                    f"{path} is damaged: its checksum is wrong; restore it or make it again",
+                )
+            )
     return found
 
 
@@ -139,14 +150,23 @@ def _repeated(findings: Iterable[Finding]) -> list[Finding]:
     repeated = [key for key, count in times.items() if count > 1]
     if not repeated:
         return []
-    return [Finding(0, f"{len(repeated)} keys appear in more than one shard, such as {repeated[0]!r}; convert again")]
+    return [
+        Finding(
+            0,
+            f"{len(repeated)} keys appear in more than one shard, such as {repeated[0]!r}; convert again",
+        )
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data_shards.verify", description=__doc__)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--deep", action="store_true", help="look at every member of every tar, too")
-    parser.add_argument("--workers", type=int, help="threads, or with --deep processes (default: one per core)")
+    parser.add_argument(
+        "--deep", action="store_true", help="look at every member of every tar, too"
+    )
+    parser.add_argument(
+        "--workers", type=int, help="threads, or with --deep processes (default: one per core)"
+    )
     given = parser.parse_args(argv)
     damaged: list[str] = []
 
@@ -161,7 +181,9 @@ def main(argv: list[str] | None = None) -> int:
             print(f"note: field {name!r} holds {count} numbers that are not finite")
         size, seconds = sum(finding.bytes for finding in findings), time.perf_counter() - started
         verdict = f"{len(damaged)} damaged" if damaged else "all sound"
-        print(f"{len(findings)} files checked, {size / 1e9:.3f} GB at {size / 1e9 / seconds:.2f} GB/s: {verdict}")
+        print(
+            f"{len(findings)} files checked, {size / 1e9:.3f} GB at {size / 1e9 / seconds:.2f} GB/s: {verdict}"
+        )
 
     return run(work) or int(bool(damaged))
 

@@ -16,12 +16,18 @@ from pathlib import Path
 
 import numpy as np
 
-COLUMNS = {"text": "text_features", "audio": "audio", "video": "vision"}  # name in the .npz -> column of the table
+COLUMNS = {
+    "text": "text_features",
+    "audio": "audio",
+    "video": "vision",
+}  # name in the .npz -> column of the table
 SPLITS = ("train", "valid", "test")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("npz", type=Path)
     parser.add_argument("out", type=Path)
     given = parser.parse_args()

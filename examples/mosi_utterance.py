@@ -35,14 +35,18 @@ def draw(video: np.ndarray, label: np.ndarray, train: np.ndarray, seed: int) -> 
     videos = np.unique(video[train])
     draws = []
     for _ in range(DRAWS):
-        chosen = train & np.isin(video, rng.choice(videos, round(VALID_SHARE * len(videos)), replace=False))
+        chosen = train & np.isin(
+            video, rng.choice(videos, round(VALID_SHARE * len(videos)), replace=False)
+        )
         here, rest = label[chosen], label[train & ~chosen]
         draws.append((abs(here.mean() - rest.mean()) + abs(here.std() - rest.std()), chosen))
     return min(draws, key=lambda one: one[0])[1]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("npz", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--split", choices=["bclstm", "standard"], default="bclstm")
@@ -56,7 +60,14 @@ def main() -> None:
         with (given.out / "mosi.csv").open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)
             table.writerow(["id", "split", "label", "video", "segment", "text", "audio", "vision"])
-            columns = [npz["utt_id"], split, npz["label"], npz["video_id"], npz["segment"], npz["transcript"]]
+            columns = [
+                npz["utt_id"],
+                split,
+                npz["label"],
+                npz["video_id"],
+                npz["segment"],
+                npz["transcript"],
+            ]
             for i, cells in enumerate(zip(*columns, strict=True)):
                 table.writerow([*cells, f"audio.npy[{i}]", f"vision.npy[{i}]"])
     print(

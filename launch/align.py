@@ -48,9 +48,15 @@ def predict(left: Tensor, right: Tensor, method: str, csls: int) -> tuple[Tensor
     scores = torch.cat([tile for _, tile in tiles(left, right)])
     cosines = scores
     if csls:
-        hubs = mean_of_nearest(left, Candidates(right), csls), mean_of_nearest(right, Candidates(left), csls)
+        hubs = (
+            mean_of_nearest(left, Candidates(right), csls),
+            mean_of_nearest(right, Candidates(left), csls),
+        )
         scores = 4 * scores - hubs[0].unsqueeze(1) - hubs[1]
-    rows, columns = (torch.from_numpy(part) for part in linear_sum_assignment(scores.cpu().numpy(), maximize=True))
+    rows, columns = (
+        torch.from_numpy(part)
+        for part in linear_sum_assignment(scores.cpu().numpy(), maximize=True)
+    )
     return torch.stack([rows, columns], 1), cosines.cpu()[rows, columns]
 
 
@@ -80,9 +86,14 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="CSV file of the pairs")
     parser.add_argument("--method", choices=["mutual", "assignment"], default="mutual")
     parser.add_argument(
-        "--entities", choices=["open", "test"], default="open", help="open: all without a training link"
+        "--entities",
+        choices=["open", "test"],
+        default="open",
+        help="open: all without a training link",
     )
-    parser.add_argument("--csls", type=int, default=3, help="neighbours for an assignment; 0: plain cosines")
+    parser.add_argument(
+        "--csls", type=int, default=3, help="neighbours for an assignment; 0: plain cosines"
+    )
     return parser.parse_args(argv)
 
 

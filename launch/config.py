@@ -31,7 +31,9 @@ class Group:
 
 @dataclass(frozen=True)
 class Optim:
-    algorithm: Literal["adam", "adamw"] = "adamw"  # adam couples the weight decay to the gradient, adamw does not
+    algorithm: Literal["adam", "adamw"] = (
+        "adamw"  # adam couples the weight decay to the gradient, adamw does not
+    )
     groups: dict[str, Group] = field(default_factory=lambda: {"main": Group()})
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -62,8 +64,12 @@ class Run:
     data: str = ""  # shard folder or URL
     cache: str = ""  # folder for remote shards; by default one of the user's cache folder
     cache_gb: float = 50.0
-    on_corrupt: Literal["fail", "skip"] = "fail"  # what happens to a damaged shard; skip: it is left out, and counted
-    max_skipped_fraction: float = 0.01  # with skip: the share of a split's samples that may be left out
+    on_corrupt: Literal["fail", "skip"] = (
+        "fail"  # what happens to a damaged shard; skip: it is left out, and counted
+    )
+    max_skipped_fraction: float = (
+        0.01  # with skip: the share of a split's samples that may be left out
+    )
     run_dir: str = ""  # default: runs/<recipe>-<time>
     recipe: str = ""  # name of the recipe this came from
     batch_size: int = 32  # of one optimiser step, over all ranks and micro-batches
@@ -73,7 +79,9 @@ class Run:
     patience: int = 8  # epochs without a better validation score before stopping; 0: never
     seed: int = 1111
     metrics: Literal["mosi", "sims", "phq", "mmmo", "classes", "alignment"] = "mosi"
-    classes: Literal["given", "sign"] = "given"  # sign: scores become the classes negative, neutral and positive
+    classes: Literal["given", "sign"] = (
+        "given"  # sign: scores become the classes negative, neutral and positive
+    )
     select: str = "MAE"  # validation score that picks the best epoch
     goal: Literal["min", "max"] = "min"
     missing: Missing = Missing()
@@ -81,15 +89,21 @@ class Run:
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload: bool = False  # keep optimiser state in CPU memory
-    recompute: bool = False  # keep only the layers' inputs for the backward pass and compute the rest again
+    recompute: bool = (
+        False  # keep only the layers' inputs for the backward pass and compute the rest again
+    )
     compile: bool = False  # torch.compile of the model
-    cache_contrast: bool = True  # with micro-batches: contrastive losses still see the whole global batch (two passes)
+    cache_contrast: bool = (
+        True  # with micro-batches: contrastive losses still see the whole global batch (two passes)
+    )
     deepspeed: str = ""  # a DeepSpeed JSON file; what it leaves out comes from here
     save_every: int = 0  # steps between checkpoints within an epoch; 0: only after each epoch
     keep: int = 2  # newest checkpoints that stay, besides the best
     check_every: int = 0  # steps between two comparisons of all ranks' parameters; 0: never
     timeout: float = 1800.0  # seconds that ranks wait for one of them before they name it and leave
-    task_options: dict[str, Any] = field(default_factory=dict)  # of the task (alignment: iterative learning)
+    task_options: dict[str, Any] = field(
+        default_factory=dict
+    )  # of the task (alignment: iterative learning)
 
 
 def recipe_names() -> list[str]:
@@ -123,7 +137,9 @@ def override(run: Run, changes: Sequence[str]) -> Run:
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals:
-            raise ConfigError(f"cannot read {change!r}; changes are written key=value, for example batch_size=64")
+            raise ConfigError(
+                f"cannot read {change!r}; changes are written key=value, for example batch_size=64"
+            )
         _set(tree, RENAMED.get(key, key), _literal(value))
     return from_dict(tree)
 
@@ -132,14 +148,19 @@ def to_dict(run: Run) -> dict[str, Any]:
     return asdict(run)
 
 
-RENAMED = {"on_damage": "on_corrupt", "damage_budget": "max_skipped_fraction"}  # old name -> name; still read
+RENAMED = {
+    "on_damage": "on_corrupt",
+    "damage_budget": "max_skipped_fraction",
+}  # old name -> name; still read
 
 
 def from_dict(tree: dict[str, Any]) -> Run:
     """The inverse of ``to_dict``, checked against the declared types; old names of settings are read too."""
     tree = {RENAMED.get(key, key): value for key, value in tree.items()}
     if tree.get("model") not in MODELS:
-        raise ConfigError(f"no model {tree.get('model')!r}{suggest(str(tree.get('model')), list(MODELS))}")
+        raise ConfigError(
+            f"no model {tree.get('model')!r}{suggest(str(tree.get('model')), list(MODELS))}"
+        )
     options = _validate(MODELS[tree["model"]].Config, tree["options"], "options.")
     return dataclasses.replace(_validate(Run, {**tree, "options": None}, ""), options=options)
 

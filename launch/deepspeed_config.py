@@ -22,7 +22,9 @@ def micro_batches(run: Run) -> int:
     return math.ceil(share / run.max_micro_batch) if run.max_micro_batch else 1
 
 
-def refuse_impossible(run: Run, *, gpu: bool, frozen: bool = False, batch_norm: bool = False) -> None:
+def refuse_impossible(
+    run: Run, *, gpu: bool, frozen: bool = False, batch_norm: bool = False
+) -> None:
     """Raise for what cannot be done together, with the reason. ``docs/scaling.md`` has this as a table.
 
     Args:
@@ -44,7 +46,9 @@ def refuse_impossible(run: Run, *, gpu: bool, frozen: bool = False, batch_norm: 
             "own; use zero_stage=0, or precision=bf16 with any stage"
         )
     if run.offload and run.zero_stage == 0:
-        raise ConfigError("offload=true needs zero_stage=1, 2 or 3: stage 0 keeps the optimiser with the parameters")
+        raise ConfigError(
+            "offload=true needs zero_stage=1, 2 or 3: stage 0 keeps the optimiser with the parameters"
+        )
     if run.compile and run.zero_stage == 3:
         raise ConfigError(
             "compile=true does not work with zero_stage=3: it collects each layer's parameters in hooks, which break "
@@ -62,7 +66,9 @@ def deepspeed_config(run: Run) -> dict[str, Any]:
     parts = micro_batches(run)
     ours: dict[str, Any] = {
         # DeepSpeed uses these only for arithmetic; the stream deals out the true global batch
-        "train_micro_batch_size_per_gpu": math.ceil(run.batch_size / (distributed.world_size() * parts)),
+        "train_micro_batch_size_per_gpu": math.ceil(
+            run.batch_size / (distributed.world_size() * parts)
+        ),
         "gradient_accumulation_steps": parts,
         "gradient_clipping": run.optim.clip,
         "prescale_gradients": False,
@@ -123,7 +129,9 @@ def _read(path: str, run: Run) -> dict[str, Any]:
         raise ConfigError(f"deepspeed={path}: {error}") from None
     for section, instead in _SET_ELSEWHERE.items():
         if section in theirs:
-            raise ConfigError(f"{path} has a section {section!r}, but the recipe decides that; set {instead}")
+            raise ConfigError(
+                f"{path} has a section {section!r}, but the recipe decides that; set {instead}"
+            )
     world, parts = distributed.world_size(), micro_batches(run)
     expected = {
         "train_batch_size": run.batch_size,
@@ -141,7 +149,9 @@ def _read(path: str, run: Run) -> dict[str, Any]:
         theirs.pop(key, None)
     stage = theirs.get("zero_optimization", {}).get("stage", run.zero_stage)
     if stage not in ("auto", run.zero_stage):
-        raise ConfigError(f"{path} says stage {stage}, the run zero_stage={run.zero_stage}; set zero_stage={stage}")
+        raise ConfigError(
+            f"{path} says stage {stage}, the run zero_stage={run.zero_stage}; set zero_stage={stage}"
+        )
     for key in ("fp16", "bf16"):
         if theirs.get(key, {}).get("enabled"):
             raise ConfigError(

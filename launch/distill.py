@@ -30,9 +30,16 @@ def distill(run: Run) -> dict[str, dict[str, float]]:
     if not isinstance(run.options, TATE.Config):
         raise ConfigError(f"only tate learns from a teacher, not {run.model}; use launch/train.py")
     if not run.run_dir:
-        raise ConfigError("name the folder of the run, which will hold the teacher too: run_dir=DIR")
+        raise ConfigError(
+            "name the folder of the run, which will hold the teacher too: run_dir=DIR"
+        )
     folder = Path(run.run_dir) / "teacher"
-    teacher = replace(run, options=replace(run.options, teacher=""), missing=Missing(), run_dir=str(folder / "run"))
+    teacher = replace(
+        run,
+        options=replace(run.options, teacher=""),
+        missing=Missing(),
+        run_dir=str(folder / "run"),
+    )
     if not (folder / TEACHER_OPTIONS).is_file():
         train(teacher)
         if distributed.rank() == 0:
@@ -46,7 +53,10 @@ def export_teacher(run: Run, folder: Path) -> None:
     """The best epoch of a finished run as the two files that a student reads; the options come last."""
     task = build_task(run)
     model, _ = best_model(run, Path(run.run_dir), task, torch.device("cpu"))
-    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / TEACHER_WEIGHTS)
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()},
+        folder / TEACHER_WEIGHTS,
+    )
     partial = folder / f"{TEACHER_OPTIONS}.partial"
     partial.write_text(json.dumps(asdict(run.options)) + "\n", encoding="utf-8")
     os.replace(partial, folder / TEACHER_OPTIONS)

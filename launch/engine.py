@@ -90,7 +90,9 @@ def _float32(output: Output) -> Output:
     def widen(value: Any) -> Any:
         if isinstance(value, Tensor) and value.is_floating_point():
             return value.float()
-        return {key: widen(item) for key, item in value.items()} if isinstance(value, dict) else value
+        return (
+            {key: widen(item) for key, item in value.items()} if isinstance(value, dict) else value
+        )
 
     return replace(output, **{f.name: widen(getattr(output, f.name)) for f in fields(output)})
 
@@ -103,7 +105,9 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AF
         lost_after: seconds of silence after which a rank counts as gone.
     """
     if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed warns that it found no GPU
+        os.environ.setdefault(
+            "DS_ACCELERATOR", "cpu"
+        )  # otherwise DeepSpeed warns that it found no GPU
     warnings.filterwarnings(
         "ignore", message=".*is deprecated. Please use.*", category=FutureWarning
     )  # DeepSpeed's own
@@ -111,10 +115,14 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AF
     import deepspeed
 
     if "RANK" not in os.environ:
-        with socket.socket() as probe:  # several runs may share a machine: take a port that is free now
+        with (
+            socket.socket() as probe
+        ):  # several runs may share a machine: take a port that is free now
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        os.environ.update(
+            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        )
     refuse_stale_build_lock()
     # the watch names the rank that is missing and should be first; the collectives' own time-out is the second net
     patience = timedelta(seconds=timeout + 60)
@@ -154,7 +162,9 @@ def _build_lock_watched(period: float = 30.0) -> Iterator[None]:
         done.set()
 
 
-def refuse_stale_build_lock(root: Path | None = None, *, idle: float = 5, busy: float = 300) -> None:
+def refuse_stale_build_lock(
+    root: Path | None = None, *, idle: float = 5, busy: float = 300
+) -> None:
     """Name the lock that a process leaves when it is killed while it compiles an operator of DeepSpeed: every later
     run would wait for it, forever and without a word.
 
@@ -175,7 +185,10 @@ def refuse_stale_build_lock(root: Path | None = None, *, idle: float = 5, busy: 
             age = time.time() - lock.stat().st_mtime
         except FileNotFoundError:
             continue
-        if age > busy or (age > idle and not any(p.info["name"] in compilers for p in psutil.process_iter(["name"]))):
+        if age > busy or (
+            age > idle
+            and not any(p.info["name"] in compilers for p in psutil.process_iter(["name"]))
+        ):
             raise ConfigError(
                 f"{lock} was left {age:.0f} s ago by an interrupted build of a DeepSpeed operator, and every run "
                 f"would wait for it forever; if no machine is compiling there now, remove it: rm {lock}"
@@ -206,14 +219,25 @@ def parameter_groups(model: Model, run: Run) -> list[dict[str, Any]]:
             )
         seen |= {id(parameter) for parameter in trained}
         setting = run.optim.groups[name]
-        groups.append({"params": trained, "lr": setting.lr, "weight_decay": setting.weight_decay, "name": name})
+        groups.append(
+            {
+                "params": trained,
+                "lr": setting.lr,
+                "weight_decay": setting.weight_decay,
+                "name": name,
+            }
+        )
     forgotten = [name for key, name in names.items() if key not in seen]
     forgotten = [name for name in forgotten if model.get_parameter(name).requires_grad]
     if forgotten:
-        raise ConfigError(f"model {run.model!r} puts these parameters into no group: {', '.join(forgotten[:5])}")
+        raise ConfigError(
+            f"model {run.model!r} puts these parameters into no group: {', '.join(forgotten[:5])}"
+        )
     scalars = [name for name, parameter in model.named_parameters() if parameter.ndim == 0]
     if scalars:
-        raise ConfigError(f"DeepSpeed needs parameters of at least one dimension; shape (1,) for: {', '.join(scalars)}")
+        raise ConfigError(
+            f"DeepSpeed needs parameters of at least one dimension; shape (1,) for: {', '.join(scalars)}"
+        )
     return groups
 
 
@@ -231,11 +255,16 @@ def start(model: Model, run: Run) -> Any:
     refuse_impossible(run, gpu=torch.cuda.is_available(), frozen=frozen, batch_norm=batch_norm)
     step = TrainStep(model, run.seed)
     if run.recompute and not recompute_layers(model):
-        raise ConfigError(f"recompute=true has no effect: model {run.model!r} has no layers in a ModuleList")
+        raise ConfigError(
+            f"recompute=true has no effect: model {run.model!r} has no layers in a ModuleList"
+        )
     if run.compile:
         model.compile()
     engine, *_ = deepspeed.initialize(
-        model=step, optimizer=optimizer_for(model, run), config=deepspeed_config(run), dist_init_required=False
+        model=step,
+        optimizer=optimizer_for(model, run),
+        config=deepspeed_config(run),
+        dist_init_required=False,
     )
     return engine
 
@@ -250,7 +279,9 @@ def optimizer_step(engine: Any) -> float:
         engine.step()
         return math.inf if engine.optimizer.overflow else float(engine.get_global_grad_norm())
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    norm = float(nn.utils.get_total_norm(gradients)) / (scaler.get_scale() if scaler is not None else 1.0)
+    norm = float(nn.utils.get_total_norm(gradients)) / (
+        scaler.get_scale() if scaler is not None else 1.0
+    )
     if math.isfinite(norm) or scaler is not None:
         engine.step()
     return norm

@@ -47,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     split = next((word.partition("=")[2] for word in changes if word.startswith("split=")), "test")
     try:
         init_processes()
-        scores = evaluate(run_dir, [word for word in changes if not word.startswith("split=")], split)
+        scores = evaluate(
+            run_dir, [word for word in changes if not word.startswith("split=")], split
+        )
         if distributed.rank() == 0:
             print(json.dumps({split: scores}, indent=1))
         shutdown_processes()

@@ -67,13 +67,19 @@ def _schema(task: Task) -> dict[str, Any]:
 def _card(run: Run, out: Path, task: Task, scores: dict[str, dict[str, float]]) -> str:
     manifest = _manifest(task)
     names = list(scores.get("test", {}))
-    table = ["| split | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"] if names else []
+    table = (
+        ["| split | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"] if names else []
+    )
     for split, values in scores.items() if names else ():
         table.append(f"| {split} | " + " | ".join(f"{values[name]:.4f}" for name in names) + " |")
     inputs = ", ".join(
-        f"{name} ({width} wide)" if width else f"{name} (token ids)" for name, width in task.data.features.items()
+        f"{name} ({width} wide)" if width else f"{name} (token ids)"
+        for name, width in task.data.features.items()
     )
-    synthetic = ["> Trained on synthetic data: it shows the software, and says nothing about people.", ""]
+    synthetic = [
+        "> Trained on synthetic data: it shows the software, and says nothing about people.",
+        "",
+    ]
     return "\n".join(
         [
             "---",
@@ -105,17 +111,23 @@ def _card(run: Run, out: Path, task: Task, scores: dict[str, dict[str, float]]) 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m launch.export", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.export", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
-    parser.add_argument("changes", nargs="*", metavar="key=value", help="for example data=DIR, if the data moved")
+    parser.add_argument(
+        "changes", nargs="*", metavar="key=value", help="for example data=DIR, if the data moved"
+    )
     words = parser.parse_args(arguments)
     try:
         export(words.run, words.out, words.changes)
     except (ConfigError, DataError, ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f'{words.out} holds the model; load it with: from core.bundle import load; load("{words.out}")')
+    print(
+        f'{words.out} holds the model; load it with: from core.bundle import load; load("{words.out}")'
+    )
     return 0
 
 

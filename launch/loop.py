@@ -27,7 +27,13 @@ from launch.tasks.base import Task
 
 
 def fit(
-    engine: Any, task: Task, run: Run, run_dir: Path, log: RunLog, checkpoints: Checkpoints, stop: Stop
+    engine: Any,
+    task: Task,
+    run: Run,
+    run_dir: Path,
+    log: RunLog,
+    checkpoints: Checkpoints,
+    stop: Stop,
 ) -> Iterator[dict[str, float]]:
     """Train from where ``checkpoints.progress`` stands; after each epoch yield its number, losses and scores.
 
@@ -56,7 +62,10 @@ def fit(
         improved = objective < progress.best
         if improved:
             progress.best, progress.best_epoch = objective, epoch
-        means = {f"loss_{name}": value / max(1, progress.epoch_steps) for name, value in progress.sums.items()}
+        means = {
+            f"loss_{name}": value / max(1, progress.epoch_steps)
+            for name, value in progress.sums.items()
+        }
         speed = {
             "samples_per_second": samples / seconds,
             "data_wait": task.wait_seconds() / seconds,
@@ -64,17 +73,29 @@ def fit(
             "steps": float(progress.epoch_steps - first_step),
             "skipped_samples": float(task.skipped()),
         }
-        log.event("epoch", progress.step, {"epoch": epoch, **means, **scores, **speed, **memory(), **model.report()})
+        log.event(
+            "epoch",
+            progress.step,
+            {"epoch": epoch, **means, **scores, **speed, **memory(), **model.report()},
+        )
         progress.epoch, progress.epoch_steps, progress.sums = epoch + 1, 0, {}
         progress.finished = bool(run.patience) and epoch - progress.best_epoch >= run.patience
         watchdog.report_phase("saving")
-        checkpoints.save(engine, task, "last", "best") if improved else checkpoints.save(engine, task, "last")
+        checkpoints.save(engine, task, "last", "best") if improved else checkpoints.save(
+            engine, task, "last"
+        )
         yield {"epoch": float(epoch), **means, **scores, **speed}
     progress.finished = True
 
 
 def _train_epoch(
-    engine: Any, task: Task, run: Run, run_dir: Path, log: RunLog, checkpoints: Checkpoints, stop: Stop
+    engine: Any,
+    task: Task,
+    run: Run,
+    run_dir: Path,
+    log: RunLog,
+    checkpoints: Checkpoints,
+    stop: Stop,
 ) -> int:
     """The steps that are left of the epoch in hand; the number of samples they saw, over all ranks."""
     progress = checkpoints.progress
@@ -93,7 +114,9 @@ def _train_epoch(
             break
         clock.lap("data")
         watchdog.report_phase(f"at step {progress.step}")
-        rates = set_learning_rates(engine, run, learning_rate_factor(run, progress.step, steps * run.epochs, epoch))
+        rates = set_learning_rates(
+            engine, run, learning_rate_factor(run, progress.step, steps * run.epochs, epoch)
+        )
         size = _global_size(parts)
         with utilisation.counting(size, first=seen == 0):
             taken = train_step(engine, parts, progress, run, task, run_dir, clock)
@@ -105,7 +128,11 @@ def _train_epoch(
         seen += size
         speed = size / clock.total
         log.advance(taken.losses, speed)
-        values = {"loss": sum(taken.losses.values()), "grad_norm": taken.grad_norm, "samples_per_second": speed}
+        values = {
+            "loss": sum(taken.losses.values()),
+            "grad_norm": taken.grad_norm,
+            "samples_per_second": speed,
+        }
         values |= {f"loss_{name}": value for name, value in taken.losses.items()}
         values |= {f"lr_{name}": rate for name, rate in rates.items()}
         values |= {f"seconds_{part}": seconds for part, seconds in clock.seconds.items()}
@@ -121,13 +148,17 @@ def _train_epoch(
     return seen
 
 
-def _leave(engine: Any, task: Task, checkpoints: Checkpoints, log: RunLog, *, stuck: bool = False) -> NoReturn:
+def _leave(
+    engine: Any, task: Task, checkpoints: Checkpoints, log: RunLog, *, stuck: bool = False
+) -> NoReturn:
     """Save what is not saved yet, and end the process; all ranks do."""
     log.close_bar()
     watchdog.report_phase("saving")
     if checkpoints.newest != checkpoints.name:
         checkpoints.save(engine, task, "last")
-    log.say("stopped on request; everything is saved, and the same command with the same run_dir goes on from here")
+    log.say(
+        "stopped on request; everything is saved, and the same command with the same run_dir goes on from here"
+    )
     raise Preempted(stuck=stuck)
 
 

@@ -47,7 +47,10 @@ class Curve:
     def means(self) -> dict[str, float]:
         """Plain means over the rates that leave something, protocol B's summary."""
         some = [place for place, rate in enumerate(self.rates) if rate < 1]
-        return {name: float(np.mean([values[place] for place in some])) for name, values in self.scores.items()}
+        return {
+            name: float(np.mean([values[place] for place in some]))
+            for name, values in self.scores.items()
+        }
 
 
 def parse_rates(text: str) -> list[float]:
@@ -55,11 +58,15 @@ def parse_rates(text: str) -> list[float]:
     try:
         if ":" in text:
             first, last, step = (float(part) for part in text.split(":"))
-            rates = [round(first + place * step, 10) for place in range(round((last - first) / step) + 1)]
+            rates = [
+                round(first + place * step, 10) for place in range(round((last - first) / step) + 1)
+            ]
         else:
             rates = [float(part) for part in text.split(",")]
     except (ValueError, ZeroDivisionError):
-        raise ConfigError(f"rates={text!r} is neither first:last:step nor a list such as 0,0.3,0.5") from None
+        raise ConfigError(
+            f"rates={text!r} is neither first:last:step nor a list such as 0,0.3,0.5"
+        ) from None
     if len(rates) < 2 or sorted(set(rates)) != rates or rates[0] < 0 or rates[-1] > 1:
         raise ConfigError(f"rates={text!r} must name two or more rising rates between 0 and 1")
     return rates
@@ -96,10 +103,14 @@ def many_runs(folder: Path, changes: list[str], device: torch.device) -> Curve:
         run = override(read_run(path.parent), changes)
         rate = 0.0 if run.missing.protocol == "none" else run.missing.rate
         if rate in found:
-            raise ConfigError(f"{folder} has two runs with missing.rate={rate}: {found[rate][0]} and {path.parent}")
+            raise ConfigError(
+                f"{folder} has two runs with missing.rate={rate}: {found[rate][0]} and {path.parent}"
+            )
         found[rate] = (path.parent, run)
     if len(found) < 2:
-        raise ConfigError(f"{folder} needs runs of two or more rates in it, each trained with another missing.rate")
+        raise ConfigError(
+            f"{folder} needs runs of two or more rates in it, each trained with another missing.rate"
+        )
     scores = []
     for _, (run_dir, run) in sorted(found.items()):
         task = _task(run, run_dir)
@@ -110,7 +121,9 @@ def many_runs(folder: Path, changes: list[str], device: torch.device) -> Curve:
 
 def _task(run: Run, run_dir: Path) -> SentimentTask:
     if run.metrics == "alignment":
-        raise ConfigError(f"{run_dir} is an alignment run; missing-feature protocols are for sentiment")
+        raise ConfigError(
+            f"{run_dir} is an alignment run; missing-feature protocols are for sentiment"
+        )
     return SentimentTask(run)
 
 
@@ -122,17 +135,27 @@ def constant_answers(run: Run) -> dict[str, dict[str, float]]:
     """What constant answers score on the test labels; nothing for classes."""
     if run.metrics == "classes":
         return {}
-    labels = np.concatenate([part.arrays["label"].numpy() for (part,) in SentimentTask(run).part_arrays("test")])
+    labels = np.concatenate(
+        [part.arrays["label"].numpy() for (part,) in SentimentTask(run).part_arrays("test")]
+    )
     return constant_baselines(labels, run.metrics)
 
 
-def write(out: Path, curves: list[Curve], floor: dict[str, dict[str, float]], protocol: str) -> None:
+def write(
+    out: Path, curves: list[Curve], floor: dict[str, dict[str, float]], protocol: str
+) -> None:
     """``robustness.json``, ``robustness.md`` and ``robustness.png``."""
     out.mkdir(parents=True, exist_ok=True)
     body: dict[str, Any] = {
         "protocol": protocol,
         "curves": [
-            {"name": c.name, "rates": c.rates, "scores": c.scores, "auilc": c.areas(), "means": c.means()}
+            {
+                "name": c.name,
+                "rates": c.rates,
+                "scores": c.scores,
+                "auilc": c.areas(),
+                "means": c.means(),
+            }
             for c in curves
         ],
         "floors": floor,
@@ -150,11 +173,17 @@ def write(out: Path, curves: list[Curve], floor: dict[str, dict[str, float]], pr
         ]
         lines += ["| rate | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
         for place, rate in enumerate(curve.rates):
-            lines.append(f"| {rate:g} | " + " | ".join(f"{curve.scores[name][place]:.4f}" for name in metrics) + " |")
+            lines.append(
+                f"| {rate:g} | "
+                + " | ".join(f"{curve.scores[name][place]:.4f}" for name in metrics)
+                + " |"
+            )
         rows = {"AUILC": curve.areas(), "mean below 1": curve.means()}
         rows |= {f"always {name}": values for name, values in floor.items()}
         for name, values in rows.items():
-            lines.append(f"| {name} | " + " | ".join(f"{values[metric]:.4f}" for metric in metrics) + " |")
+            lines.append(
+                f"| {name} | " + " | ".join(f"{values[metric]:.4f}" for metric in metrics) + " |"
+            )
         lines.append("")
     lines += ["![Scores over missing rates](robustness.png)", ""]
     _draw(out / "robustness.png", curves, floor)
@@ -171,7 +200,9 @@ def _draw(path: Path, curves: list[Curve], floor: dict[str, dict[str, float]]) -
         best = [values[metric] for values in floor.values()]
         if best:
             level = min(best) if metric == "MAE" else max(best)
-            one.axhline(level, color=INK, linewidth=0.8, linestyle="--", label="best constant answer")
+            one.axhline(
+                level, color=INK, linewidth=0.8, linestyle="--", label="best constant answer"
+            )
         one.set(xlabel="missing rate", ylabel=metric, title=metric)
     np.atleast_1d(axes)[0].legend(frameon=False)
     save(drawing, path)
@@ -190,25 +221,37 @@ def main(arguments: list[str] | None = None) -> int:
         protocol = given.pop("protocol", "B").upper()
         out = Path(given.pop("out", "")) if "out" in given else folders[0] / "robustness"
         if protocol not in ("A", "B"):
-            raise ConfigError(f"protocol={protocol} is neither A (a run for each rate) nor B (one run at every rate)")
+            raise ConfigError(
+                f"protocol={protocol} is neither A (a run for each rate) nor B (one run at every rate)"
+            )
         changes = [f"{key}={value}" for key, value in given.items()]
         init_processes()
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         curves = [
-            many_runs(folder, changes, device) if protocol == "A" else one_run(folder, rates, changes, device)
+            many_runs(folder, changes, device)
+            if protocol == "A"
+            else one_run(folder, rates, changes, device)
             for folder in folders
         ]
         for curve in curves:
             if curve.scores.keys() != curves[0].scores.keys():
-                raise ConfigError(f"{curve.name} has other scores than {curves[0].name}; compare runs of one metrics=")
+                raise ConfigError(
+                    f"{curve.name} has other scores than {curves[0].name}; compare runs of one metrics="
+                )
         first = (
-            folders[0] if protocol == "B" else next(path.parent for path in sorted(folders[0].glob("*/config.json")))
+            folders[0]
+            if protocol == "B"
+            else next(path.parent for path in sorted(folders[0].glob("*/config.json")))
         )
         floor = constant_answers(replace(override(read_run(first), changes), missing=Missing()))
         if distributed.rank() == 0:
             write(out, curves, floor, protocol)
             for curve in curves:
-                print(curve.name, *(f"AUILC {name} {value:.4f}" for name, value in curve.areas().items()), sep="  ")
+                print(
+                    curve.name,
+                    *(f"AUILC {name} {value:.4f}" for name, value in curve.areas().items()),
+                    sep="  ",
+                )
             print(f"table and plot: {out / 'robustness.md'}")
         shutdown_processes()
 

@@ -38,7 +38,13 @@ class StepResult:
 
 
 def train_step(
-    engine: Any, parts: list[Batch], progress: Progress, run: Run, task: Task, run_dir: Path, clock: Clock
+    engine: Any,
+    parts: list[Batch],
+    progress: Progress,
+    run: Run,
+    task: Task,
+    run_dir: Path,
+    clock: Clock,
 ) -> StepResult:
     """Forward, backward, and the optimiser's step when every loss and the gradient are finite.
 
@@ -64,7 +70,9 @@ def train_step(
         if surrogates:
             losses.pop("contrast")
         for name, value in losses.items():
-            totals[name] = totals.get(name, torch.zeros((), device=device)) + value.detach().reshape(()) / len(parts)
+            totals[name] = totals.get(
+                name, torch.zeros((), device=device)
+            ) + value.detach().reshape(()) / len(parts)
         records.append(remembered)
         clock.lap("forward")
         engine.backward(loss)
@@ -79,7 +87,9 @@ def train_step(
         _report_bad_batch(engine, parts, taken, progress, task, run_dir)
     watchdog.report_phase(f"at step {step}, in the optimiser")
     taken = StepResult(means, optimizer_step(engine))
-    if not math.isfinite(taken.grad_norm) and run.precision != "fp16":  # fp16 skips such steps and lowers its scale
+    if (
+        not math.isfinite(taken.grad_norm) and run.precision != "fp16"
+    ):  # fp16 skips such steps and lowers its scale
         _report_bad_batch(engine, parts, taken, progress, task, run_dir)
     _remember(model, records, parts)
     clock.lap("optimiser")
@@ -122,12 +132,16 @@ def _contrast_of_all(
     cached = {n: (g * len(parts)).split(sizes) for n, g in zip(leaves, gradients, strict=True)}
 
     def surrogate(number: int, embeddings: Mapping[str, Tensor]) -> Tensor:
-        loss = torch.stack([(embeddings[name] * parts_of[number]).sum() for name, parts_of in cached.items()]).sum()
+        loss = torch.stack(
+            [(embeddings[name] * parts_of[number]).sum() for name, parts_of in cached.items()]
+        ).sum()
         if learns and number == 0:
             # What the losses themselves learn, a temperature say, gets its gradient here: inside of the engine, which
             # at stage 3 has cut it up, and with the first part, which at stage 3 overwrites the last step's gradients.
             whole = {name: rows.detach() for name, rows in leaves.items()}
-            loss = loss + len(parts) * _sum(engine.module.global_batch_losses(whole, target, weight))
+            loss = loss + len(parts) * _sum(
+                engine.module.global_batch_losses(whole, target, weight)
+            )
         return loss
 
     said = {name: value.detach().reshape(()) for name, value in losses.items()}
@@ -155,13 +169,18 @@ def _has_parameters(loss: Tensor) -> bool:
 def _autocast(engine: Any) -> AbstractContextManager[Any]:
     """The precision that the engine's own forward runs in."""
     kind = torch.device(engine.device).type
-    return torch.autocast(kind, dtype=engine.torch_autocast_dtype(), enabled=engine.torch_autocast_enabled())
+    return torch.autocast(
+        kind, dtype=engine.torch_autocast_dtype(), enabled=engine.torch_autocast_enabled()
+    )
 
 
 def _mean(totals: dict[str, Tensor]) -> dict[str, float]:
     """Losses averaged over ranks, in one message."""
     message = distributed.all_reduce_sum(torch.stack([value.double() for value in totals.values()]))
-    return {name: value / distributed.world_size() for name, value in zip(totals, message.tolist(), strict=True)}
+    return {
+        name: value / distributed.world_size()
+        for name, value in zip(totals, message.tolist(), strict=True)
+    }
 
 
 def _remember(model: Model, records: list[dict[str, Tensor]], parts: list[Batch]) -> None:
@@ -183,15 +202,24 @@ def _not_finite(engine: Any, parts: list[Batch], step: int, task: Task) -> dict[
     found: dict[str, list[str]] = {}
     with torch.no_grad(), _autocast(engine):
         for part in parts:
-            for name, rows in engine.module.model.global_batch_rows(engine.module.run(part, step)).items():
+            for name, rows in engine.module.model.global_batch_rows(
+                engine.module.run(part, step)
+            ).items():
                 bad = ~rows.isfinite().all(1)
                 if bool((bad & (part.weight > 0)).any()):
-                    found.setdefault(name, []).extend(task.sample_ids([replace(part, weight=part.weight * bad)]))
+                    found.setdefault(name, []).extend(
+                        task.sample_ids([replace(part, weight=part.weight * bad)])
+                    )
     return found
 
 
 def _report_bad_batch(
-    engine: Any, parts: list[Batch], taken: StepResult, progress: Progress, task: Task, run_dir: Path
+    engine: Any,
+    parts: list[Batch],
+    taken: StepResult,
+    progress: Progress,
+    task: Task,
+    run_dir: Path,
 ) -> None:
     """Write which samples made a loss or the gradient non-finite, and stop before the optimiser moves."""
     path = run_dir / f"bad_batch_rank{distributed.rank()}.json"
@@ -207,9 +235,15 @@ def _report_bad_batch(
     path.write_text(json.dumps(body, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     terms = ", ".join(f"{name} {value:g}" for name, value in taken.losses.items())
     total = sum(taken.losses.values())
-    named = [f"embedding {name} of sample {samples[0]} is not finite" for name, samples in bad.items()]
+    named = [
+        f"embedding {name} of sample {samples[0]} is not finite" for name, samples in bad.items()
+    ]
     named = [text for text in control_plane.gather_text("; ".join(named)) if text]
-    what = "the gradient is not finite although the loss is" if math.isfinite(total) else f"loss became {total}"
+    what = (
+        "the gradient is not finite although the loss is"
+        if math.isfinite(total)
+        else f"loss became {total}"
+    )
     raise TrainingStopped(
         f"{what} in epoch {progress.epoch} at step {progress.step} ({'; '.join([terms, *named])}); "
         f"the batch's sample ids are in {path}; the last checkpoint is untouched"

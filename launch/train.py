@@ -25,7 +25,16 @@ from data_shards.shards.manifest import DataError
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import Checkpoints, SaveError, read_state
 from launch.checkpoints.tensors import load_generators, load_moments, load_weights
-from launch.config import RENAMED, ConfigError, Run, from_dict, load_recipe, override, recipe_names, to_dict
+from launch.config import (
+    RENAMED,
+    ConfigError,
+    Run,
+    from_dict,
+    load_recipe,
+    override,
+    recipe_names,
+    to_dict,
+)
 from launch.engine import init_processes, load_grad_scaler, shutdown_processes, start
 from launch.loop import fit
 from launch.monitor import watchdog
@@ -46,7 +55,16 @@ keys:    everything in the recipe, dotted (batch_size=64 optim.groups.main.lr=1e
 
 # Where a run computes, not what: the same run may go on with other values of these.
 MAY_CHANGE = (
-    *("run_dir", "max_micro_batch", "eval_batch_size", "zero_stage", "offload", "recompute", "compile", "deepspeed"),
+    *(
+        "run_dir",
+        "max_micro_batch",
+        "eval_batch_size",
+        "zero_stage",
+        "offload",
+        "recompute",
+        "compile",
+        "deepspeed",
+    ),
     *("save_every", "keep", "check_every", "timeout"),
 )
 
@@ -69,7 +87,11 @@ def parse(arguments: list[str]) -> Run:
 
 def expand(words: Sequence[str]) -> list[str]:
     """``key=value`` words, with each ``@FILE`` replaced by the changes that the JSON file holds."""
-    return [change for word in words for change in (_from_file(word[1:]) if word.startswith("@") else [word])]
+    return [
+        change
+        for word in words
+        for change in (_from_file(word[1:]) if word.startswith("@") else [word])
+    ]
 
 
 def _from_file(path: str) -> list[str]:
@@ -83,7 +105,9 @@ def _from_file(path: str) -> list[str]:
 def open_run(run: Run) -> tuple[Run, Path]:
     """The run's directory, with ``config.json`` in it; a directory that is there already must hold the same run."""
     if not run.data:
-        raise ConfigError("no data: give the shard folder as data=DIR; make one with python -m data_shards.convert")
+        raise ConfigError(
+            "no data: give the shard folder as data=DIR; make one with python -m data_shards.convert"
+        )
     folder = run.run_dir or f"runs/{run.recipe.replace('/', '-')}-{_start_time()}"
     run_dir = Path(folder)
     path = run_dir / "config.json"
@@ -160,7 +184,9 @@ def resume(run: Run, model: Any, task: Any, checkpoints: Checkpoints, log: RunLo
         log.say(complaint)
     if folder is None:
         if complaints:
-            raise ConfigError("no checkpoint of this run is whole; use another run_dir to start again")
+            raise ConfigError(
+                "no checkpoint of this run is whole; use another run_dir to start again"
+            )
         return start(model, run)
     state = read_state(folder)
     load_weights(folder, state.shapes, model)
@@ -171,7 +197,9 @@ def resume(run: Run, model: Any, task: Any, checkpoints: Checkpoints, log: RunLo
     vars(checkpoints.progress).update(vars(state.progress))
     load_generators(folder, state.ranks, (run.seed, state.progress.step))
     checkpoints.newest = folder.name
-    log.say(f"going on at epoch {state.progress.epoch + 1}, step {state.progress.step}, from {folder}")
+    log.say(
+        f"going on at epoch {state.progress.epoch + 1}, step {state.progress.step}, from {folder}"
+    )
     if state.progress.best_epoch >= 0:
         _, complaints = checkpoints.find("best")
         for complaint in complaints:
@@ -183,7 +211,9 @@ def resume(run: Run, model: Any, task: Any, checkpoints: Checkpoints, log: RunLo
 def _line(scores: dict[str, float], run: Run) -> str:
     """One epoch in one line: the loss, what selection goes by, and how fast it went."""
     loss = sum(value for name, value in scores.items() if name.startswith("loss_"))
-    others = [name for name in ("MAE", "Corr", "Accuracy", "Macro_F1", "Hits@1", "MRR") if name in scores]
+    others = [
+        name for name in ("MAE", "Corr", "Accuracy", "Macro_F1", "Hits@1", "MRR") if name in scores
+    ]
     shown = list(dict.fromkeys([run.select, *others]))[:3]
     numbers = "  ".join(f"{name} {scores[name]:.4f}" for name in shown if name in scores)
     return (

@@ -57,7 +57,8 @@ def make_utterances() -> Callable[..., Utterances]:
             index=torch.arange(size),
             weight=torch.ones(size),
             loss_scale=1 / size,
-            label=torch.rand(size, generator=generator) * torch.tensor([3.0, -3.0, 3.0]).repeat(size)[:size],
+            label=torch.rand(size, generator=generator)
+            * torch.tensor([3.0, -3.0, 3.0]).repeat(size)[:size],
             frames=frames,
             mask=mask,
             present=dict(mask),
@@ -89,7 +90,9 @@ def small_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("small")
     assert not synthetic([str(folder / "small.pkl"), "--samples", "120"])
-    assert not convert([str(folder / "small.pkl"), "--out", str(folder / "shards"), "--shard-size", "16"])
+    assert not convert(
+        [str(folder / "small.pkl"), "--out", str(folder / "shards"), "--shard-size", "16"]
+    )
     return folder / "shards"
 
 
@@ -116,7 +119,9 @@ def make_shards() -> Callable[..., Manifest]:
                 arrays["label_audio"] = np.array(place / 2, np.float32)
             if place % 7:
                 arrays["flag"] = np.array([place % 2], np.int16)
-            return f"{split}_{place:08d}", Sample(f"id-{place}", arrays, f"text {place}", {"place": place})
+            return f"{split}_{place:08d}", Sample(
+                f"id-{place}", arrays, f"text {place}", {"place": place}
+            )
 
         shards, start = [], 0
         for number, size in enumerate(sizes):
@@ -142,13 +147,20 @@ def make_shards() -> Callable[..., Manifest]:
 def make_graph() -> Callable[..., tuple[DataSpec, EntityGraph]]:
     """Builder of two random graphs in one id space, with views that some entities lack, and a batch of their pairs."""
 
-    def make(pairs: int = 7, entities: int = 26, seed: int = 0, double: bool = False) -> tuple[DataSpec, EntityGraph]:
+    def make(
+        pairs: int = 7, entities: int = 26, seed: int = 0, double: bool = False
+    ) -> tuple[DataSpec, EntityGraph]:
         generator = torch.Generator().manual_seed(seed)
         ends = torch.randint(0, entities, (2, 2 * entities), generator=generator)
         order = torch.randperm(entities, generator=generator)
         present = {"relation": torch.ones(entities, dtype=torch.bool), "attribute": order % 4 > 0}
         views = {
-            view: torch.randn(entities, width, generator=generator, dtype=torch.float64 if double else torch.float32)
+            view: torch.randn(
+                entities,
+                width,
+                generator=generator,
+                dtype=torch.float64 if double else torch.float32,
+            )
             * present[view].unsqueeze(1)
             for view, width in (("relation", 9), ("attribute", 5))
         }
@@ -174,14 +186,34 @@ def finished(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from runs import QUICK, train_in_turn
 
     folder = tmp_path_factory.mktemp("finished")
-    (folder / "zero2.json").write_text(json.dumps({"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000000}}))
+    (folder / "zero2.json").write_text(
+        json.dumps({"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000000}})
+    )
     hscl = ["hscl/demo", f"data={small_shards}", *QUICK, "epochs=2"]
-    tate = ["tate/demo", f"data={small_shards}", "epochs=1", "options.width=16", "options.text.width=16"]
+    tate = [
+        "tate/demo",
+        f"data={small_shards}",
+        "epochs=1",
+        "options.width=16",
+        "options.text.width=16",
+    ]
     train_in_turn(
         [*hscl, f"run_dir={folder / 'one'}"],
         [*hscl, f"run_dir={folder / 'same'}"],
         [*hscl, f"run_dir={folder / 'other'}", "seed=7"],
-        [*hscl, f"run_dir={folder / 'zero2'}", f"deepspeed={folder / 'zero2.json'}", "zero_stage=2"],
-        [*tate, f"run_dir={folder / 'signs'}", "classes=sign", "metrics=classes", "select=Macro_F1", "goal=max"],
+        [
+            *hscl,
+            f"run_dir={folder / 'zero2'}",
+            f"deepspeed={folder / 'zero2.json'}",
+            "zero_stage=2",
+        ],
+        [
+            *tate,
+            f"run_dir={folder / 'signs'}",
+            "classes=sign",
+            "metrics=classes",
+            "select=Macro_F1",
+            "goal=max",
+        ],
     )
     return folder

@@ -18,13 +18,19 @@ class Rungs(Driver, AsyncHyperBandScheduler):
     """
 
     def __init__(self, journal: Journal, *, epochs: int, grace: int, reduction: int):
-        super().__init__(time_attr="epoch", max_t=epochs, grace_period=grace, reduction_factor=reduction)
+        super().__init__(
+            time_attr="epoch", max_t=epochs, grace_period=grace, reduction_factor=reduction
+        )
         for milestone, scores in self.rungs():
             for record in journal.trials():
                 reached = [epoch for epoch in record.history if epoch >= milestone]
                 if record.state in ENDS and reached:
                     until = range(1, min(reached) + 1)
-                    best = min(record.history[epoch]["objective"] for epoch in until if epoch in record.history)
+                    best = min(
+                        record.history[epoch]["objective"]
+                        for epoch in until
+                        if epoch in record.history
+                    )
                     scores[f"trial {record.number}"] = -best  # Ray maximises
 
     def rungs(self) -> list[tuple[int, dict[str, float]]]:

@@ -66,7 +66,9 @@ class Check:
         until = time.monotonic() + SECONDS
         for key, domain in source.domains.items():
             for value in domain.ends():
-                if self(point := {key: value}) and all(self(draw | point) for draw in source.some(ATTEMPTS)):
+                if self(point := {key: value}) and all(
+                    self(draw | point) for draw in source.some(ATTEMPTS)
+                ):
                     raise ConfigError(f"{key}={value} cannot be trained: {self(point)}")
                 if source.kind == "pbt" and self.shapes(point) != usual:
                     raise ConfigError(
@@ -83,6 +85,10 @@ class Check:
         left = [point for point, reason in zip(source.grid, reasons, strict=True) if not reason]
         if not left:
             raise ConfigError(f"no point of the grid can be trained; the first: {reasons[0]}")
-        out = [f"{values(p)}: {reason}" for p, reason in zip(source.grid, reasons, strict=True) if reason]
+        out = [
+            f"{values(p)}: {reason}"
+            for p, reason in zip(source.grid, reasons, strict=True)
+            if reason
+        ]
         source.grid[:] = left
         return out

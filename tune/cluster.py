@@ -59,12 +59,19 @@ def cluster(search: Search) -> Iterator[Capacity]:
     import ray
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")
-    warnings.filterwarnings("ignore", message="Consider boosting PBT performance", category=UserWarning)
+    warnings.filterwarnings(
+        "ignore", message="Consider boosting PBT performance", category=UserWarning
+    )
     if search.address:
         with tempfile.TemporaryDirectory() as folder:
             copy_code(Path(folder))
             environment = {"working_dir": folder}
-            ray.init(search.address, runtime_env=environment, log_to_driver=False, logging_level=logging.ERROR)
+            ray.init(
+                search.address,
+                runtime_env=environment,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
     else:
         ray.init(
             "local",  # else it would join whatever cluster it finds on this machine
@@ -88,7 +95,9 @@ def copy_code(folder: Path) -> None:
     """
     root = Path(__file__).parents[1]
     for package in PACKAGES:
-        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
 
 
 def capacity(search: Search, there: dict[str, float]) -> Capacity:

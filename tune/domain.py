@@ -26,7 +26,9 @@ class Range:
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
-            raise ConfigError(f"a range goes from a smaller to a larger number, not from {self.low} to {self.high}")
+            raise ConfigError(
+                f"a range goes from a smaller to a larger number, not from {self.low} to {self.high}"
+            )
         if self.log and self.low <= 0:
             raise ConfigError(f"a logarithmic range starts above 0, not at {self.low}")
 
@@ -72,7 +74,9 @@ class Around:
     factor: float
 
     def of(self, value: float) -> Range:
-        return Range(float(f"{value / self.factor:.6g}"), float(f"{value * self.factor:.6g}"), log=True)
+        return Range(
+            float(f"{value / self.factor:.6g}"), float(f"{value * self.factor:.6g}"), log=True
+        )
 
 
 Domain = Range | Choice
@@ -93,7 +97,9 @@ def read_domain(key: str, text: str) -> Domain | None:
         return _domain(node.func.id, [_value(argument) for argument in node.args])
     except (SyntaxError, ValueError, TypeError) as error:
         reason = error.msg if isinstance(error, SyntaxError) else error
-        raise ConfigError(f"cannot read space.{key}={text} ({reason}); write one of {FORMS}") from None
+        raise ConfigError(
+            f"cannot read space.{key}={text} ({reason}); write one of {FORMS}"
+        ) from None
 
 
 def _value(node: ast.expr) -> Any:

@@ -24,7 +24,9 @@ class Record:
 
     number: int
     changes: dict[str, Any] = field(default_factory=dict)
-    history: dict[int, dict[str, Any]] = field(default_factory=dict)  # epoch, from 1 -> what was reported of it
+    history: dict[int, dict[str, Any]] = field(
+        default_factory=dict
+    )  # epoch, from 1 -> what was reported of it
     state: str = "running"  # or one of ENDS
     reason: str = ""
     started: float = 0.0  # seconds since 1970
@@ -99,7 +101,11 @@ class Journal:
         elif kind == "test":
             record.test = body["scores"]
         elif kind == "end":
-            record.state, record.reason, record.ended = body["state"], body.get("reason", ""), body["time"]
+            record.state, record.reason, record.ended = (
+                body["state"],
+                body.get("reason", ""),
+                body["time"],
+            )
 
     def trials(self) -> list[Record]:
         return [self.records[number] for number in sorted(self.records)]

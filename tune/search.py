@@ -104,7 +104,10 @@ def search_for(search: Search) -> int:
             write_best(search, ranking[0])
         write_report(search, journal, confirmation)
         if not ranking:
-            print(f"error: no trial came to a normal end; see {search.folder / 'report.md'}", file=sys.stderr)
+            print(
+                f"error: no trial came to a normal end; see {search.folder / 'report.md'}",
+                file=sys.stderr,
+            )
             return 3
         if search.confirm:
             print(f"confirming trial {ranking[0].number} over {search.confirm} seeds", flush=True)
@@ -113,13 +116,17 @@ def search_for(search: Search) -> int:
             write_report(search, journal, confirmation)
     print(f"report: {search.folder / 'report.md'} ({time.monotonic() - started:.0f} s)")
     data = search.run().data
-    print(f"train it: deepspeed launch/train.py {search.recipe} data={data} @{search.folder / 'best.json'}")
+    print(
+        f"train it: deepspeed launch/train.py {search.recipe} data={data} @{search.folder / 'best.json'}"
+    )
     return 0
 
 
 def say_plan(search: Search, journal: Journal, capacity: Capacity) -> None:
     ended = len(journal.records) - len(journal.unfinished())
-    print(f"searching {search.recipe} with {search.search}, {search.trials} trials, {capacity.concurrent} at a time")
+    print(
+        f"searching {search.recipe} with {search.search}, {search.trials} trials, {capacity.concurrent} at a time"
+    )
     for key, domain in search.domains().items():
         print(f"  {key:<32} {domain}")
     if ended:

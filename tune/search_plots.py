@@ -46,7 +46,9 @@ def _history(search: Search, records: list[Record]) -> tuple[str, str]:
     drawing, axes = figure(9, 3.8)
     start = min(record.started for record in records)
     events = sorted(
-        (event["time"], event["objective"], record.number) for record in records for event in record.history.values()
+        (event["time"], event["objective"], record.number)
+        for record in records
+        for event in record.history.values()
     )
     minutes = np.array([(time - start) / 60 for time, _, _ in events])
     objective = np.array([value for _, value, _ in events])
@@ -54,8 +56,21 @@ def _history(search: Search, records: list[Record]) -> tuple[str, str]:
     stopped = np.array([record.state == "stopped" for record in records])
     axes.scatter(*ends[~stopped].T, color=COLORS[0], s=22, label="trained to the end", zorder=3)
     if stopped.any():
-        axes.scatter(*ends[stopped].T, facecolor="white", edgecolor=COLORS[0], s=22, label="stopped early", zorder=3)
-    axes.step(minutes, sign * np.minimum.accumulate(objective), where="post", color=COLORS[1], label="best so far")
+        axes.scatter(
+            *ends[stopped].T,
+            facecolor="white",
+            edgecolor=COLORS[0],
+            s=22,
+            label="stopped early",
+            zorder=3,
+        )
+    axes.step(
+        minutes,
+        sign * np.minimum.accumulate(objective),
+        where="post",
+        color=COLORS[1],
+        label="best so far",
+    )
     _focus(axes.set_ylim, sign * np.array([record.best for record in records]))
     axes.set(xlabel="minutes since the start", ylabel=name, title="Best value over time")
     axes.legend(frameon=False)
@@ -97,15 +112,35 @@ def _parallel(search: Search, domains: dict[str, Domain], records: list[Record])
     best = np.array([record.best for record in records])
     last = (best - best.min()) / (np.ptp(best) or 1.0)
     places = range(len(domains) + 1)
-    for record, color, end in sorted(zip(records, _colors(records), last, strict=True), key=lambda row: -row[2]):
+    for record, color, end in sorted(
+        zip(records, _colors(records), last, strict=True), key=lambda row: -row[2]
+    ):
         heights = [position(domain, record.changes[key]) for key, domain in domains.items()]
-        axes.plot(places, [*heights, end], color=color, linewidth=2.2 if end == 0 else 1.0, alpha=0.85)
+        axes.plot(
+            places, [*heights, end], color=color, linewidth=2.2 if end == 0 else 1.0, alpha=0.85
+        )
     for place, domain in enumerate(domains.values()):
         ends = domain.ends()
         axes.text(place, -0.04, compact(ends[0]), ha="center", va="top", fontsize=8, color=INK)
         axes.text(place, 1.03, compact(ends[-1]), ha="center", va="bottom", fontsize=8, color=INK)
-    axes.text(len(domains), -0.04, f"{sign * best.min():.4g}", ha="center", va="top", fontsize=8, color=INK)
-    axes.text(len(domains), 1.03, f"{sign * best.max():.4g}", ha="center", va="bottom", fontsize=8, color=INK)
+    axes.text(
+        len(domains),
+        -0.04,
+        f"{sign * best.min():.4g}",
+        ha="center",
+        va="top",
+        fontsize=8,
+        color=INK,
+    )
+    axes.text(
+        len(domains),
+        1.03,
+        f"{sign * best.max():.4g}",
+        ha="center",
+        va="bottom",
+        fontsize=8,
+        color=INK,
+    )
     axes.set_xticks(list(places), [*map(short, domains), name])
     axes.tick_params(axis="x", length=0)
     axes.set_ylim(-0.12, 1.12)
@@ -114,7 +149,9 @@ def _parallel(search: Search, domains: dict[str, Domain], records: list[Record])
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.set_title("Every trial, from the best (dark) to the worst (light)")
-    return "Parallel coordinates; a range is drawn on its own scale.", save(drawing, search.folder / "parallel.png")
+    return "Parallel coordinates; a range is drawn on its own scale.", save(
+        drawing, search.folder / "parallel.png"
+    )
 
 
 def _slices(
@@ -122,7 +159,11 @@ def _slices(
 ) -> tuple[str, str]:
     """Score against each setting; of many settings, those that matter most."""
     name, sign = _score(search)
-    keys = sorted(domains, key=lambda key: -shares.get(key, 0.0))[:SLICES] if len(domains) > SLICES else list(domains)
+    keys = (
+        sorted(domains, key=lambda key: -shares.get(key, 0.0))[:SLICES]
+        if len(domains) > SLICES
+        else list(domains)
+    )
     drawing, axes = figure(2.6 * len(keys) + 1, 3.4, columns=len(keys))
     best = sign * np.array([record.best for record in records])
     stopped = np.array([record.state == "stopped" for record in records])
@@ -138,10 +179,14 @@ def _slices(
             one.set_xscale("log" if domain.log else "linear")
             one.set_xlim(domain.low, domain.high)
         one.scatter(here[~stopped], best[~stopped], s=18, color=COLORS[0], zorder=3, clip_on=False)
-        one.scatter(here[stopped], best[stopped], s=18, facecolor="white", edgecolor=COLORS[0], zorder=3)
+        one.scatter(
+            here[stopped], best[stopped], s=18, facecolor="white", edgecolor=COLORS[0], zorder=3
+        )
         _focus(one.set_ylim, best)
         one.set(xlabel=short(key), ylabel=name if place == 0 else "")
-    return "One setting at a time; hollow: stopped early.", save(drawing, search.folder / "slices.png")
+    return "One setting at a time; hollow: stopped early.", save(
+        drawing, search.folder / "slices.png"
+    )
 
 
 def importance(domains: dict[str, Domain], records: list[Record]) -> dict[str, float]:
@@ -149,7 +194,9 @@ def importance(domains: dict[str, Domain], records: list[Record]) -> dict[str, f
 
     Empty where there are too few trials, or where they all scored the same.
     """
-    records = [r for r in records if all(domain.has(r.changes[key]) for key, domain in domains.items())]
+    records = [
+        r for r in records if all(domain.has(r.changes[key]) for key, domain in domains.items())
+    ]
     if len(records) < FEWEST or np.ptp([record.best for record in records]) == 0:
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -166,10 +213,17 @@ def importance(domains: dict[str, Domain], records: list[Record]) -> dict[str, f
 def _importance(search: Search, shares: dict[str, float]) -> tuple[str, str]:
     drawing, axes = figure(7, 0.5 * len(shares) + 1.4)
     ordered = sorted(shares.items(), key=lambda item: item[1])
-    axes.barh([short(key) for key, _ in ordered], [share for _, share in ordered], color=COLORS[0], height=0.6)
+    axes.barh(
+        [short(key) for key, _ in ordered],
+        [share for _, share in ordered],
+        color=COLORS[0],
+        height=0.6,
+    )
     for place, (_, share) in enumerate(ordered):
         axes.text(share + 0.01, place, f"{share:.2f}", va="center", fontsize=9, color=INK)
-    axes.set(xlabel="share of the variance of the score", xlim=(0, 1.08), title="Importance (fANOVA)")
+    axes.set(
+        xlabel="share of the variance of the score", xlim=(0, 1.08), title="Importance (fANOVA)"
+    )
     return (
         "Which settings the score depends on, over all compared trials, early stopped ones included.",
         save(drawing, search.folder / "importance.png"),

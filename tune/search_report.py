@@ -28,11 +28,15 @@ def write_text(path: Path, text: str) -> None:
 
 def best_changes(search: Search, record: Record) -> dict[str, Any]:
     """What makes the recipe the configuration of this trial; ``launch/train.py`` takes it as ``@best.json``."""
-    return {key: value for key, value in search.changes.items() if key not in PLACES} | record.changes
+    return {
+        key: value for key, value in search.changes.items() if key not in PLACES
+    } | record.changes
 
 
 def write_best(search: Search, record: Record) -> None:
-    write_text(search.folder / "best.json", json.dumps(best_changes(search, record), indent=1) + "\n")
+    write_text(
+        search.folder / "best.json", json.dumps(best_changes(search, record), indent=1) + "\n"
+    )
 
 
 def table(search: Search, journal: Journal) -> pd.DataFrame:
@@ -44,7 +48,10 @@ def table(search: Search, journal: Journal) -> pd.DataFrame:
             "state": record.state,
             "epochs": len(record.history),
             "best_epoch": record.best_epoch if record.history else None,
-            **{f"valid_{name}": value for name, value in (record.scores if record.history else {}).items()},
+            **{
+                f"valid_{name}": value
+                for name, value in (record.scores if record.history else {}).items()
+            },
             **record.changes,
             "seconds": round(record.ended - record.started, 1) if record.ended else None,
             "starts": record.starts,
@@ -62,7 +69,9 @@ def spread(values: list[float]) -> dict[str, float]:
 
 def write_confirmed(search: Search, journal: Journal) -> None:
     """Scores by seed with mean and spread; test only where it has been evaluated."""
-    write_text(search.folder / "confirm.json", json.dumps(confirmed(search, journal), indent=1) + "\n")
+    write_text(
+        search.folder / "confirm.json", json.dumps(confirmed(search, journal), indent=1) + "\n"
+    )
 
 
 def confirmed(search: Search, journal: Journal) -> dict[str, Any]:
@@ -103,10 +112,14 @@ def write_report(search: Search, journal: Journal, confirmation: Journal) -> Non
     frame.to_csv(partial, index=False)
     os.replace(partial, folder / "trials.csv")
     pictures = search_plots.draw_all(search, journal) if journal.ranking() else []
-    write_text(folder / "report.md", "\n".join(_lines(search, journal, confirmation, pictures)) + "\n")
+    write_text(
+        folder / "report.md", "\n".join(_lines(search, journal, confirmation, pictures)) + "\n"
+    )
 
 
-def _lines(search: Search, journal: Journal, confirmation: Journal, pictures: list[tuple[str, str]]) -> list[str]:
+def _lines(
+    search: Search, journal: Journal, confirmation: Journal, pictures: list[tuple[str, str]]
+) -> list[str]:
     run = search.run()
     trials, ranking = journal.trials(), journal.ranking()
     epochs = sum(len(record.history) for record in trials)
@@ -123,7 +136,11 @@ def _lines(search: Search, journal: Journal, confirmation: Journal, pictures: li
         "",
     ]
     if search.changes:
-        held = ", ".join(f"`{key}={compact(value)}`" for key, value in search.changes.items() if key not in PLACES)
+        held = ", ".join(
+            f"`{key}={compact(value)}`"
+            for key, value in search.changes.items()
+            if key not in PLACES
+        )
         lines += [f"Held for every trial: {held or 'nothing'}.", ""]
     if not ranking:
         lines += ["**No trial came to a normal end.**", ""]
@@ -138,7 +155,9 @@ def _lines(search: Search, journal: Journal, confirmation: Journal, pictures: li
     lines += _lost_lines(trials)
     if confirmation.records:
         lines += _confirmed_lines(search, confirmation)
-    lines += [line for caption, name in pictures for line in (f"![{caption}]({name})", "", caption, "")]
+    lines += [
+        line for caption, name in pictures for line in (f"![{caption}]({name})", "", caption, "")
+    ]
     lines += [
         "Files: `best.json`, `trials.csv`, `confirm.json`, `journal.jsonl` (every event), `trials/` (every run), "
         "`ray/` (for TensorBoard).",
@@ -156,11 +175,16 @@ def _best_lines(search: Search, run: Run, ranking: list[Record]) -> list[str]:
         "",
         f"    deepspeed launch/train.py {search.recipe} data={run.data} @{search.folder / 'best.json'}",
         "",
-        "| trial | " + " | ".join([run.select, *names, "epochs", "state", *map(short, keys)]) + " |",
+        "| trial | "
+        + " | ".join([run.select, *names, "epochs", "state", *map(short, keys)])
+        + " |",
         "|---" * (4 + len(names) + len(keys)) + "|",
     ]
     for record in ranking[:SHOWN]:
-        scores = [f"{sign * record.best:.4f}", *(f"{record.scores.get(name, float('nan')):.4f}" for name in names)]
+        scores = [
+            f"{sign * record.best:.4f}",
+            *(f"{record.scores.get(name, float('nan')):.4f}" for name in names),
+        ]
         changes = [compact(record.changes.get(key, "")) for key in keys]
         cells = [str(record.number), *scores, str(len(record.history)), record.state, *changes]
         lines.append("| " + " | ".join(cells) + " |")
@@ -172,7 +196,10 @@ def _lost_lines(trials: list[Record]) -> list[str]:
     if not lost:
         return []
     head = ["| trial | state | epochs | reason |", "|---|---|---|---|"]
-    rows = [f"| {r.number} | {r.state} | {len(r.history)} | {r.reason.replace('|', '/')} |" for r in lost]
+    rows = [
+        f"| {r.number} | {r.state} | {len(r.history)} | {r.reason.replace('|', '/')} |"
+        for r in lost
+    ]
     return [f"{len(lost)} trials came to no normal end and are not compared:", "", *head, *rows, ""]
 
 
@@ -191,6 +218,10 @@ def _confirmed_lines(search: Search, journal: Journal) -> list[str]:
     ]
     for split in ("valid", "test"):
         if body[split]:
-            cells = [f"{body[split][n]['mean']:.4f} ± {body[split][n]['std']:.4f}" for n in names if n in body[split]]
+            cells = [
+                f"{body[split][n]['mean']:.4f} ± {body[split][n]['std']:.4f}"
+                for n in names
+                if n in body[split]
+            ]
             lines.append(f"| {split} | " + " | ".join(cells) + " |")
     return [*lines, ""]

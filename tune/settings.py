@@ -40,10 +40,18 @@ class Search:
     retries: int = 2  # of a trial whose processes were killed
     confirm: int = 5  # seeds over which the best configuration is trained again; 0: not at all
     storage: str = ""  # URI for the trials' checkpoints, where machines share no folder
-    address: str = ""  # of a Ray cluster ("auto": the one of this machine); empty: this machine alone
+    address: str = (
+        ""  # of a Ray cluster ("auto": the one of this machine); empty: this machine alone
+    )
 
     def __post_init__(self) -> None:
-        for name, least in (("trials", 1), ("grace", 1), ("reduction", 2), ("processes", 1), ("confirm", 0)):
+        for name, least in (
+            ("trials", 1),
+            ("grace", 1),
+            ("reduction", 2),
+            ("processes", 1),
+            ("confirm", 0),
+        ):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}={getattr(self, name)}: at least {least}")
         if self.cpus <= 0:
@@ -54,7 +62,9 @@ class Search:
         return Path(self.run_dir)
 
     def domains(self) -> dict[str, Domain]:
-        return {key: domain for key, text in self.spaces.items() if (domain := read_domain(key, text))}
+        return {
+            key: domain for key, text in self.spaces.items() if (domain := read_domain(key, text))
+        }
 
     def run(self, changes: dict[str, Any] | None = None) -> Run:
         """The run of one trial, without its directory."""
@@ -82,7 +92,9 @@ def read_search(given_words: Sequence[str]) -> Search:
             raise ConfigError(f"cannot read {word!r}; write key=value, for example trials=16")
         if key == "space":
             if value not in ("default", "none"):
-                raise ConfigError(f"space={value}: write default or none; one setting is searched with space.KEY=...")
+                raise ConfigError(
+                    f"space={value}: write default or none; one setting is searched with space.KEY=..."
+                )
             own["space"] = value
         elif key.startswith("space."):
             spaces[_field(key.removeprefix("space."), run)] = value
@@ -100,16 +112,26 @@ def read_search(given_words: Sequence[str]) -> Search:
     }
     both = sorted(set(given) & set(spaces))
     if both:
-        raise ConfigError(f"{both[0]} is both set and searched; leave out one of {both[0]}=... and space.{both[0]}=...")
+        raise ConfigError(
+            f"{both[0]} is both set and searched; leave out one of {both[0]}=... and space.{both[0]}=..."
+        )
     asked = {key: text for key, text in {**defaults, **spaces}.items() if read_domain(key, text)}
-    own.setdefault("run_dir", f"searches/{recipe.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}")
+    own.setdefault(
+        "run_dir", f"searches/{recipe.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
     own["run_dir"] = str(Path(own["run_dir"]).absolute())
-    if own.get("search") in ("pbt", "grid"):  # pbt compares trials itself, and a grid is usually wanted whole
+    if own.get("search") in (
+        "pbt",
+        "grid",
+    ):  # pbt compares trials itself, and a grid is usually wanted whole
         own.setdefault("scheduler", "none")
     search = _build({"recipe": recipe, "changes": given, "spaces": asked, **own})
     _refuse_odd(search)
     if search.search == "grid" and "trials" not in own:
-        return replace(search, trials=math.prod(len(grid_values(domain)) for domain in search.domains().values()))
+        return replace(
+            search,
+            trials=math.prod(len(grid_values(domain)) for domain in search.domains().values()),
+        )
     return search
 
 
@@ -119,9 +141,13 @@ def _given(run: Run, changes: list[str]) -> dict[str, Any]:
     keys = [change.partition("=")[0] for change in changes]
     if "run_dir" in keys:
         raise ConfigError("run_dir is the search's; each trial gets a folder in it")
-    given = {key: after[key] for key in after if any(key == k or key.startswith(f"{k}.") for k in keys)}
+    given = {
+        key: after[key] for key in after if any(key == k or key.startswith(f"{k}.") for k in keys)
+    }
     if "data" in given and "://" not in given["data"]:
-        given["data"] = str(Path(given["data"]).absolute())  # a search may go on from another folder
+        given["data"] = str(
+            Path(given["data"]).absolute()
+        )  # a search may go on from another folder
     return json.loads(json.dumps(given))
 
 
@@ -137,7 +163,9 @@ def _field(key: str, run: Run) -> str:
     if ending:
         raise ConfigError(f"space.{key} could be {', '.join(ending)}; write one of them in full")
     names = [*known, *symbols, *(field.rpartition(".")[2] for field in known)]
-    raise ConfigError(f"recipe {run.recipe!r} has no setting {key!r} to search{suggest(key, names)}")
+    raise ConfigError(
+        f"recipe {run.recipe!r} has no setting {key!r} to search{suggest(key, names)}"
+    )
 
 
 def _build(tree: dict[str, Any]) -> Search:
@@ -154,19 +182,29 @@ def _refuse_odd(search: Search) -> None:
     """Combinations that cannot work, before anything starts."""
     run, domains = search.run(), search.domains()
     if not run.data:
-        raise ConfigError("no data: give the shard folder as data=DIR; make one with python -m data_shards.convert")
+        raise ConfigError(
+            "no data: give the shard folder as data=DIR; make one with python -m data_shards.convert"
+        )
     if not domains:
-        raise ConfigError(f"nothing to search for {search.recipe}; add space.KEY=..., with one of the forms in --help")
+        raise ConfigError(
+            f"nothing to search for {search.recipe}; add space.KEY=..., with one of the forms in --help"
+        )
     reserved = {"data", "run_dir", "recipe", "model"} & set(domains)
     if reserved:
         raise ConfigError(f"{', '.join(sorted(reserved))} cannot be searched")
     if search.search == "pbt":
         if search.scheduler == "asha":
-            raise ConfigError("search=pbt decides itself which trials go on; leave out scheduler=asha")
+            raise ConfigError(
+                "search=pbt decides itself which trials go on; leave out scheduler=asha"
+            )
         if search.trials < 2:
             raise ConfigError("search=pbt needs a population: trials=4 or more")
     if search.search == "grid":
-        open_ended = [key for key, domain in domains.items() if isinstance(domain, Range) and not _countable(domain)]
+        open_ended = [
+            key
+            for key, domain in domains.items()
+            if isinstance(domain, Range) and not _countable(domain)
+        ]
         if open_ended:
             raise ConfigError(
                 f"search=grid needs lists: {open_ended[0]} is {domains[open_ended[0]]}; "
@@ -195,7 +233,9 @@ def write_search(search: Search) -> None:
     folder = search.folder
     path = folder / "search.json"
     if path.is_file():
-        raise ConfigError(f"{folder} holds a search already; go on with it: python -m tune.search resume={folder}")
+        raise ConfigError(
+            f"{folder} holds a search already; go on with it: python -m tune.search resume={folder}"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(asdict(search), indent=1) + "\n", encoding="utf-8")
@@ -217,6 +257,12 @@ def load_search(folder: Path) -> Search:
 def same_search(search: Search, given_words: Sequence[str]) -> None:
     """Refuse a command line that asks for another search than the one that is to go on."""
     again = read_search([*given_words, f"run_dir={search.run_dir}"])
-    differ = [name.name for name in fields(Search) if getattr(again, name.name) != getattr(search, name.name)]
+    differ = [
+        name.name
+        for name in fields(Search)
+        if getattr(again, name.name) != getattr(search, name.name)
+    ]
     if differ:
-        raise ConfigError(f"{search.run_dir} holds a search with other {', '.join(differ)}; resume=DIR needs no others")
+        raise ConfigError(
+            f"{search.run_dir} holds a search with other {', '.join(differ)}; resume=DIR needs no others"
+        )

@@ -12,7 +12,12 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -74,11 +79,15 @@ class Source:
         self.refuse = refuse
         self.distributions = distributions(self.domains)
         self.first = default_point(search, self.domains) if self.kind != "grid" else None
-        self.startup = max(5, min(10, search.trials // 3))  # trials at random before the model of optuna is used
+        self.startup = max(
+            5, min(10, search.trials // 3)
+        )  # trials at random before the model of optuna is used
         self.grid: list[dict[str, Any]] = []
         if self.kind == "grid":
             axes = [grid_values(domain) for domain in self.domains.values()]
-            self.grid = [dict(zip(self.domains, point, strict=True)) for point in itertools.product(*axes)]
+            self.grid = [
+                dict(zip(self.domains, point, strict=True)) for point in itertools.product(*axes)
+            ]
 
     def point(self, number: int, trials: Sequence[Record]) -> dict[str, Any] | None:
         """The configuration of trial ``number``, given all earlier ones; None when a grid is at its end.

@@ -23,7 +23,10 @@ from tune.overrides import arguments
 from tune.workers.processes import ProcessEnded, Processes
 
 DIVERGED = 3  # exit code of a process whose loss is no number (launch.train.exit_code)
-AGAIN = (75, 76)  # of one that was asked to stop, and of one that lost another rank: both go on from a checkpoint
+AGAIN = (
+    75,
+    76,
+)  # of one that was asked to stop, and of one that lost another rank: both go on from a checkpoint
 CARRIED = ("checkpoints", "log.jsonl")  # what a run needs to go on elsewhere
 
 
@@ -47,7 +50,9 @@ class Job:
     def resources(self) -> PlacementGroupFactory:
         """One bundle, so that all processes of a trial are on one machine and see the GPUs of their trial only."""
         bundle = {"CPU": self.processes * self.cpus}
-        return PlacementGroupFactory([bundle | ({"GPU": self.processes * self.gpus} if self.gpus else {})])
+        return PlacementGroupFactory(
+            [bundle | ({"GPU": self.processes * self.gpus} if self.gpus else {})]
+        )
 
 
 class Trial(tune.Trainable):
@@ -59,7 +64,9 @@ class Trial(tune.Trainable):
         self.test = bool(config.get("test"))
         self.folder = Path(job.folder or self.logdir) / f"{self.number:04d}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.changes = {key: value for key, value in config.items() if key not in ("number", "test", "origin")}
+        self.changes = {
+            key: value for key, value in config.items() if key not in ("number", "test", "origin")
+        }
         self.processes: Processes | None = None
         self.epoch, self.best = 0, math.inf
         if config.get("origin") and not self.run_dir.exists():
@@ -98,10 +105,16 @@ class Trial(tune.Trainable):
         event = self.processes.next()
         if not math.isfinite(event["objective"]):
             return self._failure(
-                "diverged", f"the validation score is {event['objective']} after epoch {event['epoch']}"
+                "diverged",
+                f"the validation score is {event['objective']} after epoch {event['epoch']}",
             )
         self.epoch, self.best = event["epoch"], min(self.best, event["objective"])
-        return {**event, "best": self.best, "state": "finished" if event["last"] else "", "done": event["last"]}
+        return {
+            **event,
+            "best": self.best,
+            "state": "finished" if event["last"] else "",
+            "done": event["last"],
+        }
 
     def _finish(self) -> dict[str, Any]:
         """Scores of the finished run on validation and, this once, on test."""

@@ -30,7 +30,9 @@ class Progress(Driver, Callback):
 
     def _best(self) -> str:
         ranking = self.journal.ranking()
-        return f"; best {self._score(ranking[0].best)} (trial {ranking[0].number})" if ranking else ""
+        return (
+            f"; best {self._score(ranking[0].best)} (trial {ranking[0].number})" if ranking else ""
+        )
 
     def _score(self, objective: float) -> str:
         return f"{self.select} {self.sign * objective:.4f}"
@@ -55,16 +57,23 @@ class Progress(Driver, Callback):
         elif result["objective"] < WORST:
             kept = {key: result[key] for key in ("epoch", "objective", "scores")}
             self.journal.write("epoch", number, **kept)
-            self._running[number] = f"trial {number} epoch {result['epoch']} {self._score(result['objective'])}"
+            self._running[number] = (
+                f"trial {number} epoch {result['epoch']} {self._score(result['objective'])}"
+            )
         if time.monotonic() - self._said > EVERY:
             self._said = time.monotonic()
-            print(f"running: {', '.join(self._running.values()) or 'no epoch is over yet'}{self._best()}", flush=True)
+            print(
+                f"running: {', '.join(self._running.values()) or 'no epoch is over yet'}{self._best()}",
+                flush=True,
+            )
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result
         if trial.config.get("test") and not result.get("reason"):
             return
-        self._end(int(trial.config["number"]), result.get("state") or "stopped", result.get("reason", ""))
+        self._end(
+            int(trial.config["number"]), result.get("state") or "stopped", result.get("reason", "")
+        )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._end(int(trial.config["number"]), "failed", why(trial))
@@ -72,7 +81,9 @@ class Progress(Driver, Callback):
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._say(int(trial.config["number"]), f"starts again from its checkpoint: {why(trial)}")
 
-    def on_checkpoint(self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any) -> None:
+    def on_checkpoint(
+        self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any
+    ) -> None:
         self.journal.write("checkpoint", int(trial.config["number"]), path=str(checkpoint.path))
 
     def _end(self, number: int, state: str, reason: str) -> None:
@@ -81,13 +92,17 @@ class Progress(Driver, Callback):
         record = self.journal.records[number]
         said = reason
         if record.usable:
-            said = f"{self._score(record.best)} in epoch {record.best_epoch} of {len(record.history)}"
+            said = (
+                f"{self._score(record.best)} in epoch {record.best_epoch} of {len(record.history)}"
+            )
         self._say(number, f"{state:<8}  {said}{self._best()}")
 
 
 def why(trial: Any) -> str:
     """What ended the trial, in one line. Ray has it in a file of the driver's, which it copies to the storage later."""
     path = Path(trial.error_file)
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "its actor died"
+    text = (
+        path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "its actor died"
+    )
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip().removeprefix("tune.trial.TrialKilled: ")

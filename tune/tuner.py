@@ -29,7 +29,9 @@ Points = Callable[[int, list[Record]], dict[str, Any] | None]
 class Population(PopulationBasedTraining):
     """Ray's, whose trials keep their numbers when they take over the configuration of another."""
 
-    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _get_new_config(
+        self, trial: Any, trial_to_clone: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         config, operations = super()._get_new_config(trial, trial_to_clone)
         return {**config, "number": trial.config["number"], "origin": ""}, operations
 
@@ -44,7 +46,9 @@ class Numbered(Driver, Searcher):
         self.number = max(journal.records, default=0)
         self.live: set[str] = set()
 
-    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+    def set_search_properties(
+        self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any
+    ) -> bool:
         return True
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -55,7 +59,11 @@ class Numbered(Driver, Searcher):
             config = {"number": record.number, **record.changes}
             config |= {"origin": record.checkpoint} if record.checkpoint else {}
         else:
-            point = self.points(self.number + 1, self.journal.trials()) if self.number < self.count else None
+            point = (
+                self.points(self.number + 1, self.journal.trials())
+                if self.number < self.count
+                else None
+            )
             if point is None:
                 return Searcher.FINISHED
             self.number += 1
@@ -63,7 +71,9 @@ class Numbered(Driver, Searcher):
         self.live.add(trial_id)
         return config
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(
+        self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
+    ) -> None:
         self.live.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
@@ -73,7 +83,9 @@ class Numbered(Driver, Searcher):
         """Nothing."""
 
 
-def run(search: Search, part: str, points: Points, journal: Journal, capacity: Capacity, count: int) -> None:
+def run(
+    search: Search, part: str, points: Points, journal: Journal, capacity: Capacity, count: int
+) -> None:
     """Trials until ``count`` have ended, or a signal stops it."""
     config = search.run()
     if part == "trials" and search.search == "pbt":
@@ -81,14 +93,20 @@ def run(search: Search, part: str, points: Points, journal: Journal, capacity: C
         return
     scheduler: TrialScheduler = FIFOScheduler()
     if part == "trials" and search.scheduler == "asha":
-        scheduler = Rungs(journal, epochs=config.epochs, grace=search.grace, reduction=search.reduction)
+        scheduler = Rungs(
+            journal, epochs=config.epochs, grace=search.grace, reduction=search.reduction
+        )
     searcher = Numbered(points, journal, at_once=capacity.concurrent, count=count)
     left = count - len(journal.records) + len(searcher.waiting)
-    options = TuneConfig(metric="best", mode="min", num_samples=left, search_alg=searcher, scheduler=scheduler)
+    options = TuneConfig(
+        metric="best", mode="min", num_samples=left, search_alg=searcher, scheduler=scheduler
+    )
     fit(search, part, journal, capacity, options, {}, count)
 
 
-def population(search: Search, points: Points, journal: Journal, capacity: Capacity, config: Run) -> None:
+def population(
+    search: Search, points: Points, journal: Journal, capacity: Capacity, config: Run
+) -> None:
     """Population based training: all trials side by side or in turns, worse ones going on from better ones."""
     waiting = {record.number: record for record in journal.unfinished()}
     for number in range(1, search.trials + 1):
@@ -107,7 +125,9 @@ def population(search: Search, points: Points, journal: Journal, capacity: Capac
         synch=True,
         log_config=False,
     )
-    options = TuneConfig(num_samples=1, scheduler=scheduler, max_concurrent_trials=capacity.concurrent)
+    options = TuneConfig(
+        num_samples=1, scheduler=scheduler, max_concurrent_trials=capacity.concurrent
+    )
     fit(search, "trials", journal, capacity, options, listed(list(waiting.values())), search.trials)
 
 
@@ -154,7 +174,9 @@ def fit(
         extensions=capacity.extensions,
     )
     trainable = tune.with_resources(tune.with_parameters(Trial, job=job), job.resources())
-    progress = Progress(journal, trials=count, select=config.select, sign=1.0 if config.goal == "min" else -1.0)
+    progress = Progress(
+        journal, trials=count, select=config.select, sign=1.0 if config.goal == "min" else -1.0
+    )
     every = 1 if search.storage else 0  # pbt asks for the checkpoints that it needs
     Tuner(
         trainable,
@@ -165,7 +187,9 @@ def fit(
             storage_path=search.storage or str(search.folder / "ray"),
             failure_config=FailureConfig(max_failures=search.retries),
             checkpoint_config=CheckpointConfig(
-                num_to_keep=3 if carried else None, checkpoint_frequency=every, checkpoint_at_end=False
+                num_to_keep=3 if carried else None,
+                checkpoint_frequency=every,
+                checkpoint_at_end=False,
             ),
             callbacks=[progress],
             verbose=0,
@@ -178,13 +202,17 @@ def evaluate(search: Search, part: str, journal: Journal, capacity: Capacity) ->
     todo = [record for record in journal.trials() if record.usable and not record.test]
     journal.write("session")
     space = {"test": True, **listed(todo)}
-    options = TuneConfig(metric="best", mode="min", num_samples=1, max_concurrent_trials=capacity.concurrent)
+    options = TuneConfig(
+        metric="best", mode="min", num_samples=1, max_concurrent_trials=capacity.concurrent
+    )
     fit(search, part, journal, capacity, options, space, len(journal.records))
 
 
 def listed(records: list[Record]) -> dict[str, Any]:
     """A space that consists of exactly these trials."""
-    by_number = {record.number: {"origin": record.checkpoint, **record.changes} for record in records}
+    by_number = {
+        record.number: {"origin": record.checkpoint, **record.changes} for record in records
+    }
 
     def of(key: str) -> Any:
         return tune.sample_from(lambda spec: by_number[spec.config["number"]][key])

@@ -34,25 +34,34 @@ class Attention(nn.Module):
         source = width if source is None else source
         self.heads = heads
         self.scale = scale
-        self.dropout = nn.Dropout(dropout)  # a module of its own, so that its masks can be tied to the samples
+        self.dropout = nn.Dropout(
+            dropout
+        )  # a module of its own, so that its masks can be tied to the samples
         self.query = nn.Linear(width, width, bias=bias)
         self.key = nn.Linear(source, width, bias=bias)
         self.value = nn.Linear(source, width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias) if out else nn.Identity()
 
-    def forward(self, x: Tensor, source: Tensor, mask: Tensor | None = None, pairs: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, source: Tensor, mask: Tensor | None = None, pairs: Tensor | None = None
+    ) -> Tensor:
         """(B, T, width). A query that may look at nothing gives zeros.
 
         Args:
             mask: (B, S), True at keys that exist.
             pairs: (T, S), True where a query may look at a key.
         """
-        query, key, value = (self._split(f(y)) for f, y in ((self.query, x), (self.key, source), (self.value, source)))
+        query, key, value = (
+            self._split(f(y))
+            for f, y in ((self.query, x), (self.key, source), (self.value, source))
+        )
         some = allowed = None
         if mask is not None:
             allowed = mask[:, None] if pairs is None else mask[:, None] & pairs  # (B, 1 or T, S)
             some = allowed.any(2, keepdim=True)
-            allowed = (allowed | ~some)[:, None]  # (B, 1, 1 or T, S); softmax over nothing would be NaN
+            allowed = (allowed | ~some)[
+                :, None
+            ]  # (B, 1, 1 or T, S); softmax over nothing would be NaN
         mixed = attend(query, key, value, allowed, self.dropout, self.scale)  # (B, h, T, d)
         mixed = self.out(mixed.transpose(1, 2).flatten(2))
         return mixed if some is None else mixed * some
@@ -62,7 +71,12 @@ class Attention(nn.Module):
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, dropout: nn.Module, scale: float | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    allowed: Tensor | None,
+    dropout: nn.Module,
+    scale: float | None = None,
 ) -> Tensor:
     """softmax(query key^T * scale) value, over (B, h, T, d), with the module ``dropout`` on the softmax.
 
@@ -72,9 +86,15 @@ def attend(
     if not dropout.training or not getattr(dropout, "p", 0.0):
         return F.scaled_dot_product_attention(query, key, value, allowed, scale=scale)
     # in place where the backward pass does not ask for what was there: these are the largest tensors of a model
-    score = (query @ key.transpose(-1, -2)).mul_(query.shape[-1] ** -0.5 if scale is None else scale)  # (B, h, T, S)
+    score = (query @ key.transpose(-1, -2)).mul_(
+        query.shape[-1] ** -0.5 if scale is None else scale
+    )  # (B, h, T, S)
     if allowed is not None:
-        score = score.masked_fill_(~allowed, -math.inf) if allowed.dtype == torch.bool else score + allowed
+        score = (
+            score.masked_fill_(~allowed, -math.inf)
+            if allowed.dtype == torch.bool
+            else score + allowed
+        )
     return dropout(score.softmax(-1)).to(value.dtype) @ value
 
 
@@ -84,7 +104,9 @@ class TransformerLayer(nn.Module):
     def __init__(self, width: int, heads: int, hidden: int, dropout: float):
         super().__init__()
         self.attention = Attention(width, heads, dropout=dropout)
-        self.feed = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width))
+        self.feed = nn.Sequential(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width)
+        )
         self.norm_attention, self.norm_feed = nn.LayerNorm(width), nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
 
@@ -95,4 +117,6 @@ class TransformerLayer(nn.Module):
 
 def largest_heads(width: int, at_most: int, narrowest: int = 1) -> int:
     """The largest number of heads up to ``at_most`` that divides ``width`` into heads of ``narrowest`` or more."""
-    return max((h for h in range(1, at_most + 1) if width % h == 0 and width // h >= narrowest), default=1)
+    return max(
+        (h for h in range(1, at_most + 1) if width % h == 0 and width // h >= narrowest), default=1
+    )

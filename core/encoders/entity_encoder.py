@@ -38,7 +38,9 @@ def chosen_views(wanted: tuple[str, ...], data: DataSpec) -> tuple[str, ...]:
     """
     known = ("graph", *data.features)
     if unknown := [view for view in wanted if view not in known]:
-        raise ValueError(f"the data have no view {unknown[0]!r}; they have {', '.join(known)}: options.views=...")
+        raise ValueError(
+            f"the data have no view {unknown[0]!r}; they have {', '.join(known)}: options.views=..."
+        )
     return tuple(view for view in known if not wanted or view in wanted)
 
 
@@ -58,22 +60,32 @@ class EntityEncoder(nn.Module):
     ):  # fmt: skip
         super().__init__()
         self.widths = {view: graph_hidden if view == "graph" else hidden for view in views}
-        self.linear = nn.ModuleDict({v: nn.Linear(data.features[v], hidden) for v in views if v != "graph"})
+        self.linear = nn.ModuleDict(
+            {v: nn.Linear(data.features[v], hidden) for v in views if v != "graph"}
+        )
         if "graph" in views:
             deviation = entity_scale / math.sqrt(data.num_train)
             self.entity = nn.Parameter(torch.randn(data.num_train, graph_hidden) * deviation)
             self.graph: nn.Module = (
-                DiagonalGAT(graph_hidden, layers, heads) if graph == "gat" else GCN(graph_hidden, layers)
+                DiagonalGAT(graph_hidden, layers, heads)
+                if graph == "gat"
+                else GCN(graph_hidden, layers)
             )
 
-    def forward(self, batch: EntityGraph, entities: Tensor | None) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def forward(
+        self, batch: EntityGraph, entities: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """View -> (*entities, D) embeddings, and view -> (*entities) bool presence; all N entities where None."""
         embeddings, present = {}, {}
         for view in self.widths:
             if view == "graph":
-                with torch.autocast(batch.edges.device.type, enabled=False):  # sums over hub entities need the digits
+                with torch.autocast(
+                    batch.edges.device.type, enabled=False
+                ):  # sums over hub entities need the digits
                     embeddings[view] = self.graph(self.entity, batch.edges, entities)
-                present[view] = torch.ones(embeddings[view].shape[:-1], dtype=torch.bool, device=batch.edges.device)
+                present[view] = torch.ones(
+                    embeddings[view].shape[:-1], dtype=torch.bool, device=batch.edges.device
+                )
             else:
                 raw, has = batch.views[view], batch.present[view]
                 raw, has = (raw, has) if entities is None else (raw[entities], has[entities])

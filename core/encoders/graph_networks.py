@@ -48,7 +48,9 @@ class DiagonalAttention(nn.Module):
     def forward(self, features: Tensor, block: Block) -> Tensor:
         """(S, D) features of a block's sources to the (R, D) of its rows."""
         # both halves of a . [x_i; x_j] in one product; taking rows of it is far cheaper than taking rows of features
-        halves = features @ torch.cat([self.scale * self.source, self.scale * self.target]).T  # (S, 2 heads)
+        halves = (
+            features @ torch.cat([self.scale * self.source, self.scale * self.target]).T
+        )  # (S, 2 heads)
         source, target = halves.chunk(2, dim=1)
         source = source.index_select(0, block.own)  # (R, heads)
         logits = source.index_select(0, block.rows) + target.index_select(0, block.columns)
@@ -57,7 +59,9 @@ class DiagonalAttention(nn.Module):
         mean = features.new_zeros(len(source), features.shape[1])
         for scale, weight in zip(self.scale / len(self.scale), attention.unbind(1), strict=True):
             # scaling after the sum instead of before is the same, and fuses with the mean over heads
-            mean = torch.addcmul(mean, neighbour_sum(features, block.columns, block.offsets, weight), scale)
+            mean = torch.addcmul(
+                mean, neighbour_sum(features, block.columns, block.offsets, weight), scale
+            )
         return mean
 
 
@@ -92,7 +96,9 @@ class Block:
     place: Tensor  # (N,) place of an entity among the rows; meaningless for others
 
 
-def neighbourhoods(features: Tensor, edges: Tensor, entities: Tensor | None, layers: int) -> tuple[list[Block], Tensor]:
+def neighbourhoods(
+    features: Tensor, edges: Tensor, entities: Tensor | None, layers: int
+) -> tuple[list[Block], Tensor]:
     """One block per layer such that the last one's rows are ``entities`` (any shape; None: all N), and the features of
     the first one's sources."""
     size = len(features)
@@ -108,11 +114,17 @@ def neighbourhoods(features: Tensor, edges: Tensor, entities: Tensor | None, lay
         ends = counts.cumsum(0)
         rows = torch.repeat_interleave(torch.arange(len(wanted), device=edges.device), counts)
         # the edges of a row lie next to each other: its first one, and how far into the row
-        which = torch.arange(len(rows), device=edges.device) + (offsets[wanted] - ends + counts)[rows]
+        which = (
+            torch.arange(len(rows), device=edges.device) + (offsets[wanted] - ends + counts)[rows]
+        )
         columns = edges[1][which]
         sources = _marked(columns, size)
         among = _places(sources, size)
-        blocks.append(Block(sources, among[wanted], rows, among[columns], ends - counts, _places(wanted, size)))
+        blocks.append(
+            Block(
+                sources, among[wanted], rows, among[columns], ends - counts, _places(wanted, size)
+            )
+        )
         wanted = sources
     return blocks[::-1], features[wanted]
 
@@ -132,7 +144,9 @@ def _places(entities: Tensor, size: int) -> Tensor:
 
 def neighbour_sum(features: Tensor, columns: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
     """Row i: the sum of ``weight[e] * features[columns[e]]`` over its edges e, from ``offsets[i]`` on; (N, D)."""
-    return F.embedding_bag(columns, features, offsets, mode="sum", per_sample_weights=weight.to(features.dtype))
+    return F.embedding_bag(
+        columns, features, offsets, mode="sum", per_sample_weights=weight.to(features.dtype)
+    )
 
 
 def segment_softmax(scores: Tensor, rows: Tensor, num_rows: int) -> Tensor:

@@ -18,8 +18,12 @@ MODALITIES = ("text", "audio", "vision")
 class InputConfig:
     """What happens to frames before any encoder sees them."""
 
-    standardise: bool = True  # float features: by mean and standard deviation of the train frames, where known
-    clip: float = 10.0  # standardised values further out are cut to this (COVAREP has spikes of 450); 0: none
+    standardise: bool = (
+        True  # float features: by mean and standard deviation of the train frames, where known
+    )
+    clip: float = (
+        10.0  # standardised values further out are cut to this (COVAREP has spikes of 450); 0: none
+    )
     unknown_id: int = -1  # token that stands for a dropped one; -1: DataSpec.unknown_id
 
 
@@ -31,7 +35,12 @@ class Inputs(nn.Module):
     never varies on the train frames becomes zero, for it would be divided by zero.
     """
 
-    def __init__(self, data: DataSpec, settings: InputConfig = InputConfig(), modalities: Iterable[str] = MODALITIES):
+    def __init__(
+        self,
+        data: DataSpec,
+        settings: InputConfig = InputConfig(),
+        modalities: Iterable[str] = MODALITIES,
+    ):
         super().__init__()
         self.clip = settings.clip
         self.unknown_id = data.unknown_id if settings.unknown_id < 0 else settings.unknown_id
@@ -43,12 +52,20 @@ class Inputs(nn.Module):
                 f"the data has {', '.join(data.features)}; choose with options.modalities"
             )
         if data.vocab_size and self.unknown_id >= data.vocab_size:
-            raise ValueError(f"unknown_id {self.unknown_id} is outside the vocabulary of {data.vocab_size} tokens")
-        self.scaled = [m for m in self.modalities if settings.standardise and data.features[m] and m in data.moments]
+            raise ValueError(
+                f"unknown_id {self.unknown_id} is outside the vocabulary of {data.vocab_size} tokens"
+            )
+        self.scaled = [
+            m
+            for m in self.modalities
+            if settings.standardise and data.features[m] and m in data.moments
+        ]
         for m in self.scaled:
             mean, std = (torch.tensor(values, dtype=torch.float32) for values in data.moments[m])
             if mean.shape != (data.features[m],) or std.shape != mean.shape:
-                raise ValueError(f"{m} has {data.features[m]} features, but moments of {len(mean)} and {len(std)}")
+                raise ValueError(
+                    f"{m} has {data.features[m]} features, but moments of {len(mean)} and {len(std)}"
+                )
             if not (mean.isfinite().all() and std.isfinite().all()):
                 raise ValueError(f"the moments of {m} are not finite; convert the data again")
             flat = std <= 1e-6 * (1 + mean.abs())

@@ -45,18 +45,31 @@ class SummaryTransformer(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, hidden: int, layers: int, dropout: float, scale: float = 1.0, learnt: bool = True
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        layers: int,
+        dropout: float,
+        scale: float = 1.0,
+        learnt: bool = True,
     ):
         super().__init__()
         self.width, self.scale = width, scale
         self.summary = nn.Parameter(torch.randn(width) * scale) if learnt else None
-        self.layers = nn.ModuleList(TransformerLayer(width, heads, hidden, dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(
+            TransformerLayer(width, heads, hidden, dropout) for _ in range(layers)
+        )
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 1 + T, D) and its mask; place 0 is the summary and exists for every sample."""
         summary = self.summary
-        first = torch.randn(self.width, device=frames.device) * self.scale if summary is None else summary
+        first = (
+            torch.randn(self.width, device=frames.device) * self.scale
+            if summary is None
+            else summary
+        )
         x = torch.cat([first.expand(len(frames), 1, -1), frames], dim=1)
         mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
         x = self.dropout(math.sqrt(self.width) * x + sinusoids(x.shape[1], self.width, x.device))
@@ -92,5 +105,7 @@ class BiGRU(nn.Module):
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         length = lengths(mask).clamp(min=1).cpu()
         packed = pack_padded_sequence(frames, length, batch_first=True, enforce_sorted=False)
-        states, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=frames.shape[1])
+        states, _ = pad_packed_sequence(
+            self.gru(packed)[0], batch_first=True, total_length=frames.shape[1]
+        )
         return states * mask[..., None]

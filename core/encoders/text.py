@@ -9,7 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, AutoConfig, AutoModel, BertConfig
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+)
 from transformers.masking_utils import sdpa_mask
 
 from core.encoders.attention import attend
@@ -31,7 +37,9 @@ def _attention(
     """``attend`` as transformers calls it, with the layer's own dropout module: (B, T, heads, d) and no weights."""
     own = getattr(module, "dropout", None)
     own = own if isinstance(own, nn.Module) else nn.Dropout(dropout).train(module.training)
-    return attend(query, key, value, attention_mask, own, scaling).transpose(1, 2).contiguous(), None
+    return attend(query, key, value, attention_mask, own, scaling).transpose(
+        1, 2
+    ).contiguous(), None
 
 
 _NO_WEIGHTS = "weights_are_elsewhere"  # in the config.json of such a folder
@@ -83,12 +91,16 @@ class TextEncoder(nn.Module):
                 "use text.source=given or small, or convert the transcripts with: "
                 "python -m data_shards.convert RAW --out DIR --tokenizer PATH"
             )
-        self.backbone = _pretrained(config.source, data) if self.pretrained else _small(config, data)
+        self.backbone = (
+            _pretrained(config.source, data) if self.pretrained else _small(config, data)
+        )
         self.width = int(self.backbone.config.hidden_size)
         self.pad_id = int(self.backbone.config.pad_token_id or 0)
         if features:
             self.project = nn.Linear(features, self.width)
-            self.sentence = nn.Parameter(torch.randn(self.width) * 0.02)  # what [CLS] is to token ids
+            self.sentence = nn.Parameter(
+                torch.randn(self.width) * 0.02
+            )  # what [CLS] is to token ids
             self.backbone.embeddings.word_embeddings = None  # features come in its place
         if self.frozen:
             self.backbone.requires_grad_(False).eval()
@@ -106,7 +118,9 @@ class TextEncoder(nn.Module):
             return frames, mask
         if self.project is not None:
             first = self.sentence.expand(len(frames), 1, -1)
-            inputs = {"inputs_embeds": torch.cat([first, self.project(frames).to(first.dtype)], dim=1)}
+            inputs = {
+                "inputs_embeds": torch.cat([first, self.project(frames).to(first.dtype)], dim=1)
+            }
             mask = torch.cat([has_text, mask], dim=1)
         else:
             inputs = {"input_ids": frames.masked_fill(~mask, self.pad_id)}
@@ -114,7 +128,9 @@ class TextEncoder(nn.Module):
         attended[:, :1] |= ~has_text  # softmax over nothing would be NaN
         hook = None if change is None else self._hook(change, layer)
         try:
-            with torch.set_grad_enabled(torch.is_grad_enabled() and not (self.frozen and change is None)):
+            with torch.set_grad_enabled(
+                torch.is_grad_enabled() and not (self.frozen and change is None)
+            ):
                 hidden = self.backbone(**inputs, attention_mask=attended.long()).last_hidden_state
         finally:
             if hook is not None:
@@ -162,7 +178,9 @@ def _small(config: TextConfig, data: DataSpec) -> Any:
     if config.width % config.heads:
         raise ValueError(f"text.heads={config.heads} does not divide text.width={config.width}")
     if not data.features["text"] and not data.vocab_size:
-        raise ValueError("text.source=small needs to know how many tokens there are, but the data has vocab_size 0")
+        raise ValueError(
+            "text.source=small needs to know how many tokens there are, but the data has vocab_size 0"
+        )
     settings = BertConfig(
         vocab_size=data.vocab_size or 1,
         hidden_size=config.width,
@@ -196,10 +214,16 @@ def _pretrained(source: str, data: DataSpec) -> Any:
     if settings.model_type in ("roberta", "xlm-roberta", "camembert"):
         places -= int(settings.pad_token_id) + 1  # they count positions from behind the padding id
     if places and longest > places:
-        raise ValueError(f"the data has sentences of {longest} tokens, text.source={source} takes at most {places}")
+        raise ValueError(
+            f"the data has sentences of {longest} tokens, text.source={source} takes at most {places}"
+        )
     if getattr(settings, _NO_WEIGHTS, False):
-        return _without_pooler(AutoModel.from_config(settings, attn_implementation=_ATTENTION, dtype=torch.float32))
-    return _without_pooler(AutoModel.from_pretrained(source, attn_implementation=_ATTENTION, dtype=torch.float32))
+        return _without_pooler(
+            AutoModel.from_config(settings, attn_implementation=_ATTENTION, dtype=torch.float32)
+        )
+    return _without_pooler(
+        AutoModel.from_pretrained(source, attn_implementation=_ATTENTION, dtype=torch.float32)
+    )
 
 
 def _without_pooler(model: Any) -> Any:

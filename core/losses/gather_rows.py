@@ -83,11 +83,15 @@ def sizes_if_finite(weight: Tensor | None, *rows: Tensor) -> list[int]:
     own = len(bad)
     if bool(bad.any()):
         row = int(bad.nonzero()[0])
-        own = -1 - (row if weight is None else int((weight > 0).nonzero()[row]))  # says so in the same message
+        own = -1 - (
+            row if weight is None else int((weight > 0).nonzero()[row])
+        )  # says so in the same message
     sizes = distributed.gather_sizes(own, bad.device)
     for rank, size in enumerate(sizes):
         if size < 0:
-            raise RowError(-1 - size, f"of rank {rank} are not finite" if len(sizes) > 1 else "are not finite")
+            raise RowError(
+                -1 - size, f"of rank {rank} are not finite" if len(sizes) > 1 else "are not finite"
+            )
     return sizes
 
 

@@ -20,7 +20,9 @@ def own_columns(sizes: Sequence[int], device: torch.device) -> Tensor:
 
 
 def _rows(rows: Tensor, sizes: Sequence[int]) -> Rows:
-    return Rows(rows.detach(), own_columns(sizes, rows.device), distributed.gather_rows(rows, sizes))
+    return Rows(
+        rows.detach(), own_columns(sizes, rows.device), distributed.gather_rows(rows, sizes)
+    )
 
 
 class _LogSums(torch.autograd.Function):
@@ -33,8 +35,12 @@ class _LogSums(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
-        gathered = Upstream(*(distributed.gather_rows(part, ctx.sizes) for part in (upstream[0], ctx.of_view)))
-        return forbid_double_backward(gradient(ctx.rows, gathered), *ctx.saved_tensors, *upstream), None
+        gathered = Upstream(
+            *(distributed.gather_rows(part, ctx.sizes) for part in (upstream[0], ctx.of_view))
+        )
+        return forbid_double_backward(
+            gradient(ctx.rows, gathered), *ctx.saved_tensors, *upstream
+        ), None
 
 
 class _Divergences(torch.autograd.Function):
@@ -50,7 +56,9 @@ class _Divergences(torch.autograd.Function):
         parts = (upstream[0], ctx.of_view, ctx.of_joint)
         gathered = Upstream(*(distributed.gather_rows(part, ctx.sizes) for part in parts))
         return (
-            forbid_double_backward(gradient(ctx.view, gathered, ctx.joint), *ctx.saved_tensors, *upstream),
+            forbid_double_backward(
+                gradient(ctx.view, gathered, ctx.joint), *ctx.saved_tensors, *upstream
+            ),
             None,
             None,
         )

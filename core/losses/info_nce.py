@@ -9,7 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.losses.gather_rows import check_rows, drop_padding_rows, gather_for_global_loss, sizes_if_finite
+from core.losses.gather_rows import (
+    check_rows,
+    drop_padding_rows,
+    gather_for_global_loss,
+    sizes_if_finite,
+)
 from core.losses.in_batch import log_sums_over_ranks, sum_over_ranks
 from core.losses.temperature import temperature_of
 
@@ -55,7 +60,9 @@ class ICL(nn.Module):
         """
         check_rows("ICL", left)
         if left.shape != right.shape:
-            raise ValueError(f"ICL needs pairs, got left {tuple(left.shape)} and right {tuple(right.shape)}")
+            raise ValueError(
+                f"ICL needs pairs, got left {tuple(left.shape)} and right {tuple(right.shape)}"
+            )
         left, right = drop_padding_rows(weight, left, right)
         sizes = sizes_if_finite(weight, left, right)
         left, right = unit_rows(left), unit_rows(right)
@@ -100,7 +107,12 @@ def log_softmax_of_pairs(left: Tensor, right: Tensor, temperature: Tensor | floa
 
 
 def info_nce(
-    left: Tensor, right: Tensor, temperature: Tensor | float, *, alpha: float = 0.5, form: Form = "half_sum"
+    left: Tensor,
+    right: Tensor,
+    temperature: Tensor | float,
+    *,
+    alpha: float = 0.5,
+    form: Form = "half_sum",
 ) -> Tensor:
     """The definition of ICL for N pairs of rows, taken as they are, in O(N^2) memory (MCLEA, equations 6 and 7).
 

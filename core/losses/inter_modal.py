@@ -7,7 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from core.losses.gather_rows import check_rows, drop_padding_rows, gather_for_global_loss, sizes_if_finite
+from core.losses.gather_rows import (
+    check_rows,
+    drop_padding_rows,
+    gather_for_global_loss,
+    sizes_if_finite,
+)
 from core.losses.in_batch import divergences_over_ranks, sum_over_ranks
 from core.losses.info_nce import at_temperature, log_softmax_of_pairs, unit_rows
 from core.losses.temperature import temperature_of
@@ -28,7 +33,12 @@ class IAL(nn.Module):
     """
 
     def __init__(
-        self, temperature: float, *, scale: Scale = "mean", learnable: bool = False, fused: bool = True
+        self,
+        temperature: float,
+        *,
+        scale: Scale = "mean",
+        learnable: bool = False,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         if scale not in ("mean", "released"):
@@ -55,7 +65,9 @@ class IAL(nn.Module):
         for side in view:
             check_rows("IAL", side)
         if len({len(side) for side in (*view, *joint)}) != 1:
-            raise ValueError(f"IAL needs as many joint as view rows, got {[len(side) for side in (*view, *joint)]}")
+            raise ValueError(
+                f"IAL needs as many joint as view rows, got {[len(side) for side in (*view, *joint)]}"
+            )
         rows = drop_padding_rows(weight, *view, *(side.detach() for side in joint))
         sizes = sizes_if_finite(weight, *rows)
         left, right, joint_left, joint_right = (unit_rows(side) for side in rows)
@@ -63,16 +75,26 @@ class IAL(nn.Module):
         if self.fused:
             view_rows = at_temperature(torch.cat([left, right]), temperature)
             joint_rows = at_temperature(torch.cat([joint_left, joint_right]), temperature).detach()
-            kl = divergences_over_ranks(view_rows, joint_rows, [2 * size for size in sizes])  # (2 B,)
+            kl = divergences_over_ranks(
+                view_rows, joint_rows, [2 * size for size in sizes]
+            )  # (2 B,)
             loss = sum_over_ranks(kl.sum() / (2 * pairs))
         else:
             sides = (left, right, joint_left, joint_right)
-            left, right, joint_left, joint_right = (gather_for_global_loss(side, sizes) for side in sides)
+            left, right, joint_left, joint_right = (
+                gather_for_global_loss(side, sizes) for side in sides
+            )
             loss = ial(left, right, joint_left, joint_right, temperature)
         return loss if self.scale == "mean" else loss * (0.1 / (2 * pairs))
 
 
-def ial(left: Tensor, right: Tensor, joint_left: Tensor, joint_right: Tensor, temperature: Tensor | float) -> Tensor:
+def ial(
+    left: Tensor,
+    right: Tensor,
+    joint_left: Tensor,
+    joint_right: Tensor,
+    temperature: Tensor | float,
+) -> Tensor:
     """The definition of IAL for N pairs of rows, taken as they are, in O(N^2) memory (MCLEA, equation 9).
 
     For each row of the stacked pairs: KL(joint || view) of its softmax over all other rows. Mean over the 2N rows.

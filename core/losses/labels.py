@@ -25,7 +25,9 @@ def on_grid(labels: Tensor, resolution: float | None) -> Tensor:
     finite = labels.isfinite()
     if not bool(finite.all()):
         row = int((~finite).nonzero()[0])
-        raise ValueError(f"label of row {row} is {float(labels[row])}; give rows without a label weight 0")
+        raise ValueError(
+            f"label of row {row} is {float(labels[row])}; give rows without a label weight 0"
+        )
     if resolution is None:
         return labels
     steps = labels.double() / resolution  # (B,)

@@ -8,7 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from core import distributed
-from core.losses.gather_rows import check_rows, drop_padding_rows, gather_for_global_loss, sizes_if_finite
+from core.losses.gather_rows import (
+    check_rows,
+    drop_padding_rows,
+    gather_for_global_loss,
+    sizes_if_finite,
+)
 from core.losses.in_batch import log_sums_over_ranks, own_columns, sum_over_ranks
 from core.losses.info_nce import at_temperature, unit_rows
 from core.losses.labels import on_grid
@@ -59,10 +64,16 @@ class SupCon(nn.Module):
     def _in_linear_memory(self, rows: Tensor, labels: Tensor, sizes: Sequence[int]) -> Tensor:
         _, classes, counts = labels.unique(return_inverse=True, return_counts=True)
         mine = classes[own_columns(sizes, rows.device)]  # (B,)
-        sums = rows.detach().new_zeros(len(counts), rows.shape[1]).index_add_(0, mine, rows.detach())
-        positives = distributed.all_reduce_sum(sums)[mine] - rows.detach()  # (B, D), sum of each row's positives
+        sums = (
+            rows.detach().new_zeros(len(counts), rows.shape[1]).index_add_(0, mine, rows.detach())
+        )
+        positives = (
+            distributed.all_reduce_sum(sums)[mine] - rows.detach()
+        )  # (B, D), sum of each row's positives
         products = (rows * positives).sum(1)
-        products = 2 * products - products.detach()  # a row is anchor, and as often candidate, of the same pairs
+        products = (
+            2 * products - products.detach()
+        )  # a row is anchor, and as often candidate, of the same pairs
         number = counts[mine] - 1
         losses = log_sums_over_ranks(rows, sizes) - products / number.clamp(min=1)
         anchors = max(1, int(counts[counts > 1].sum()))
@@ -76,6 +87,8 @@ def supcon(features: Tensor, labels: Tensor, temperature: Tensor | float) -> Ten
     anchor = positive.any(-1)
     if not bool(anchor.any()):
         return (features / temperature).sum() * 0.0
-    log_q = (features @ features.T / temperature).masked_fill(self_pair, float("-inf")).log_softmax(-1)
+    log_q = (
+        (features @ features.T / temperature).masked_fill(self_pair, float("-inf")).log_softmax(-1)
+    )
     of_positives = log_q.masked_fill(~positive, 0.0).sum(-1)  # (n,)
     return -(of_positives[anchor] / positive.sum(-1)[anchor]).mean()

@@ -88,7 +88,9 @@ class SupCR(nn.Module):
         return f"temperature={self.temperature}, resolution={self.resolution}, denominator={self.denominator!r}"
 
 
-def supcr(features: Tensor, labels: Tensor, temperature: float, *, denominator: Denominator = "ik") -> Tensor:
+def supcr(
+    features: Tensor, labels: Tensor, temperature: float, *, denominator: Denominator = "ik"
+) -> Tensor:
     """The definition of SupCR, in O(n^3) memory: everything faster is tested against it.
 
     For anchor i and every other j: minus the log of the share of exp(s_ij) in the sum of exp(s_ik) over all k (but i)
@@ -106,7 +108,9 @@ def supcr(features: Tensor, labels: Tensor, temperature: float, *, denominator: 
     column = labels.reshape(n, -1).double()
     distance = (column[:, None] - column[None]).abs().sum(-1)  # (n, n)
     self_pair = torch.eye(n, dtype=torch.bool, device=features.device)
-    candidate = (distance[:, None, :] >= distance[:, :, None]) & ~self_pair[:, None, :]  # (n, n, n): i, j, k
+    candidate = (distance[:, None, :] >= distance[:, :, None]) & ~self_pair[
+        :, None, :
+    ]  # (n, n, n): i, j, k
     compared = similarity[:, None, :] if denominator == "ik" else similarity[None]  # s_ik or s_jk
     total = compared.expand(n, n, n).masked_fill(~candidate, float("-inf")).logsumexp(-1)  # (n, n)
     return (total - similarity)[~self_pair].mean()

@@ -25,10 +25,18 @@ from core.losses.in_batch import own_columns
 class _AcrossRanks(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, labels: Tensor, sizes: Sequence[int], temperature: float, ring: bool
+        ctx: Any,
+        features: Tensor,
+        labels: Tensor,
+        sizes: Sequence[int],
+        temperature: float,
+        ring: bool,
     ) -> Tensor:
         total = sum(sizes)
-        loss, gradient = features.new_zeros((), dtype=grouping.loss_type(features)), torch.zeros_like(features)
+        loss, gradient = (
+            features.new_zeros((), dtype=grouping.loss_type(features)),
+            torch.zeros_like(features),
+        )
         if total > 1:
             log_sum, summed = _local_parts(features, labels, sizes, temperature, ring)
             gradient.copy_(summed.mul_(1 / (temperature * total * (total - 1))))
@@ -40,11 +48,22 @@ class _AcrossRanks(torch.autograd.Function):
     def backward(ctx: Any, *of_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
         features, gradient = ctx.saved_tensors
         factor = of_loss[0] * distributed.world_size()  # the engine divides by it
-        return forbid_double_backward(gradient * factor.to(gradient.dtype), features, *of_loss), None, None, None, None
+        return (
+            forbid_double_backward(gradient * factor.to(gradient.dtype), features, *of_loss),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
 def supcr_across_ranks(
-    features: Tensor, labels: Tensor, sizes: Sequence[int], temperature: float, *, ring: bool = False
+    features: Tensor,
+    labels: Tensor,
+    sizes: Sequence[int],
+    temperature: float,
+    *,
+    ring: bool = False,
 ) -> Tensor:
     """The loss of all ranks' rows, the same on every rank; gradients are right after averaging over ranks.
 
@@ -85,7 +104,9 @@ def _local_parts(
         own = own_columns(sizes, rows.device)
         log_sum, whole = dispatch.strips(rows, own, everything, table, temperature, path)
         gradient = distributed.all_reduce_sum(whole)[begin : begin + len(rows)]
-    products = rows.double() @ distributed.all_reduce_sum(rows.double().sum(0)) - rows.double().square().sum(1)
+    products = rows.double() @ distributed.all_reduce_sum(
+        rows.double().sum(0)
+    ) - rows.double().square().sum(1)
     return log_sum - products.sum() / temperature, gradient
 
 
@@ -101,7 +122,9 @@ def _largest_exponent(features: Tensor, temperature: float) -> float:
         raise RowError(own.row, f"of rank {distributed.rank()} {own.what}")
     for rank, found in enumerate(exponents.tolist()):
         if found == float("inf"):
-            raise RowError(None, f"SupCR on rank {rank}: features are not finite; see the error there")
+            raise RowError(
+                None, f"SupCR on rank {rank}: features are not finite; see the error there"
+            )
     return float(exponents.max())
 
 
@@ -117,26 +140,34 @@ def _by_buckets(
     gradient = torch.zeros_like(mine.rows)
     for columns, own, weights in passed(mine, table, sizes, sums.T.contiguous()):
         assert weights is not None
-        gradient += dispatch.bucket_gradient(Anchors(mine, own), columns, sums, weights, temperature)
+        gradient += dispatch.bucket_gradient(
+            Anchors(mine, own), columns, sums, weights, temperature
+        )
     return log_sum, gradient
 
 
 Shard = tuple[Columns, Tensor, Tensor | None]
 
 
-def _gathered(mine: Columns, table: Labels, sizes: Sequence[int], weights: Tensor | None) -> Iterator[Shard]:
+def _gathered(
+    mine: Columns, table: Labels, sizes: Sequence[int], weights: Tensor | None
+) -> Iterator[Shard]:
     """All ranks' rows at once: sorted by label, the place of this rank's rows among them, all weights, (U, n)."""
     rows = distributed.gather_rows(mine.rows, sizes)
     groups = torch.cat([part.sort().values for part in table.groups.split(list(sizes))])
     columns, order = by_label(rows, groups, len(table))
-    back = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order), device=order.device))
+    back = torch.empty_like(order).index_copy_(
+        0, order, torch.arange(len(order), device=order.device)
+    )
     begin = sum(sizes[: distributed.rank()])
     if weights is not None:
         weights = distributed.gather_rows(weights, sizes)[order].T.contiguous()
     yield columns, back[begin : begin + len(mine)], weights
 
 
-def _ring(mine: Columns, table: Labels, sizes: Sequence[int], weights: Tensor | None) -> Iterator[Shard]:
+def _ring(
+    mine: Columns, table: Labels, sizes: Sequence[int], weights: Tensor | None
+) -> Iterator[Shard]:
     """One rank's rows after another, this rank's first; each step passes what it holds on to the next rank."""
     here, ranks = distributed.rank(), distributed.world_size()
     payload = mine.rows if weights is None else torch.cat([mine.rows, weights], dim=1)
@@ -149,7 +180,11 @@ def _ring(mine: Columns, table: Labels, sizes: Sequence[int], weights: Tensor | 
         starts = torch.searchsorted(groups, torch.arange(len(table) + 1, device=groups.device))
         width = mine.rows.shape[1]
         held = padded[: sizes[source]]
-        own = torch.arange(len(mine), device=groups.device) if step == 0 else groups.new_full((len(mine),), -1)
+        own = (
+            torch.arange(len(mine), device=groups.device)
+            if step == 0
+            else groups.new_full((len(mine),), -1)
+        )
         yield (
             Columns(held[:, :width].contiguous(), groups, starts),
             own,
@@ -161,7 +196,9 @@ def _ring(mine: Columns, table: Labels, sizes: Sequence[int], weights: Tensor | 
 
 def _pass_on(block: Tensor, *, to: int, source: int) -> Tensor:
     received = torch.empty_like(block)
-    work = dist.batch_isend_irecv([dist.P2POp(dist.isend, block, to), dist.P2POp(dist.irecv, received, source)])
+    work = dist.batch_isend_irecv(
+        [dist.P2POp(dist.isend, block, to), dist.P2POp(dist.irecv, received, source)]
+    )
     for request in work:
         request.wait()
     return received

@@ -7,7 +7,9 @@ from numpy.typing import ArrayLike
 from sklearn.metrics import f1_score
 
 
-def scores(prediction: ArrayLike, label: ArrayLike, num_classes: int | None = None) -> dict[str, float]:
+def scores(
+    prediction: ArrayLike, label: ArrayLike, num_classes: int | None = None
+) -> dict[str, float]:
     """Accuracy, Macro_F1 (the plain mean over the classes) and Weighted_F1 (weighted by share of the truth).
 
     Args:
@@ -29,25 +31,37 @@ def scores(prediction: ArrayLike, label: ArrayLike, num_classes: int | None = No
     else:
         present = list(range(num_classes))
     for name, values in (("prediction", predicted), ("label", truth)):
-        wrong = np.flatnonzero((values != np.floor(values)) | (values < 0) | (values >= num_classes))
+        wrong = np.flatnonzero(
+            (values != np.floor(values)) | (values < 0) | (values >= num_classes)
+        )
         if len(wrong):
-            raise ValueError(f"{name} {wrong[0]} is {values[wrong[0]]}, no class number in 0..{num_classes - 1}")
+            raise ValueError(
+                f"{name} {wrong[0]} is {values[wrong[0]]}, no class number in 0..{num_classes - 1}"
+            )
     predicted, truth = predicted.astype(np.int64), truth.astype(np.int64)
     return {
         "Accuracy": float((predicted == truth).mean()),
-        "Macro_F1": float(f1_score(truth, predicted, labels=present, average="macro", zero_division=0)),
-        "Weighted_F1": float(f1_score(truth, predicted, labels=present, average="weighted", zero_division=0)),
+        "Macro_F1": float(
+            f1_score(truth, predicted, labels=present, average="macro", zero_division=0)
+        ),
+        "Weighted_F1": float(
+            f1_score(truth, predicted, labels=present, average="weighted", zero_division=0)
+        ),
     }
 
 
-def constant_baselines(label: ArrayLike, num_classes: int | None = None) -> dict[str, dict[str, float]]:
+def constant_baselines(
+    label: ArrayLike, num_classes: int | None = None
+) -> dict[str, dict[str, float]]:
     """What always answering the most frequent class would score."""
     truth = np.asarray(label).reshape(-1)
     majority = np.bincount(truth.astype(np.int64)).argmax()
     return {"majority": scores(np.full(truth.shape, majority), truth, num_classes)}
 
 
-def collapsed(prediction: ArrayLike, label: ArrayLike, num_classes: int | None = None) -> str | None:
+def collapsed(
+    prediction: ArrayLike, label: ArrayLike, num_classes: int | None = None
+) -> str | None:
     """A warning when every answer is the same class though the truth has several; else None."""
     predicted = np.asarray(prediction)
     predicted = predicted.argmax(1) if predicted.ndim == 2 else predicted

@@ -14,7 +14,9 @@ def auilc(rates: Sequence[float], values: Sequence[float]) -> float:
     different grids cannot be compared. The order of the rates must be rising.
     """
     if len(rates) != len(values) or len(rates) < 2:
-        raise ValueError(f"an area needs two or more rates with a value each, got {len(rates)} and {len(values)}")
+        raise ValueError(
+            f"an area needs two or more rates with a value each, got {len(rates)} and {len(values)}"
+        )
     if (np.diff(rates) <= 0).any():
         raise ValueError(f"rates must rise, got {list(rates)}")
     return float(np.trapezoid(values, rates))

@@ -18,7 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TILE_BYTES = 64 << 20  # one tile of similarities; ranking needs a few of this size beside the embeddings
+TILE_BYTES = (
+    64 << 20
+)  # one tile of similarities; ranking needs a few of this size beside the embeddings
 
 
 def alignment_scores(left: Tensor, right: Tensor, csls: int = 3) -> dict[str, float]:
@@ -34,7 +36,9 @@ def scores_of(ranks: tuple[list[np.ndarray], list[np.ndarray]]) -> dict[str, flo
     scores: dict[str, float] = {}
     for direction, found in zip(("", "r2l/"), ranks, strict=True):
         for prefix, values in zip(("", "csls/"), found, strict=False):
-            scores |= {f"{prefix}{direction}{name}": value for name, value in summary(values).items()}
+            scores |= {
+                f"{prefix}{direction}{name}": value for name, value in summary(values).items()
+            }
     return scores
 
 
@@ -67,10 +71,14 @@ def all_ranks(left: Tensor, right: Tensor, csls: int) -> tuple[list[np.ndarray],
     for name, side in (("left", left), ("right", right)):
         if not bool(side.isfinite().all()):
             row = int((~side.isfinite().all(1)).nonzero()[0])
-            raise ValueError(f"the {name} embedding of pair {row} is not finite; the model has diverged")
+            raise ValueError(
+                f"the {name} embedding of pair {row} is not finite; the model has diverged"
+            )
     left, right = unit(left), unit(right)
     lefts, rights = Candidates(left), Candidates(right)
-    left_hub = mean_of_nearest(left, rights, csls) if csls else None  # of each left row, among the right candidates
+    left_hub = (
+        mean_of_nearest(left, rights, csls) if csls else None
+    )  # of each left row, among the right candidates
     right_hub = mean_of_nearest(right, lefts, csls) if csls else None
     return _ranks(left, rights, right_hub), _ranks(right, lefts, left_hub)
 
@@ -86,11 +94,19 @@ class Candidates:
 
     def __init__(self, rows: Tensor):
         # the bytes of a row are its identity; sorting them is far cheaper than torch.unique over D columns
-        raw = np.ascontiguousarray(rows.detach().cpu().numpy() + 0.0)  # + 0.0: minus zero becomes zero
+        raw = np.ascontiguousarray(
+            rows.detach().cpu().numpy() + 0.0
+        )  # + 0.0: minus zero becomes zero
         keys = raw.view(np.dtype((np.void, raw.itemsize * raw.shape[1]))).ravel()
-        _, first, place, count = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
-        self.first = torch.from_numpy(first).to(rows.device)  # (U,) where each distinct row occurs first
-        self.place = torch.from_numpy(place.ravel()).to(rows.device)  # (L,) which distinct row each candidate is
+        _, first, place, count = np.unique(
+            keys, return_index=True, return_inverse=True, return_counts=True
+        )
+        self.first = torch.from_numpy(first).to(
+            rows.device
+        )  # (U,) where each distinct row occurs first
+        self.place = torch.from_numpy(place.ravel()).to(
+            rows.device
+        )  # (L,) which distinct row each candidate is
         self.count = torch.from_numpy(count).to(rows.device, rows.dtype)  # (U,)
         self.rows = rows if len(first) == len(rows) else rows[self.first]  # (U, D)
         if len(first) == len(rows):  # nothing occurs twice: keep the given order, and no copy
@@ -134,7 +150,9 @@ def mean_of_nearest(queries: Tensor, candidates: Candidates, k: int) -> Tensor:
         nearest, which = tile.topk(min(wanted, tile.shape[1]), dim=1)
         count = candidates.count[which]
         before = count.cumsum(1) - count
-        taken = (wanted - before).clamp(min=0).minimum(count)  # how many of each distinct row are among the k
+        taken = (
+            (wanted - before).clamp(min=0).minimum(count)
+        )  # how many of each distinct row are among the k
         means[rows] = 2 * (nearest * taken).sum(1) / wanted - 1
     # equal queries must have equal means, whatever tile they fell in
     same = Candidates(queries)

@@ -46,7 +46,9 @@ def constant_baselines(label: ArrayLike, style: str) -> dict[str, dict[str, floa
         constants |= {"negative": -1.0, "positive": 1.0}
     else:
         constants |= {"mean": float(label.mean())}
-    return {name: scores(np.full_like(label, value), label, style) for name, value in constants.items()}
+    return {
+        name: scores(np.full_like(label, value), label, style) for name, value in constants.items()
+    }
 
 
 def collapsed(prediction: ArrayLike, label: ArrayLike, style: str) -> str | None:
@@ -98,9 +100,15 @@ def _mosi(prediction: Array, label: Array) -> dict[str, float]:
 
 
 def _sims(prediction: Array, label: Array) -> dict[str, float]:
-    prediction, label = prediction.clip(-1, 1), label.clip(-1, 1)  # also for MAE and Corr, as everybody's tables
+    prediction, label = (
+        prediction.clip(-1, 1),
+        label.clip(-1, 1),
+    )  # also for MAE and Corr, as everybody's tables
     classes = {
-        count: [np.digitize(a.astype(np.float32), np.array(edges, np.float32), right=True) for a in (prediction, label)]
+        count: [
+            np.digitize(a.astype(np.float32), np.array(edges, np.float32), right=True)
+            for a in (prediction, label)
+        ]
         for count, edges in _SIMS_EDGES.items()
     }
     return {
@@ -124,7 +132,9 @@ def _phq(prediction: Array, label: Array) -> dict[str, float]:
 def _mmmo(prediction: Array, label: Array) -> dict[str, float]:
     found = _phq(prediction, label)
     rounded = [np.round(values.clip(1, 5)) for values in (prediction, label)]
-    return {name: found[name] for name in ("MAE", "RMSE", "Corr")} | {"Mult_acc_5": _accuracy(*rounded)}
+    return {name: found[name] for name in ("MAE", "RMSE", "Corr")} | {
+        "Mult_acc_5": _accuracy(*rounded)
+    }
 
 
 _SIGNED = ("mosi", "sims")  # styles in which zero divides the classes
@@ -147,7 +157,11 @@ def _accuracy(prediction: NDArray, label: NDArray) -> float:
 
 def _weighted_f1(prediction: NDArray, label: NDArray) -> float:
     """F1 per class, weighted by the class's share of the *truth*."""
-    return float(f1_score(label, prediction, average="weighted", zero_division=0)) if len(label) else 0.0
+    return (
+        float(f1_score(label, prediction, average="weighted", zero_division=0))
+        if len(label)
+        else 0.0
+    )
 
 
 def _checked(prediction: ArrayLike, label: ArrayLike) -> tuple[Array, Array]:
@@ -155,7 +169,11 @@ def _checked(prediction: ArrayLike, label: ArrayLike) -> tuple[Array, Array]:
     for name, values in zip(("prediction", "label"), pair, strict=True):
         if not np.isfinite(values).all():
             first = int(np.flatnonzero(~np.isfinite(values))[0])
-            raise ValueError(f"{name} {first} of {len(values)} is {values[first]}; scores need finite numbers")
+            raise ValueError(
+                f"{name} {first} of {len(values)} is {values[first]}; scores need finite numbers"
+            )
     if len(pair[0]) != len(pair[1]) or not len(pair[0]):
-        raise ValueError(f"scores need as many predictions as labels, got {len(pair[0])} and {len(pair[1])}")
+        raise ValueError(
+            f"scores need as many predictions as labels, got {len(pair[0])} and {len(pair[1])}"
+        )
     return pair[0], pair[1]

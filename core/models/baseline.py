@@ -40,8 +40,14 @@ class Baseline(Model[Utterances, Sentiment]):
         if self.text is not None:
             widths["text"] = self.text.width
         width, out = sum(widths.values()), data.num_classes or 1
-        hidden = [nn.Linear(width, config.hidden), nn.ReLU(), nn.Dropout(config.dropout)] if config.hidden else []
-        self.predict = nn.Sequential(nn.Dropout(config.dropout), *hidden, nn.Linear(config.hidden or width, out))
+        hidden = (
+            [nn.Linear(width, config.hidden), nn.ReLU(), nn.Dropout(config.dropout)]
+            if config.hidden
+            else []
+        )
+        self.predict = nn.Sequential(
+            nn.Dropout(config.dropout), *hidden, nn.Linear(config.hidden or width, out)
+        )
 
     def forward(self, batch: Utterances) -> Sentiment:
         frames, mask = self.inputs(batch)

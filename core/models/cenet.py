@@ -18,7 +18,9 @@ from core.model import DataSpec, Model, Sentiment
 
 @dataclass(frozen=True)
 class Output(Sentiment):
-    entropy: dict[str, Tensor]  # modality -> (2,), sum over real places of the memory read's entropy, and their number
+    entropy: dict[
+        str, Tensor
+    ]  # modality -> (2,), sum over real places of the memory read's entropy, and their number
 
 
 class CENet(Model[Utterances, Output]):
@@ -37,16 +39,26 @@ class CENet(Model[Utterances, Output]):
         modalities: tuple[str, ...] = MODALITIES
         front: str = "codes"  # or "mlp"
         layer: int = 1  # the encoder layer before which sound and video come in; 0 is the first
-        enhance: bool = True  # ablation: False leaves sound and video out, and only the text's memory stays
+        enhance: bool = (
+            True  # ablation: False leaves sound and video out, and only the text's memory stays
+        )
         scale: float = 8.0  # of attention scores; 0: one over the root of the width
         memory: tuple[str, ...] = MODALITIES  # which of them read from a memory; empty: plain CENet
-        memory_mode: str = "residual"  # "replace": what is read takes the place of the representation
+        memory_mode: str = (
+            "residual"  # "replace": what is read takes the place of the representation
+        )
         slots: int = 64  # of each memory
         gate: float = 0.1  # of what is read, at the start, for "residual"
         dropout: float = 0.1
-        squared: bool = False  # the mean squared error of the released code instead of the absolute one
-        frame_mask: bool = True  # parity: False lets padded frames take part, as a fixed random word
-        freeze_embeddings: bool = False  # parity with MMSA: the text's embedding tables stay as they are
+        squared: bool = (
+            False  # the mean squared error of the released code instead of the absolute one
+        )
+        frame_mask: bool = (
+            True  # parity: False lets padded frames take part, as a fixed random word
+        )
+        freeze_embeddings: bool = (
+            False  # parity with MMSA: the text's embedding tables stay as they are
+        )
         text: TextConfig = TextConfig()
         inputs: InputConfig = InputConfig()
 
@@ -54,21 +66,33 @@ class CENet(Model[Utterances, Output]):
         super().__init__()
         refuse_classes(data, "cenet")
         if "text" not in config.modalities:
-            raise ValueError("cenet works inside the text encoder; options.modalities must hold text")
+            raise ValueError(
+                "cenet works inside the text encoder; options.modalities must hold text"
+            )
         if config.memory_mode not in ("residual", "replace"):
-            raise ValueError(f"cenet has no memory_mode={config.memory_mode!r}; choose residual or replace")
+            raise ValueError(
+                f"cenet has no memory_mode={config.memory_mode!r}; choose residual or replace"
+            )
         self.config = config
-        others = [m for m in MODALITIES if m in config.modalities and m != "text"] if config.enhance else []
+        others = (
+            [m for m in MODALITIES if m in config.modalities and m != "text"]
+            if config.enhance
+            else []
+        )
         self.inputs = Inputs(data, config.inputs, ("text", *others))
         self.text = TextEncoder(config.text, data)
         width = self.text.width
         if not 0 <= config.layer < len(self.text.layers):
-            raise ValueError(f"layer={config.layer}, but the text encoder has {len(self.text.layers)} layers")
+            raise ValueError(
+                f"layer={config.layer}, but the text encoder has {len(self.text.layers)} layers"
+            )
         if config.freeze_embeddings:
             self.text.backbone.embeddings.requires_grad_(False)
         self.fronts = nn.ModuleDict({m: _front(m, width, config, data) for m in others})
         scale = config.scale or None
-        self.attend = nn.ModuleDict({m: Attention(width, 1, out=False, scale=scale) for m in others})
+        self.attend = nn.ModuleDict(
+            {m: Attention(width, 1, out=False, scale=scale) for m in others}
+        )
         self.mix = nn.Linear(len(others) * width, width) if others else None
         for layer in (*self.attend.modules(), self.mix):
             if isinstance(layer, nn.Linear):  # as the encoder's own layers are
@@ -76,7 +100,9 @@ class CENet(Model[Utterances, Output]):
                 nn.init.zeros_(layer.bias)
         self.memories = nn.ModuleDict(
             {
-                m: ExternalMemory(width, config.slots, None if config.memory_mode == "replace" else config.gate)
+                m: ExternalMemory(
+                    width, config.slots, None if config.memory_mode == "replace" else config.gate
+                )
                 for m in ("text", *others)
                 if m in config.memory
             }
@@ -96,14 +122,20 @@ class CENet(Model[Utterances, Output]):
 
         def change(hidden: Tensor) -> Tensor:
             """(B, T, width) text states with sound and video in them."""
-            place = mask["text"] if hidden.shape[1] == mask["text"].shape[1] else _one_more(mask["text"])
+            place = (
+                mask["text"]
+                if hidden.shape[1] == mask["text"].shape[1]
+                else _one_more(mask["text"])
+            )
             hidden = self._read("text", hidden, place, entropy)
             if self.mix is None:
                 return hidden
             found = []
             for m, front in self.fronts.items():
                 coded = self._read(m, front(frames[m], mask[m]), mask[m], entropy)
-                found.append(self.attend[m](hidden, coded, mask[m] if self.config.frame_mask else None))
+                found.append(
+                    self.attend[m](hidden, coded, mask[m] if self.config.frame_mask else None)
+                )
             return hidden + self.mix(torch.cat(found, dim=2))
 
         hidden, _ = self.text(frames["text"], mask["text"], change, self.config.layer)
@@ -125,7 +157,10 @@ class CENet(Model[Utterances, Output]):
     def report(self) -> dict[str, float]:
         """Mean entropy of the reads of this epoch by memory, in nats; log(slots) means evenly spread."""
         sums = self.entropy.tolist()
-        return {f"{m}_memory_entropy": total / max(n, 1.0) for m, (total, n) in zip(self.memories, sums, strict=True)}
+        return {
+            f"{m}_memory_entropy": total / max(n, 1.0)
+            for m, (total, n) in zip(self.memories, sums, strict=True)
+        }
 
     def begin_epoch(self, epoch: int) -> None:
         super().begin_epoch(epoch)
@@ -175,7 +210,9 @@ class Codes(nn.Module):
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
             # the squared distance but for a term that all centres share
-            nearest = (self.centres.square().sum(1) - 2 * frames.float() @ self.centres.T).argmin(-1)  # (B, T)
+            nearest = (self.centres.square().sum(1) - 2 * frames.float() @ self.centres.T).argmin(
+                -1
+            )  # (B, T)
         return self.words(nearest.masked_fill(~mask, len(self.centres)))
 
 
@@ -201,8 +238,12 @@ def _front(modality: str, width: int, config: CENet.Config, data: DataSpec) -> n
             "or use options.front=mlp"
         )
     if not config.inputs.standardise:
-        raise ValueError("the codebooks are of standardised frames; leave options.inputs.standardise=true")
-    return Codes(torch.as_tensor(data.codebooks[modality], dtype=torch.float32), width, config.frame_mask)
+        raise ValueError(
+            "the codebooks are of standardised frames; leave options.inputs.standardise=true"
+        )
+    return Codes(
+        torch.as_tensor(data.codebooks[modality], dtype=torch.float32), width, config.frame_mask
+    )
 
 
 def _one_more(mask: Tensor) -> Tensor:

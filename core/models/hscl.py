@@ -21,7 +21,9 @@ from core.model import DataSpec, Model, Sentiment
 
 @dataclass(frozen=True)
 class Output(Sentiment):
-    projected: dict[str, Tensor]  # "text", "audio", "vision", "text_audio", "text_vision" -> (B, projection)
+    projected: dict[
+        str, Tensor
+    ]  # "text", "audio", "vision", "text_audio", "text_vision" -> (B, projection)
     given: dict[str, Tensor]  # modality -> (B,) float32, 1 where the sample has it
     index: Tensor  # (B,) int64
 
@@ -43,7 +45,9 @@ class HSCL(Model[Utterances, Output]):
         modalities: tuple[str, ...] = MODALITIES
         unimodal: bool = True  # contrast and similarity between text and audio, text and vision
         bimodal: bool = True  # contrast between the two fusions
-        contrast: str = "supcr"  # ablations: "supcon" draws equal labels together, "simclr" uses no labels
+        contrast: str = (
+            "supcr"  # ablations: "supcon" draws equal labels together, "simclr" uses no labels
+        )
         temperature: float = 0.5
         alpha: float = 0.1  # of the similarity within the unimodal level
         omega1: float = 0.01  # of the unimodal level
@@ -80,7 +84,8 @@ class HSCL(Model[Utterances, Output]):
         if self.text is not None:
             width = widths["text"] = self.text.width
             fuse: dict[str, nn.Module] = {
-                m: Fusion(width, widths[m], largest_heads(width, config.fusion_heads), config) for m in self.others
+                m: Fusion(width, widths[m], largest_heads(width, config.fusion_heads), config)
+                for m in self.others
             }
             self.fused = [f"text_{m}" for m in self.others]
             self.pairs = [("text", m) for m in self.others]
@@ -95,7 +100,9 @@ class HSCL(Model[Utterances, Output]):
         views |= dict.fromkeys(self.fused, width) if self.contrast_fused else {}
         self.project = nn.ModuleDict(
             {
-                view: nn.Sequential(nn.Dropout(config.dropout), nn.Linear(size, config.projection), nn.ReLU())
+                view: nn.Sequential(
+                    nn.Dropout(config.dropout), nn.Linear(size, config.projection), nn.ReLU()
+                )
                 for view, size in views.items()
             }
         )
@@ -110,7 +117,9 @@ class HSCL(Model[Utterances, Output]):
             nn.init.xavier_normal_(parameter)
         for fusion in self.fuse.values():
             if isinstance(fusion, Fusion):
-                nn.init.xavier_normal_(fusion.other.out.get_parameter("weight"), gain=config.fusion_gain)
+                nn.init.xavier_normal_(
+                    fusion.other.out.get_parameter("weight"), gain=config.fusion_gain
+                )
         if config.contrast == "supcr":
             self.draw: nn.Module = SupCR(
                 config.temperature,
@@ -131,7 +140,9 @@ class HSCL(Model[Utterances, Output]):
         summary = {m: x[:, 0] for m, x in encoded.items()}
         if self.text is not None and self.others:
             for m in self.others:
-                summary[f"text_{m}"] = self.fuse[m](encoded["text"], keys["text"], encoded[m], keys[m])
+                summary[f"text_{m}"] = self.fuse[m](
+                    encoded["text"], keys["text"], encoded[m], keys[m]
+                )
             fused = torch.stack([summary[name] for name in self.fused]).mean(0)  # (B, width)
         elif self.text is not None:
             fused = summary["text"]
@@ -147,7 +158,9 @@ class HSCL(Model[Utterances, Output]):
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
         losses = {"task": batch.mean(task_loss(output.score, batch.label))}
         if self.config.unimodal and self.pairs:
-            distance = torch.stack([self._distance(output, pair) for pair in self.pairs]).sum(0)  # (B,)
+            distance = torch.stack([self._distance(output, pair) for pair in self.pairs]).sum(
+                0
+            )  # (B,)
             losses["similarity"] = self.config.omega1 * self.config.alpha * batch.mean(distance)
         return losses
 
@@ -162,14 +175,20 @@ class HSCL(Model[Utterances, Output]):
         """View -> (B, projection + 2) rows: the projection, whether the sample has what the view is of, its index."""
         index = output.index.float()
         return {
-            view: torch.cat([rows, torch.stack([output.given[view.removeprefix("text_")], index], dim=1)], dim=1)
+            view: torch.cat(
+                [rows, torch.stack([output.given[view.removeprefix("text_")], index], dim=1)], dim=1
+            )
             for view, rows in output.projected.items()
         }
 
-    def global_batch_losses(self, embeddings: Mapping[str, Tensor], label: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    def global_batch_losses(
+        self, embeddings: Mapping[str, Tensor], label: Tensor, weight: Tensor
+    ) -> dict[str, Tensor]:
         losses = {}
         if self.config.unimodal and self.pairs:
-            terms = [self._between(embeddings[a], embeddings[b], label, weight) for a, b in self.pairs]
+            terms = [
+                self._between(embeddings[a], embeddings[b], label, weight) for a, b in self.pairs
+            ]
             losses["unimodal"] = self.config.omega1 * torch.stack(terms).sum()
         if self.contrast_fused:
             left, right = (embeddings[name] for name in self.fused)
@@ -179,7 +198,9 @@ class HSCL(Model[Utterances, Output]):
     def _between(self, left: Tensor, right: Tensor, label: Tensor, weight: Tensor) -> Tensor:
         """The contrast of two views, as 2B rows with the labels repeated."""
         if self.config.contrast == "simclr":
-            label = left[:, -1].detach()  # by index: only the other view of the same sample is positive
+            label = left[
+                :, -1
+            ].detach()  # by index: only the other view of the same sample is positive
         weight = weight * left[:, -2].detach() * right[:, -2].detach()
         return self.draw(torch.cat([left, right])[:, :-2], label.repeat(2), weight.repeat(2))
 
@@ -202,7 +223,9 @@ class Fusion(nn.Module):
         self.from_text, self.text_mask = config.residual == "text", config.text_mask
         self.itself = Attention(width, heads, dropout=p)
         self.other = Attention(width, heads, source=source, dropout=p)
-        self.feed = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(p), nn.Linear(width, width))
+        self.feed = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Dropout(p), nn.Linear(width, width)
+        )
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
         self.dropout = nn.Dropout(p)
 
@@ -221,7 +244,8 @@ def _frames(modality: str, config: HSCL.Config, data: DataSpec) -> SummaryTransf
     audio = modality == "audio"
     return SummaryTransformer(
         width,
-        (config.audio_heads if audio else config.vision_heads) or largest_heads(width, 5, narrowest=4),
+        (config.audio_heads if audio else config.vision_heads)
+        or largest_heads(width, 5, narrowest=4),
         config.audio_hidden if audio else config.vision_hidden,
         config.layers,
         config.dropout,
@@ -240,4 +264,6 @@ def _check(config: HSCL.Config) -> None:
     }
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
-            raise ValueError(f"hscl has no {name}={getattr(config, name)!r}; choose from: {', '.join(allowed)}")
+            raise ValueError(
+                f"hscl has no {name}={getattr(config, name)!r}; choose from: {', '.join(allowed)}"
+            )

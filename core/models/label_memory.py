@@ -28,22 +28,35 @@ class LabelMemory(nn.Module):
     """
 
     def __init__(
-        self, num_samples: int, widths: Mapping[str, int], limit: float, middle: float = 0.0, squared: bool = False
+        self,
+        num_samples: int,
+        widths: Mapping[str, int],
+        limit: float,
+        middle: float = 0.0,
+        squared: bool = False,
     ):
         super().__init__()
         if num_samples <= 0:
-            raise ValueError(f"a label memory needs the number of training samples, got {num_samples}")
+            raise ValueError(
+                f"a label memory needs the number of training samples, got {num_samples}"
+            )
         self.views = [view for view in widths if view != FUSION]
         self.limit, self.middle, self.squared = limit, middle, squared
         for view, width in widths.items():
             self.register_buffer(f"features_{view}", torch.zeros(num_samples, width))
-            self.register_buffer(f"labels_{view}", torch.zeros(num_samples))  # relative to the middle
+            self.register_buffer(
+                f"labels_{view}", torch.zeros(num_samples)
+            )  # relative to the middle
             self.register_buffer(f"visits_{view}", torch.zeros(num_samples, dtype=torch.int64))
             self.register_buffer(f"sums_{view}", torch.zeros(2, width, dtype=torch.float64))
             self.register_buffer(f"sizes_{view}", torch.zeros(2, dtype=torch.int64))
         for view in self.views:  # of this epoch: labels generated, of these cut to the limit
-            self.register_buffer(f"generated_{view}", torch.zeros(2, dtype=torch.int64), persistent=False)
-            self.register_buffer(f"human_{view}", torch.zeros(3, dtype=torch.float64), persistent=False)
+            self.register_buffer(
+                f"generated_{view}", torch.zeros(2, dtype=torch.int64), persistent=False
+            )
+            self.register_buffer(
+                f"human_{view}", torch.zeros(3, dtype=torch.float64), persistent=False
+            )
 
     def of(self, what: str, view: str) -> Tensor:
         """The buffer ``what`` ("features", "labels", "visits", "sums", "sizes") of a view."""
@@ -56,7 +69,11 @@ class LabelMemory(nn.Module):
 
     @torch.no_grad()
     def update(
-        self, index: Tensor, label: Tensor, features: Mapping[str, Tensor], given: Mapping[str, Tensor] | None = None
+        self,
+        index: Tensor,
+        label: Tensor,
+        features: Mapping[str, Tensor],
+        given: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Learn one batch, whose samples are all different: new labels by the old centres, then features, then centres.
 
@@ -71,19 +88,25 @@ class LabelMemory(nn.Module):
             at = index[here]
             new = label[here]
             if view != FUSION:
-                generated, cut = generate(towards[view][here], towards[FUSION][here], new, self.limit)
+                generated, cut = generate(
+                    towards[view][here], towards[FUSION][here], new, self.limit
+                )
                 new = self._blend(view, at, new, generated, cut)
             self._write(view, at, rows[here].float(), new)
 
     def attraction(self, view: str, features: Tensor) -> Tensor:
         """alpha of (B, width) features, (B,): how much nearer the positive centre is, as a part of its distance."""
         centres = (self.of("sums", view) / self.of("sizes", view).clamp(min=1)[:, None]).float()
-        positive, negative = (features.float()[:, None] - centres).square().sum(-1).unbind(1)  # each (B,)
+        positive, negative = (
+            (features.float()[:, None] - centres).square().sum(-1).unbind(1)
+        )  # each (B,)
         if not self.squared:
             positive, negative = positive.sqrt(), negative.sqrt()
         return (negative - positive) / (positive + EPSILON)
 
-    def _blend(self, view: str, index: Tensor, label: Tensor, generated: Tensor, cut: Tensor) -> Tensor:
+    def _blend(
+        self, view: str, index: Tensor, label: Tensor, generated: Tensor, cut: Tensor
+    ) -> Tensor:
         """Labels after visit n: (n-1)/(n+1) of the old and 2/(n+1) of the generated one, from the second visit on."""
         visit = self.of("visits", view)[index] + 1
         have_centres = (self.of("sizes", view) > 0).all() & (self.of("sizes", FUSION) > 0).all()
@@ -95,10 +118,18 @@ class LabelMemory(nn.Module):
 
     def _write(self, view: str, index: Tensor, features: Tensor, label: Tensor) -> None:
         """Move rows from the side and the place they were at to the new ones."""
-        bank, labels, visits = self.of("features", view), self.of("labels", view), self.of("visits", view)
-        old = _sides(labels[index]) & (visits[index] > 0)  # (2, B); nothing of an unvisited row is in the sums
+        bank, labels, visits = (
+            self.of("features", view),
+            self.of("labels", view),
+            self.of("visits", view),
+        )
+        old = _sides(labels[index]) & (
+            visits[index] > 0
+        )  # (2, B); nothing of an unvisited row is in the sums
         new = _sides(label)
-        self.of("sums", view).add_(new.double() @ features.double() - old.double() @ bank[index].double())
+        self.of("sums", view).add_(
+            new.double() @ features.double() - old.double() @ bank[index].double()
+        )
         self.of("sizes", view).add_(new.sum(1) - old.sum(1))
         bank[index], labels[index] = features, label
         visits[index] += 1

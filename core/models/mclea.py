@@ -17,7 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from core.batch import EntityGraph
-from core.encoders.entity_encoder import Aligned, EntityEncoder, GraphKind, chosen_views, side_rows, unit_rows
+from core.encoders.entity_encoder import (
+    Aligned,
+    EntityEncoder,
+    GraphKind,
+    chosen_views,
+    side_rows,
+    unit_rows,
+)
 from core.losses.info_nce import ICL, Form
 from core.losses.inter_modal import IAL, Scale
 from core.losses.uncertainty import Regulariser, Uncertainty
@@ -37,7 +44,9 @@ class MCLEA(Model[EntityGraph, Aligned]):
         hidden: int = 100  # of every other view
         layers: int = 2
         heads: int = 2
-        entity_scale: float = 1.0  # deviation of the random entity table at the start, times sqrt(N)
+        entity_scale: float = (
+            1.0  # deviation of the random entity table at the start, times sqrt(N)
+        )
         temperature: float = 0.1  # tau_1, within views
         inter_temperature: float = 4.0  # tau_2, between a view and the joint embedding
         inter_weight: float = 1.0  # lambda of the KL terms
@@ -60,7 +69,9 @@ class MCLEA(Model[EntityGraph, Aligned]):
         self.inter_weights = Uncertainty(self.views, config.regulariser)  # 1 / beta^2
 
     def forward(self, batch: EntityGraph) -> Aligned:
-        only = self.training or batch.links_only  # while training nobody asks for the other entities
+        only = (
+            self.training or batch.links_only
+        )  # while training nobody asks for the other entities
         views, present = self.encoder(batch, batch.links if only else None)
         share = self.fusion.softmax(0)
         parts = [share[m] * unit_rows(views[view]) for m, view in enumerate(self.views)]
@@ -78,7 +89,9 @@ class MCLEA(Model[EntityGraph, Aligned]):
             rows[f"{view}/present"] = both.to(rows["joint/left"].dtype)
         return rows
 
-    def global_batch_losses(self, embeddings: Mapping[str, Tensor], label: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    def global_batch_losses(
+        self, embeddings: Mapping[str, Tensor], label: Tensor, weight: Tensor
+    ) -> dict[str, Tensor]:
         """ICL of the joint embedding, and per view the weighted ICL and IAL; pairs that lack a view stay out of it."""
         joint = embeddings["joint/left"], embeddings["joint/right"]
         intra, inter = {}, {}

@@ -20,7 +20,14 @@ from torch import Tensor, nn
 
 from core.batch import EntityGraph
 from core.dropout import SampleDropout
-from core.encoders.entity_encoder import Aligned, EntityEncoder, GraphKind, chosen_views, side_rows, unit_rows
+from core.encoders.entity_encoder import (
+    Aligned,
+    EntityEncoder,
+    GraphKind,
+    chosen_views,
+    side_rows,
+    unit_rows,
+)
 from core.losses.info_nce import ICL, Form
 from core.losses.uncertainty import Regulariser, Uncertainty
 from core.model import DataSpec, Model
@@ -46,7 +53,9 @@ class MEAformer(Model[EntityGraph, Output]):
         hidden: int = 300
         graph_layers: int = 2
         graph_heads: int = 2
-        entity_scale: float = 1.0  # deviation of the random entity table at the start, times sqrt(N)
+        entity_scale: float = (
+            1.0  # deviation of the random entity table at the start, times sqrt(N)
+        )
         layers: int = 1
         heads: int = 1
         feedforward: int = 400  # 0: none (FB15K in the released settings)
@@ -66,15 +75,25 @@ class MEAformer(Model[EntityGraph, Output]):
             heads=config.graph_heads, graph=config.graph, entity_scale=config.entity_scale,
         )  # fmt: skip
         self.layers = nn.ModuleList(
-            TokenLayer(config.hidden, config.heads, config.feedforward, config.dropout, first_dropout=4 * depth)
+            TokenLayer(
+                config.hidden,
+                config.heads,
+                config.feedforward,
+                config.dropout,
+                first_dropout=4 * depth,
+            )
             for depth in range(config.layers)
         )
         self.icl = ICL(config.temperature, form=config.contrast_form)
         # early and late losses of a view share one weight, as in the released code
-        self.view_weights = Uncertainty(self.views, config.regulariser) if config.weighting == "learnt" else None
+        self.view_weights = (
+            Uncertainty(self.views, config.regulariser) if config.weighting == "learnt" else None
+        )
 
     def forward(self, batch: EntityGraph) -> Output:
-        only = self.training or batch.links_only  # while training nobody asks for the other entities
+        only = (
+            self.training or batch.links_only
+        )  # while training nobody asks for the other entities
         views, present = self.encoder(batch, batch.links if only else None)
         tokens = torch.stack([views[view] for view in self.views], dim=-2)  # (..., M, D)
         has = torch.stack([present[view] for view in self.views], dim=-1)  # (..., M)
@@ -100,7 +119,9 @@ class MEAformer(Model[EntityGraph, Output]):
             rows[f"{view}/present"] = both.to(rows["joint/left"].dtype)
         return rows
 
-    def global_batch_losses(self, embeddings: Mapping[str, Tensor], label: Tensor, weight: Tensor) -> dict[str, Tensor]:
+    def global_batch_losses(
+        self, embeddings: Mapping[str, Tensor], label: Tensor, weight: Tensor
+    ) -> dict[str, Tensor]:
         """ICL of the fused embedding, of every view, and of every view's token after attention."""
         losses = {"joint": self.icl(embeddings["joint/left"], embeddings["joint/right"], weight)}
         for when in ("early", "late"):
@@ -124,7 +145,9 @@ class MEAformer(Model[EntityGraph, Output]):
 class TokenLayer(nn.Module):
     """A BERT layer over the M view tokens of each entity that also gives its attention."""
 
-    def __init__(self, width: int, heads: int, feedforward: int, dropout: float, *, first_dropout: int):
+    def __init__(
+        self, width: int, heads: int, feedforward: int, dropout: float, *, first_dropout: int
+    ):
         super().__init__()
         if width % heads:
             raise ValueError(f"{heads} heads do not divide the width {width}; change options.heads")
@@ -145,7 +168,9 @@ class TokenLayer(nn.Module):
         """(..., M, D) tokens, (..., M) bool: the tokens after the layer, and (..., heads, M, M) attention as applied,
         that is after dropout; row q is what view q gives to each other view."""
         query, key, value = (
-            part(tokens).unflatten(-1, (self.heads, -1)).transpose(-3, -2)  # (..., heads, M, D / heads)
+            part(tokens)
+            .unflatten(-1, (self.heads, -1))
+            .transpose(-3, -2)  # (..., heads, M, D / heads)
             for part in (self.query, self.key, self.value)
         )
         scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
@@ -154,7 +179,9 @@ class TokenLayer(nn.Module):
         mixed = (attention @ value).transpose(-3, -2).flatten(-2)  # (..., M, D)
         tokens = self.norm(self.out_dropout(self.out(mixed)) + tokens)
         if self.feedforward is not None and self.feedforward_norm is not None:
-            tokens = self.feedforward_norm(self.feedforward_dropout(self.feedforward(tokens)) + tokens)
+            tokens = self.feedforward_norm(
+                self.feedforward_dropout(self.feedforward(tokens)) + tokens
+            )
         return tokens, attention
 
 

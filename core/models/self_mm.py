@@ -52,7 +52,9 @@ class SelfMM(Model[Utterances, Output]):
         drop_text: float = 0.1
         drop_audio: float = 0.1
         drop_vision: float = 0.0
-        label_limit: float = 0.0  # how far generated labels may lie from the middle; 0: half of the label range
+        label_limit: float = (
+            0.0  # how far generated labels may lie from the middle; 0: half of the label range
+        )
         squared: bool = False  # paper: squared distances to the class centres; published numbers used plain ones
         text: TextConfig = TextConfig()
         inputs: InputConfig = InputConfig()
@@ -75,7 +77,9 @@ class SelfMM(Model[Utterances, Output]):
             }
         )
         heads = {
-            FUSION: Head(sum(width[m] for m in self.modalities), config.post_fusion, config.drop_fusion),
+            FUSION: Head(
+                sum(width[m] for m in self.modalities), config.post_fusion, config.drop_fusion
+            ),
             "text": Head(width.get("text", 1), config.post_text, config.drop_text),
             "audio": Head(width["audio"], config.post_audio, config.drop_audio),
             "vision": Head(width["vision"], config.post_vision, config.drop_vision),
@@ -92,7 +96,9 @@ class SelfMM(Model[Utterances, Output]):
 
     def forward(self, batch: Utterances) -> Output:
         frames, mask = self.inputs(batch)
-        coded = {m: encoder(frames[m], mask[m]) for m, encoder in self.encoders.items()}  # each (B, width)
+        coded = {
+            m: encoder(frames[m], mask[m]) for m, encoder in self.encoders.items()
+        }  # each (B, width)
         if self.text is not None:
             coded["text"] = self.text(frames["text"], mask["text"])[0][:, 0]
         coded[FUSION] = torch.cat([coded[m] for m in self.modalities], dim=1)
@@ -100,7 +106,10 @@ class SelfMM(Model[Utterances, Output]):
         for view, head in self.heads.items():
             views[view], hidden[view] = head(coded[view])
         return Output(
-            score=views.pop(FUSION), views=views, hidden=hidden, given={m: given(mask[m]) for m in self.modalities}
+            score=views.pop(FUSION),
+            views=views,
+            hidden=hidden,
+            given={m: given(mask[m]) for m in self.modalities},
         )
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
@@ -108,14 +117,18 @@ class SelfMM(Model[Utterances, Output]):
         if self.training:  # the memory is of the train split
             for m, score in output.views.items():
                 target = self.memory.labels(m, batch.index, batch.label)
-                weight = torch.tanh((target - batch.label).abs())  # nothing new where it equals the human label
+                weight = torch.tanh(
+                    (target - batch.label).abs()
+                )  # nothing new where it equals the human label
                 losses[m] = batch.mean(weight * (score - target).abs())
         return losses
 
     def memory_bank_rows(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
         if not self.training:
             return {}
-        human = {f"human_{m}": batch.view_labels[m] for m in self.modalities if m in batch.view_labels}
+        human = {
+            f"human_{m}": batch.view_labels[m] for m in self.modalities if m in batch.view_labels
+        }
         present = {f"given_{m}": value for m, value in output.given.items()}
         hidden = {f"hidden_{view}": rows.detach() for view, rows in output.hidden.items()}
         return {"index": batch.index, "label": batch.label, **human, **present, **hidden}
@@ -162,7 +175,11 @@ class Head(nn.Module):
         super().__init__()
         self.width = width
         self.dropout = nn.Dropout(dropout)
-        self.first, self.second, self.score = nn.Linear(source, width), nn.Linear(width, width), nn.Linear(width, 1)
+        self.first, self.second, self.score = (
+            nn.Linear(source, width),
+            nn.Linear(width, width),
+            nn.Linear(width, 1),
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) scores and (B, width) representations, float32."""

@@ -21,7 +21,10 @@ from core.model import DataSpec, Model, Sentiment
 
 ORDER = ("vision", "audio", "text")  # of tokens and of the tag's last three digits
 TAG = 1 + len(ORDER)
-TEACHER_OPTIONS, TEACHER_WEIGHTS = "options.json", "weights.safetensors"  # the two files of a teacher's folder
+TEACHER_OPTIONS, TEACHER_WEIGHTS = (
+    "options.json",
+    "weights.safetensors",
+)  # the two files of a teacher's folder
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,9 @@ class TATE(Model[Utterances, Output]):
         norm: float = 1e-4  # of half the squared norm of the last layer
         distance: str = "kl"  # between tokens: symmetric divergence of their softmax; or "mse"
         tag_mode: str = "sample"  # parity: "constant", 0001 for all, as in the released graphs
-        own_rates: bool = False  # what reads sound or video alone learns in optimiser groups of its own
+        own_rates: bool = (
+            False  # what reads sound or video alone learns in optimiser groups of its own
+        )
         text: TextConfig = TextConfig()
         inputs: InputConfig = InputConfig()
 
@@ -69,7 +74,9 @@ class TATE(Model[Utterances, Output]):
         super().__init__()
         for name, allowed in (("distance", ("kl", "mse")), ("tag_mode", ("sample", "constant"))):
             if getattr(config, name) not in allowed:
-                raise ValueError(f"tate has no {name}={getattr(config, name)!r}; choose from: {', '.join(allowed)}")
+                raise ValueError(
+                    f"tate has no {name}={getattr(config, name)!r}; choose from: {', '.join(allowed)}"
+                )
         self.config, self.data = config, data
         self.inputs = Inputs(data, config.inputs, config.modalities)
         self.modalities = mods = [m for m in ORDER if m in config.modalities]
@@ -79,11 +86,16 @@ class TATE(Model[Utterances, Output]):
             source["text"] = self.text.width
         d, wide = config.width, config.width + TAG
         if d % max(len(mods) - 1, 1):
-            raise ValueError(f"width={d} does not split into the {len(mods) - 1} pair spaces of a modality")
+            raise ValueError(
+                f"width={d} does not split into the {len(mods) - 1} pair spaces of a modality"
+            )
         self.into = nn.ModuleDict({m: nn.Linear(source[m], d, bias=False) for m in mods})
         self.encoders = nn.ModuleDict({m: Block(d, config.heads, config.dropout) for m in mods})
         self.pairs = nn.ModuleDict(
-            {f"{m}_{n}": nn.Linear(d, d // (len(mods) - 1), bias=False) for m, n in combinations(mods, 2)}
+            {
+                f"{m}_{n}": nn.Linear(d, d // (len(mods) - 1), bias=False)
+                for m, n in combinations(mods, 2)
+            }
         )
         self.joint = Block(wide, config.heads, config.dropout)
         self.decoder = Block(wide, config.heads, config.dropout) if config.backward else None
@@ -93,14 +105,19 @@ class TATE(Model[Utterances, Output]):
         own = [module for name, module in self.named_children() if name != "text"]
         for parameter in (p for module in own for p in module.parameters() if p.ndim > 1):
             nn.init.xavier_uniform_(parameter)
-        self._teacher: tuple[TATE, ...] = ()  # a tuple hides it: it is neither trained nor saved with the student
+        self._teacher: tuple[
+            TATE, ...
+        ] = ()  # a tuple hides it: it is neither trained nor saved with the student
 
     def forward(self, batch: Utterances) -> Output:
         tokens, mask, tag = self._tokens(batch)
         # existing tokens first: a token's place, to which its dropout is tied, must not depend on the padding before it
         order = (~mask).long().argsort(dim=1, stable=True)
         tokens, mask = tokens.gather(1, order[..., None].expand_as(tokens)), mask.gather(1, order)
-        joint = torch.cat([tokens, tag[:, None].expand(-1, tokens.shape[1], -1)], dim=2) * mask[..., None]
+        joint = (
+            torch.cat([tokens, tag[:, None].expand(-1, tokens.shape[1], -1)], dim=2)
+            * mask[..., None]
+        )
         hidden = self.joint(joint, mask)
         pooled = self.pool(hidden, mask)
         answer, squares = self.answer(self.narrow(pooled))  # (B, classes or 1)
@@ -123,7 +140,9 @@ class TATE(Model[Utterances, Output]):
         if self.text is not None:
             frames["text"], reached = self.text(frames["text"], seen["text"])
             if reached.shape != seen["text"].shape:  # a summary place in front
-                exists["text"] = torch.cat([exists["text"].any(1, keepdim=True), exists["text"]], dim=1)
+                exists["text"] = torch.cat(
+                    [exists["text"].any(1, keepdim=True), exists["text"]], dim=1
+                )
             seen["text"] = reached
             frames["text"] = frames["text"] * reached[..., None]
         encoded = {}
@@ -182,14 +201,22 @@ class TATE(Model[Utterances, Output]):
         config, apart = self.config, self._apart
         losses = {"task": batch.mean(task_loss(output.score, batch.label))}
         if output.teacher is not None:
-            losses["forward"] = config.forward * batch.mean(apart(output.hidden, output.teacher, output.mask))
+            losses["forward"] = config.forward * batch.mean(
+                apart(output.hidden, output.teacher, output.mask)
+            )
         if output.decoded is not None:
-            losses["backward"] = config.backward * batch.mean(apart(output.decoded, output.joint, output.mask))
+            losses["backward"] = config.backward * batch.mean(
+                apart(output.decoded, output.joint, output.mask)
+            )
         if config.tag:
-            recovered = (output.tag - output.pooled[:, -TAG:].float().sigmoid()).abs().mean(1)  # (B,)
+            recovered = (
+                (output.tag - output.pooled[:, -TAG:].float().sigmoid()).abs().mean(1)
+            )  # (B,)
             losses["tag"] = config.tag * batch.mean(recovered)
         if config.norm:
-            losses["norm"] = config.norm * 0.5 * output.squares * batch.mean(torch.ones_like(batch.weight))
+            losses["norm"] = (
+                config.norm * 0.5 * output.squares * batch.mean(torch.ones_like(batch.weight))
+            )
         return losses
 
     def _apart(self, left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
@@ -197,7 +224,9 @@ class TATE(Model[Utterances, Output]):
         left, right = left.float(), right.float()
         if self.config.distance == "kl":
             left, right = left.softmax(-1).clamp(1e-7, 1), right.softmax(-1).clamp(1e-7, 1)
-            token = ((left - right) * (left.log() - right.log())).sum(-1)  # KL there and back, (B, L)
+            token = ((left - right) * (left.log() - right.log())).sum(
+                -1
+            )  # KL there and back, (B, L)
         else:
             token = (left - right).square().mean(-1)
         return (token * mask).sum(1) / mask.sum(1).clamp(min=1)
@@ -216,8 +245,13 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
         self.attention = Attention(width, heads, dropout=dropout, bias=False, out=False)
-        self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width))
-        self.norm_attention, self.norm_feed = nn.LayerNorm(width, eps=1e-8), nn.LayerNorm(width, eps=1e-8)
+        self.feed = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width)
+        )
+        self.norm_attention, self.norm_feed = (
+            nn.LayerNorm(width, eps=1e-8),
+            nn.LayerNorm(width, eps=1e-8),
+        )
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, T, width); where ``mask`` is False a token neither asks nor answers and becomes a learnt constant."""
@@ -231,7 +265,10 @@ class Pool(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.value, self.gate = nn.Linear(width, width, bias=False), nn.Linear(width, width, bias=False)
+        self.value, self.gate = (
+            nn.Linear(width, width, bias=False),
+            nn.Linear(width, width, bias=False),
+        )
         self.score = nn.Linear(width, 1, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
@@ -257,12 +294,20 @@ def load_teacher(folder: Path, data: DataSpec) -> TATE:
     """
     missing = [name for name in (TEACHER_OPTIONS, TEACHER_WEIGHTS) if not (folder / name).is_file()]
     if missing:
-        raise ValueError(f"teacher={folder} has no {' and no '.join(missing)}; train one and export it there")
+        raise ValueError(
+            f"teacher={folder} has no {' and no '.join(missing)}; train one and export it there"
+        )
     options = json.loads((folder / TEACHER_OPTIONS).read_text(encoding="utf-8"))
-    options |= {"text": TextConfig(**options["text"]), "inputs": InputConfig(**options["inputs"]), "teacher": ""}
+    options |= {
+        "text": TextConfig(**options["text"]),
+        "inputs": InputConfig(**options["inputs"]),
+        "teacher": "",
+    }
     teacher = TATE(TATE.Config(**options), data)
     try:
         teacher.load_state_dict(load_file(folder / TEACHER_WEIGHTS))
     except RuntimeError as error:
-        raise ValueError(f"the weights in {folder} do not fit this data and its options: {error}") from None
+        raise ValueError(
+            f"the weights in {folder} do not fit this data and its options: {error}"
+        ) from None
     return teacher.requires_grad_(False).eval()

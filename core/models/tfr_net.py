@@ -54,9 +54,17 @@ class TFRNet(Model[Utterances, Output]):
         fusion_hidden: tuple[int, int, int] = (36, 20, 48)
         gru_layers: int = 3
         hidden: int = 128  # of the classifier
-        lambdas: tuple[float, float, float] = (5.0, 2.0, 20.0)  # of the rebuilding; 0: that modality is not rebuilt
+        lambdas: tuple[float, float, float] = (
+            5.0,
+            2.0,
+            20.0,
+        )  # of the rebuilding; 0: that modality is not rebuilt
         text_dropout: float = 0.2
-        attention_dropout: tuple[float, float, float] = (0.2, 0.1, 0.0)  # of a cross encoder, by its source
+        attention_dropout: tuple[float, float, float] = (
+            0.2,
+            0.1,
+            0.0,
+        )  # of a cross encoder, by its source
         self_dropout: float = 0.2  # of attention in the other encoders
         embed_dropout: float = 0.2
         relu_dropout: float = 0.2
@@ -64,7 +72,9 @@ class TFRNet(Model[Utterances, Output]):
         fusion_dropout: float = 0.2
         class_dropout: float = 0.0
         causal: bool = True  # a query sees keys up to its own place, plus the difference of the greatest lengths
-        simam: str = "none"  # "conv": on the first convolutions' outputs; "enhanced": on what is fused
+        simam: str = (
+            "none"  # "conv": on the first convolutions' outputs; "enhanced": on what is fused
+        )
         norm: str = "layer"  # parity: "batch"
         detach: bool = True  # parity: False lets the text encoder move its own target
         cmd: float = 0.0  # MMSA: 5, weight of a moment discrepancy in the rebuilding
@@ -75,9 +85,14 @@ class TFRNet(Model[Utterances, Output]):
     def __init__(self, config: Config, data: DataSpec):
         super().__init__()
         refuse_classes(data, "tfr_net")
-        for name, allowed in (("simam", ("none", "conv", "enhanced")), ("norm", ("layer", "batch"))):
+        for name, allowed in (
+            ("simam", ("none", "conv", "enhanced")),
+            ("norm", ("layer", "batch")),
+        ):
             if getattr(config, name) not in allowed:
-                raise ValueError(f"tfr_net has no {name}={getattr(config, name)!r}; choose from: {', '.join(allowed)}")
+                raise ValueError(
+                    f"tfr_net has no {name}={getattr(config, name)!r}; choose from: {', '.join(allowed)}"
+                )
         self.config = config
         self.inputs = Inputs(data, config.inputs, config.modalities)
         self.modalities = mods = [m for m in MODALITIES if m in config.modalities]
@@ -92,7 +107,10 @@ class TFRNet(Model[Utterances, Output]):
         d, wide = config.width, config.width * len(mods)
         self.drop_text = nn.Dropout(config.text_dropout)
         self.first = nn.ModuleDict(
-            {m: nn.Conv1d(source[m], d, kernel[m], padding=kernel[m] // 2, bias=False) for m in mods}
+            {
+                m: nn.Conv1d(source[m], d, kernel[m], padding=kernel[m] // 2, bias=False)
+                for m in mods
+            }
         )
         self.own = nn.ModuleDict(
             {m: Encoder(d, config.heads, config.layers, config.self_dropout, config) for m in mods}
@@ -108,10 +126,18 @@ class TFRNet(Model[Utterances, Output]):
         self.weight = {m: weight[m] for m in mods if weight[m]}
         for m in self.weight:
             if self.longest[m] % config.rebuild_heads:
-                raise ValueError(f"rebuild_heads={config.rebuild_heads} does not divide {m}'s length {self.longest[m]}")
+                raise ValueError(
+                    f"rebuild_heads={config.rebuild_heads} does not divide {m}'s length {self.longest[m]}"
+                )
         self.rebuild = nn.ModuleDict(
             {
-                m: Encoder(self.longest[m], config.rebuild_heads, config.layers, config.self_dropout, config)
+                m: Encoder(
+                    self.longest[m],
+                    config.rebuild_heads,
+                    config.layers,
+                    config.self_dropout,
+                    config,
+                )
                 for m in self.weight
             }
         )
@@ -142,7 +168,9 @@ class TFRNet(Model[Utterances, Output]):
             for n in self.modalities:
                 if n != m:
                     pairs = self._pairs(m, n, mask)
-                    views.append(self.cross[f"{m}_{n}"](aligned[m], mask[m], pairs, aligned[n], mask[n]))
+                    views.append(
+                        self.cross[f"{m}_{n}"](aligned[m], mask[m], pairs, aligned[n], mask[n])
+                    )
             enhanced[m] = torch.cat(views, dim=2) * mask[m][..., None]  # (B, T, wide)
             fused = simam(enhanced[m], mask[m]) if self.config.simam == "enhanced" else enhanced[m]
             summary.append(self.gate[m](fused, mask[m]))
@@ -162,7 +190,9 @@ class TFRNet(Model[Utterances, Output]):
             with torch.set_grad_enabled(not self.config.detach):
                 frames["text"], _ = self.text(frames["text"], one_frame(batch.mask["text"]))
         elif self.text is not None:
-            frames["text"] = torch.zeros(*lost["text"].shape, self.text.width, device=batch.index.device)
+            frames["text"] = torch.zeros(
+                *lost["text"].shape, self.text.width, device=batch.index.device
+            )
         return {m: frames[m] for m in self.weight}
 
     def _align(self, m: str, frames: Tensor, mask: Tensor) -> Tensor:
@@ -188,13 +218,20 @@ class TFRNet(Model[Utterances, Output]):
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
         losses = {"task": batch.mean(task_loss(output.score, batch.label))}
         for m, rebuilt in output.rebuilt.items():
-            target, lost = output.target[m].float(), output.lost[m] * batch.weight[:, None]  # (B, T)
+            target, lost = (
+                output.target[m].float(),
+                output.lost[m] * batch.weight[:, None],
+            )  # (B, T)
             apart = F.smooth_l1_loss(rebuilt.float(), target, reduction="none").sum(2)  # (B, T)
             value = (apart * lost).sum() / (batch.loss_denominators[m] * target.shape[2] + 1e-4)
             if self.config.cmd:
                 rows = [(x.float() * lost[..., None]).flatten(0, 1) for x in (rebuilt, target)]
-                value = value + self.config.cmd * central_moment_discrepancy(rows[0], rows[1]) / (lost.sum() + 1e-4)
-            losses[f"rebuild_{m}"] = self.weight[m] * (self.epoch > 0) * value  # from the second epoch on
+                value = value + self.config.cmd * central_moment_discrepancy(rows[0], rows[1]) / (
+                    lost.sum() + 1e-4
+                )
+            losses[f"rebuild_{m}"] = (
+                self.weight[m] * (self.epoch > 0) * value
+            )  # from the second epoch on
         return losses
 
     def loss_denominators(self, batch: Utterances) -> dict[str, Tensor]:
@@ -207,7 +244,11 @@ class TFRNet(Model[Utterances, Output]):
         own = {}
         for m in self.modalities if self.config.own_rates else []:
             if m != "text":
-                crossed = [net for name, net in self.cross.items() if name.startswith(m) or name == f"text_{m}"]
+                crossed = [
+                    net
+                    for name, net in self.cross.items()
+                    if name.startswith(m) or name == f"text_{m}"
+                ]
                 readers = [self.first[m], self.own[m], self.gate[m], *crossed]
                 readers += [part[m] for part in (self.rebuild, self.restore) if m in part]
                 own[m] = [parameter for reader in readers for parameter in reader.parameters()]
@@ -220,20 +261,30 @@ class Encoder(nn.Module):
     Queries and keys pass the same norm, and every layer looks at the source as it came in.
     """
 
-    def __init__(self, width: int, heads: int, layers: int, attention_dropout: float, config: TFRNet.Config):
+    def __init__(
+        self, width: int, heads: int, layers: int, attention_dropout: float, config: TFRNet.Config
+    ):
         super().__init__()
         self.width = width
-        self.attention = nn.ModuleList(Attention(width, heads, dropout=attention_dropout) for _ in range(layers))
+        self.attention = nn.ModuleList(
+            Attention(width, heads, dropout=attention_dropout) for _ in range(layers)
+        )
         self.feed = nn.ModuleList(
             nn.Sequential(
-                nn.Linear(width, 4 * width), nn.ReLU(), nn.Dropout(config.relu_dropout), nn.Linear(4 * width, width)
+                nn.Linear(width, 4 * width),
+                nn.ReLU(),
+                nn.Dropout(config.relu_dropout),
+                nn.Linear(4 * width, width),
             )
             for _ in range(layers)
         )
         self.before = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
         self.between = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
         self.last = nn.LayerNorm(width)
-        self.embed, self.residual = nn.Dropout(config.embed_dropout), nn.Dropout(config.residual_dropout)
+        self.embed, self.residual = (
+            nn.Dropout(config.embed_dropout),
+            nn.Dropout(config.residual_dropout),
+        )
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
@@ -254,7 +305,9 @@ class Encoder(nn.Module):
         layers = zip(self.attention, self.feed, self.before, self.between, strict=True)
         for attention, feed, before, between in layers:
             asked = before(x)
-            x = x + self.residual(attention(asked, asked if key is None else before(key), key_mask, pairs))
+            x = x + self.residual(
+                attention(asked, asked if key is None else before(key), key_mask, pairs)
+            )
             x = x + self.residual(feed(between(x)))
         return self.last(x)
 
@@ -298,5 +351,7 @@ def by_modality(values: tuple[N, N, N]) -> dict[str, N]:
 def _longest(modalities: list[str], data: DataSpec) -> dict[str, int]:
     unknown = [m for m in modalities if not data.max_length.get(m)]
     if unknown:
-        raise ValueError(f"tfr_net needs DataSpec.max_length of {', '.join(unknown)}: rebuilding is as wide as that")
+        raise ValueError(
+            f"tfr_net needs DataSpec.max_length of {', '.join(unknown)}: rebuilding is as wide as that"
+        )
     return {m: data.max_length[m] for m in modalities}

@@ -12,11 +12,15 @@ from collections.abc import Callable
 import numpy as np
 from numba import int32, njit, types
 
-_preadv = types.ExternalFunction("preadv", types.intp(types.int32, types.intp, types.int32, types.int64))
+_preadv = types.ExternalFunction(
+    "preadv", types.intp(types.int32, types.intp, types.int32, types.int64)
+)
 _memmove = types.ExternalFunction("memmove", types.intp(types.intp, types.intp, types.intp))
 _memset = types.ExternalFunction("memset", types.intp(types.intp, types.int32, types.intp))
 
-SPARE = 8 << 10  # bytes between the arrays wanted (headers, other fields) that are cheaper read than skipped
+SPARE = (
+    8 << 10
+)  # bytes between the arrays wanted (headers, other fields) that are cheaper read than skipped
 
 Kernel = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], int]
 LookUp = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
@@ -100,7 +104,11 @@ def _look_up(table: np.ndarray, row: np.ndarray, found: np.ndarray) -> None:
     size = np.int64(8)
     for b in range(len(row)):
         for c in range(len(found)):
-            _memmove(found.ctypes.data + (c * len(row) + b) * size, table[b] + (row[b] * len(found) + c) * size, size)
+            _memmove(
+                found.ctypes.data + (c * len(row) + b) * size,
+                table[b] + (row[b] * len(found) + c) * size,
+                size,
+            )
 
 
 def _compiled(signature: str, function: Callable) -> Callable:

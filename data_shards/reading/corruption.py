@@ -15,7 +15,11 @@ def explain(where: str, index: Index, what: str, held: mmap | None = None, size:
 
     A cut is found from the size alone; other damage by the checksum that the index holds of every sample.
     """
-    rows = list(damaged_rows(index, held)) if held is not None else [int((index.table[:, END] <= size).sum())]
+    rows = (
+        list(damaged_rows(index, held))
+        if held is not None
+        else [int((index.table[:, END] <= size).sum())]
+    )
     if rows and rows[0] < len(index):
         start, end = (int(index.table[rows[0], column]) for column in (START, END))
         place = f"sample {index.key(rows[0])!r} in bytes {start} to {end}"

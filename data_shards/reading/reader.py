@@ -58,12 +58,17 @@ class Arrays:
     index: Tensor  # (B,) int64, place of each sample in its split
     weight: Tensor  # (B,) float32, 1 for a sample, 0 for the one row of a part that would be empty
     loss_scale: float  # ranks * micro-batches / samples in the global batch
-    arrays: dict[str, Tensor]  # field -> (B, *shape), the None axis of the field as long as its longest sample
+    arrays: dict[
+        str, Tensor
+    ]  # field -> (B, *shape), the None axis of the field as long as its longest sample
     lengths: dict[str, Tensor]  # field with a None axis -> (B,) int64
 
     def pin_memory(self) -> Arrays:
         """For DataLoader, which pins what has this method; the stream's own pinned parts are made so."""
-        pinned = ({name: part.pin_memory() for name, part in some.items()} for some in (self.arrays, self.lengths))
+        pinned = (
+            {name: part.pin_memory() for name, part in some.items()}
+            for some in (self.arrays, self.lengths)
+        )
         return Arrays(self.index.pin_memory(), self.weight.pin_memory(), self.loss_scale, *pinned)
 
 
@@ -92,7 +97,9 @@ class Opened:
 
     index: Index
     file: IO[bytes]
-    places: np.ndarray  # (S, 2 F) int64: offsets, then lengths, of the reader's fields; length 0 where there is none
+    places: (
+        np.ndarray
+    )  # (S, 2 F) int64: offsets, then lengths, of the reader's fields; length 0 where there is none
 
     @cached_property
     def map(self) -> mmap.mmap:
@@ -131,10 +138,16 @@ class Reader:
         if unknown := [name for name in chosen or () if name not in known]:
             raise DataError(f"{store.name} has no field {unknown[0]!r}; it has {', '.join(known)}")
         self.fields = known if chosen is None else {name: known[name] for name in chosen}
-        self.starts = np.cumsum([0, *(shard.samples for shard in shards)])[:-1]  # place of each shard's first sample
+        self.starts = np.cumsum([0, *(shard.samples for shard in shards)])[
+            :-1
+        ]  # place of each shard's first sample
         self._open: OrderedDict[int, Future[Opened]] = OrderedDict()
-        self._checked: dict[int, tuple[int, int, int]] = {}  # shard -> the file that was compared with its checksum
-        self._file, self._table = np.zeros((2, len(shards)), np.int64)  # handles, addresses of places; of open shards
+        self._checked: dict[
+            int, tuple[int, int, int]
+        ] = {}  # shard -> the file that was compared with its checksum
+        self._file, self._table = np.zeros(
+            (2, len(shards)), np.int64
+        )  # handles, addresses of places; of open shards
         self._layout = {name: _Layout.of(field) for name, field in self.fields.items()}
         self._memory = BufferPool()
         self._lock, self._tables = Lock(), Lock()
@@ -225,9 +238,13 @@ class Reader:
                 lengths[name] = torch.from_numpy(length[number])
             elif not length[number].all():
                 arrays[name][torch.from_numpy(length[number] == 0)] = _nothing(field.dtype)
-        return Arrays(torch.from_numpy(self.starts[shard] + row), torch.ones(len(row)), 1.0, arrays, lengths)
+        return Arrays(
+            torch.from_numpy(self.starts[shard] + row), torch.ones(len(row)), 1.0, arrays, lengths
+        )
 
-    def _places(self, shard: np.ndarray, row: np.ndarray) -> tuple[list[Opened], np.ndarray, np.ndarray, np.ndarray]:
+    def _places(
+        self, shard: np.ndarray, row: np.ndarray
+    ) -> tuple[list[Opened], np.ndarray, np.ndarray, np.ndarray]:
         """The open shards, to be held while they are read, (B,) their files, (F, B) offsets, and (F, B) lengths."""
         held = {number: self.shard(number) for number in set(shard.tolist())}
         with self._tables:  # no one else may put another opening of these shards there meanwhile
@@ -292,7 +309,9 @@ class Reader:
             file.close()
             raise
         opened = Opened(index, file, _places(index, self.fields))
-        weakref.finalize(opened, file.close)  # open as long as it is used: a cache removes no file that is open
+        weakref.finalize(
+            opened, file.close
+        )  # open as long as it is used: a cache removes no file that is open
         return opened
 
 
@@ -314,9 +333,12 @@ def read_index(store: Store, shard: Shard, fields: dict[str, Field]) -> Index:
     for field, (dtype, extents) in summary(index).items():
         expected = fields.get(field)
         if expected is None:
-            raise DataError(f"{where}: field {field!r} is not in the manifest; convert the data again")
+            raise DataError(
+                f"{where}: field {field!r} is not in the manifest; convert the data again"
+            )
         fits = len(extents) == len(expected.shape) and all(
-            extent is None or found == (extent, extent) for found, extent in zip(extents, expected.shape, strict=True)
+            extent is None or found == (extent, extent)
+            for found, extent in zip(extents, expected.shape, strict=True)
         )
         if dtype != expected.dtype or not fits:
             raise DataError(
@@ -335,7 +357,9 @@ def _places(index: Index, fields: dict[str, Field]) -> np.ndarray:
             offset = index.table[:, first[name]]
             time = first[name] + 1 + field.shape.index(None) if None in field.shape else None
             places[:, number] = offset
-            places[:, len(fields) + number] = (offset != ABSENT) if time is None else index.table[:, time]
+            places[:, len(fields) + number] = (
+                (offset != ABSENT) if time is None else index.table[:, time]
+            )
     return places
 
 

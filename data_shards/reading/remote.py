@@ -41,12 +41,19 @@ from data_shards.shards.writer import index_name, sha256_of, staged
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_OURS = re.compile(r"[0-9a-f]{40}\.(tar|idx|[0-9]+\.part)")  # a cache may lie in a folder with other files
+_OURS = re.compile(
+    r"[0-9a-f]{40}\.(tar|idx|[0-9]+\.part)"
+)  # a cache may lie in a folder with other files
 
 CHUNK = 8 << 20  # bytes of one request; what a broken one loses at most
 SMALL = 256 << 20  # no manifest or index is larger
 RETRY: dict[str, Any] = {"stop": stop_after_attempt(8), "wait": wait_random(multiplier=0.3, max=20)}
-PROTOCOLS = {"http": "", "https": "", "s3": "s3fs", "gs": "gcsfs"}  # and the package each needs besides fsspec
+PROTOCOLS = {
+    "http": "",
+    "https": "",
+    "s3": "s3fs",
+    "gs": "gcsfs",
+}  # and the package each needs besides fsspec
 _AGAIN = (408, 425, 429)  # answers of the 400s that another attempt may change
 
 
@@ -59,10 +66,14 @@ class Remote:
         options: storage options of fsspec for this protocol, such as ``endpoint_url`` or ``anon``.
     """
 
-    def __init__(self, url: str, cache: Path | None, cache_gb: float, options: dict[str, Any] | None = None):
+    def __init__(
+        self, url: str, cache: Path | None, cache_gb: float, options: dict[str, Any] | None = None
+    ):
         protocol = urlsplit(url).scheme
         if protocol not in PROTOCOLS:
-            raise ValueError(f"cannot read {url!r}: data= is a folder or a URL of {', '.join(PROTOCOLS)}")
+            raise ValueError(
+                f"cannot read {url!r}: data= is a folder or a URL of {', '.join(PROTOCOLS)}"
+            )
         if cache_gb <= 0:
             raise ValueError(f"cache_gb must be positive, got {cache_gb}")
         self.name = url.rstrip("/")
@@ -76,7 +87,9 @@ class Remote:
                 protocol, skip_instance_cache=True, **(_patience(protocol) | (options or {}))
             )
         except ImportError as error:
-            raise ValueError(f"{url} needs one more package: pip install {PROTOCOLS[protocol]}") from error
+            raise ValueError(
+                f"{url} needs one more package: pip install {PROTOCOLS[protocol]}"
+            ) from error
 
     def give_up(self, now: bool) -> None:
         self.giving_up.set() if now else self.giving_up.clear()
@@ -96,7 +109,9 @@ class Remote:
             if path.exists():
                 return path.read_bytes()
             body = self._small(index_name(shard.name))
-            if hashlib.sha256(body).hexdigest() == shard.index_sha256:  # a wrong one is not kept; the reader refuses it
+            if (
+                hashlib.sha256(body).hexdigest() == shard.index_sha256
+            ):  # a wrong one is not kept; the reader refuses it
                 with staged(path) as file:
                     file.write(body)
             return body
@@ -116,7 +131,9 @@ class Remote:
         beside = path.with_suffix(".idx")
         for file, sha256 in ((path, shard.sha256), (beside, shard.index_sha256)):
             with self._exclusive(file):
-                if file.exists() and _checksum(file) != sha256:  # another rank may have put it right meanwhile
+                if (
+                    file.exists() and _checksum(file) != sha256
+                ):  # another rank may have put it right meanwhile
                     file.unlink()
         return True
 
@@ -153,7 +170,9 @@ class Remote:
         def fetch() -> bytes:
             chunk: bytes = self.files.cat_file(url, start=start, end=stop)
             if not chunk or len(chunk) > stop - start and len(chunk) != size:
-                raise ConnectionError(f"asked for bytes {start} to {stop} of {url}, got {len(chunk)} bytes")
+                raise ConnectionError(
+                    f"asked for bytes {start} to {stop} of {url}, got {len(chunk)} bytes"
+                )
             return chunk
 
         try:
@@ -197,7 +216,9 @@ class Remote:
                 f"could not fetch {url}: {type(last).__name__}: {last}; what came is kept: run the same command again"
             ) from last
         except FileNotFoundError as error:
-            raise DataError(f"{url} does not exist; publish the folder again, the manifest last") from error
+            raise DataError(
+                f"{url} does not exist; publish the folder again, the manifest last"
+            ) from error
         except PermissionError as error:
             raise ConnectionError(f"could not fetch {url}: the server refuses: {error}") from error
         except aiohttp.ClientResponseError as error:
@@ -208,11 +229,15 @@ class Remote:
     def _make_room(self, part: Path, size: int) -> None:
         """Reserve ``size`` bytes of the cache for ``part``; remove the shards that were not used for longest."""
         with FileLock(self.cache / "room.lock"):
-            files = [file for file in self.cache.iterdir() if _OURS.fullmatch(file.name) and file != part]
+            files = [
+                file for file in self.cache.iterdir() if _OURS.fullmatch(file.name) and file != part
+            ]
             known = {file: status for file in files if (status := _status(file))}
             taken = {file: _reserved(file, status.st_size) for file, status in known.items()}
             used = sum(taken.values())
-            for file in sorted((f for f in taken if f.suffix != ".idx"), key=lambda f: known[f].st_atime_ns):
+            for file in sorted(
+                (f for f in taken if f.suffix != ".idx"), key=lambda f: known[f].st_atime_ns
+            ):
                 if used + size <= self.bound:
                     break
                 if self._removed(file):
@@ -230,7 +255,9 @@ class Remote:
         """Remove a shard, or what is left of a transfer; False when somebody uses it."""
         if file.suffix == ".part":
             try:
-                with self._exclusive(file.with_suffix("").with_suffix(".tar")).acquire(blocking=False):
+                with self._exclusive(file.with_suffix("").with_suffix(".tar")).acquire(
+                    blocking=False
+                ):
                     file.unlink(missing_ok=True)
                 return True
             except Timeout:
@@ -253,7 +280,9 @@ def _held(path: Path) -> IO[bytes] | None:
         return None
     fcntl.flock(file, fcntl.LOCK_SH)
     status = _status(path)
-    if status is None or status.st_ino != os.fstat(file.fileno()).st_ino:  # evicted between the two calls
+    if (
+        status is None or status.st_ino != os.fstat(file.fileno()).st_ino
+    ):  # evicted between the two calls
         file.close()
         return None
     os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))  # used now, and not changed
@@ -280,20 +309,32 @@ def _checksum(path: Path) -> str:
 def _may_pass(error: BaseException) -> bool:
     if isinstance(error, aiohttp.ClientResponseError):
         return error.status >= 500 or error.status in _AGAIN
-    if isinstance(error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError):
+    if isinstance(
+        error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError
+    ):
         return False
     if type(error).__module__.startswith("botocore") and "Credentials" in type(error).__name__:
         return False
-    return isinstance(error, OSError | aiohttp.ClientError | asyncio.TimeoutError | TimeoutError) or type(
-        error
-    ).__module__.startswith(("botocore", "gcsfs"))
+    return isinstance(
+        error, OSError | aiohttp.ClientError | asyncio.TimeoutError | TimeoutError
+    ) or type(error).__module__.startswith(("botocore", "gcsfs"))
 
 
 def _patience(protocol: str) -> dict[str, Any]:
     """Options that keep a silent server from stopping a run for ever."""
     if protocol in ("http", "https"):
-        return {"client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)}}
+        return {
+            "client_kwargs": {
+                "timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+            }
+        }
     if protocol == "s3":
         # repeating is done here, with one count and one pause, and can be given up
-        return {"config_kwargs": {"connect_timeout": 30, "read_timeout": 60, "retries": {"max_attempts": 0}}}
+        return {
+            "config_kwargs": {
+                "connect_timeout": 30,
+                "read_timeout": 60,
+                "retries": {"max_attempts": 0},
+            }
+        }
     return {}

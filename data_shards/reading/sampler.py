@@ -16,7 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Rows = tuple[np.ndarray, np.ndarray]  # shard number of each sample, and its row in that shard; both (n,) int64
+Rows = tuple[
+    np.ndarray, np.ndarray
+]  # shard number of each sample, and its row in that shard; both (n,) int64
 _SHARDS, _SAMPLES, _BATCHES = range(3)  # what a permutation is for
 
 
@@ -43,7 +45,9 @@ class Sampler:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.bucket and not self.shuffle:
-            raise ValueError("bucket puts samples in another order, so it needs shuffle; set bucket=0")
+            raise ValueError(
+                "bucket puts samples in another order, so it needs shuffle; set bucket=0"
+            )
 
     @property
     def total(self) -> int:
@@ -104,8 +108,15 @@ class Epoch:
         for number in range(first, last + 1):
             begin = int(self.ends[number * window - 1]) if number else 0
             shard, row = _remembered(self._windows, number, self._window)
-            parts.append((shard[max(start - begin, 0) : stop - begin], row[max(start - begin, 0) : stop - begin]))
-        return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+            parts.append(
+                (
+                    shard[max(start - begin, 0) : stop - begin],
+                    row[max(start - begin, 0) : stop - begin],
+                )
+            )
+        return np.concatenate([part[0] for part in parts]), np.concatenate(
+            [part[1] for part in parts]
+        )
 
     def _window(self, number: int) -> Rows:
         """All samples of one window of shards, in order."""
@@ -134,7 +145,10 @@ class Epoch:
         full = len(shard) // size
         batches = self._permutation(full, _BATCHES, number)
         mixed = np.concatenate(
-            [by_length[: full * size].reshape(full, size)[batches].ravel(), by_length[full * size :]]
+            [
+                by_length[: full * size].reshape(full, size)[batches].ravel(),
+                by_length[full * size :],
+            ]
         )
         return shard[mixed], row[mixed]
 

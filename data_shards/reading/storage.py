@@ -56,13 +56,17 @@ class Folder:
         with os.scandir(self.folder) as entries:
             files = (entry for entry in entries if entry.name.endswith(".tar") and entry.is_file())
             sizes = {entry.name: entry.stat().st_size for entry in files}
-        return [number for number, shard in enumerate(shards) if sizes.get(shard.name) != shard.bytes]
+        return [
+            number for number, shard in enumerate(shards) if sizes.get(shard.name) != shard.bytes
+        ]
 
     def tar(self, shard: Shard) -> IO[bytes]:
         try:
             return (self.folder / shard.name).open("rb")
         except FileNotFoundError as error:
-            raise DataError(f"{self.folder / shard.name} is missing; restore the file or convert again") from error
+            raise DataError(
+                f"{self.folder / shard.name} is missing; restore the file or convert again"
+            ) from error
 
     def index(self, shard: Shard) -> bytes:
         path = self.folder / index_name(shard.name)
@@ -84,7 +88,10 @@ class Folder:
 
 
 def open_store(
-    source: str | Path, cache: Path | None = None, cache_gb: float = 50.0, options: dict[str, Any] | None = None
+    source: str | Path,
+    cache: Path | None = None,
+    cache_gb: float = 50.0,
+    options: dict[str, Any] | None = None,
 ) -> Store:
     """The folder or URL ``source``. ``cache``, ``cache_gb`` and ``options`` (for fsspec) concern URLs only."""
     if "://" not in str(source):

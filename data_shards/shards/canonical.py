@@ -50,28 +50,43 @@ def is_canonical(tar: np.ndarray, index: Index) -> bool:
     if not _absent_as_written(index):
         return False
     kinds = _members(index, [key.encode("utf-8") for key in keys])
-    row, start, size = (np.concatenate([getattr(kind, name) for kind in kinds]) for name in ("row", "start", "size"))
+    row, start, size = (
+        np.concatenate([getattr(kind, name) for kind in kinds]) for name in ("row", "start", "size")
+    )
     order = np.argsort(start)
     row, start, size = row[order], start[order], size[order]
     end = start + BLOCK + size + -size % BLOCK
     # the members follow each other from the first byte to the end mark, and sample by sample as the index says
     if not len(start) or start[0] != 0 or (start[1:] != end[:-1]).any() or (np.diff(row) < 0).any():
         return False
-    first, last = np.searchsorted(row, np.arange(len(keys))), np.searchsorted(row, np.arange(len(keys)), "right") - 1
+    first, last = (
+        np.searchsorted(row, np.arange(len(keys))),
+        np.searchsorted(row, np.arange(len(keys)), "right") - 1,
+    )
     table = index.table
-    if (last < first).any() or (table[:, START] != start[first]).any() or (table[:, END] != end[last]).any():
+    if (
+        (last < first).any()
+        or (table[:, START] != start[first]).any()
+        or (table[:, END] != end[last]).any()
+    ):
         return False
     tail = tar[end[-1] :]
     if len(tail) != 2 * BLOCK + -(int(end[-1]) + 2 * BLOCK) % RECORD or tail.any():
         return False
-    blocks = tar.reshape(-1, BLOCK)  # every member begins with one: the checks above have added up their sizes
-    used = np.where(size > 0, (size - 1) % BLOCK + 1, BLOCK).astype(np.int16)  # (M,) bytes of a member's last block
+    blocks = tar.reshape(
+        -1, BLOCK
+    )  # every member begins with one: the checks above have added up their sizes
+    used = np.where(size > 0, (size - 1) % BLOCK + 1, BLOCK).astype(
+        np.int16
+    )  # (M,) bytes of a member's last block
     if ((blocks[end // BLOCK - 1] > 0) & (_IN_BLOCK >= used[:, None])).any():
         return False
     if not all(_headers_agree(blocks, kind) and _heads_agree(tar, kind) for kind in kinds):
         return False
     view = tar.data
-    spans = zip(table[:, START].tolist(), table[:, END].tolist(), table[:, CRC].tolist(), strict=True)
+    spans = zip(
+        table[:, START].tolist(), table[:, END].tolist(), table[:, CRC].tolist(), strict=True
+    )
     return all(zlib.crc32(view[begin:stop]) == crc for begin, stop, crc in spans)
 
 
@@ -83,7 +98,8 @@ def _absent_as_written(index: Index) -> bool:
         if absent.all() or table[absent, column + 1 : column + 1 + index.arrays[field][1]].any():
             return False
     return all(
-        (table[table[:, at] == ABSENT, size] == ABSENT).all() for at, size in ((JSON, JSON_SIZE), (TEXT, TEXT_SIZE))
+        (table[table[:, at] == ABSENT, size] == ABSENT).all()
+        for at, size in ((JSON, JSON_SIZE), (TEXT, TEXT_SIZE))
     )
 
 
@@ -111,9 +127,13 @@ def _headers_agree(blocks: np.ndarray, members: _Members) -> bool:
         return False  # these would need more than the plain header
     expected = np.empty((len(members.names), BLOCK), np.uint8)
     expected[:] = np.frombuffer(header("", 0, ""), np.uint8)
-    expected[:, NAME] = np.array(members.names, f"S{NAME.stop}").view(np.uint8).reshape(-1, NAME.stop)
+    expected[:, NAME] = (
+        np.array(members.names, f"S{NAME.stop}").view(np.uint8).reshape(-1, NAME.stop)
+    )
     expected[:, SIZE] = _octal(members.size, SIZE)
-    expected[:, CHECKSUM] = ord(" ")  # a checksum counts itself as blanks, of which the NUL after it is one
+    expected[:, CHECKSUM] = ord(
+        " "
+    )  # a checksum counts itself as blanks, of which the NUL after it is one
     expected[:, CHECKSUM] = _octal(expected.sum(1, dtype=np.int64) + ord(" "), CHECKSUM)
     return np.array_equal(expected, blocks[members.start // BLOCK])
 
@@ -131,6 +151,8 @@ def _heads_agree(tar: np.ndarray, members: _Members) -> bool:
     for length, places in by_length.items():
         expected = np.frombuffer(b"".join(members.heads[place] for place in places), np.uint8)
         begin = members.start[places] + BLOCK
-        if not np.array_equal(expected.reshape(-1, length), tar[begin[:, None] + np.arange(length)]):
+        if not np.array_equal(
+            expected.reshape(-1, length), tar[begin[:, None] + np.arange(length)]
+        ):
             return False
     return True

@@ -26,7 +26,11 @@ class Moments:
         """Of the frames of both. The order matters in the last bit, so callers join in file order."""
         count = self.count + other.count
         mean, apart = np.array(self.mean), np.array(other.mean) - np.array(self.mean)
-        squares = np.array(self.squares) + np.array(other.squares) + apart**2 * (self.count * other.count / count)
+        squares = (
+            np.array(self.squares)
+            + np.array(other.squares)
+            + apart**2 * (self.count * other.count / count)
+        )
         return Moments(count, (mean + apart * (other.count / count)).tolist(), squares.tolist())
 
     def std(self) -> list[float]:

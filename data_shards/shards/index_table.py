@@ -20,7 +20,15 @@ from data_shards.shards.manifest import NUMBERS, DataError
 FORMAT = "concord-index"
 VERSION = 1
 ABSENT = -1  # the offset of what a sample lacks
-FIXED = ("start", "end", "crc32", "json", "json_size", "text", "text_size")  # the table's first columns
+FIXED = (
+    "start",
+    "end",
+    "crc32",
+    "json",
+    "json_size",
+    "text",
+    "text_size",
+)  # the table's first columns
 START, END, CRC, JSON, JSON_SIZE, TEXT, TEXT_SIZE = range(len(FIXED))
 MAX_AXES = 8
 
@@ -48,7 +56,9 @@ class Index:
 
     def keys(self) -> list[str]:
         whole, ends = bytes(self.key_bytes), self.key_ends.tolist()
-        return [whole[start:end].decode("utf-8") for start, end in zip([0, *ends], ends, strict=False)]
+        return [
+            whole[start:end].decode("utf-8") for start, end in zip([0, *ends], ends, strict=False)
+        ]
 
     @staticmethod
     def build(
@@ -72,7 +82,12 @@ class Index:
         return Index(arrays, table, np.frombuffer(b"".join(encoded), np.uint8), ends, tar_bytes)
 
     def to_bytes(self) -> bytes:
-        header = {"format": FORMAT, "version": VERSION, "tar_bytes": self.tar_bytes, "arrays": self.arrays}
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "tar_bytes": self.tar_bytes,
+            "arrays": self.arrays,
+        }
         tensors = {
             "header": np.frombuffer(json.dumps(header).encode("ascii"), np.uint8),
             "table": self.table,
@@ -88,13 +103,32 @@ class Index:
             tensors = load(body)
             header = json.loads(bytes(tensors["header"]))
             if (header["format"], header["version"]) != (FORMAT, VERSION):
-                raise DataError(f"{where} is an index of format {header['format']!r}, version {header['version']!r}")
-            arrays = {str(field): (str(dtype), int(axes)) for field, (dtype, axes) in header["arrays"].items()}
-            index = Index(arrays, tensors["table"], tensors["key_bytes"], tensors["key_ends"], int(header["tar_bytes"]))
+                raise DataError(
+                    f"{where} is an index of format {header['format']!r}, version {header['version']!r}"
+                )
+            arrays = {
+                str(field): (str(dtype), int(axes))
+                for field, (dtype, axes) in header["arrays"].items()
+            }
+            index = Index(
+                arrays,
+                tensors["table"],
+                tensors["key_bytes"],
+                tensors["key_ends"],
+                int(header["tar_bytes"]),
+            )
             _check(index)
         except DataError:
             raise
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as e:
+        except (
+            SafetensorError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            OverflowError,
+        ) as e:
             raise DataError(
                 f"{where} is no index of this project or is damaged ({type(e).__name__}: {e}); "
                 f"make it again with: python -m data_shards.index FOLDER"
@@ -125,7 +159,12 @@ def _check(index: Index) -> None:
         raise ValueError("fields out of order")
     if table.dtype != np.int64 or table.shape != (len(ends), _width(index.arrays)):
         raise ValueError(f"a table of shape {table.shape} and dtype {table.dtype}")
-    if ends.dtype != np.int64 or ends.ndim != 1 or index.key_bytes.dtype != np.uint8 or index.key_bytes.ndim != 1:
+    if (
+        ends.dtype != np.int64
+        or ends.ndim != 1
+        or index.key_bytes.dtype != np.uint8
+        or index.key_bytes.ndim != 1
+    ):
         raise ValueError("keys of a wrong kind")
     key_starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])[: len(ends)]
     if len(ends) and ((ends <= key_starts).any() or ends[-1] != len(index.key_bytes)):
@@ -147,7 +186,9 @@ def _check(index: Index) -> None:
 
 def _inside(index: Index, offset: np.ndarray, shape: np.ndarray, unit: int, what: str) -> None:
     here = offset != ABSENT
-    size = np.prod(shape.astype(np.float64), axis=1) * unit  # float: a product that leaves int64 must not wrap around
+    size = (
+        np.prod(shape.astype(np.float64), axis=1) * unit
+    )  # float: a product that leaves int64 must not wrap around
     start, end = index.table[:, START], index.table[:, END]
     bad = here & ((offset <= start) | (shape < 0).any(axis=1) | (offset + size > end))
     bad |= ~here & ((shape != 0) & (shape != ABSENT)).any(axis=1)
@@ -165,7 +206,11 @@ def bytes_of(index: Index, fields: Iterable[str]) -> np.ndarray:
             dtype, axes = index.arrays[field]
             column = first[field]
             shape = index.table[:, column + 1 : column + 1 + axes]
-            total += np.where(index.table[:, column] == ABSENT, 0, np.prod(shape, axis=1) * np.dtype(dtype).itemsize)
+            total += np.where(
+                index.table[:, column] == ABSENT,
+                0,
+                np.prod(shape, axis=1) * np.dtype(dtype).itemsize,
+            )
     return total
 
 

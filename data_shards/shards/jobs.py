@@ -69,8 +69,13 @@ class Record:
 
     def is_whole(self, out: Path) -> bool:
         """Whether the shard and its index are on disk as recorded."""
-        pairs = ((self.shard.name, self.shard.sha256), (index_name(self.shard.name), self.shard.index_sha256))
-        return all((out / name).is_file() and sha256_of(out / name) == sha256 for name, sha256 in pairs)
+        pairs = (
+            (self.shard.name, self.shard.sha256),
+            (index_name(self.shard.name), self.shard.index_sha256),
+        )
+        return all(
+            (out / name).is_file() and sha256_of(out / name) == sha256 for name, sha256 in pairs
+        )
 
 
 def units(source: Source, identity: str, shard_size: int) -> Iterator[Unit]:
@@ -99,10 +104,14 @@ def units(source: Source, identity: str, shard_size: int) -> Iterator[Unit]:
             yield close(split)
 
 
-def work(source: Source, out: Path, todo: Iterable[Unit], processes: int, progress: bool) -> dict[str, list[Record]]:
+def work(
+    source: Source, out: Path, todo: Iterable[Unit], processes: int, progress: bool
+) -> dict[str, list[Record]]:
     """Split -> the records of its shards in order; shards that are already there are not made again."""
     done: list[tuple[str, int, Record]] = []
-    with tqdm(total=sum(source.counts.values()), unit="sample", desc=source.name, disable=not progress) as bar:
+    with tqdm(
+        total=sum(source.counts.values()), unit="sample", desc=source.name, disable=not progress
+    ) as bar:
 
         def missing() -> Iterator[Unit]:
             for unit in todo:
@@ -126,7 +135,9 @@ def _record_path(out: Path, unit: Unit) -> Path:
     return out / RECORDS / f"{unit.name}.json"
 
 
-def _make_all(source: Source, out: Path, todo: Iterator[Unit], processes: int) -> Iterator[tuple[Unit, Record]]:
+def _make_all(
+    source: Source, out: Path, todo: Iterator[Unit], processes: int
+) -> Iterator[tuple[Unit, Record]]:
     if processes == 1:
         for unit in todo:
             yield unit, make(source, out, unit)
@@ -195,7 +206,9 @@ def make(source: Source, out: Path, unit: Unit) -> Record:
             yield f"{unit.split}_{position:08d}", sample
 
     shard = write_shard(out, unit.name, samples())
-    record = Record(unit.key, shard, dict(+repairs), moments, longest)  # + drops what was counted as none
+    record = Record(
+        unit.key, shard, dict(+repairs), moments, longest
+    )  # + drops what was counted as none
     with staged(_record_path(out, unit)) as file:
         file.write(json.dumps(asdict(record)).encode("utf-8"))
     return record

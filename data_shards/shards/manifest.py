@@ -40,9 +40,13 @@ class Sample:
     """One sample on its way into a shard. An array that a sample lacks is simply not there."""
 
     id: str  # as the source names it: "video$_$clip"
-    arrays: dict[str, np.ndarray]  # field name -> array at its true length, C-contiguous, little-endian
+    arrays: dict[
+        str, np.ndarray
+    ]  # field name -> array at its true length, C-contiguous, little-endian
     text: str | None = None  # transcript, stored as <key>.txt
-    extra: dict[str, Any] = field(default_factory=dict)  # plain JSON, stored with the id as <key>.json
+    extra: dict[str, Any] = field(
+        default_factory=dict
+    )  # plain JSON, stored with the id as <key>.json
 
 
 @dataclass(frozen=True)
@@ -77,14 +81,22 @@ class Manifest:
     splits: dict[str, tuple[Shard, ...]]
     labels: Labels = Labels()
     synthetic: bool = False
-    source: dict[str, Any] = field(default_factory=dict)  # file name, bytes, sha256, and the options of the conversion
-    tokenizer: dict[str, Any] | None = None  # name, vocab_size, sha256 of the vocabulary, special ids
+    source: dict[str, Any] = field(
+        default_factory=dict
+    )  # file name, bytes, sha256, and the options of the conversion
+    tokenizer: dict[str, Any] | None = (
+        None  # name, vocab_size, sha256 of the vocabulary, special ids
+    )
     moments: dict[str, tuple[list[float], list[float]]] = field(
         default_factory=dict
     )  # field -> mean, std of train frames
     max_length: dict[str, int] = field(default_factory=dict)  # field -> longest in any split
-    repairs: dict[str, int] = field(default_factory=dict)  # what was mended on the way in, and how often
-    extras: dict[str, Any] = field(default_factory=dict)  # further files of the folder: name -> sha256, and task facts
+    repairs: dict[str, int] = field(
+        default_factory=dict
+    )  # what was mended on the way in, and how often
+    extras: dict[str, Any] = field(
+        default_factory=dict
+    )  # further files of the folder: name -> sha256, and task facts
 
     def samples(self, split: str) -> int:
         return sum(shard.samples for shard in self.splits[split])
@@ -100,11 +112,20 @@ class Manifest:
         try:
             body = json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constants)
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{where} is not JSON ({error}); convert the data again, or restore the file") from error
-        if not isinstance(body, dict) or (body.pop("format", None), body.pop("version", None)) != (FORMAT, VERSION):
-            raise DataError(f"{where} is no manifest of {FORMAT!r}, version {VERSION}; convert the data again")
+            raise DataError(
+                f"{where} is not JSON ({error}); convert the data again, or restore the file"
+            ) from error
+        if not isinstance(body, dict) or (body.pop("format", None), body.pop("version", None)) != (
+            FORMAT,
+            VERSION,
+        ):
+            raise DataError(
+                f"{where} is no manifest of {FORMAT!r}, version {VERSION}; convert the data again"
+            )
         if body.pop("checksum", None) != _checksum({"format": FORMAT, "version": VERSION, **body}):
-            raise DataError(f"{where} was changed after it was written; convert the data again, or restore the file")
+            raise DataError(
+                f"{where} was changed after it was written; convert the data again, or restore the file"
+            )
         try:
             manifest: Manifest = _decoder(Manifest)(body)
         except _Misfit as misfit:
@@ -123,7 +144,9 @@ NUMBERS = frozenset(
 
 def _checksum(body: dict[str, Any]) -> str:
     """SHA-256 of a manifest's content, however laid out: nothing else guards a label range against a flipped bit."""
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(
+        body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -172,7 +195,11 @@ def _decoder(hint: Any) -> Callable[[Any], Any]:
 def _dataclass_decoder(kind: Any) -> Callable[[Any], Any]:
     hints = get_type_hints(kind)
     decoders = {item.name: _decoder(hints[item.name]) for item in fields(kind)}
-    needed = {item.name for item in fields(kind) if item.default is MISSING and item.default_factory is MISSING}
+    needed = {
+        item.name
+        for item in fields(kind)
+        if item.default is MISSING and item.default_factory is MISSING
+    }
 
     def decode(value: Any) -> Any:
         body = _of(dict, value)
@@ -221,26 +248,58 @@ def _check(manifest: Manifest, where: str) -> None:
     for name, shape in ((name, item.shape) for name, item in manifest.fields.items()):
         item = manifest.fields[name]
         _require(bool(_NAME.fullmatch(name)), where, f"field {name!r} is no plain name")
-        _require(item.dtype in NUMBERS, where, f"field {name!r} has dtype {item.dtype!r}; only numbers are stored")
-        _require(len(shape) <= 8 and shape.count(None) <= 1, where, f"field {name!r} has shape {shape}")
-        _require(all(n is None or 0 <= n < 2**40 for n in shape), where, f"field {name!r} has shape {shape}")
+        _require(
+            item.dtype in NUMBERS,
+            where,
+            f"field {name!r} has dtype {item.dtype!r}; only numbers are stored",
+        )
+        _require(
+            len(shape) <= 8 and shape.count(None) <= 1, where, f"field {name!r} has shape {shape}"
+        )
+        _require(
+            all(n is None or 0 <= n < 2**40 for n in shape),
+            where,
+            f"field {name!r} has shape {shape}",
+        )
     _require(manifest.task in ("sentiment", "alignment"), where, f"unknown task {manifest.task!r}")
-    _require(manifest.labels.kind in ("regression", "classes"), where, f"unknown labels {manifest.labels.kind!r}")
-    _require(all(_NAME.fullmatch(split) for split in manifest.splits), where, "a split has no plain name")
+    _require(
+        manifest.labels.kind in ("regression", "classes"),
+        where,
+        f"unknown labels {manifest.labels.kind!r}",
+    )
+    _require(
+        all(_NAME.fullmatch(split) for split in manifest.splits), where, "a split has no plain name"
+    )
     shards = [shard for split in manifest.splits.values() for shard in split]
     for shard in shards:
-        plain, possible = _SHARD_NAME.fullmatch(shard.name), 0 < shard.samples <= shard.bytes < 2**50
-        if not (plain and possible and _SHA256.fullmatch(shard.sha256) and _SHA256.fullmatch(shard.index_sha256)):
+        plain, possible = (
+            _SHARD_NAME.fullmatch(shard.name),
+            0 < shard.samples <= shard.bytes < 2**50,
+        )
+        if not (
+            plain
+            and possible
+            and _SHA256.fullmatch(shard.sha256)
+            and _SHA256.fullmatch(shard.index_sha256)
+        ):
             at = f"{where}: shard {shard.name!r}"
             _require(bool(plain), at, "this is no plain file name ending in .tar")
             _require(possible, at, f"{shard.samples} samples in {shard.bytes} bytes")
-            _require(False, at, f"{shard.sha256[:80]!r} or {shard.index_sha256[:80]!r} is no SHA-256")
+            _require(
+                False, at, f"{shard.sha256[:80]!r} or {shard.index_sha256[:80]!r} is no SHA-256"
+            )
     repeated = _repeated(shard.name for shard in shards)
     _require(repeated is None, where, f"shard {repeated!r} is listed twice")
     for name, (mean, std) in manifest.moments.items():
-        _require(len(mean) == len(std), where, f"moments of {name!r}: {len(mean)} means, {len(std)} deviations")
+        _require(
+            len(mean) == len(std),
+            where,
+            f"moments of {name!r}: {len(mean)} means, {len(std)} deviations",
+        )
     for what, counts in (("max_length", manifest.max_length), ("repairs", manifest.repairs)):
-        _require(all(count >= 0 for count in counts.values()), where, f"a negative number in {what}")
+        _require(
+            all(count >= 0 for count in counts.values()), where, f"a negative number in {what}"
+        )
 
 
 def _require(condition: bool, where: str, what: str) -> None:
@@ -273,5 +332,7 @@ def parse_manifest(body: bytes, where: str) -> Manifest:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where} is not UTF-8 ({error}); convert the data again, or restore the file") from error
+        raise DataError(
+            f"{where} is not UTF-8 ({error}); convert the data again, or restore the file"
+        ) from error
     return Manifest.from_json(text, where)

@@ -50,10 +50,17 @@ def members(held: mmap | bytes, where: str) -> Iterator[Member]:
         size, kind, name = _header(block, where, position)
         offset = position + BLOCK
         if offset + size > len(held):
-            raise _refused(where, position, f"a member of {size} bytes reaches past the end of the archive")
+            raise _refused(
+                where, position, f"a member of {size} bytes reaches past the end of the archive"
+            )
         start = position if first < 0 else first
         position = offset + _padded(size)
-        if kind in (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK):
+        if kind in (
+            tarfile.XHDTYPE,
+            tarfile.XGLTYPE,
+            tarfile.GNUTYPE_LONGNAME,
+            tarfile.GNUTYPE_LONGLINK,
+        ):
             if size > LONGEST:
                 raise _refused(where, start, f"a header of {size} bytes")
             body = bytes(held[offset : offset + size])
@@ -70,13 +77,19 @@ def members(held: mmap | bytes, where: str) -> Iterator[Member]:
         if "size" in special:  # of the payload; larger than what fits an old header
             size = _decimal(special["size"], where, start)
             if offset + size > len(held):
-                raise _refused(where, start, f"a member of {size} bytes reaches past the end of the archive")
+                raise _refused(
+                    where, start, f"a member of {size} bytes reaches past the end of the archive"
+                )
             position = offset + _padded(size)
         name, special, first = special.get("path", name), {}, -1
         if kind == tarfile.DIRTYPE:
             continue
         if kind not in _FILES:
-            raise _refused(where, start, f"{name!r} is no plain file (type {kind!r}); links and devices are refused")
+            raise _refused(
+                where,
+                start,
+                f"{name!r} is no plain file (type {kind!r}); links and devices are refused",
+            )
         yield Member(_clean(name, where, start), start, offset, size)
 
 
@@ -84,7 +97,11 @@ def _end(held: mmap | bytes, position: int, special: dict[str, str], where: str)
     rest = np.frombuffer(held, np.uint8)[position:]
     if rest.any():
         at = position + int(np.argmax(rest != 0))
-        raise _refused(where, position, f"zeros, and then more data at byte {at}: a hole, or archives joined together")
+        raise _refused(
+            where,
+            position,
+            f"zeros, and then more data at byte {at}: a hole, or archives joined together",
+        )
     if len(rest) < 2 * BLOCK or special:
         raise _refused(where, position, "the archive is cut off: its end mark is not whole")
 
@@ -99,7 +116,14 @@ def _header(block: bytes, where: str, position: int) -> tuple[int, bytes, str]:
     prefix = _text(block[345:500].split(b"\0")[0]) if block[257:263] == b"ustar\0" else ""
     size = _number(block[124:136], where, position)
     kind = block[156:157]
-    if kind in (tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE):
+    if kind in (
+        tarfile.LNKTYPE,
+        tarfile.SYMTYPE,
+        tarfile.CHRTYPE,
+        tarfile.BLKTYPE,
+        tarfile.FIFOTYPE,
+        tarfile.DIRTYPE,
+    ):
         size = 0
     return size, kind, f"{prefix}/{name}" if prefix else name
 
@@ -123,7 +147,12 @@ def _pax(body: bytes, where: str, position: int) -> dict[str, str]:
     found: dict[str, str] = {}
     while body:
         length, blank, _ = body.partition(b" ")
-        if not blank or not length.isdigit() or len(length) > 9 or not len(length) < int(length) <= len(body):
+        if (
+            not blank
+            or not length.isdigit()
+            or len(length) > 9
+            or not len(length) < int(length) <= len(body)
+        ):
             raise _refused(where, position, "a damaged PAX header")
         record, body = body[len(length) + 1 : int(length)], body[int(length) :]
         name, equals, value = record.removesuffix(b"\n").partition(b"=")
@@ -145,7 +174,9 @@ def _decimal(text: str, where: str, position: int) -> int:
 def _clean(name: str, where: str, position: int) -> str:
     parts = name.removeprefix("./").split("/")
     if name.startswith("/") or ".." in parts or "" in parts or "\0" in name:
-        raise _refused(where, position, f"the member name {name[:200]!r} leaves the archive or is none")
+        raise _refused(
+            where, position, f"the member name {name[:200]!r} leaves the archive or is none"
+        )
     return "/".join(parts)
 
 

@@ -58,7 +58,9 @@ def write_shard(folder: Path, name: str, samples: Iterable[tuple[str, Sample]]) 
         index = out.finish()
         body = index.to_bytes()
         beside.write(body)
-    return Shard(name, len(index), index.tar_bytes, out.sha256.hexdigest(), hashlib.sha256(body).hexdigest())
+    return Shard(
+        name, len(index), index.tar_bytes, out.sha256.hexdigest(), hashlib.sha256(body).hexdigest()
+    )
 
 
 @contextmanager
@@ -160,9 +162,13 @@ def _members(sample: Sample, where: str) -> list[tuple[str, str | None, bytes, b
         if not _FIELD.fullmatch(field):
             raise DataError(f"{where}: field {field!r} must be letters, digits, '_' and '-'")
         if array.dtype.name not in NUMBERS:
-            raise DataError(f"{where}: {field!r} is of dtype {array.dtype}; only numbers are stored, never objects")
+            raise DataError(
+                f"{where}: {field!r} is of dtype {array.dtype}; only numbers are stored, never objects"
+            )
         if array.dtype.newbyteorder("<") != array.dtype:
-            raise DataError(f"{where}: {field!r} is big-endian; convert it with .astype({array.dtype.name!r})")
+            raise DataError(
+                f"{where}: {field!r} is big-endian; convert it with .astype({array.dtype.name!r})"
+            )
         whole = array if array.flags.c_contiguous else array.copy(order="C")
         payload = whole.reshape(-1).view(np.uint8).data
         members.append((f"{field}.npy", field, npy_header(array.dtype.str, array.shape), payload))
@@ -192,7 +198,9 @@ def _utf8(text: str, where: str) -> bytes:
 def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     """What stands before the numbers in a ``.npy`` member."""
     out = BytesIO()
-    np.lib.format.write_array_header_1_0(out, {"descr": dtype, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        out, {"descr": dtype, "fortran_order": False, "shape": shape}
+    )
     return out.getvalue()
 
 

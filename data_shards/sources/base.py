@@ -20,7 +20,14 @@ from data_shards.shards.manifest import DataError, Field, Labels, Sample
 if TYPE_CHECKING:
     from data_shards.sources.knowledge_graphs import EntityOptions
 
-SPLITS = {"train": "train", "valid": "valid", "test": "test", "dev": "valid", "val": "valid", "validation": "valid"}
+SPLITS = {
+    "train": "train",
+    "valid": "valid",
+    "test": "test",
+    "dev": "valid",
+    "val": "valid",
+    "validation": "valid",
+}
 
 # Range and annotation step of the labels of known data sets.
 KNOWN_LABELS = {
@@ -55,8 +62,12 @@ class Source:
     counts: dict[str, int]  # split -> samples
     rows: Callable[[], Iterator[tuple[str, Any]]]  # (split, row) in file order
     sample: Callable[[Any, Counter[str]], Sample]  # row -> its sample; repairs are counted
-    facts: dict[str, Any] = field(default_factory=dict)  # for Manifest.source: file, bytes, sha256, ...
-    stamp: Callable[[Any], str] | None = None  # row -> changes when files that the row points to change
+    facts: dict[str, Any] = field(
+        default_factory=dict
+    )  # for Manifest.source: file, bytes, sha256, ...
+    stamp: Callable[[Any], str] | None = (
+        None  # row -> changes when files that the row points to change
+    )
     tokenizer: dict[str, Any] | None = None
     synthetic: bool = False
     extras: dict[str, Any] = field(default_factory=dict)  # for Manifest.extras
@@ -107,7 +118,9 @@ def as_frames(value: Any, where: str) -> np.ndarray:
     if frames.ndim == 1:
         frames = frames[None]
     if frames.ndim != 2 or frames.shape[1] == 0:
-        raise DataError(f"{where}: has shape {frames.shape}; frames are (T, D), or (D,) without a time axis")
+        raise DataError(
+            f"{where}: has shape {frames.shape}; frames are (T, D), or (D,) without a time axis"
+        )
     return frames
 
 
@@ -122,7 +135,9 @@ def finite(frames: np.ndarray, name: str, repairs: Counter[str]) -> np.ndarray:
 
 def check_width(frames: np.ndarray, known: Field, where: str) -> None:
     if frames.shape[1] != known.shape[-1]:
-        raise DataError(f"{where}: has {frames.shape[1]} features, and samples before it have {known.shape[-1]}")
+        raise DataError(
+            f"{where}: has {frames.shape[1]} features, and samples before it have {known.shape[-1]}"
+        )
 
 
 def check_label(value: Any, labels: Labels, where: str) -> np.float32:

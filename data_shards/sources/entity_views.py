@@ -18,7 +18,9 @@ from data_shards.shards.manifest import DataError
 from data_shards.sources.pickles import load_pickle
 
 MOST_FREQUENT = 1000  # relations, attributes
-FREQUENCIES = np.geomspace(10.0, 1e5, 250)  # of the waves that stand for a number; see numeric_waves
+FREQUENCIES = np.geomspace(
+    10.0, 1e5, 250
+)  # of the waves that stand for a number; see numeric_waves
 
 
 @dataclass(frozen=True)
@@ -48,20 +50,28 @@ def relation_counts(triples: np.ndarray, num_entities: int, most: int = MOST_FRE
     return View.of(rows.reshape(num_entities, len(frequent)))
 
 
-def attribute_bag(attributes: Mapping[int, Iterable[str]], num_entities: int, most: int = MOST_FREQUENT) -> View:
+def attribute_bag(
+    attributes: Mapping[int, Iterable[str]], num_entities: int, most: int = MOST_FREQUENT
+) -> View:
     """(N, <= most) int8: 1 where an entity has one of the attributes that most entities have."""
     counts = Counter(name for names in attributes.values() for name in set(names))
     frequent = sorted(counts, key=lambda name: (-counts[name], name))[:most]
-    return _bag({entity: set(names) for entity, names in attributes.items()}, frequent, num_entities)
+    return _bag(
+        {entity: set(names) for entity, names in attributes.items()}, frequent, num_entities
+    )
 
 
 def character_bigrams(names: Mapping[int, Sequence[str]], num_entities: int) -> View:
     """(N, bigrams) int8: how often each pair of neighbouring characters occurs inside an entity's name tokens."""
     found = {
-        entity: [token[i : i + 2] for token in map(str.lower, tokens) for i in range(len(token) - 1)]
+        entity: [
+            token[i : i + 2] for token in map(str.lower, tokens) for i in range(len(token) - 1)
+        ]
         for entity, tokens in names.items()
     }
-    return _bag(found, sorted({bigram for bigrams in found.values() for bigram in bigrams}), num_entities)
+    return _bag(
+        found, sorted({bigram for bigrams in found.values() for bigram in bigrams}), num_entities
+    )
 
 
 def _bag(things: Mapping[int, Iterable[str]], vocabulary: Sequence[str], num_entities: int) -> View:
@@ -87,7 +97,9 @@ def word_vectors(names: Mapping[int, Sequence[str]], num_entities: int, path: Pa
                 continue  # word2vec's text format begins with the two sizes
             width = width or len(values)
             if len(values) != width:
-                raise DataError(f"{path}, line {number}: {len(values)} numbers for {word!r}, {width} before")
+                raise DataError(
+                    f"{path}, line {number}: {len(values)} numbers for {word!r}, {width} before"
+                )
             if word in wanted:
                 vectors[word] = np.array(values, np.float32)
     rows = np.zeros((num_entities, width), "<f4")
@@ -98,21 +110,32 @@ def word_vectors(names: Mapping[int, Sequence[str]], num_entities: int, path: Pa
     return View.of(rows)
 
 
-def encoded_names(names: Mapping[int, Sequence[str]], num_entities: int, source: str, batch: int = 256) -> View:
+def encoded_names(
+    names: Mapping[int, Sequence[str]], num_entities: int, source: str, batch: int = 256
+) -> View:
     """(N, D) float32: the mean of a ``transformers`` encoder's last states over an entity's name, without padding."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer, encoder = AutoTokenizer.from_pretrained(source), AutoModel.from_pretrained(source).eval()
+        tokenizer, encoder = (
+            AutoTokenizer.from_pretrained(source),
+            AutoModel.from_pretrained(source).eval(),
+        )
     except (OSError, ValueError) as error:
         raise DataError(f"--text-encoder {source}: transformers cannot load it ({error})") from None
-    entities = sorted((entity for entity in names if names[entity]), key=lambda entity: len(" ".join(names[entity])))
+    entities = sorted(
+        (entity for entity in names if names[entity]),
+        key=lambda entity: len(" ".join(names[entity])),
+    )
     rows = np.zeros((num_entities, encoder.config.hidden_size), "<f4")
     for start in range(0, len(entities), batch):
         some = entities[start : start + batch]
         inputs = tokenizer(
-            [" ".join(names[entity]) for entity in some], padding=True, truncation=True, return_tensors="pt"
+            [" ".join(names[entity]) for entity in some],
+            padding=True,
+            truncation=True,
+            return_tensors="pt",
         )
         with torch.no_grad():
             states = encoder(**inputs).last_hidden_state  # (batch, T, D)
@@ -131,21 +154,32 @@ def image_vectors(path: Path, places: Mapping[int, int], repairs: Counter[str]) 
     if path.suffix in (".pkl", ".pickle"):
         loaded = load_pickle(path)
         if not isinstance(loaded, dict):
-            raise DataError(f"{path} holds a {type(loaded).__name__}; expected a dict of entity id to image vector")
-        ids, vectors = list(loaded), [np.asarray(vector, "<f4").reshape(-1) for vector in loaded.values()]
+            raise DataError(
+                f"{path} holds a {type(loaded).__name__}; expected a dict of entity id to image vector"
+            )
+        ids, vectors = (
+            list(loaded),
+            [np.asarray(vector, "<f4").reshape(-1) for vector in loaded.values()],
+        )
     elif path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as file:
             if not {"ids", "vectors"} <= set(file.files):
-                raise DataError(f"{path} holds {', '.join(file.files)}; expected arrays 'ids' and 'vectors'")
+                raise DataError(
+                    f"{path} holds {', '.join(file.files)}; expected arrays 'ids' and 'vectors'"
+                )
             ids, vectors = file["ids"].tolist(), list(file["vectors"].astype("<f4"))
     else:
         matrix = np.load(path, allow_pickle=False)
         if matrix.ndim != 2 or len(matrix) != len(places):
-            raise DataError(f"{path} has shape {matrix.shape}; expected one row for each of {len(places)} entities")
+            raise DataError(
+                f"{path} has shape {matrix.shape}; expected one row for each of {len(places)} entities"
+            )
         ids, vectors = sorted(places), list(matrix.astype("<f4"))
     widths = {vector.shape for vector in vectors}
     if len(widths) != 1 or len(ids) != len(vectors):
-        raise DataError(f"{path}: {len(ids)} ids for {len(vectors)} image vectors of shapes {sorted(widths)[:3]}")
+        raise DataError(
+            f"{path}: {len(ids)} ids for {len(vectors)} image vectors of shapes {sorted(widths)[:3]}"
+        )
     rows = np.zeros((len(places), vectors[0].shape[-1]), "<f4")
     for entity, vector in zip(ids, vectors, strict=True):
         if int(entity) not in places:

@@ -38,7 +38,9 @@ IMAGES = ("*_id_img_feature_dict.pkl", "images.npz", "images.npy")
 class EntityOptions:
     """What the user may say about an alignment folder."""
 
-    links: Literal["auto", "seeded"] = "auto"  # auto: sup_ent_ids decides where there is one; seeded: never
+    links: Literal["auto", "seeded"] = (
+        "auto"  # auto: sup_ent_ids decides where there is one; seeded: never
+    )
     train_ratio: float = 0.3  # of all links, validation included
     valid_ratio: float = 0.1  # of those, kept out of training to select by
     seed: int = 42
@@ -50,11 +52,22 @@ class EntityOptions:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command-line options of alignment folders."""
     ours = parser.add_argument_group("alignment folders (ent_ids_1, triples_1, ...)")
-    ours.add_argument("--links", choices=["auto", "seeded"], default="auto", help="auto: sup_ent_ids are for training")
     ours.add_argument(
-        "--train-ratio", type=float, default=0.3, metavar="SHARE", help="of all links, validation included"
+        "--links",
+        choices=["auto", "seeded"],
+        default="auto",
+        help="auto: sup_ent_ids are for training",
     )
-    ours.add_argument("--valid-ratio", type=float, default=0.1, metavar="SHARE", help="of those, for validation")
+    ours.add_argument(
+        "--train-ratio",
+        type=float,
+        default=0.3,
+        metavar="SHARE",
+        help="of all links, validation included",
+    )
+    ours.add_argument(
+        "--valid-ratio", type=float, default=0.1, metavar="SHARE", help="of those, for validation"
+    )
     ours.add_argument("--split-seed", type=int, default=42, metavar="SEED")
     ours.add_argument("--images", metavar="FILE", help=".pkl, .npz or .npy of image vectors")
     ours.add_argument("--word-vectors", metavar="FILE", help="GloVe-format text file for the names")
@@ -90,9 +103,13 @@ def read(raw: Path, options: Options) -> Source:
     repairs: Counter[str] = Counter()
     views = _views(raw, chosen, names, places, triples, repairs)
     graph = {"triples": triples, **{f"links_{split}": pairs for split, pairs in links.items()}}
-    entities = [(ids[int(old)], *names[ids[int(old)]]) for old in order]  # (id, side, name) in the new order
+    entities = [
+        (ids[int(old)], *names[ids[int(old)]]) for old in order
+    ]  # (id, side, name) in the new order
     fields = {"side": Field("int8", ())}
-    fields |= {name: Field(view.rows.dtype.name, view.rows.shape[1:]) for name, view in views.items()}
+    fields |= {
+        name: Field(view.rows.dtype.name, view.rows.shape[1:]) for name, view in views.items()
+    }
     fields |= {name: Field("int32", (None, rows.shape[1])) for name, rows in graph.items()}
     return Source(
         name=options.name or raw.resolve().name,
@@ -147,7 +164,9 @@ def _lines(path: Path, columns: int | None) -> Iterator[tuple[int, list[str]]]:
                 if cells == [""]:
                     continue
                 if columns is not None and len(cells) != columns:
-                    raise DataError(f"{path}, line {number}: {len(cells)} columns instead of {columns}: {line[:80]!r}")
+                    raise DataError(
+                        f"{path}, line {number}: {len(cells)} columns instead of {columns}: {line[:80]!r}"
+                    )
                 yield number, cells
     except FileNotFoundError:
         raise DataError(f"{path} is missing; an alignment folder needs it (docs/data.md)") from None
@@ -172,7 +191,9 @@ def _names(raw: Path) -> dict[int, tuple[int, str]]:
         path = raw / f"ent_ids_{digit}"
         for number, (cell, name) in _lines(path, 2):
             if not cell.isdecimal() or int(cell) in names:
-                raise DataError(f"{path}, line {number}: {cell!r} is no new entity id; both files share one id space")
+                raise DataError(
+                    f"{path}, line {number}: {cell!r} is no new entity id; both files share one id space"
+                )
             names[int(cell)] = side, name
     return names
 
@@ -190,16 +211,22 @@ def _triples(raw: Path, places: dict[int, int]) -> np.ndarray:
 
 def _placed(path: Path, ids: np.ndarray, places: dict[int, int]) -> np.ndarray:
     try:
-        return np.array([places[entity] for entity in ids.ravel().tolist()], np.int64).reshape(ids.shape)
+        return np.array([places[entity] for entity in ids.ravel().tolist()], np.int64).reshape(
+            ids.shape
+        )
     except KeyError as error:
         raise DataError(f"{path}: entity {error} is in neither ent_ids_1 nor ent_ids_2") from None
 
 
 def _splits(raw: Path, options: EntityOptions, places: dict[int, int]) -> dict[str, np.ndarray]:
     """Split -> (L, 2) int32 links by place; validation is the end of the training links."""
-    path = next((raw / name for name in ("ill_ent_ids", "ref_ent_ids") if (raw / name).is_file()), None)
+    path = next(
+        (raw / name for name in ("ill_ent_ids", "ref_ent_ids") if (raw / name).is_file()), None
+    )
     if path is None:
-        raise DataError(f"{raw} has neither ill_ent_ids nor ref_ent_ids, so no links to learn from or to test on")
+        raise DataError(
+            f"{raw} has neither ill_ent_ids nor ref_ent_ids, so no links to learn from or to test on"
+        )
     for name, share in (("train", options.train_ratio), ("valid", options.valid_ratio)):
         if not 0 < share < 1:
             raise DataError(f"--{name}-ratio must lie between 0 and 1, got {share:g}")
@@ -220,8 +247,13 @@ def _splits(raw: Path, options: EntityOptions, places: dict[int, int]) -> dict[s
     parts = {"train": train[:keep], "valid": train[keep:], "test": test}
     if not all(parts.values()):
         counts = ", ".join(f"{len(pairs)} {split}" for split, pairs in parts.items())
-        raise DataError(f"{path}: {len(links)} links make {counts}; change --train-ratio or --valid-ratio")
-    return {split: _placed(path, np.array(pairs), places).astype("<i4") for split, pairs in parts.items()}
+        raise DataError(
+            f"{path}: {len(links)} links make {counts}; change --train-ratio or --valid-ratio"
+        )
+    return {
+        split: _placed(path, np.array(pairs), places).astype("<i4")
+        for split, pairs in parts.items()
+    }
 
 
 def _views(
@@ -236,14 +268,20 @@ def _views(
     size = len(places)
     views = {"relation": entity_views.relation_counts(triples, size)}
     if (raw / "training_attrs_1").is_file():
-        views["attribute"] = entity_views.attribute_bag(_attributes(raw, names, places, repairs), size)
+        views["attribute"] = entity_views.attribute_bag(
+            _attributes(raw, names, places, repairs), size
+        )
     if image := _found(raw, options.images, IMAGES):
         views["image"] = entity_views.image_vectors(image, places, repairs)
     tokens = _tokens(raw, places)
     if options.word_vectors and options.text_encoder:
-        raise DataError("--word-vectors and --text-encoder both make the view 'words'; give one of them")
+        raise DataError(
+            "--word-vectors and --text-encoder both make the view 'words'; give one of them"
+        )
     if (options.word_vectors or options.text_encoder) and not tokens:
-        raise DataError(f"{raw} has no {NAMES[0]}, so there are no names to encode; leave out the option for words")
+        raise DataError(
+            f"{raw} has no {NAMES[0]}, so there are no names to encode; leave out the option for words"
+        )
     if options.word_vectors:
         views["words"] = entity_views.word_vectors(tokens, size, Path(options.word_vectors))
     if options.text_encoder:
@@ -300,9 +338,14 @@ def _tokens(raw: Path, places: dict[int, int]) -> dict[int, list[str]]:
     if path is None:
         return {}
     try:
-        return {places[int(entity)]: list(tokens) for entity, tokens in json.loads(path.read_text(encoding="utf-8"))}
+        return {
+            places[int(entity)]: list(tokens)
+            for entity, tokens in json.loads(path.read_text(encoding="utf-8"))
+        }
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: expected [[id, [token, ...]], ...] of known entities ({error!r})") from None
+        raise DataError(
+            f"{path}: expected [[id, [token, ...]], ...] of known entities ({error!r})"
+        ) from None
 
 
 def _masks(raw: Path) -> dict[int, bool]:
@@ -310,7 +353,9 @@ def _masks(raw: Path) -> dict[int, bool]:
     if not (raw / "has_image_1").is_file():
         return {}
     known = {int(ids[0]) for digit in SIDES for _, ids in _lines(raw / f"has_image_{digit}", 1)}
-    everyone = {int(cells[0]) for digit in SIDES for _, cells in _lines(raw / f"ent_ids_{digit}", 2)}
+    everyone = {
+        int(cells[0]) for digit in SIDES for _, cells in _lines(raw / f"ent_ids_{digit}", 2)
+    }
     return {entity: entity in known for entity in everyone}
 
 

@@ -54,7 +54,9 @@ class Part:
     where: str  # "file.pkl: train"
     ids: list[str]
     labels: dict[str, Sequence[Any]]  # field -> raw values
-    columns: dict[str, Sequence[Any]]  # text_bert, text, audio, vision, raw_text, annotations: those that are there
+    columns: dict[
+        str, Sequence[Any]
+    ]  # text_bert, text, audio, vision, raw_text, annotations: those that are there
     lengths: dict[str, Sequence[Any]]  # modality -> stored lengths
 
     def at(self, i: int) -> str:
@@ -79,12 +81,24 @@ def read(raw: Path, options: Options) -> Source:
     """An MMSA ``.pkl``, checked as far as that needs no look at every frame."""
     loaded = load_pickle(raw)
     parts, left_out = _parts(loaded, raw)
-    widths = {m: _width(parts, m) for m in (*SEQUENCES, "text") if any(m in part.columns for part in parts.values())}
+    widths = {
+        m: _width(parts, m)
+        for m in (*SEQUENCES, "text")
+        if any(m in part.columns for part in parts.values())
+    }
     dataset = options.dataset or _dataset(raw, parts, widths)
     labels = _labels(raw, parts, dataset, options)
-    kind = text_kind(options, str(raw), ids="text_bert", raw="raw_text", features="text", has=_has(parts))
-    tokenizer = Tokenizer(options.tokenizer, options.max_tokens) if kind == "tokenize" and options.tokenizer else None
-    frames = [m for m in (*SEQUENCES, "text") if m in widths and (m != "text" or kind == "features")]
+    kind = text_kind(
+        options, str(raw), ids="text_bert", raw="raw_text", features="text", has=_has(parts)
+    )
+    tokenizer = (
+        Tokenizer(options.tokenizer, options.max_tokens)
+        if kind == "tokenize" and options.tokenizer
+        else None
+    )
+    frames = [
+        m for m in (*SEQUENCES, "text") if m in widths and (m != "text" or kind == "features")
+    ]
     fields: dict[str, Field] = {}
     if kind in ("tokens", "tokenize"):
         fields["text"] = Field("int32", (None,))
@@ -124,14 +138,21 @@ _ORDER = ["text", *SEQUENCES, "label", *(f"label_{view}" for view in VIEWS.value
 def _parts(loaded: Any, raw: Path) -> tuple[dict[str, Part], list[str]]:
     """The splits in the order train, valid, test, and the names of what else lies in the file."""
     if not isinstance(loaded, dict):
-        raise DataError(f"{raw} holds a {type(loaded).__name__}, not a dict of splits; the layout is in docs/data.md")
+        raise DataError(
+            f"{raw} holds a {type(loaded).__name__}, not a dict of splits; the layout is in docs/data.md"
+        )
     found = {SPLITS[key]: key for key in loaded if key in SPLITS}
     if set(found) != {"train", "valid", "test"}:
         hint = ""
         if "train_mix" in loaded:
             hint = "; its 'train_mix' holds clips without labels too, take the file of the supervised task instead"
-        raise DataError(f"{raw} needs the splits train, valid and test, and has {sorted(map(str, loaded))}{hint}")
-    parts = {split: _part(loaded[found[split]], f"{raw}: {found[split]}") for split in ("train", "valid", "test")}
+        raise DataError(
+            f"{raw} needs the splits train, valid and test, and has {sorted(map(str, loaded))}{hint}"
+        )
+    parts = {
+        split: _part(loaded[found[split]], f"{raw}: {found[split]}")
+        for split in ("train", "valid", "test")
+    }
     named = {tuple(part.labels) for part in parts.values()}
     if len(named) > 1:
         raise DataError(f"{raw}: the splits have different labels: {sorted(named)}")
@@ -141,29 +162,50 @@ def _parts(loaded: Any, raw: Path) -> tuple[dict[str, Part], list[str]]:
 
 def _part(content: Any, where: str) -> Part:
     if not isinstance(content, dict):
-        raise DataError(f"{where} is a {type(content).__name__}, not a dict; the layout is in docs/data.md")
+        raise DataError(
+            f"{where} is a {type(content).__name__}, not a dict; the layout is in docs/data.md"
+        )
     key = "regression_labels" if "regression_labels" in content else "labels"
     for needed in (key, "id"):
         if needed not in content:
             name = "regression_labels" if needed == key else needed
-            raise DataError(f"{where} has no {name!r}, only {sorted(map(str, content))}; the layout is in docs/data.md")
-    ids = [_id(value, f"{where}: id of sample {i}") for i, value in enumerate(_column(content, "id", where))]
+            raise DataError(
+                f"{where} has no {name!r}, only {sorted(map(str, content))}; the layout is in docs/data.md"
+            )
+    ids = [
+        _id(value, f"{where}: id of sample {i}")
+        for i, value in enumerate(_column(content, "id", where))
+    ]
     if not ids:
         raise DataError(f"{where} holds no samples")
     labels = {"label": _scalars(content, key, where, len(ids))}
     for letter, view in VIEWS.items():
         if f"regression_labels_{letter}" in content:
-            labels[f"label_{view}"] = _scalars(content, f"regression_labels_{letter}", where, len(ids))
+            labels[f"label_{view}"] = _scalars(
+                content, f"regression_labels_{letter}", where, len(ids)
+            )
     names = ("text_bert", "text", *SEQUENCES, "raw_text", "annotations")
-    columns = {name: _column(content, name, where, len(ids)) for name in names if content.get(name) is not None}
-    lengths = {m: _scalars(content, f"{m}_lengths", where, len(ids)) for m in SEQUENCES if f"{m}_lengths" in content}
+    columns = {
+        name: _column(content, name, where, len(ids))
+        for name in names
+        if content.get(name) is not None
+    }
+    lengths = {
+        m: _scalars(content, f"{m}_lengths", where, len(ids))
+        for m in SEQUENCES
+        if f"{m}_lengths" in content
+    }
     return Part(where, ids, labels, columns, lengths)
 
 
-def _column(content: dict[str, Any], name: str, where: str, count: int | None = None) -> Sequence[Any]:
+def _column(
+    content: dict[str, Any], name: str, where: str, count: int | None = None
+) -> Sequence[Any]:
     """What stands under ``name``: a list or array, one entry per sample."""
     column = content[name]
-    if not isinstance(column, list | tuple | np.ndarray) or (isinstance(column, np.ndarray) and column.ndim == 0):
+    if not isinstance(column, list | tuple | np.ndarray) or (
+        isinstance(column, np.ndarray) and column.ndim == 0
+    ):
         raise DataError(f"{where}: {name!r} is a {type(column).__name__}, not one entry per sample")
     if count is not None and len(column) != count:
         raise DataError(f"{where}: {name!r} has {len(column)} entries for {count} ids")
@@ -182,9 +224,14 @@ def _scalars(content: dict[str, Any], name: str, where: str, count: int) -> Sequ
     column = _column(content, name, where, count)
     if isinstance(column, np.ndarray):
         if column.size != len(column):
-            raise DataError(f"{where}: {name!r} has shape {column.shape}; one number per sample is read")
+            raise DataError(
+                f"{where}: {name!r} has shape {column.shape}; one number per sample is read"
+            )
         return column.reshape(-1).tolist()
-    return [value.item() if isinstance(value, np.ndarray) and value.size == 1 else value for value in column]
+    return [
+        value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
+        for value in column
+    ]
 
 
 def _has(parts: dict[str, Part]) -> set[str]:
@@ -201,7 +248,10 @@ def _width(parts: dict[str, Part], modality: str) -> int:
 def _dataset(raw: Path, parts: dict[str, Part], widths: dict[str, int]) -> str | None:
     """Which known data set this is, by its widths or else its file's name."""
     by_width = WIDTHS.get((widths.get("audio", 0), widths.get("vision", 0)))
-    by_name = next((name for name in sorted(KNOWN_LABELS, key=len, reverse=True) if name in raw.stem.lower()), None)
+    by_name = next(
+        (name for name in sorted(KNOWN_LABELS, key=len, reverse=True) if name in raw.stem.lower()),
+        None,
+    )
     return by_width or by_name
 
 
@@ -247,7 +297,9 @@ def _pads_left(parts: dict[str, Part], modality: str) -> bool:
     before = after = 0
     for part in parts.values():
         for i in range(len(part.ids)) if modality in part.columns else ():
-            start, stop, size = _extent(as_frames(part.columns[modality][i], f"{part.at(i)}: {modality}"))
+            start, stop, size = _extent(
+                as_frames(part.columns[modality][i], f"{part.at(i)}: {modality}")
+            )
             before, after = before + start, after + size - stop
     return before > after
 
@@ -269,7 +321,9 @@ def _is_aligned(parts: dict[str, Part], frames: list[str]) -> bool:
     return len(lengths) == 1 and len(frames) > 1 and lengths != {1}
 
 
-def _given_tokenizer(loaded: dict[str, Any], content: Content, dataset: str | None) -> dict[str, Any] | None:
+def _given_tokenizer(
+    loaded: dict[str, Any], content: Content, dataset: str | None
+) -> dict[str, Any] | None:
     """What is known of the tokenizer that made the ids in the file."""
     if content.text != "tokens":
         return None
@@ -279,7 +333,9 @@ def _given_tokenizer(loaded: dict[str, Any], content: Content, dataset: str | No
             ids = _token_rows(value, content.swapped, part.at(i))[0]
             largest = max(largest, int(ids.max(initial=0)))
     if "vocabulary" in loaded:
-        return from_vocabulary([as_string(word, "vocabulary") for word in loaded["vocabulary"]], largest)
+        return from_vocabulary(
+            [as_string(word, "vocabulary") for word in loaded["vocabulary"]], largest
+        )
     return from_bert(*PRETRAINED.get(dataset or "", ("", 0)), largest)
 
 
@@ -295,27 +351,43 @@ def _sample(content: Content, row: tuple[str, int], repairs: Counter[str]) -> Sa
     arrays = _text(content, part, i, repairs)
     arrays |= _frames(content, part, i, repairs)
     for name, column in part.labels.items():
-        arrays[name] = np.array(check_label(column[i], content.labels, f"{part.at(i)}: {name}"), "<f4")
+        arrays[name] = np.array(
+            check_label(column[i], content.labels, f"{part.at(i)}: {name}"), "<f4"
+        )
     extra: dict[str, Any] = {}
     if "$_$" in part.ids[i]:
         extra["video"] = part.ids[i].partition("$_$")[0]
     if "annotations" in part.columns:
-        extra["annotation"] = as_string(part.columns["annotations"][i], f"{part.at(i)}: annotations")
-    text = as_string(part.columns["raw_text"][i], f"{part.at(i)}: raw_text") if "raw_text" in part.columns else None
-    return Sample(part.ids[i], {name: arrays[name] for name in content.fields if name in arrays}, text, extra)
+        extra["annotation"] = as_string(
+            part.columns["annotations"][i], f"{part.at(i)}: annotations"
+        )
+    text = (
+        as_string(part.columns["raw_text"][i], f"{part.at(i)}: raw_text")
+        if "raw_text" in part.columns
+        else None
+    )
+    return Sample(
+        part.ids[i], {name: arrays[name] for name in content.fields if name in arrays}, text, extra
+    )
 
 
 def _text(content: Content, part: Part, i: int, repairs: Counter[str]) -> dict[str, np.ndarray]:
     """Token ids, where the data set has them; features are frames like others."""
     if content.text == "tokenize" and content.tokenizer is not None:
-        ids = content.tokenizer.encode(as_string(part.columns["raw_text"][i], f"{part.at(i)}: raw_text"), repairs)
+        ids = content.tokenizer.encode(
+            as_string(part.columns["raw_text"][i], f"{part.at(i)}: raw_text"), repairs
+        )
     elif content.text == "tokens":
         rows, mask, kinds = _token_rows(part.columns["text_bert"][i], content.swapped, part.at(i))
         used = np.flatnonzero(mask)
         if len(used) and used[-1] - used[0] + 1 != len(used):
-            raise DataError(f"{part.at(i)}: the attention mask of text_bert has holes: {mask.tolist()}")
+            raise DataError(
+                f"{part.at(i)}: the attention mask of text_bert has holes: {mask.tolist()}"
+            )
         if kinds[used].any():
-            raise DataError(f"{part.at(i)}: token types of text_bert are {kinds.tolist()}; only 0 is read")
+            raise DataError(
+                f"{part.at(i)}: token types of text_bert are {kinds.tolist()}; only 0 is read"
+            )
         ids = rows[used].astype("<i4")
         repairs["text_bert entries of shape (L, 3), turned"] += content.swapped
         repairs["text_bert entries padded on the left, moved"] += bool(len(used) and used[0] > 0)
@@ -329,11 +401,22 @@ def _token_rows(value: Any, swapped: bool, where: str) -> np.ndarray:
     rows = as_numbers(value, "f8", f"{where}: text_bert")
     rows = rows.T if swapped else rows
     if rows.ndim != 2 or len(rows) != 3:
-        raise DataError(f"{where}: text_bert has shape {rows.shape}; it must be (3, L): ids, mask, types")
-    if not np.isfinite(rows).all() or (rows != np.round(rows)).any() or (rows < 0).any() or (rows >= 2**31).any():
-        raise DataError(f"{where}: text_bert holds {rows[~_is_id(rows)][0]:g}, which is no token id")
+        raise DataError(
+            f"{where}: text_bert has shape {rows.shape}; it must be (3, L): ids, mask, types"
+        )
+    if (
+        not np.isfinite(rows).all()
+        or (rows != np.round(rows)).any()
+        or (rows < 0).any()
+        or (rows >= 2**31).any()
+    ):
+        raise DataError(
+            f"{where}: text_bert holds {rows[~_is_id(rows)][0]:g}, which is no token id"
+        )
     if (rows[1] > 1).any():
-        raise DataError(f"{where}: the attention mask of text_bert holds {rows[1].max():g}; it must be 0 or 1")
+        raise DataError(
+            f"{where}: the attention mask of text_bert holds {rows[1].max():g}; it must be 0 or 1"
+        )
     return rows.astype(np.int64)
 
 
@@ -358,13 +441,20 @@ def _frames(content: Content, part: Part, i: int, repairs: Counter[str]) -> dict
         whole[m], extents[m] = frames, (start, size) if left else (0, stop)
         if m in part.lengths:
             length = extents[m][1] - extents[m][0]
-            repairs[f"{m} lengths not as stored, counted again"] += bool(part.lengths[m][i] != length)
+            repairs[f"{m} lengths not as stored, counted again"] += bool(
+                part.lengths[m][i] != length
+            )
     if "text_bert" in part.columns and (content.aligned or "text" in whole):
         # A frozen encoder's output is not zero where padded, and aligned frames end with the text's [SEP].
-        used = np.flatnonzero(_token_rows(part.columns["text_bert"][i], content.swapped, part.at(i))[1])
+        used = np.flatnonzero(
+            _token_rows(part.columns["text_bert"][i], content.swapped, part.at(i))[1]
+        )
         if len(used):
             extents["text"] = int(used[0]), int(used[-1]) + 1
     if content.aligned and extents:
-        common = min(start for start, _ in extents.values()), max(stop for _, stop in extents.values())
+        common = (
+            min(start for start, _ in extents.values()),
+            max(stop for _, stop in extents.values()),
+        )
         extents = dict.fromkeys(extents, common)
     return {m: finite(frames[slice(*extents[m])], m, repairs) for m, frames in whole.items()}

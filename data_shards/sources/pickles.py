@@ -73,7 +73,9 @@ class _Array:
         else:
             data = data.encode("latin1") if isinstance(data, str) else data
             if not isinstance(data, bytes | bytearray) or len(data) != size * self.dtype.itemsize:
-                raise _Refused(f"a {self.dtype} array of shape {self.shape} whose bytes do not fit that shape")
+                raise _Refused(
+                    f"a {self.dtype} array of shape {self.shape} whose bytes do not fit that shape"
+                )
         self.data = data
 
     def resolve(self, inner: Callable[[Any], Any]) -> np.ndarray:
@@ -139,7 +141,9 @@ for _builtins in ("builtins", "__builtin__"):
         _KNOWN[_builtins, _number.__name__] = _number
 
 
-class _Unpickler(pickle._Unpickler):  # in Python: the one in C allocates what a hostile memo index asks for
+class _Unpickler(
+    pickle._Unpickler
+):  # in Python: the one in C allocates what a hostile memo index asks for
     def find_class(self, module: str, name: str) -> Any:
         known = _KNOWN.get((module, name))
         if known is None:
@@ -168,7 +172,9 @@ def load_pickle(path: Path) -> Any:
         raise DataError(f"{path} does not fit into memory, or is damaged") from None
     except Exception as error:  # damaged bytes make the unpickler raise nearly anything
         detail = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path} is damaged or no pickle ({detail}); fetch or write it again") from None
+        raise DataError(
+            f"{path} is damaged or no pickle ({detail}); fetch or write it again"
+        ) from None
 
 
 def save_pickle(content: Any, path: Path) -> None:

@@ -37,7 +37,15 @@ from data_shards.sources.base import (
 from data_shards.sources.tokens import Tokenizer, from_bert, text_kind
 
 FEATURES = "text_features"  # the column whose arrays become the field "text"
-PLAIN = {"id", "split", "label", "class", "text", "video", "tokens"}  # columns that never point to frames
+PLAIN = {
+    "id",
+    "split",
+    "label",
+    "class",
+    "text",
+    "video",
+    "tokens",
+}  # columns that never point to frames
 LONGEST_CELL = 1 << 24
 _REFERENCE = re.compile(r"(.+?\.np[yz])(?:#([^\[\]]+))?(?:\[(\d+)(:\d+)?\])?")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
@@ -65,7 +73,9 @@ def read(raw: Path, options: Options) -> Source:
         survey.add(row)
     if not survey.counts:
         raise DataError(f"{raw} holds no rows")
-    kind = text_kind(options, str(raw), ids="tokens", raw="text", features=FEATURES, has=survey.columns)
+    kind = text_kind(
+        options, str(raw), ids="tokens", raw="text", features=FEATURES, has=survey.columns
+    )
     tokenizer = Tokenizer(options.tokenizer, options.max_tokens) if options.tokenizer else None
     labels = survey.labels(options)
     modalities = {column: column for column in survey.first if column != FEATURES}
@@ -74,9 +84,15 @@ def read(raw: Path, options: Options) -> Source:
         modalities = {FEATURES: "text"} | modalities
     for column, field in modalities.items():
         row = survey.first[column]
-        fields[field] = Field("float32", (None, as_frames(_load(raw.parent, row, column), _at(row, column)).shape[1]))
+        fields[field] = Field(
+            "float32", (None, as_frames(_load(raw.parent, row, column), _at(row, column)).shape[1])
+        )
     views = sorted(column for column in survey.columns if column.startswith("label_"))
-    fields |= {"class": Field("int64", ())} if labels.kind == "classes" else {"label": Field("float32", ())}
+    fields |= (
+        {"class": Field("int64", ())}
+        if labels.kind == "classes"
+        else {"label": Field("float32", ())}
+    )
     fields |= {view: Field("float32", ()) for view in views}
     content = Content(raw.parent, labels, kind, modalities, views, fields, tokenizer)
     given = from_bert("", 0, survey.largest_token) if kind == "tokens" else None
@@ -85,7 +101,11 @@ def read(raw: Path, options: Options) -> Source:
         task="sentiment",
         fields=fields,
         labels=labels,
-        counts={split: survey.counts[split] for split in ("train", "valid", "test") if survey.counts[split]},
+        counts={
+            split: survey.counts[split]
+            for split in ("train", "valid", "test")
+            if survey.counts[split]
+        },
         rows=partial(_split_rows, raw),
         sample=partial(_sample, content),
         facts=file_facts(raw) | {"layout": "table", "dataset": options.dataset},
@@ -100,10 +120,14 @@ def rows(table: Path) -> Iterator[Row]:
     reader = {".csv": _csv_rows, ".parquet": _parquet_rows}.get(kind, _json_rows)
     for number, cells in reader(table):
         where = f"{table}, {'row' if kind == '.parquet' else 'line'} {number}"
-        row = {str(name): value for name, value in cells.items() if value is not None and value != ""}
+        row = {
+            str(name): value for name, value in cells.items() if value is not None and value != ""
+        }
         if "id" not in row or "split" not in row:
             missing = "id" if "id" not in row else "split"
-            raise DataError(f"{where}: no {missing!r}; every row needs an id and a split (docs/data.md)")
+            raise DataError(
+                f"{where}: no {missing!r}; every row needs an id and a split (docs/data.md)"
+            )
         row["id"] = str(row["id"])
         yield row | {"": f"{where} ({row['id']!r})"}
 
@@ -115,7 +139,9 @@ def _csv_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             reader = csv.DictReader(file, strict=True)
             for cells in reader:
                 if None in cells or None in cells.values():
-                    raise DataError(f"{table}, line {reader.line_num}: not as many cells as the header has columns")
+                    raise DataError(
+                        f"{table}, line {reader.line_num}: not as many cells as the header has columns"
+                    )
                 yield reader.line_num, cells
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{table} is no CSV in UTF-8: {error}") from None
@@ -131,7 +157,9 @@ def _json_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{table}, line {number}: not JSON: {error}") from None
             if not isinstance(cells, dict):
-                raise DataError(f"{table}, line {number}: a {type(cells).__name__}, not an object with named values")
+                raise DataError(
+                    f"{table}, line {number}: a {type(cells).__name__}, not an object with named values"
+                )
             yield number, cells
 
 
@@ -179,10 +207,14 @@ class _Survey:
         else:
             self.values[_number(row, "label")] += 1
         if "tokens" in row:
-            self.largest_token = max(self.largest_token, int(_tokens(self.table.parent, row).max(initial=0)))
+            self.largest_token = max(
+                self.largest_token, int(_tokens(self.table.parent, row).max(initial=0))
+            )
         for column, value in row.items():
             known = column in self.first
-            if known or (column not in PLAIN and isinstance(value, str) and _REFERENCE.fullmatch(value)):
+            if known or (
+                column not in PLAIN and isinstance(value, str) and _REFERENCE.fullmatch(value)
+            ):
                 _resolve(self.table.parent, row, column)
                 if not known:
                     if not _NAME.fullmatch(column) or column.startswith("label"):
@@ -192,16 +224,24 @@ class _Survey:
     def labels(self, options: Options) -> Labels:
         if self.classes:
             if self.values:
-                raise DataError(f"{self.table}: some rows have a label and others a class; give one of them to all")
+                raise DataError(
+                    f"{self.table}: some rows have a label and others a class; give one of them to all"
+                )
             if options.labels or options.dataset:
-                raise DataError(f"{self.table} has classes, so --labels and --dataset have no effect; leave them out")
+                raise DataError(
+                    f"{self.table} has classes, so --labels and --dataset have no effect; leave them out"
+                )
             whole = all(name.lstrip("-").isdigit() for name in self.classes)
             names = sorted(self.classes, key=int) if whole else sorted(self.classes)
-            return Labels(kind="classes", low=0.0, high=float(max(1, len(names) - 1)), names=tuple(names))
+            return Labels(
+                kind="classes", low=0.0, high=float(max(1, len(names) - 1)), names=tuple(names)
+            )
         if options.labels:
             return options.labels
         if options.dataset:
-            return known_resolution(KNOWN_LABELS[options.dataset], np.array(list(self.values.elements())))
+            return known_resolution(
+                KNOWN_LABELS[options.dataset], np.array(list(self.values.elements()))
+            )
         low, high = min(self.values), max(self.values)
         raise DataError(
             f"{self.table}: the label range is not known (labels are from {low:g} to {high:g}); "
@@ -229,7 +269,11 @@ def _stamp(folder: Path, row: Row) -> str:
     """Changes when the row does, or a file that it points to."""
     files = []
     for column, value in row.items():
-        if (column == "tokens" or column not in PLAIN) and isinstance(value, str) and _REFERENCE.fullmatch(value):
+        if (
+            (column == "tokens" or column not in PLAIN)
+            and isinstance(value, str)
+            and _REFERENCE.fullmatch(value)
+        ):
             status = _resolve(folder, row, column)[0].stat()
             files.append(f"{column} {status.st_size} {status.st_mtime_ns}")
     return " ".join([row["id"], *files])
@@ -250,14 +294,32 @@ def _sample(content: Content, row: Row, repairs: Counter[str]) -> Sample:
     if content.labels.kind == "classes":
         arrays["class"] = np.array(content.labels.names.index(str(row["class"])), "<i8")
     else:
-        arrays["label"] = np.array(check_label(row["label"], content.labels, _at(row, "label")), "<f4")
+        arrays["label"] = np.array(
+            check_label(row["label"], content.labels, _at(row, "label")), "<f4"
+        )
     for view in content.views:
         if view in row:
             arrays[view] = np.array(check_label(row[view], content.labels, _at(row, view)), "<f4")
-    used = {"", "id", "split", "label", "class", "text", "tokens", FEATURES, *content.modalities, *content.views}
+    used = {
+        "",
+        "id",
+        "split",
+        "label",
+        "class",
+        "text",
+        "tokens",
+        FEATURES,
+        *content.modalities,
+        *content.views,
+    }
     extra = {column: value for column, value in row.items() if column not in used}
     text = str(row["text"]) if "text" in row else None
-    return Sample(row["id"], {field: arrays[field] for field in content.fields if field in arrays}, text, extra)
+    return Sample(
+        row["id"],
+        {field: arrays[field] for field in content.fields if field in arrays},
+        text,
+        extra,
+    )
 
 
 def _tokens(folder: Path, row: Row) -> np.ndarray:
@@ -265,12 +327,22 @@ def _tokens(folder: Path, row: Row) -> np.ndarray:
     value = row["tokens"]
     if isinstance(value, str):
         try:
-            value = _load(folder, row, "tokens") if _REFERENCE.fullmatch(value) else json.loads(value)
+            value = (
+                _load(folder, row, "tokens") if _REFERENCE.fullmatch(value) else json.loads(value)
+            )
         except (json.JSONDecodeError, RecursionError):
-            raise DataError(f"{_at(row, 'tokens')}: neither a list of token ids nor an array file") from None
+            raise DataError(
+                f"{_at(row, 'tokens')}: neither a list of token ids nor an array file"
+            ) from None
     ids = np.asarray(value)
-    if ids.ndim != 1 or ids.dtype.kind not in "iu" or (len(ids) and not 0 <= ids.min() <= ids.max() < 2**31):
-        raise DataError(f"{_at(row, 'tokens')}: token ids must be a list of whole numbers from 0, got {value!r:.80}")
+    if (
+        ids.ndim != 1
+        or ids.dtype.kind not in "iu"
+        or (len(ids) and not 0 <= ids.min() <= ids.max() < 2**31)
+    ):
+        raise DataError(
+            f"{_at(row, 'tokens')}: token ids must be a list of whole numbers from 0, got {value!r:.80}"
+        )
     return ids.astype("<i4")
 
 
@@ -278,17 +350,23 @@ def _resolve(folder: Path, row: Row, column: str) -> tuple[Path, str | None, sli
     """File, key and part that a reference names; the file must lie inside the table's folder."""
     match = _REFERENCE.fullmatch(str(row[column]))
     if match is None:
-        raise DataError(f"{_at(row, column)}: {row[column]!r} is neither FILE.npy nor FILE.npz#KEY (docs/data.md)")
+        raise DataError(
+            f"{_at(row, column)}: {row[column]!r} is neither FILE.npy nor FILE.npz#KEY (docs/data.md)"
+        )
     name, key, start, stop = match.groups()
     if name.endswith(".npz") != (key is not None):
         hint = "an .npz needs a #KEY" if key is None else "an .npy has no keys"
         raise DataError(f"{_at(row, column)}: {row[column]!r}: {hint}")
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise DataError(f"{_at(row, column)}: {name!r} lies outside the table's folder; move it there")
+        raise DataError(
+            f"{_at(row, column)}: {name!r} lies outside the table's folder; move it there"
+        )
     if not path.is_file():
         raise DataError(f"{_at(row, column)}: there is no file {name!r} in {folder}")
-    part = None if start is None else int(start) if stop is None else slice(int(start), int(stop[1:]))
+    part = (
+        None if start is None else int(start) if stop is None else slice(int(start), int(stop[1:]))
+    )
     return path, key, part
 
 
@@ -300,12 +378,21 @@ def _load(folder: Path, row: Row, column: str) -> np.ndarray:
         whole = _open(path, key, status.st_size, status.st_mtime_ns)
     except KeyError:
         raise DataError(f"{_at(row, column)}: {path.name} has no key {key!r}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+    ) as error:
         raise DataError(f"{_at(row, column)}: cannot read {path.name}: {error}") from None
     if part is None:
         return whole
     if whole.ndim == 0 or (part.stop if isinstance(part, slice) else part + 1) > len(whole):
-        raise DataError(f"{_at(row, column)}: {row[column]!r} points past the end of an array of shape {whole.shape}")
+        raise DataError(
+            f"{_at(row, column)}: {row[column]!r} points past the end of an array of shape {whole.shape}"
+        )
     return whole[part]
 
 

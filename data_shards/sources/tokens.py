@@ -23,14 +23,24 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         if not Path(path).is_dir():
-            raise DataError(f"--tokenizer {path}: no such folder; give the folder of a saved transformers tokenizer")
+            raise DataError(
+                f"--tokenizer {path}: no such folder; give the folder of a saved transformers tokenizer"
+            )
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"--tokenizer {path}: transformers cannot load it ({error})") from None
         own = self.tokenizer.model_max_length
         self.max_tokens = max_tokens or (own if own < LONGEST else None)
-        special = {"pad": "pad", "cls": "cls", "sep": "sep", "unk": "unk", "mask": "mask", "bos": "bos", "eos": "eos"}
+        special = {
+            "pad": "pad",
+            "cls": "cls",
+            "sep": "sep",
+            "unk": "unk",
+            "mask": "mask",
+            "bos": "bos",
+            "eos": "eos",
+        }
         ids = {name: getattr(self.tokenizer, f"{part}_token_id") for name, part in special.items()}
         self.facts: dict[str, Any] = {
             "name": Path(path).resolve().name,
@@ -55,9 +65,18 @@ def _digest(vocabulary: Any) -> str:
 def from_vocabulary(words: list[str], largest: int) -> dict[str, Any]:
     """Manifest.tokenizer for ids that index ``words``, which the source carries itself."""
     if largest >= len(words):
-        raise DataError(f"the file has a vocabulary of {len(words)} words, but a token id {largest}")
-    special = {word.strip("[]").lower(): place for place, word in enumerate(words) if word.startswith("[")}
-    return {"name": "own vocabulary", "vocab_size": len(words), "sha256": _digest(words), "special": special}
+        raise DataError(
+            f"the file has a vocabulary of {len(words)} words, but a token id {largest}"
+        )
+    special = {
+        word.strip("[]").lower(): place for place, word in enumerate(words) if word.startswith("[")
+    }
+    return {
+        "name": "own vocabulary",
+        "vocab_size": len(words),
+        "sha256": _digest(words),
+        "special": special,
+    }
 
 
 def from_bert(name: str, size: int, largest: int) -> dict[str, Any]:
@@ -68,7 +87,9 @@ def from_bert(name: str, size: int, largest: int) -> dict[str, Any]:
     return {"name": name, "vocab_size": size, "special": special}
 
 
-def text_kind(options: Options, where: str, *, ids: str, raw: str, features: str, has: set[str]) -> str:
+def text_kind(
+    options: Options, where: str, *, ids: str, raw: str, features: str, has: set[str]
+) -> str:
     """What becomes of text: "tokens", "tokenize", "features", or "none" where there is nothing to choose.
 
     Args:
@@ -83,9 +104,13 @@ def text_kind(options: Options, where: str, *, ids: str, raw: str, features: str
         else:
             kind = next((kind for kind in ("tokens", "features") if needs[kind] in has), "none")
     if kind != "none" and needs[kind] not in has:
-        raise DataError(f"{where} has no {needs[kind]!r}, which --text {kind} needs; it has {sorted(has)}")
+        raise DataError(
+            f"{where} has no {needs[kind]!r}, which --text {kind} needs; it has {sorted(has)}"
+        )
     if kind == "tokenize" and not options.tokenizer:
-        raise DataError("--text tokenize needs --tokenizer DIR, the folder of a transformers tokenizer")
+        raise DataError(
+            "--text tokenize needs --tokenizer DIR, the folder of a transformers tokenizer"
+        )
     if kind != "tokenize" and options.tokenizer:
         raise DataError(f"--tokenizer has no effect with --text {kind}; leave one of them out")
     if kind != "tokenize" and options.max_tokens is not None:

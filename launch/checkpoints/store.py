@@ -84,26 +84,36 @@ class Checkpoints:
             state = State(
                 *(FORMAT, VERSION, distributed.world_size(), self.progress, task.state_dict()),
                 adam_step=adam_step(engine, model),
-                shapes={name: zero.shape(parameter) for name, parameter in model.named_parameters()},
+                shapes={
+                    name: zero.shape(parameter) for name, parameter in model.named_parameters()
+                },
                 loss_scale=grad_scaler_state(engine),
             )
             body["state.json"] = json.dumps(asdict(state)).encode()
         try:
             _all(lambda: self._prepare(staging) if rank == 0 else None)
-            said = _all(lambda: json.dumps([_write(staging / file, content) for file, content in body.items()]))
+            said = _all(
+                lambda: json.dumps(
+                    [_write(staging / file, content) for file, content in body.items()]
+                )
+            )
             files = [file for rank_said in said for file in json.loads(rank_said)]
             _all(lambda: self._commit(staging, final, files, pointers) if rank == 0 else None)
         except SaveError as error:
             if rank == 0:
                 shutil.rmtree(staging, ignore_errors=True)
-            raise SaveError(f"checkpoint {final} could not be written: {error}; {self._what_is_left()}") from None
+            raise SaveError(
+                f"checkpoint {final} could not be written: {error}; {self._what_is_left()}"
+            ) from None
         self.newest = name
         return final
 
     @property
     def name(self) -> str:
         """Of the checkpoint that ``save`` would write now; a later one sorts behind an earlier one."""
-        return f"step-{self.progress.step:08d}" + ("" if self.progress.epoch_steps else f"-epoch-{self.progress.epoch}")
+        return f"step-{self.progress.step:08d}" + (
+            "" if self.progress.epoch_steps else f"-epoch-{self.progress.epoch}"
+        )
 
     def _prepare(self, staging: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -111,12 +121,21 @@ class Checkpoints:
             shutil.rmtree(left)
         staging.mkdir()
 
-    def _commit(self, staging: Path, final: Path, files: list[dict[str, Any]], pointers: tuple[str, ...]) -> None:
+    def _commit(
+        self, staging: Path, final: Path, files: list[dict[str, Any]], pointers: tuple[str, ...]
+    ) -> None:
         for file in files:
             if not (staging / file["name"]).is_file():
-                raise OSError(f"{staging} has no {file['name']} here; run_dir must be a folder that all machines share")
-        entries = {file["name"]: {"bytes": file["bytes"], "sha256": file["sha256"]} for file in files}
-        _write(staging / "manifest.json", json.dumps({"format": FORMAT, "files": entries}, indent=1).encode())
+                raise OSError(
+                    f"{staging} has no {file['name']} here; run_dir must be a folder that all machines share"
+                )
+        entries = {
+            file["name"]: {"bytes": file["bytes"], "sha256": file["sha256"]} for file in files
+        }
+        _write(
+            staging / "manifest.json",
+            json.dumps({"format": FORMAT, "files": entries}, indent=1).encode(),
+        )
         _flush(staging)
         trash = self.folder / f".{final.name}.old"
         if final.exists():
@@ -127,7 +146,9 @@ class Checkpoints:
             _write(self.folder / f".{pointer}.partial", final.name.encode())
             os.replace(self.folder / f".{pointer}.partial", self.folder / pointer)
         _flush(self.folder)
-        kept = {self._pointed(pointer) for pointer in ("last", "best")} | set(self._names()[: self.keep])
+        kept = {self._pointed(pointer) for pointer in ("last", "best")} | set(
+            self._names()[: self.keep]
+        )
         for path in [trash, *(self.folder / name for name in self._names() if name not in kept)]:
             shutil.rmtree(path, ignore_errors=True)
 
@@ -180,7 +201,9 @@ def verify(folder: Path) -> None:
     """
     try:
         files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
-        said = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+        said = {
+            str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"checkpoint {folder} has no readable manifest.json ({error})") from None
     for name, (size, digest) in said.items():
@@ -188,10 +211,14 @@ def verify(folder: Path) -> None:
         if Path(name).name != name or not path.is_file():
             raise ConfigError(f"checkpoint {folder} lacks {name}")
         if path.stat().st_size != size or _sha256(path.read_bytes()) != digest:
-            raise ConfigError(f"checkpoint file {path} is not what was written: size or SHA-256 differ")
+            raise ConfigError(
+                f"checkpoint file {path} is not what was written: size or SHA-256 differ"
+            )
     extra = {path.name for path in folder.iterdir()} - said.keys() - {"manifest.json"}
     if extra or "state.json" not in said:
-        raise ConfigError(f"checkpoint {folder} is not what was written: {', '.join(extra) or 'no state.json'}")
+        raise ConfigError(
+            f"checkpoint {folder} is not what was written: {', '.join(extra) or 'no state.json'}"
+        )
 
 
 def read_state(folder: Path) -> State:
@@ -206,7 +233,9 @@ def read_state(folder: Path) -> State:
     except (OSError, ValueError, ValidationError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     if (state.format, state.version) != (FORMAT, VERSION):
-        raise ConfigError(f"{path} is {state.format} {state.version}, this code reads {FORMAT} {VERSION}")
+        raise ConfigError(
+            f"{path} is {state.format} {state.version}, this code reads {FORMAT} {VERSION}"
+        )
     return state
 
 

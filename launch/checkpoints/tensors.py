@@ -34,8 +34,13 @@ def rank_tensors(engine: Any, model: nn.Module) -> dict[str, Tensor]:
         if rank == 0 or engine.zero_optimization_stage() > 0:
             for piece in zero.pieces(engine, model):
                 tensors[f"param/{piece.name}@{piece.start}"] = piece.values
-                tensors |= {f"{key}/{piece.name}@{piece.start}": value for key, value in piece.moments.items()}
-        return {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
+                tensors |= {
+                    f"{key}/{piece.name}@{piece.start}": value
+                    for key, value in piece.moments.items()
+                }
+        return {
+            key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()
+        }
 
 
 def _generators() -> dict[str, Tensor]:
@@ -106,7 +111,9 @@ def load_weights(folder: Path, shapes: dict[str, list[int]], model: nn.Module) -
     for name, buffer in buffers.items():
         value = stored.whole("buffer", name)
         if value is None or value.shape != buffer.shape:
-            raise ConfigError(f"checkpoint {folder} is of another model: buffer {name} has another shape")
+            raise ConfigError(
+                f"checkpoint {folder} is of another model: buffer {name} has another shape"
+            )
         buffer.copy_(value)
 
 

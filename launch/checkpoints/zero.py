@@ -23,7 +23,9 @@ class Piece:
     name: str
     start: int
     values: Tensor  # (n,) float32
-    moments: dict[str, Tensor]  # of MOMENTS -> (n,) float32; made as zeros where the optimiser has none yet
+    moments: dict[
+        str, Tensor
+    ]  # of MOMENTS -> (n,) float32; made as zeros where the optimiser has none yet
     state: dict[str, Any]  # the optimiser's own record that holds "step"
 
 
@@ -41,7 +43,9 @@ def pieces(engine: Any, model: nn.Module) -> Iterator[Piece]:
 
 def _whole(optimizer: Any, name: str, parameter: nn.Parameter) -> Piece:
     state = _state(optimizer, parameter)
-    return Piece(name, 0, parameter.data.view(-1), {key: state[key].view(-1) for key in MOMENTS}, state)
+    return Piece(
+        name, 0, parameter.data.view(-1), {key: state[key].view(-1) for key in MOMENTS}, state
+    )
 
 
 def _fragment(optimizer: Any, name: str, parameter: nn.Parameter) -> Piece | None:
@@ -49,7 +53,9 @@ def _fragment(optimizer: Any, name: str, parameter: nn.Parameter) -> Piece | Non
     mapping = parameter._hp_mapping  # type: ignore[attr-defined]
     if mapping is None:  # another rank owns all of it
         return None
-    state = _state(optimizer.optimizer, optimizer.single_partition_of_fp32_groups[mapping.param_group_index])
+    state = _state(
+        optimizer.optimizer, optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+    )
     place = mapping.hp_fragment_address
     moments = {key: state[key].narrow(0, place.start, place.numel) for key in MOMENTS}
     return Piece(name, mapping.lp_fragment_address.start, mapping.hp_fragment, moments, state)

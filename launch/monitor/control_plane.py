@@ -20,7 +20,11 @@ def open_group(timeout: timedelta) -> None:
     """Collective; once, after the processes have joined."""
     global _group
     gloo = dist.get_backend() == "gloo"
-    _group = None if gloo or distributed.world_size() == 1 else dist.new_group(backend="gloo", timeout=timeout)
+    _group = (
+        None
+        if gloo or distributed.world_size() == 1
+        else dist.new_group(backend="gloo", timeout=timeout)
+    )
 
 
 def any_rank(wish: bool) -> bool:
@@ -48,7 +52,11 @@ def broadcast_text(text: str) -> str:
         return text
     size = torch.tensor([len(text.encode())], dtype=torch.int64)
     dist.broadcast(size, 0, group=_group)
-    body = _encode(text.encode()) if distributed.rank() == 0 else torch.empty(int(size), dtype=torch.uint8)
+    body = (
+        _encode(text.encode())
+        if distributed.rank() == 0
+        else torch.empty(int(size), dtype=torch.uint8)
+    )
     dist.broadcast(body, 0, group=_group)
     return bytes(body.tolist()).decode()
 

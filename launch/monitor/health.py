@@ -27,7 +27,9 @@ PEAKS = {
     "L40S": {"bf16": 362.0, "fp16": 362.0, "fp32": 91.6},
     "V100": {"fp16": 125.0, "fp32": 15.7},
 }
-MFU_FORMULA = "FLOPs counted in one step / its samples * samples per second / (ranks * peak FLOPs per second)"
+MFU_FORMULA = (
+    "FLOPs counted in one step / its samples * samples per second / (ranks * peak FLOPs per second)"
+)
 
 
 class Clock:
@@ -103,13 +105,19 @@ def diverged(model: nn.Module) -> list[str]:
     Parameters that ZeRO 3 has cut up are nobody's copy and cannot differ.
     """
     tensors: dict[str, Tensor] = dict(model.named_buffers())
-    tensors |= {name: tensor for name, tensor in model.named_parameters() if not hasattr(tensor, "ds_tensor")}
+    tensors |= {
+        name: tensor
+        for name, tensor in model.named_parameters()
+        if not hasattr(tensor, "ds_tensor")
+    }
     sums = {name: _checksum(tensor) for name, tensor in tensors.items()}
     said = control_plane.gather_text(hashlib.sha256("".join(sums.values()).encode()).hexdigest())
     different = [rank for rank, digest in enumerate(said) if digest != said[0]]
     if not different:
         return []
-    names = control_plane.broadcast_text("\n".join(f"{name}\t{value}" for name, value in sums.items()))
+    names = control_plane.broadcast_text(
+        "\n".join(f"{name}\t{value}" for name, value in sums.items())
+    )
     first = dict(line.rsplit("\t", 1) for line in names.split("\n"))
     own = [name for name, value in sums.items() if first.get(name) != value]
     lists = control_plane.gather_text(", ".join(own[:5]) + (", ..." if len(own) > 5 else ""))
@@ -118,4 +126,6 @@ def diverged(model: nn.Module) -> list[str]:
 
 def _checksum(tensor: Tensor) -> str:
     """Of the bits of a tensor; any change of one element changes it."""
-    return hashlib.sha256(tensor.detach().contiguous().view(-1).cpu().view(torch.uint8).numpy().tobytes()).hexdigest()
+    return hashlib.sha256(
+        tensor.detach().contiguous().view(-1).cpu().view(torch.uint8).numpy().tobytes()
+    ).hexdigest()

@@ -54,12 +54,16 @@ class Watch:
         self.heard = time.monotonic()
         self.closed = threading.Event()
         self.threads: list[threading.Thread] = []
-        self._seen: dict[int, tuple[Heartbeat, float]] = {}  # rank -> its newest beat, and when it came
+        self._seen: dict[
+            int, tuple[Heartbeat, float]
+        ] = {}  # rank -> its newest beat, and when it came
         self._moved = (0, time.monotonic())  # places of all ranks together, and when they last grew
         self._ending = threading.Lock()
 
     def run(self) -> None:
-        self.threads = [threading.Thread(target=work, daemon=True) for work in (self._talk, self._judge)]
+        self.threads = [
+            threading.Thread(target=work, daemon=True) for work in (self._talk, self._judge)
+        ]
         for thread in self.threads:
             thread.start()
 
@@ -80,7 +84,10 @@ class Watch:
                 if self.rank == 0:
                     beats = self.store.multi_get([f"beat/{rank}" for rank in range(self.ranks)])
                     self.store.set(
-                        "word", json.dumps(self._conclude([Heartbeat(**json.loads(beat)) for beat in beats]))
+                        "word",
+                        json.dumps(
+                            self._conclude([Heartbeat(**json.loads(beat)) for beat in beats])
+                        ),
                     )
                 self.word = json.loads(self.store.get("word"))
                 self.heard = time.monotonic()
@@ -98,7 +105,11 @@ class Watch:
             elif not beat.left and now - before[1] > self.lost_after:
                 lost = f"{_name(rank, beat)} has not been heard of for {now - before[1]:.0f} s, last {beat.place}"
             if beat.reason:
-                return {"lost": f"{_name(rank, beat)} left: {beat.reason}", "stop": False, "gently": True}
+                return {
+                    "lost": f"{_name(rank, beat)} left: {beat.reason}",
+                    "stop": False,
+                    "gently": True,
+                }
         places = sum(beat.places for beat in beats)
         if places != self._moved[0]:
             self._moved = (places, now)
@@ -197,7 +208,10 @@ def leave(reason: str = "") -> None:
     try:
         watch.say()
         if watch.rank == 0 and reason:
-            watch.store.set("word", json.dumps({"lost": f"{_name(0, watch.own)} left: {reason[:300]}", "gently": True}))
+            watch.store.set(
+                "word",
+                json.dumps({"lost": f"{_name(0, watch.own)} left: {reason[:300]}", "gently": True}),
+            )
     except RuntimeError:
         pass  # rank 0 left before
 

@@ -91,7 +91,11 @@ def mosi_utterance() -> Run:
     deepspeed launch/train.py cenet/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
     """
     base = hscl.mosi_utterance()
-    groups = {"text": Group(1e-4, 0.01), "text_no_decay": Group(1e-4, 0.0), "main": Group(1e-4, 0.01)}
+    groups = {
+        "text": Group(1e-4, 0.01),
+        "text_no_decay": Group(1e-4, 0.0),
+        "main": Group(1e-4, 0.01),
+    }
     options = CENet.Config(text=TextConfig(source="bert-base-uncased"))
     return replace(base, model="cenet", options=options, optim=replace(base.optim, groups=groups))
 

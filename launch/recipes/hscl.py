@@ -13,7 +13,9 @@ from core.models.hscl import HSCL
 from launch.config import Group, Loading, Optim, Run
 
 
-def _groups(text: float, main: float, decay: float, others: float | None = None) -> dict[str, Group]:
+def _groups(
+    text: float, main: float, decay: float, others: float | None = None
+) -> dict[str, Group]:
     """``others``: the learning rate of what reads sound and video, where it is not the main one."""
     rate = main if others is None else others
     slow = {"audio": Group(rate, decay), "vision": Group(rate, decay)}
@@ -64,7 +66,11 @@ def sims() -> Run:
     deepspeed launch/train.py hscl/sims data=shards/sims
     """
     base = mosi()
-    return replace(base, options=replace(base.options, text=TextConfig(source="bert-base-chinese")), metrics="sims")
+    return replace(
+        base,
+        options=replace(base.options, text=TextConfig(source="bert-base-chinese")),
+        metrics="sims",
+    )
 
 
 def simsv2() -> Run:

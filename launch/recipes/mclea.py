@@ -46,7 +46,9 @@ def dbp15k_zh_en_iterative() -> Run:
         base,
         optim=replace(base.optim, schedule="step", step_epochs=60, gamma=0.2),
         patience=0,
-        task_options=asdict(AlignmentOptions(iterate_from=60, propose_every=1, restart_every=10, commit_every=10)),
+        task_options=asdict(
+            AlignmentOptions(iterate_from=60, propose_every=1, restart_every=10, commit_every=10)
+        ),
     )
 
 

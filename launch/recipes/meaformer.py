@@ -22,7 +22,12 @@ def dbp15k_zh_en() -> Run:
     return Run(
         model="meaformer",
         options=MEAformer.Config(),
-        optim=Optim(groups={"main": Group(lr=5e-4, weight_decay=1e-4)}, clip=1.0, schedule="cosine", warmup=0.15),
+        optim=Optim(
+            groups={"main": Group(lr=5e-4, weight_decay=1e-4)},
+            clip=1.0,
+            schedule="cosine",
+            warmup=0.15,
+        ),
         batch_size=3500,
         epochs=250,
         patience=0,

@@ -15,7 +15,11 @@ from launch.recipes import hscl
 
 
 def _optim(
-    audio: float, vision: float, main: float, decay: tuple[float, float, float, float], text: float = 5e-5
+    audio: float,
+    vision: float,
+    main: float,
+    decay: tuple[float, float, float, float],
+    text: float = 5e-5,
 ) -> Optim:
     """Learning rates of sound, video and the rest; weight decay of text, sound, video and the rest."""
     return Optim(
@@ -67,7 +71,9 @@ def sims() -> Run:
     base = mosi()
     return replace(
         base,
-        options=SelfMM.Config(vision_hidden=64, post_text=64, text=TextConfig(source="bert-base-chinese")),
+        options=SelfMM.Config(
+            vision_hidden=64, post_text=64, text=TextConfig(source="bert-base-chinese")
+        ),
         optim=_optim(5e-3, 5e-3, 1e-3, (1e-3, 1e-2, 1e-2, 1e-3)),
         batch_size=128,
         metrics="sims",
@@ -109,9 +115,14 @@ def mosi_utterance() -> Run:
     deepspeed launch/train.py self_mm/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
     """
     base = hscl.mosi_utterance()
-    optim = replace(base.optim, groups=_optim(1e-5, 1e-5, 1e-4, (0.01, 0.01, 0.01, 0.01), text=1e-4).groups)
+    optim = replace(
+        base.optim, groups=_optim(1e-5, 1e-5, 1e-4, (0.01, 0.01, 0.01, 0.01), text=1e-4).groups
+    )
     return replace(
-        base, model="self_mm", options=SelfMM.Config(text=TextConfig(source="bert-base-uncased")), optim=optim
+        base,
+        model="self_mm",
+        options=SelfMM.Config(text=TextConfig(source="bert-base-uncased")),
+        optim=optim,
     )
 
 
@@ -124,7 +135,11 @@ def mmmo() -> Run:
     deepspeed launch/train.py self_mm/mmmo data=shards/mmmo
     """
     return replace(
-        demo(), options=SelfMM.Config(text=TextConfig(source="small", width=32)), metrics="mmmo", epochs=20, patience=6
+        demo(),
+        options=SelfMM.Config(text=TextConfig(source="small", width=32)),
+        metrics="mmmo",
+        epochs=20,
+        patience=6,
     )
 
 
@@ -136,7 +151,12 @@ def demo() -> Run:
     return Run(
         model="self_mm",
         options=SelfMM.Config(text=TextConfig(source="small")),
-        optim=replace(_optim(2e-3, 2e-3, 2e-3, (0.0, 0.0, 0.0, 1e-3)), clip=1.0, schedule="cosine", warmup=0.05),
+        optim=replace(
+            _optim(2e-3, 2e-3, 2e-3, (0.0, 0.0, 0.0, 1e-3)),
+            clip=1.0,
+            schedule="cosine",
+            warmup=0.05,
+        ),
         batch_size=32,
         epochs=15,
         patience=5,

@@ -108,7 +108,11 @@ def demo() -> Run:
     return Run(
         model="tfr_net",
         options=TFRNet.Config(
-            text=TextConfig(source="small"), layers=1, cross_layers=1, gru_layers=1, text_dropout=0.1
+            text=TextConfig(source="small"),
+            layers=1,
+            cross_layers=1,
+            gru_layers=1,
+            text_dropout=0.1,
         ),
         optim=Optim(groups={"main": Group(2e-3, 1e-3)}, clip=1.0, schedule="cosine", warmup=0.05),
         missing=Missing(protocol="frames"),

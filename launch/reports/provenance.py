@@ -13,7 +13,17 @@ import torch
 
 from core import distributed
 
-PACKAGES = ("torch", "deepspeed", "transformers", "webdataset", "ray", "numpy", "safetensors", "triton", "numba")
+PACKAGES = (
+    "torch",
+    "deepspeed",
+    "transformers",
+    "webdataset",
+    "ray",
+    "numpy",
+    "safetensors",
+    "triton",
+    "numba",
+)
 
 
 def provenance() -> dict[str, Any]:
@@ -46,7 +56,8 @@ def _processor() -> str:
     except OSError:
         return platform.processor()
     return next(
-        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
     )
 
 
@@ -54,7 +65,12 @@ def _git() -> dict[str, Any] | None:
     folder = Path(__file__).parent
     try:
         commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+            ["git", "rev-parse", "HEAD"],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         ).stdout.strip()
         changed = subprocess.run(
             ["git", "status", "--porcelain", "--untracked-files=no"],

@@ -25,14 +25,18 @@ def best_model(run: Run, run_dir: Path, task: Task, device: torch.device) -> tup
     """The model of the best epoch, and the progress that its checkpoint was saved with."""
     folder, complaints = Checkpoints(run_dir, Progress()).find("best")
     if folder is None:
-        raise ConfigError(f"{run_dir} has no whole best checkpoint" + "".join(f"; {text}" for text in complaints))
+        raise ConfigError(
+            f"{run_dir} has no whole best checkpoint" + "".join(f"; {text}" for text in complaints)
+        )
     model = build_model(run, task.data)
     state = read_state(folder)
     load_weights(folder, state.shapes, model)
     return model.to(device).eval(), state.progress
 
 
-def finish(run: Run, run_dir: Path, task: Task, log: RunLog, device: torch.device) -> dict[str, dict[str, float]]:
+def finish(
+    run: Run, run_dir: Path, task: Task, log: RunLog, device: torch.device
+) -> dict[str, dict[str, float]]:
     """Evaluate the best epoch on validation and, this once, on test; write scores, predictions and the report."""
     model, progress = best_model(run, run_dir, task, device)
     scores = {"valid": task.evaluate(model, "valid", device)}
@@ -48,7 +52,9 @@ def finish(run: Run, run_dir: Path, task: Task, log: RunLog, device: torch.devic
         (run_dir / "report.md").write_text(text, encoding="utf-8")
         for split, values in scores.items():
             log.event(split, progress.step, values)
-            log.say(f"{split:>5}: " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+            log.say(
+                f"{split:>5}: " + "  ".join(f"{name} {value:.4f}" for name, value in values.items())
+            )
         for remark in final.remarks:
             log.say(remark)
         log.say(f"report: {run_dir / 'report.md'}")
@@ -79,15 +85,26 @@ def _draw_losses(run_dir: Path, events: dict[str, list[dict[str, Any]]]) -> tupl
     epochs = [event["epoch"] + 1 for event in events["epoch"]]
     marker = "o" if len(epochs) < 3 else None
     for name in sorted(key for key in events["epoch"][0] if key.startswith("loss_")):
-        left.plot(epochs, [event[name] for event in events["epoch"]], label=name.removeprefix("loss_"), marker=marker)
+        left.plot(
+            epochs,
+            [event[name] for event in events["epoch"]],
+            label=name.removeprefix("loss_"),
+            marker=marker,
+        )
     left.set(xlabel="epoch", ylabel="training loss", title="Losses by name")
     left.legend(frameon=False)
-    named = [name for name in ("MAE", "Corr", "Accuracy", "Macro_F1", "MRR", "Hits@1") if name in events["epoch"][0]]
+    named = [
+        name
+        for name in ("MAE", "Corr", "Accuracy", "Macro_F1", "MRR", "Hits@1")
+        if name in events["epoch"][0]
+    ]
     for name in named[:2]:
         right.plot(epochs, [event[name] for event in events["epoch"]], label=name, marker=marker)
     right.set(xlabel="epoch", ylabel="validation score", title="Validation")
     right.legend(frameon=False)
-    return "Training losses by name, and validation scores, by epoch.", save(drawing, run_dir / "curves.png")
+    return "Training losses by name, and validation scores, by epoch.", save(
+        drawing, run_dir / "curves.png"
+    )
 
 
 def _report(
@@ -100,7 +117,9 @@ def _report(
 ) -> str:
     names = list(scores["valid"])
     rows = [
-        f"| {split} | " + " | ".join(f"{values[name]:.4f}" if name in values else "" for name in names) + " |"
+        f"| {split} | "
+        + " | ".join(f"{values[name]:.4f}" if name in values else "" for name in names)
+        + " |"
         for split, values in scores.items()
     ]
     epochs = events["epoch"]

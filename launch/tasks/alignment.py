@@ -16,7 +16,15 @@ from torch import Tensor
 
 from core import distributed
 from core.batch import Batch
-from core.metrics.ranking import all_ranks, mutual_nearest, nearest, ranks_among, scores_of, summary, unit
+from core.metrics.ranking import (
+    all_ranks,
+    mutual_nearest,
+    nearest,
+    ranks_among,
+    scores_of,
+    summary,
+    unit,
+)
 from core.model import DataSpec, Model
 from data_shards.graph import Graphs, load_graphs
 from data_shards.reading.sampler import Sampler, even_split
@@ -33,11 +41,15 @@ class AlignmentOptions:
     """``Run.task_options`` of this task."""
 
     csls: int = 3  # neighbours; 0: scores without CSLS only
-    seeds: Literal["links", "image", "words", "chars"] = "links"  # a view: unsupervised, its most similar pairs instead
+    seeds: Literal["links", "image", "words", "chars"] = (
+        "links"  # a view: unsupervised, its most similar pairs instead
+    )
     num_seeds: int = 1000  # of them
     iterate_from: int = 0  # first epoch after which the model proposes links; 0: never
     propose_every: int = 5
-    restart_every: int = 50  # probation: candidates must stay mutual nearest neighbours since the last restart
+    restart_every: int = (
+        50  # probation: candidates must stay mutual nearest neighbours since the last restart
+    )
     commit_every: int = 50
 
 
@@ -51,21 +63,32 @@ class AlignmentTask:
             )
         self.run, self.options = run, _options(run)
         self.device = (
-            torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+            torch.device("cuda", torch.cuda.current_device())
+            if torch.cuda.is_available()
+            else torch.device("cpu")
         )
         views = tuple(run.options.views)
         self.graphs: Graphs = self._load(views)
         self.data: DataSpec = self.graphs.spec()
-        self.given = self.graphs.links["train"] if self.options.seeds == "links" else self._seeds(self.options.seeds)
+        self.given = (
+            self.graphs.links["train"]
+            if self.options.seeds == "links"
+            else self._seeds(self.options.seeds)
+        )
         self.proposed = self.given.new_empty(0, 2)  # links in use beside the given ones
         self.candidates: Tensor | None = None  # those on probation; None: no probation is under way
         self._begun = -1  # the last epoch that ``begin_epoch`` has seen
-        self._position = self._following = (0, 0)  # epoch, steps of it that are done; and once the one at hand is
+        self._position = self._following = (
+            0,
+            0,
+        )  # epoch, steps of it that are done; and once the one at hand is
         self._identity = hashlib.sha256(self.graphs.manifest.to_json().encode()).hexdigest()
 
     def _load(self, views: tuple[str, ...]) -> Graphs:
         cache = Path(self.run.cache) if self.run.cache else None
-        return load_graphs(self.run.data, views, cache=cache, cache_gb=self.run.cache_gb, device=self.device)
+        return load_graphs(
+            self.run.data, views, cache=cache, cache_gb=self.run.cache_gb, device=self.device
+        )
 
     @property
     def links(self) -> Tensor:
@@ -75,7 +98,10 @@ class AlignmentTask:
     @property
     def _order(self) -> Sampler:
         return Sampler(
-            (len(self.links),), self.run.batch_size, seed=self.run.seed, drop_last=self.run.loading.drop_last
+            (len(self.links),),
+            self.run.batch_size,
+            seed=self.run.seed,
+            drop_last=self.run.loading.drop_last,
         )
 
     def steps(self, epoch: int) -> int:
@@ -104,7 +130,11 @@ class AlignmentTask:
             return
         self._begun = epoch
         options = self.options
-        if not options.iterate_from or epoch <= options.iterate_from or epoch % options.propose_every:
+        if (
+            not options.iterate_from
+            or epoch <= options.iterate_from
+            or epoch % options.propose_every
+        ):
             return
         found = self._propose(model)
         restart = epoch % options.restart_every == options.propose_every % options.restart_every
@@ -147,7 +177,9 @@ class AlignmentTask:
         training = model.training
         model.eval()
         precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.run.precision)
-        batch = self.graphs.batch(links[:, 0], links, torch.ones(len(links), device=self.device), 1 / len(links))
+        batch = self.graphs.batch(
+            links[:, 0], links, torch.ones(len(links), device=self.device), 1 / len(links)
+        )
         with torch.autocast(self.device.type, dtype=precision, enabled=precision is not None):
             joint: Tensor = model(replace(batch, links_only=links_only)).joint.float()
         model.train(training)
@@ -155,7 +187,9 @@ class AlignmentTask:
 
     def _pairs(self, split: str) -> Tensor:
         if split not in self.graphs.links:
-            raise DataError(f"{self.run.data} has no links {split!r}; it has {', '.join(self.graphs.links)}")
+            raise DataError(
+                f"{self.run.data} has no links {split!r}; it has {', '.join(self.graphs.links)}"
+            )
         return self.graphs.links[split]
 
     def evaluate(self, model: Model, split: str, device: torch.device) -> dict[str, float]:
@@ -175,13 +209,17 @@ class AlignmentTask:
             known[torch.cat([self.given, links]).flatten()] = True
             for side in (0, 1):
                 others = joint[(self.graphs.side == 1 - side) & ~known]
-                found = summary(ranks_among(joint[links[:, side]], joint[links[:, 1 - side]], others))
+                found = summary(
+                    ranks_among(joint[links[:, side]], joint[links[:, 1 - side]], others)
+                )
                 values[side] = torch.tensor([found[name] for name in SUMMARY], dtype=torch.float64)
         values = distributed.all_reduce_sum(values.to(self.device))
         names = [f"all/{direction}{name}" for direction in ("", "r2l/") for name in SUMMARY]
         return dict(zip(names, values.flatten().tolist(), strict=True))
 
-    def _ranked(self, left: Tensor, right: Tensor) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray]]:
+    def _ranked(
+        self, left: Tensor, right: Tensor
+    ) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray]]:
         """Scores of (L, D) aligned rows, the same on every rank; and on the first rank both directions' plain ranks."""
         names = _score_names(self.options.csls)
         values, ranks = torch.zeros(len(names), dtype=torch.float64), (np.empty(0), np.empty(0))
@@ -192,7 +230,9 @@ class AlignmentTask:
         values = distributed.all_reduce_sum(values.to(self.device))
         return dict(zip(names, values.tolist(), strict=True)), ranks
 
-    def final(self, model: Model, split: str, device: torch.device, run_dir: Path) -> EvaluationResult:
+    def final(
+        self, model: Model, split: str, device: torch.device, run_dir: Path
+    ) -> EvaluationResult:
         links = self._pairs(split)
         left, right = self.embed_pairs(model, links)
         scores, ranks = self._ranked(left, right)
@@ -231,12 +271,17 @@ class AlignmentTask:
 
     def objective(self, scores: dict[str, float]) -> float:
         if self.run.select not in scores:
-            raise ConfigError(f"select={self.run.select!r} is no score of this task; there are {', '.join(scores)}")
+            raise ConfigError(
+                f"select={self.run.select!r} is no score of this task; there are {', '.join(scores)}"
+            )
         return scores[self.run.select] * (1.0 if self.run.goal == "min" else -1.0)
 
     def sample_ids(self, parts: list[Batch]) -> list[str]:
         links = self.links[torch.cat([part.index[part.weight > 0] for part in parts])]
-        return [f"{left} - {right}" for left, right in zip(*(self.graphs.ids(side) for side in links.T), strict=True)]
+        return [
+            f"{left} - {right}"
+            for left, right in zip(*(self.graphs.ids(side) for side in links.T), strict=True)
+        ]
 
     def wait_seconds(self) -> float:
         return 0.0  # everything is on the device
@@ -247,7 +292,9 @@ class AlignmentTask:
     def _seeds(self, view: str) -> Tensor:
         """(num_seeds, 2) pairs of the two graphs whose ``view`` is most alike, each entity at most once."""
         graphs = self.graphs if view in self.graphs.views else self._load((view,))
-        sides = [((graphs.side == side) & graphs.present[view]).nonzero().squeeze(1) for side in (0, 1)]
+        sides = [
+            ((graphs.side == side) & graphs.present[view]).nonzero().squeeze(1) for side in (0, 1)
+        ]
         left, right = (unit(graphs.views[view][side]) for side in sides)
         pairs = greedy_pairs(left, right, self.options.num_seeds)
         return torch.stack([sides[0][pairs[:, 0]], sides[1][pairs[:, 1]]], 1)
@@ -267,11 +314,15 @@ class AlignmentTask:
         now = self.state_dict()
         for key in ("data", "batch_size", "seed"):
             if state[key] != now[key]:
-                raise DataError(f"the saved position belongs to another {key} ({state[key]!r}, not {now[key]!r})")
+                raise DataError(
+                    f"the saved position belongs to another {key} ({state[key]!r}, not {now[key]!r})"
+                )
         self._position = self._following = tuple(state["position"])
         self._begun = state["begun"]
         self.proposed = self._pairs_of(state["proposed"])
-        self.candidates = None if state["candidates"] is None else self._pairs_of(state["candidates"])
+        self.candidates = (
+            None if state["candidates"] is None else self._pairs_of(state["candidates"])
+        )
 
     def _pairs_of(self, pairs: list[list[int]]) -> Tensor:
         return torch.tensor(pairs, dtype=torch.int64, device=self.device).reshape(-1, 2)
@@ -310,19 +361,34 @@ def _options(run: Run) -> AlignmentOptions:
 
 
 def _score_names(csls: int) -> list[str]:
-    return [f"{p}{d}{name}" for p in ("", "csls/")[: 2 if csls else 1] for d in ("", "r2l/") for name in SUMMARY]
+    return [
+        f"{p}{d}{name}"
+        for p in ("", "csls/")[: 2 if csls else 1]
+        for d in ("", "r2l/")
+        for name in SUMMARY
+    ]
 
 
 def _contains(pairs: Tensor, asked: Tensor, num_entities: int) -> Tensor:
     """(M,) bool: which of the (M, 2) asked pairs are among ``pairs``."""
-    return torch.isin(asked[:, 0] * num_entities + asked[:, 1], pairs[:, 0] * num_entities + pairs[:, 1])
+    return torch.isin(
+        asked[:, 0] * num_entities + asked[:, 1], pairs[:, 0] * num_entities + pairs[:, 1]
+    )
 
 
 def _draw(run_dir: Path, split: str, ranks: tuple[np.ndarray, np.ndarray]) -> tuple[str, str]:
     drawing, axes = figure(6, 3.8)
     for found, name, color in zip(ranks, ("left to right", "right to left"), COLORS, strict=False):
-        axes.plot(np.sort(found), np.arange(1, len(found) + 1) / len(found), label=name, color=color)
-    axes.set(xscale="log", ylim=(0, 1), xlabel="k", ylabel="Hits@k", title=f"Rank of the right partner ({split})")
+        axes.plot(
+            np.sort(found), np.arange(1, len(found) + 1) / len(found), label=name, color=color
+        )
+    axes.set(
+        xscale="log",
+        ylim=(0, 1),
+        xlabel="k",
+        ylabel="Hits@k",
+        title=f"Rank of the right partner ({split})",
+    )
     axes.legend(frameon=False)
     return f"Share of {split} links whose partner is among the k most similar candidates.", save(
         drawing, run_dir / "ranks.png"

@@ -18,7 +18,9 @@ class EvaluationResult:
     """The last evaluation of a split, and what was written about it."""
 
     scores: dict[str, float]
-    plots: list[tuple[str, str]] = field(default_factory=list)  # (caption, file name in the run directory)
+    plots: list[tuple[str, str]] = field(
+        default_factory=list
+    )  # (caption, file name in the run directory)
     remarks: list[str] = field(default_factory=list)  # sentences for the report
 
 
@@ -47,7 +49,9 @@ class Task(Protocol):
         """Scores over all samples of a split, the same on every rank."""
         ...
 
-    def final(self, model: Model, split: str, device: torch.device, run_dir: Path) -> EvaluationResult:
+    def final(
+        self, model: Model, split: str, device: torch.device, run_dir: Path
+    ) -> EvaluationResult:
         """Like ``evaluate``, and rank 0 writes predictions and plots into ``run_dir``."""
         ...
 

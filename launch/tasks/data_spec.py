@@ -17,7 +17,10 @@ def sentiment_spec(manifest: Manifest, folder: Path | None) -> DataSpec:
     tokenizer = manifest.tokenizer or {}
     return DataSpec(
         task="sentiment",
-        features={name: int(spec.shape[-1] or 0) if floats[name] else 0 for name, spec in modalities.items()},
+        features={
+            name: int(spec.shape[-1] or 0) if floats[name] else 0
+            for name, spec in modalities.items()
+        },
         max_length={name: manifest.max_length.get(name, 0) for name in modalities},
         label_range=(manifest.labels.low, manifest.labels.high),
         label_resolution=manifest.labels.resolution,

@@ -62,16 +62,28 @@ def _draw_scatter(run_dir: Path, split: str, said: Predictions, labels: Labels) 
     low, high = labels.low, labels.high
     axes.plot([low, high], [low, high], color=INK, linewidth=0.8, linestyle="--", label="perfect")
     axes.scatter(
-        said.label, said.prediction, s=14, alpha=0.45, linewidths=0, label=f"{len(said.label)} {split} samples"
+        said.label,
+        said.prediction,
+        s=14,
+        alpha=0.45,
+        linewidths=0,
+        label=f"{len(said.label)} {split} samples",
     )
     axes.set(
-        xlabel="true score", ylabel="predicted score", title="Predicted against true", xlim=(low - 0.2, high + 0.2)
+        xlabel="true score",
+        ylabel="predicted score",
+        title="Predicted against true",
+        xlim=(low - 0.2, high + 0.2),
     )
     axes.legend(loc="upper left", frameon=False)
-    return f"Predicted against true scores on the {split} split.", save(drawing, run_dir / f"{split}_scatter.png")
+    return f"Predicted against true scores on the {split} split.", save(
+        drawing, run_dir / f"{split}_scatter.png"
+    )
 
 
-def _draw_confusion(run_dir: Path, split: str, said: Predictions, labels: Labels) -> tuple[str, str]:
+def _draw_confusion(
+    run_dir: Path, split: str, said: Predictions, labels: Labels
+) -> tuple[str, str]:
     if labels.kind == "classes":
         names = list(labels.names)
         truth, answer = said.label.astype(int), said.classes
@@ -80,11 +92,16 @@ def _draw_confusion(run_dir: Path, split: str, said: Predictions, labels: Labels
         if len(steps) < 4:  # scores in [-1, 1]: the five classes of SIMS
             edges = np.array([-0.7, -0.1, 0.1, 0.7])
             names = ["negative", "weakly neg.", "neutral", "weakly pos.", "positive"]
-            truth, answer = np.digitize(said.label, edges, right=True), np.digitize(said.prediction, edges, right=True)
+            truth, answer = (
+                np.digitize(said.label, edges, right=True),
+                np.digitize(said.prediction, edges, right=True),
+            )
         elif len(steps) > 12:  # a scale of many points: six equal ranges
             edges = np.linspace(labels.low, labels.high, 7)
             names = [f"{a:.0f}-{b:.0f}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
-            truth, answer = (np.digitize(values, edges[1:-1]) for values in (said.label, said.prediction))
+            truth, answer = (
+                np.digitize(values, edges[1:-1]) for values in (said.label, said.prediction)
+            )
         else:
             names = [str(step) for step in steps]
             truth, answer = (
@@ -98,11 +115,20 @@ def _draw_confusion(run_dir: Path, split: str, said: Predictions, labels: Labels
     for row in range(len(names)):
         for column in range(len(names)):
             color = "white" if shares[row, column] > 0.55 else INK
-            axes.text(column, row, str(counts[row, column]), ha="center", va="center", color=color, fontsize=8)
+            axes.text(
+                column,
+                row,
+                str(counts[row, column]),
+                ha="center",
+                va="center",
+                color=color,
+                fontsize=8,
+            )
     axes.set(xlabel="predicted class", ylabel="true class", title="Confusion by class")
     axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 4 else 30)
     axes.set_yticks(range(len(names)), names)
     axes.grid(False)
-    return f"Confusion by class on the {split} split: counts, shaded by share of the true class.", save(
-        drawing, run_dir / f"{split}_confusion.png"
+    return (
+        f"Confusion by class on the {split} split: counts, shaded by share of the true class.",
+        save(drawing, run_dir / f"{split}_confusion.png"),
     )

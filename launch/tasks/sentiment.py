@@ -31,8 +31,12 @@ from launch.tasks.predictions import Predictions, draw, write_predictions
 def by_sign(manifest: Manifest) -> Manifest:
     """The manifest of scores, as if they had been annotated as three classes."""
     if manifest.labels.kind == "classes":
-        raise ConfigError("classes=sign makes classes of scores, but the labels are classes already; use classes=given")
-    return replace(manifest, labels=Labels(kind="classes", names=("negative", "neutral", "positive")))
+        raise ConfigError(
+            "classes=sign makes classes of scores, but the labels are classes already; use classes=given"
+        )
+    return replace(
+        manifest, labels=Labels(kind="classes", names=("negative", "neutral", "positive"))
+    )
 
 
 class SentimentTask:
@@ -43,14 +47,20 @@ class SentimentTask:
         self.train = self._stream("train", shuffle=True)
         self.manifest: Manifest = self.train.manifest
         if self.manifest.task != "sentiment":
-            raise ConfigError(f"{run.data} holds {self.manifest.task} data, but recipe {run.recipe!r} is for sentiment")
+            raise ConfigError(
+                f"{run.data} holds {self.manifest.task} data, but recipe {run.recipe!r} is for sentiment"
+            )
         if run.classes == "sign":
             self.manifest = by_sign(self.manifest)
-        self.data: DataSpec = sentiment_spec(self.manifest, Path(run.data) if "://" not in run.data else None)
+        self.data: DataSpec = sentiment_spec(
+            self.manifest, Path(run.data) if "://" not in run.data else None
+        )
         self._waited = 0.0
         if run.select not in self._score_names():
             known = ", ".join(self._score_names())
-            raise ConfigError(f"select={run.select!r} is no score of metrics={run.metrics}; there are {known}")
+            raise ConfigError(
+                f"select={run.select!r} is no score of metrics={run.metrics}; there are {known}"
+            )
 
     def _score_names(self) -> list[str]:
         classes = self.run.metrics == "classes"
@@ -123,7 +133,9 @@ class SentimentTask:
         model.train(training)
         parts = (torch.cat(index), torch.cat(prediction), torch.cat(label))
         sizes = distributed.gather_sizes(len(parts[0]), device)
-        return Predictions.of(*(distributed.gather_rows(rows, sizes).cpu().numpy() for rows in parts))
+        return Predictions.of(
+            *(distributed.gather_rows(rows, sizes).cpu().numpy() for rows in parts)
+        )
 
     def score(self, said: Predictions) -> dict[str, float]:
         if self.run.metrics == "classes":
@@ -133,16 +145,24 @@ class SentimentTask:
     def evaluate(self, model: Model, split: str, device: torch.device) -> dict[str, float]:
         return self.score(self.predict(model, split, device))
 
-    def final(self, model: Model, split: str, device: torch.device, run_dir: Path) -> EvaluationResult:
+    def final(
+        self, model: Model, split: str, device: torch.device, run_dir: Path
+    ) -> EvaluationResult:
         said = self.predict(model, split, device)
         scores = self.score(said)
         if distributed.rank() > 0:
             return EvaluationResult(scores)
-        write_predictions(run_dir / "predictions.csv", self.ids(split, said.index), said, self.manifest.labels)
-        return EvaluationResult(scores, draw(run_dir, split, said, self.manifest.labels), self._remarks(said, split))
+        write_predictions(
+            run_dir / "predictions.csv", self.ids(split, said.index), said, self.manifest.labels
+        )
+        return EvaluationResult(
+            scores, draw(run_dir, split, said, self.manifest.labels), self._remarks(said, split)
+        )
 
     def _remarks(self, said: Predictions, split: str) -> list[str]:
-        remarks = ["The data are synthetic: generated to try the software, they say nothing about people."]
+        remarks = [
+            "The data are synthetic: generated to try the software, they say nothing about people."
+        ]
         remarks = remarks if self.manifest.synthetic else []
         if self.run.metrics != "classes":
             warning = collapsed(said.prediction, said.label, self.run.metrics)

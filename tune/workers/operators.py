@@ -41,7 +41,11 @@ def build() -> str:
         return str(root)
     print("compiling an operator of DeepSpeed, once (two minutes)", flush=True)
     done = subprocess.run(
-        [sys.executable, "-c", START], env=environment(threads=1), capture_output=True, text=True, check=False
+        [sys.executable, "-c", START],
+        env=environment(threads=1),
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.strip()] or ["no output"]
@@ -54,5 +58,7 @@ def copy(source: str, target: Path) -> dict[str, str]:
     if not source or not Path(source).is_dir():
         return {}
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("lock", ".ninja_lock"))  # keeps the times of files
+    shutil.copytree(
+        source, target, ignore=shutil.ignore_patterns("lock", ".ninja_lock")
+    )  # keeps the times of files
     return {"TORCH_EXTENSIONS_DIR": str(target)}

@@ -59,7 +59,10 @@ class Processes:
         listener.listen(128)
         base = environment(threads) | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
         base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1])}
-        base |= {"TORCHELASTIC_USE_AGENT_STORE": "True", FOLDER: folder if os.path.isdir(folder) else os.getcwd()}
+        base |= {
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            FOLDER: folder if os.path.isdir(folder) else os.getcwd(),
+        }
         try:
             with output.open("ab") as printed:
                 for rank in range(count):
@@ -75,7 +78,9 @@ class Processes:
                             stdout=printed,
                             stderr=printed,
                             env=base | own,
-                            cwd=homes()[-1],  # `-m` looks here first: for the code that this process has
+                            cwd=homes()[
+                                -1
+                            ],  # `-m` looks here first: for the code that this process has
                             pass_fds=passed,
                             start_new_session=True,  # a group of its own, which close() can end as a whole
                         )
@@ -143,7 +148,11 @@ class Processes:
             return f"{who} was ended by {signal.Signals(-code).name}{hint}"
         lines = self.output.read_text(encoding="utf-8", errors="replace").splitlines()
         said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        last = said[-1] if said else next((line for line in reversed(lines) if line.strip()), "it said nothing")
+        last = (
+            said[-1]
+            if said
+            else next((line for line in reversed(lines) if line.strip()), "it said nothing")
+        )
         return last if said else f"{who} ended with code {code}: {last.strip()}"
 
     def close(self) -> None:

@@ -28,7 +28,11 @@ def past(it: TrainingSession) -> list[dict[str, Any]]:
     """What the log says of the epochs before the checkpoint that this process goes on from."""
     if not (it.run_dir / "log.jsonl").is_file():
         return []
-    events = [event for event in read_events(it.run_dir).get("epoch", []) if event["epoch"] < it.progress.epoch]
+    events = [
+        event
+        for event in read_events(it.run_dir).get("epoch", [])
+        if event["epoch"] < it.progress.epoch
+    ]
     return sorted(events, key=lambda event: event["epoch"])
 
 
@@ -47,9 +51,18 @@ def over(it: TrainingSession) -> bool:
 
 def result(it: TrainingSession, event: dict[str, Any], last: bool) -> dict[str, Any]:
     skipped = ("kind", "step", "time", "epoch", "steps")
-    numbers = {key: value for key, value in event.items() if key not in skipped and isinstance(value, int | float)}
+    numbers = {
+        key: value
+        for key, value in event.items()
+        if key not in skipped and isinstance(value, int | float)
+    }
     objective = it.task.objective(numbers)
-    return {"epoch": int(event["epoch"]) + 1, "objective": objective, "scores": numbers, "last": last}
+    return {
+        "epoch": int(event["epoch"]) + 1,
+        "objective": objective,
+        "scores": numbers,
+        "last": last,
+    }
 
 
 def wanted(orders: TextIO | None, device: torch.device) -> bool:

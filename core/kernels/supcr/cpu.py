@@ -47,7 +47,11 @@ class Tiles:
     def products(self, row: int, column: int, keep: bool = False) -> Tensor:
         left = self.anchors.columns.rows[row : row + self.height]
         right = self.columns.rows[column : column + TILE_COLUMNS]
-        tile = left.new_empty(len(left), len(right)) if keep else self.scratch[: len(left) * len(right)]
+        tile = (
+            left.new_empty(len(left), len(right))
+            if keep
+            else self.scratch[: len(left) * len(right)]
+        )
         return torch.mm(left, right.T, out=tile.view(len(left), len(right)))
 
     def exponentials(self, row: int, column: int, temperature: float, keep: bool = False) -> Tensor:
@@ -65,14 +69,18 @@ def base2(rows: Tensor, temperature: float) -> np.floating:
     return np.dtype(str(rows.dtype).removeprefix("torch.")).type(math.log2(math.e) / temperature)
 
 
-def bucket_sums(tiles: Tiles, sums: Tensor, temperature: float, kept: list[Tensor] | None = None) -> None:
+def bucket_sums(
+    tiles: Tiles, sums: Tensor, temperature: float, kept: list[Tensor] | None = None
+) -> None:
     """Add each anchor's sums of exponentials by label to ``sums``, (U, m); put the tiles into ``kept`` if given."""
     for row, column, whole in tiles:
         tile = tiles.exponentials(row, column, temperature, kept is not None)
         cpu_loops.add_row_sums(tile.numpy(), row, column, tiles.groups, tiles.starts, sums.numpy())
         if tiles.symmetric:
             rest = tile[:, whole:]
-            cpu_loops.add_column_sums(rest.numpy(), row, column + whole, tiles.row_groups, sums.numpy())
+            cpu_loops.add_column_sums(
+                rest.numpy(), row, column + whole, tiles.row_groups, sums.numpy()
+            )
         if kept is not None:
             kept.append(tile)
 
@@ -80,7 +88,9 @@ def bucket_sums(tiles: Tiles, sums: Tensor, temperature: float, kept: list[Tenso
 def bucket_weights(sums: Tensor, starts: Tensor, labels: Labels) -> float:
     """Turn the sums, (U, m), into weights W in place; gives the sum of log denominators over all pairs."""
     losses = np.zeros(sums.shape[1])
-    cpu_loops.walk(sums.numpy(), _indices(starts), labels.values.numpy(), labels.counts.numpy(), losses)
+    cpu_loops.walk(
+        sums.numpy(), _indices(starts), labels.values.numpy(), labels.counts.numpy(), losses
+    )
     return float(losses.sum()) * math.log(2)
 
 
@@ -115,15 +125,21 @@ def bucket_gradient(
         height, width = tile.shape
         gradient[row : row + height].addmm_(tile, others[column : column + width])
         if tiles.symmetric and width > whole:
-            gradient[column + whole : column + width].addmm_(tile[:, whole:].T, rows[row : row + height])
+            gradient[column + whole : column + width].addmm_(
+                tile[:, whole:].T, rows[row : row + height]
+            )
 
 
-def scan(anchors: Anchors, columns: Columns, labels: Labels, temperature: float, gradient: Tensor | None) -> float:
+def scan(
+    anchors: Anchors, columns: Columns, labels: Labels, temperature: float, gradient: Tensor | None
+) -> float:
     """Sum of log denominators over all pairs of an anchor; adds to ``gradient``, (all columns, D), if given."""
     total = len(anchors.columns)
     height = max(64, min(256, SCAN_ELEMENTS // max(len(columns), 1)))
     losses, own = np.zeros(total), anchors.own.numpy()
-    row_groups, groups, starts = (_indices(x) for x in (anchors.columns.groups, columns.groups, columns.starts))
+    row_groups, groups, starts = (
+        _indices(x) for x in (anchors.columns.groups, columns.groups, columns.starts)
+    )
     scratch = columns.rows.new_empty(min(height, total), len(columns))
     for row in range(0, total, height):
         rows = anchors.columns.rows[row : row + height]

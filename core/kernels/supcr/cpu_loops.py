@@ -105,9 +105,10 @@ def _exp2(x: Any) -> Any:
 @intrinsic
 def exponent_of(typing_context: Any, number: Any) -> Any:
     """The whole k with 2**k <= number < 2**(k + 1), as a float, for a positive normal number."""
-    integers, mantissa, bias = {numba.float32: (ir.IntType(32), 23, 127), numba.float64: (ir.IntType(64), 52, 1023)}[
-        number
-    ]
+    integers, mantissa, bias = {
+        numba.float32: (ir.IntType(32), 23, 127),
+        numba.float64: (ir.IntType(64), 52, 1023),
+    }[number]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         bits = builder.lshr(builder.bitcast(arguments[0], integers), integers(mantissa))
@@ -270,7 +271,11 @@ def _walk(sums: Any, row_starts: Any, values: Any, counts: Any, losses: Any) -> 
         steps = outside_in(group, values, counts, first, second, pairs)
         total = np.zeros(end - begin, sums.dtype)
         for step in range(steps):
-            one, other, number = sums[first[step], begin:end], sums[second[step], begin:end], pairs[step]
+            one, other, number = (
+                sums[first[step], begin:end],
+                sums[second[step], begin:end],
+                pairs[step],
+            )
             tie = sums.dtype.type(first[step] != second[step])
             for x in range(end - begin):
                 total[x] += one[x] + tie * other[x]
@@ -363,5 +368,9 @@ def _scan(
             line[own[row + i]] = 0
 
 
-exponentials, add_row_sums, add_column_sums = Loop(_exponentials), Loop(_add_row_sums), Loop(_add_column_sums)
+exponentials, add_row_sums, add_column_sums = (
+    Loop(_exponentials),
+    Loop(_add_row_sums),
+    Loop(_add_column_sums),
+)
 gradient_weights, walk, scan = Loop(_gradient_weights), Loop(_walk), Loop(_scan)

@@ -12,7 +12,9 @@ from core.kernels.supcr import cpu, torch_chunks
 from core.kernels.supcr.grouping import Anchors, Columns, Labels, by_label, in_range
 
 MOST_BUCKETS = 256  # labels; with more, (U, n) sums get large
-SHORTEST_RUN = 4  # rows per label; with fewer, loops over the runs of equal labels do too little each
+SHORTEST_RUN = (
+    4  # rows per label; with fewer, loops over the runs of equal labels do too little each
+)
 MOST_SUMS = 2**30  # of (U, n) on a GPU, where many labels do no harm until then
 WIDEST = 1024  # columns of features that the GPU kernels take
 
@@ -71,7 +73,9 @@ def strips(
     return columns.new_tensor(log_sum, dtype=torch.float64), gradient[back]
 
 
-def choose_path(rows: Tensor, exponent: float, n: int, num_labels: int, *, alone: bool = True) -> str:
+def choose_path(
+    rows: Tensor, exponent: float, n: int, num_labels: int, *, alone: bool = True
+) -> str:
     """The way to go for working rows on their device: "buckets", "scan", "triton", or "torch" where no other can run.
 
     Args:
@@ -79,7 +83,12 @@ def choose_path(rows: Tensor, exponent: float, n: int, num_labels: int, *, alone
         alone: whether one process does it all; only then does the GPU work on logarithms where it must.
     """
     fits = rows.dtype == torch.float32 and rows.shape[1] <= WIDEST and num_labels * n <= MOST_SUMS
-    if rows.is_cuda and fits and (alone or in_range(rows.dtype, exponent, n)) and triton_available():
+    if (
+        rows.is_cuda
+        and fits
+        and (alone or in_range(rows.dtype, exponent, n))
+        and triton_available()
+    ):
         return "triton"
     if rows.device.type != "cpu" or not in_range(rows.dtype, exponent, n):
         return "torch"

@@ -67,7 +67,9 @@ def distinct(labels: Tensor) -> Labels:
     if labels.is_floating_point():
         if not bool(labels.isfinite().all()):
             row = int((~labels.isfinite()).nonzero()[0])
-            raise ValueError(f"label of row {row} is {float(labels[row])}; leave out rows without a label")
+            raise ValueError(
+                f"label of row {row} is {float(labels[row])}; leave out rows without a label"
+            )
     elif labels.numel() > 0 and float(numbers.abs().max()) >= 2**53:
         raise ValueError(f"integer labels must be below 2**53, got {int(labels.abs().max())}")
     values, groups, counts = numbers.unique(return_inverse=True, return_counts=True)
@@ -101,7 +103,9 @@ def largest_exponent(rows: Tensor, temperature: float) -> float:
 
 def working_type(rows: Tensor, exponent: float, n: int) -> torch.dtype:
     """float32 where its exponents suffice, float64 where only its do or where it came in."""
-    if rows.dtype == torch.float64 or (rows.device.type == "cpu" and not in_range(torch.float32, exponent, n)):
+    if rows.dtype == torch.float64 or (
+        rows.device.type == "cpu" and not in_range(torch.float32, exponent, n)
+    ):
         return torch.float64
     return torch.float32
 
@@ -120,4 +124,6 @@ def sum_of_products(rows: Tensor) -> Tensor:
     """Sum of <r_i, r_j> over i != j, (), float64."""
     parts = rows.split(4096)  # so that few rows at a time are held in float64
     total = torch.stack([part.sum(0, dtype=torch.float64) for part in parts]).sum(0)
-    return total.square().sum() - torch.stack([part.double().square().sum() for part in parts]).sum()
+    return (
+        total.square().sum() - torch.stack([part.double().square().sum() for part in parts]).sum()
+    )

@@ -41,7 +41,9 @@ def fused_supcr(
     """
     if path not in PATHS:
         raise ValueError(f"fused SupCR has no path {path!r}; choose from: {', '.join(PATHS)}")
-    if isinstance(temperature, Tensor):  # s = r r' / T: scaled rows carry the temperature's gradient
+    if isinstance(
+        temperature, Tensor
+    ):  # s = r r' / T: scaled rows carry the temperature's gradient
         features, temperature = features * temperature.to(features.dtype).rsqrt(), 1.0
     gradient = torch.is_grad_enabled() and features.requires_grad
     return supcr_op(features, labels, temperature, gradient, path, keep_exponentials, fast)[0]
@@ -80,13 +82,17 @@ def supcr_op(
     elif path == "torch":
         total = torch.zeros_like(rows) if gradient else None
         own = torch.arange(n, device=rows.device)
-        log_sum = torch_chunks.strips(rows, own, rows, table.values[table.groups], temperature, total)
+        log_sum = torch_chunks.strips(
+            rows, own, rows, table.values[table.groups], temperature, total
+        )
     else:
         log_sum, total = _on_cpu(rows, table, temperature, gradient, path, keep_exponentials)
     if total is not None:
         result.copy_(total.mul_(1 / (temperature * n * (n - 1))))
     pairs = n * (n - 1)
-    return _loss_of(features, (log_sum - grouping.sum_of_products(rows) / temperature) / pairs), result
+    return _loss_of(
+        features, (log_sum - grouping.sum_of_products(rows) / temperature) / pairs
+    ), result
 
 
 def _loss_of(features: Tensor, value: Tensor | float) -> Tensor:

@@ -29,12 +29,16 @@ def strips(
         similarity = strip @ columns.T / temperature  # (h, n)
         order, last, nearest = _order(labels[here], labels)  # (h, n) each
         similarity.scatter_(1, here[:, None], float("-inf"))
-        denominator = similarity.gather(1, order).logcumsumexp(1).gather(1, last)  # log D by falling distance
+        denominator = (
+            similarity.gather(1, order).logcumsumexp(1).gather(1, last)
+        )  # log D by falling distance
         itself = order == here[:, None]
         denominator.masked_fill_(itself, float("inf"))  # weighs nothing below
         total += denominator.masked_fill(itself, 0.0).sum(dtype=torch.float64)
         if gradient is not None:
-            weight = (-denominator).flip(1).logcumsumexp(1).flip(1).gather(1, nearest)  # log W by falling distance
+            weight = (
+                (-denominator).flip(1).logcumsumexp(1).flip(1).gather(1, nearest)
+            )  # log W by falling distance
             similarity += torch.empty_like(weight).scatter_(1, order, weight)
             shares = similarity.exp_().sub_(1.0).scatter_(1, here[:, None], 0.0)  # (h, n)
             gradient.addmm_(shares.T, strip)
@@ -45,7 +49,9 @@ def strips(
 def _order(row_labels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """For each row: columns by falling distance of labels, and each one's last and first place of equal distance."""
     distinct, row_groups = row_labels.unique(return_inverse=True)
-    distance, order = (distinct[:, None] - labels[None]).abs().sort(dim=1, descending=True)  # (distinct, n)
+    distance, order = (
+        (distinct[:, None] - labels[None]).abs().sort(dim=1, descending=True)
+    )  # (distinct, n)
     places = torch.arange(len(labels), device=labels.device).expand_as(order)
     new = torch.ones_like(distance, dtype=torch.bool)
     new[:, 1:] = distance[:, 1:] != distance[:, :-1]

@@ -30,7 +30,9 @@ def add_logarithms(a, b):
 def load_rows(base, index, valid, first, width: tl.constexpr, stride: tl.constexpr):
     """(len(index), width) of a matrix with ``stride`` columns, from column ``first``; zeros where not valid."""
     columns = first + tl.arange(0, width)
-    return tl.load(base + index[:, None] * stride + columns[None, :], mask=valid[:, None], other=0.0)
+    return tl.load(
+        base + index[:, None] * stride + columns[None, :], mask=valid[:, None], other=0.0
+    )
 
 
 @triton.jit
@@ -76,7 +78,11 @@ def sums_kernel(
     empty = NOTHING if LOG else 0.0
     carried = tl.full((BM,), empty, dtype=tl.float32)
     for tile in range(tl.load(splits + tl.program_id(1)), tl.load(splits + tl.program_id(1) + 1)):
-        begin, end, label = tl.load(tile_begin + tile), tl.load(tile_end + tile), tl.load(tile_label + tile)
+        begin, end, label = (
+            tl.load(tile_begin + tile),
+            tl.load(tile_end + tile),
+            tl.load(tile_label + tile),
+        )
         columns = begin + tl.arange(0, BN)
         similarity = scale * products(
             left_high, left_low, row_high, row_low, rows, row_valid, high, low, columns, columns < end,
@@ -96,7 +102,9 @@ def sums_kernel(
                 largest = tl.max(part, axis=1)
                 shift = tl.where(largest == NOTHING, 0.0, largest)
                 total = tl.sum(tl.exp2(part - shift[:, None]), axis=1)
-                total = tl.where(largest == NOTHING, NOTHING, shift + tl.log2(tl.where(total > 0, total, 1.0)))
+                total = tl.where(
+                    largest == NOTHING, NOTHING, shift + tl.log2(tl.where(total > 0, total, 1.0))
+                )
                 carried = add_logarithms(carried, total)
             else:
                 carried += tl.sum(part, axis=1)
@@ -132,18 +140,29 @@ def walk_kernel(
         to_right = tl.load(values + right, mask=going, other=0) - here
         take_left = going & (to_left >= to_right)
         take_right = going & (to_right >= to_left) & (left != right)
-        at_left, at_right = left.to(tl.int64) * num_rows + rows, right.to(tl.int64) * num_rows + rows
+        at_left, at_right = (
+            left.to(tl.int64) * num_rows + rows,
+            right.to(tl.int64) * num_rows + rows,
+        )
         one = tl.load(sums + at_left, mask=take_left, other=empty)
         two = tl.load(sums + at_right, mask=take_right, other=empty)
-        number_left = tl.load(counts + left, mask=take_left, other=0) - tl.where(left == group, 1, 0)
-        number_right = tl.load(counts + right, mask=take_right, other=0) - tl.where(right == group, 1, 0)
+        number_left = tl.load(counts + left, mask=take_left, other=0) - tl.where(
+            left == group, 1, 0
+        )
+        number_right = tl.load(counts + right, mask=take_right, other=0) - tl.where(
+            right == group, 1, 0
+        )
         number_left = tl.where(take_left, number_left, 0).to(tl.float32)
         number_right = tl.where(take_right, number_right, 0).to(tl.float32)
         if LOG:
             total = add_logarithms(total, add_logarithms(one, two))
             logarithm = tl.where(total == NOTHING, 0.0, total)
-            one = tl.where(number_left > 0, tl.log2(tl.maximum(number_left, 1.0)) - logarithm, NOTHING)
-            two = tl.where(number_right > 0, tl.log2(tl.maximum(number_right, 1.0)) - logarithm, NOTHING)
+            one = tl.where(
+                number_left > 0, tl.log2(tl.maximum(number_left, 1.0)) - logarithm, NOTHING
+            )
+            two = tl.where(
+                number_right > 0, tl.log2(tl.maximum(number_right, 1.0)) - logarithm, NOTHING
+            )
         else:
             total += one + two
             safe = tl.where(total > 0, total, 1.0)
@@ -164,7 +183,10 @@ def walk_kernel(
         to_right = tl.load(values + right, mask=has_right, other=0) - here
         take_left = has_left & ((to_left <= to_right) | (right >= num_labels))
         take_right = has_right & ((to_right <= to_left) | (left < 0))
-        at_left, at_right = left.to(tl.int64) * num_rows + rows, right.to(tl.int64) * num_rows + rows
+        at_left, at_right = (
+            left.to(tl.int64) * num_rows + rows,
+            right.to(tl.int64) * num_rows + rows,
+        )
         one = tl.load(sums + at_left, mask=take_left, other=empty)
         two = tl.load(sums + at_right, mask=take_right, other=empty)
         total = add_logarithms(total, add_logarithms(one, two)) if LOG else total + one + two
@@ -202,16 +224,38 @@ def gradient_kernel(
         columns = column + tl.arange(0, BN)
         valid = columns < num_columns
         similarity = scale * products(
-            left_high, left_low, row_high, row_low, rows, row_valid, high, low, columns, valid, D, BD, EXACT, BM, BN
+            left_high,
+            left_low,
+            row_high,
+            row_low,
+            rows,
+            row_valid,
+            high,
+            low,
+            columns,
+            valid,
+            D,
+            BD,
+            EXACT,
+            BM,
+            BN,
         )
         group = tl.load(groups + columns, mask=valid, other=0)
         both = row_valid[:, None] & valid[None, :]
         theirs = tl.load(
-            weights + my_group.to(tl.int64)[:, None] * num_columns + columns[None, :], mask=both, other=0.0
+            weights + my_group.to(tl.int64)[:, None] * num_columns + columns[None, :],
+            mask=both,
+            other=0.0,
         )
-        mine = tl.load(row_weights + rows.to(tl.int64)[:, None] * num_labels + group[None, :], mask=both, other=0.0)
+        mine = tl.load(
+            row_weights + rows.to(tl.int64)[:, None] * num_labels + group[None, :],
+            mask=both,
+            other=0.0,
+        )
         candidate = both & (columns[None, :] != me[:, None])
-        similarity = tl.where(candidate, similarity, NOTHING)  # before exp2, which it might overflow
+        similarity = tl.where(
+            candidate, similarity, NOTHING
+        )  # before exp2, which it might overflow
         if LOG:
             share = tl.exp2(similarity + mine) + tl.exp2(similarity + theirs)
         else:

@@ -47,7 +47,9 @@ class Operand:
     @staticmethod
     def of(rows: Tensor, exact: bool) -> Operand:
         width = rows.shape[1]
-        padded = max(16, 1 << (width - 1).bit_length()) if width <= 256 else math.ceil(width / 128) * 128
+        padded = (
+            max(16, 1 << (width - 1).bit_length()) if width <= 256 else math.ceil(width / 128) * 128
+        )
         longest = float(torch.linalg.vector_norm(rows, dim=1).max()) if len(rows) else 0.0
         factor = 2.0 ** math.floor(math.log2(LONGEST / longest)) if longest > 0 else 1.0
         scaled = torch.nn.functional.pad(rows * factor, (0, padded - width))
@@ -99,14 +101,23 @@ class Tiles:
         label = columns.groups[begin]
         most = int((columns.groups[end - 1] - label).max()) + 1
         cuts = torch.tensor([0, len(begin)], device=device)
-        return Tiles(begin.int(), end.int(), label.int(), cuts.int(), 1 << (most - 1).bit_length(), FEW_COLUMNS)
+        return Tiles(
+            begin.int(),
+            end.int(),
+            label.int(),
+            cuts.int(),
+            1 << (most - 1).bit_length(),
+            FEW_COLUMNS,
+        )
 
 
 def loss_and_gradient(
     rows: Tensor, labels: Labels, temperature: float, gradient: bool, fast: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Sum of log denominators, (), and the gradient times T n (n - 1), (n, D) or None, for (n, D) float32 rows."""
-    log = not grouping.in_range(torch.float32, grouping.largest_exponent(rows, temperature), len(rows))
+    log = not grouping.in_range(
+        torch.float32, grouping.largest_exponent(rows, temperature), len(rows)
+    )
     columns, order = by_label(rows, labels.groups, len(labels))
     anchors = Anchors(columns, torch.arange(len(rows), device=rows.device))
     operand = Operand.of(columns.rows, not fast)
@@ -134,7 +145,9 @@ def bucket_gradient(
 ) -> Tensor:
     """See ``dispatch.bucket_gradient``."""
     left, right = Operand.of(anchors.columns.rows, True), Operand.of(columns.rows, True)
-    total = _launch_gradient(left, anchors, right, columns, row_weights, weights, temperature, log=False)
+    total = _launch_gradient(
+        left, anchors, right, columns, row_weights, weights, temperature, log=False
+    )
     return total[:, : columns.rows.shape[1]]
 
 
@@ -148,14 +161,26 @@ def _splits(num_rows: int, device: torch.device) -> int:
 
 
 def processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    return (
+        torch.cuda.get_device_properties(device).multi_processor_count
+        if device.type == "cuda"
+        else 1
+    )
 
 
 def _launch_sums(
-    left: Operand, anchors: Anchors, right: Operand, columns: Columns, num_labels: int, temperature: float, log: bool
+    left: Operand,
+    anchors: Anchors,
+    right: Operand,
+    columns: Columns,
+    num_labels: int,
+    temperature: float,
+    log: bool,
 ) -> Tensor:
     m = len(anchors.columns)
-    sums = columns.rows.new_full((num_labels, m), float("-inf") if log else 0.0, dtype=torch.float32)
+    sums = columns.rows.new_full(
+        (num_labels, m), float("-inf") if log else 0.0, dtype=torch.float32
+    )
     if m == 0 or len(columns) == 0:
         return sums
     tiles = Tiles.of(columns, _splits(m, columns.rows.device))

@@ -1,0 +1,144 @@
+"""Real ranks for the tests: processes forked from one that has imported everything, so that starting them is cheap.
+
+A rank runs a function at the top level of any file, and returns what it returns.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import importlib.util
+import inspect
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tune.workers.operators import build, copy
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+_PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+os.environ["PATH"] = _PATH  # ninja, which DeepSpeed asks for when it loads its operator
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    ["deepspeed", "launch.train", "launch.tasks.sentiment", "launch.tasks.alignment"]
+)
+
+
+class Ranks:
+    """Processes 0 to ``ranks - 1`` running ``function(*arguments)``; use as a context manager."""
+
+    def __init__(self, ranks: int, folder: Path, function: Callable[..., Any], *arguments: Any):
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        source = (inspect.getfile(function), function.__name__)
+        self.processes = []
+        for rank in range(ranks):
+            # a rank that is killed may leave a lock on the operators that it loads: it shall hinder no other test
+            own = copy(_operators(), folder / f"operators-{rank}")
+            place = (rank, ranks, port, folder, own)
+            self.processes.append(_CONTEXT.Process(target=_run, args=(*place, source, arguments)))
+
+    def __enter__(self) -> Ranks:
+        for process in self.processes:
+            process.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            if process.is_alive():
+                os.kill(process.pid or 0, signal.SIGABRT)  # it writes where it was
+            process.join(5)
+            if process.is_alive():
+                process.kill()
+            process.join()
+
+    def codes(self, timeout: float = 240) -> list[int | None]:
+        """Exit codes, once all have ended; None for one that has not within ``timeout`` seconds for each."""
+        for process in self.processes:
+            process.join(timeout)
+        return [process.exitcode for process in self.processes]
+
+    def output(self, rank: int) -> str:
+        """What a rank wrote to its standard error."""
+        return (self.folder / f"rank-{rank}.txt").read_text(encoding="utf-8")
+
+    def results(self) -> list[Any]:
+        """What the function gave on each rank. However long it takes: the test's own time-out ends it."""
+        codes = self.codes(timeout=10_000)
+        assert codes == [0] * len(codes), "\n".join(
+            self.output(rank)[-3000:] for rank in range(len(codes))
+        )
+        return [
+            json.loads((self.folder / f"rank-{rank}.json").read_text())
+            for rank in range(len(codes))
+        ]
+
+
+def run_ranks(ranks: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    with Ranks(ranks, folder, function, *arguments) as started:
+        return started.results()
+
+
+@cache
+def _operators() -> str:
+    """DeepSpeed's operators, compiled."""
+    return build()
+
+
+def _load(path: str, name: str) -> Callable[..., Any]:
+    """A function of a file: test files are no modules that another process could import by name."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def _run(
+    rank: int,
+    ranks: int,
+    port: int,
+    folder: Path,
+    operators: dict[str, str],
+    source: tuple[str, str],
+    arguments: tuple[Any, ...],
+) -> None:
+    os.environ |= operators
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    output = (folder / f"rank-{rank}.txt").open("a", encoding="utf-8")
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    import torch
+
+    torch.set_num_threads(1)
+    faulthandler.enable()  # says where it is when it is aborted
+    code = 0
+    try:
+        result = _load(*source)(*arguments)
+        (folder / f"rank-{rank}.json").write_text(json.dumps(result))
+    except SystemExit as left:
+        code = int(left.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,168 @@
+"""One result: every model gives the same losses and scores for any number of ranks, ZeRO stage and micro-batch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ranks import run_ranks
+from small_runs import (
+    ALIGNMENT,
+    SENTIMENT,
+    alignment_data,
+    first_steps,
+    partitioned,
+    sentiment_data,
+    small_run,
+    stored_tensors,
+    train_all,
+)
+
+from core.models import MODELS
+from launch.config import Run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]  # many processes, many trainings
+
+Case = tuple[int, int, int]  # ranks, ZeRO stage, largest micro-batch
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("distributed")
+    return {"sentiment": sentiment_data(folder), "alignment": alignment_data(folder)}
+
+
+def results(
+    runs: dict[str, Run], cases: list[Case], steps: int, folder: Path
+) -> dict[tuple[str, Case], Any]:
+    """What ``train_all`` gives for each run in each case; one start of processes per number of ranks."""
+    config, found = partitioned(folder), {}
+    for ranks in sorted({case[0] for case in cases}):
+        batch = [
+            (
+                (name, case),
+                replace(run, zero_stage=case[1], max_micro_batch=case[2], deepspeed=config),
+            )
+            for name, run in runs.items()
+            for case in cases
+            if case[0] == ranks and not (case[2] and name in ALIGNMENT)  # graphs come whole
+        ]
+        answers = run_ranks(
+            ranks, folder / f"ranks-{ranks}", train_all, [run for _, run in batch], steps
+        )
+        for other in answers[1:]:
+            assert [each["losses"] for each in other] == [each["losses"] for each in answers[0]]
+        found |= {key: answer for (key, _), answer in zip(batch, answers[0], strict=True)}
+    return found
+
+
+def compare(found: dict[tuple[str, Case], Any]) -> None:
+    for (name, case), result in found.items():
+        expected = found[name, (1, 0, 0)]
+        what = f"{name} on {case[0]} ranks at stage {case[1]} in micro-batches of {case[2]}"
+        assert result["losses"] == pytest.approx(expected["losses"], rel=1e-4), what
+        assert result["norms"] == pytest.approx(expected["norms"], rel=1e-3), what
+        assert result["scores"] == pytest.approx(expected["scores"], abs=1e-4), what
+        assert result["rates"] == expected["rates"], what
+        assert len(set(result["rates"].values())) == len(result["rates"]), what
+
+
+def runs_of(data: dict[str, Path], names: list[str]) -> dict[str, Run]:
+    return {name: small_run(name, data[MODELS[name].task]) for name in names}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_gives_one_result_in_every_combination(
+    name: str, data: dict[str, Path], tmp_path: Path
+):
+    cases = [
+        (ranks, stage, micro)
+        for ranks in (1, 2, 3, 4)
+        for stage in (0, 1, 2, 3)
+        for micro in (0, 2)
+    ]
+    cases += [(1, 2, 4), (2, 2, 4)]  # the last micro-batch is smaller than the others
+    compare(results(runs_of(data, [name]), cases, 20, tmp_path))
+
+
+@pytest.mark.parametrize("name", ["hscl", "mclea"])
+def test_contrastive_gradients_have_the_scale_and_direction_of_one_process(
+    name: str, data: dict[str, Path], tmp_path: Path
+):
+    """Adam's first moment after one step is the gradient times a constant; contrast outweighs all other losses."""
+    base = small_run(name, data[MODELS[name].task], deepspeed=partitioned(tmp_path))
+    base = replace(base, optim=replace(base.optim, clip=0.0))
+    if name == "hscl":
+        base = replace(base, options=replace(base.options, alpha=0.0, omega1=100.0, omega2=100.0))
+    kinds = [
+        (stage, micro)
+        for stage in (0, 1, 2, 3)
+        for micro in ((0,) if name in ALIGNMENT else (0, 4))
+    ]
+    runs = [replace(base, zero_stage=stage, max_micro_batch=micro) for stage, micro in kinds]
+    run_ranks(1, tmp_path / "one", first_steps, runs[:1], tmp_path / "expected")
+    expected = gradients(tmp_path / "expected/0")
+    total = sum(float(gradient.square().sum()) for gradient in expected.values()) ** 0.5
+    assert total > 0
+    for ranks in (2, 3):
+        run_ranks(
+            ranks, tmp_path / f"ranks-{ranks}", first_steps, runs, tmp_path / f"found-{ranks}"
+        )
+        for place, kind in enumerate(kinds):
+            found = gradients(tmp_path / f"found-{ranks}/{place}")
+            assert found.keys() == expected.keys()
+            for parameter, gradient in expected.items():
+                error = float((found[parameter] - gradient).norm())
+                assert error <= 1e-4 * float(gradient.norm()) + 1e-7 * total, (
+                    ranks,
+                    kind,
+                    parameter,
+                )
+
+
+def gradients(run_dir: Path) -> dict[str, Any]:
+    return {
+        key: value for key, value in stored_tensors(run_dir).items() if key.startswith("exp_avg ")
+    }
+
+
+@pytest.mark.parametrize("modality", ["audio"])
+def test_a_rank_without_any_audio_neither_hangs_nor_differs(
+    data: dict[str, Path], tmp_path: Path, modality: str
+):
+    config = partitioned(tmp_path)
+    runs = [
+        small_run("hscl", data["sentiment"], zero_stage=stage, deepspeed=config)
+        for stage in (0, 1, 2, 3)
+    ]
+    runs += [
+        small_run(name, data["sentiment"], zero_stage=2) for name in SENTIMENT if name != "hscl"
+    ]
+    expected = run_ranks(1, tmp_path / "one", train_all, runs[3:], 4, modality)[0]
+    expected = [expected[0]] * 3 + expected
+    found = run_ranks(2, tmp_path / "two", train_all, runs, 4, modality)[0]
+    for run, one, two in zip(runs, expected, found, strict=True):
+        assert two["losses"] == pytest.approx(one["losses"], rel=1e-4), run.model
+        assert two["scores"] == pytest.approx(one["scores"], abs=1e-4), run.model
+
+
+def test_remembering_less_and_other_precisions_train(data: dict[str, Path], tmp_path: Path):
+    base = small_run("hscl", data["sentiment"], zero_stage=2)
+    kinds: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "recompute": {"recompute": True},
+        "recompute at stage 3": {"recompute": True, "zero_stage": 3},
+        "offload": {"offload": True},
+        "offload at stage 3": {"offload": True, "zero_stage": 3},
+        "bf16": {"precision": "bf16"},
+        "bf16 without ZeRO": {"precision": "bf16", "zero_stage": 0},
+        "bf16 at stage 3": {"precision": "bf16", "zero_stage": 3, "max_micro_batch": 4},
+    }
+    runs = [replace(base, **changes) for changes in kinds.values()]
+    plain, *others = run_ranks(2, tmp_path / "ranks", train_all, runs, 6)[0]
+    for (kind, changes), found in zip(list(kinds.items())[1:], others, strict=True):
+        tolerance = 0.05 if "precision" in changes else 1e-5
+        assert found["losses"] == pytest.approx(plain["losses"], rel=tolerance), kind
+        assert found["rates"] == plain["rates"], kind
