@@ -156,9 +156,8 @@ def through(stream: Stream, epoch: int, workers: int) -> list[list[Arrays]]:
     """The steps that ``workers`` make of an epoch, in the order in which DataLoader hands them on."""
     made: list[list[list[Arrays]]] = []
     for worker in range(workers):
-        with patch.object(
-            torch_data, "get_worker_info", lambda: SimpleNamespace(id=worker, num_workers=workers)
-        ):  # noqa: B023
+        info = SimpleNamespace(id=worker, num_workers=workers)
+        with patch.object(torch_data, "get_worker_info", return_value=info):
             made.append(list(Steps(stream, epoch)))
     return [made[step % workers][step // workers] for step in range(sum(map(len, made)))]
 

@@ -300,7 +300,7 @@ def test_scores_of_a_perfect_model_are_perfect_and_its_files_complete(
     final = task.final(Fixed(gold_embeddings(task)), "test", task.device, tmp_path)  # type: ignore[arg-type]
     assert final.scores["Hits@1"] == final.scores["csls/r2l/MRR"] == 1
     assert task.objective(final.scores) == -1
-    assert (tmp_path / final.pictures[0][1]).stat().st_size > 1000
+    assert (tmp_path / final.plots[0][1]).stat().st_size > 1000
     rows = (tmp_path / "predictions.csv").read_text().splitlines()
     assert rows[0] == "left,right,rank,rank_right_to_left,predicted,similarity"
     assert len(rows) == 21
