@@ -111,7 +111,7 @@ class Concord:
         numbers = range(len(reader.shards))
         return {
             "": lambda: (
-                one for n in numbers for one in reader.walk(n, range(reader.shards[n].samples))
+                one for n in numbers for one in reader.iter_views(n, range(reader.shards[n].samples))
             )
         }
 

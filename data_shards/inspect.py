@@ -82,7 +82,7 @@ def simplify(name: str) -> str:
 def examine(source: str | Path, progress: bool = False) -> Report:
     """Read all shards of a folder or URL. Damaged ones are listed and left out."""
     store = open_store(source)
-    report = Report(store.name, parse_manifest(store.manifest(), f"{store.name}/manifest.json"))
+    report = Report(store.name, parse_manifest(store.read_manifest(), f"{store.name}/manifest.json"))
     total = sum(report.manifest.samples(split) for split in report.manifest.splits)
     with tqdm(total=total, unit="sample", disable=not progress, leave=False) as bar:
         for name, shards in report.manifest.splits.items():
@@ -110,7 +110,7 @@ def _read(reader: Reader, number: int, name: str, split: Split, report: Report) 
             lengths = index.table[here, column + 1 + kind.shape.index(None)]
             split.lengths.setdefault(field_name, []).extend(lengths.tolist())
     target = "class" if report.manifest.labels.kind == "classes" else "label"
-    for row, arrays in enumerate(reader.walk(number, range(len(index)))):
+    for row, arrays in enumerate(reader.iter_views(number, range(len(index)))):
         if target in arrays:
             split.labels.append(float(arrays[target]))
         record = reader.record(number, row)

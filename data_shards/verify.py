@@ -23,7 +23,8 @@ import numpy as np
 from tqdm import tqdm
 
 from data_shards.command import run
-from data_shards.index import index_tar, left_out
+from data_shards.shards.folder_indexer import left_out
+from data_shards.shards.tar_indexer import index_tar
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import Folder
 from data_shards.shards.canonical import is_canonical
@@ -73,7 +74,7 @@ def check_shard(folder: Path, manifest: Manifest, shard: Shard, *, deep: bool) -
         opened = reader.shard(0)
         if not deep:
             return Finding(shard.bytes)
-        index, tar = opened.index, np.frombuffer(opened.map, np.uint8)
+        index, tar = opened.index, np.frombuffer(opened.content, np.uint8)
         if not is_canonical(tar, index):  # then it must be walked through
             found, _ = index_tar(folder / shard.name, left_out(manifest))
             if found.to_bytes() != index.to_bytes():
@@ -82,7 +83,7 @@ def check_shard(folder: Path, manifest: Manifest, shard: Shard, *, deep: bool) -
                     f"convert the data again"
                 )
         for row, (offset, size) in enumerate(index.table[:, JSON : JSON_SIZE + 1].tolist()):
-            if offset != ABSENT and not _is_record(opened.map[offset : offset + size]):
+            if offset != ABSENT and not _is_record(opened.content[offset : offset + size]):
                 reader.record(0, row)  # says what is wrong
         return Finding(shard.bytes, "", _not_finite(reader, tar, index), tuple(index.keys()))
     except (DataError, OSError) as error:
@@ -111,7 +112,7 @@ def _not_finite(reader: Reader, tar: np.ndarray, index: Index) -> dict[str, int]
         if all(np.isfinite(numbers[at : at + PIECE]).all() for at in range(0, len(numbers), PIECE)):
             return {}
     found: Counter[str] = Counter()
-    for arrays in reader.walk(0, range(len(index))):
+    for arrays in reader.iter_views(0, range(len(index))):
         for name in floats.keys() & arrays.keys():
             found[name] += int(arrays[name].size - np.isfinite(arrays[name]).sum())
     return {name: count for name, count in sorted(found.items()) if count}

@@ -16,23 +16,23 @@ class Store(Protocol):
 
     name: str  # folder or URL, as the user gave it
 
-    def manifest(self) -> bytes: ...
+    def read_manifest(self) -> bytes: ...
 
-    def wrong_sizes(self, shards: Sequence[Shard]) -> list[int]:
-        """Numbers of the shards that can be seen at once, without reading, to be missing, cut or too long."""
+    def read_index(self, shard: Shard) -> bytes: ...
 
-    def tar(self, shard: Shard) -> IO[bytes]:
+    def open_tar(self, shard: Shard) -> IO[bytes]:
         """The shard, open on this machine; while it is open it is not removed."""
 
-    def index(self, shard: Shard) -> bytes: ...
+    def shards_of_wrong_size(self, shards: Sequence[Shard]) -> list[int]:
+        """Numbers of the shards that can be seen at once, without reading, to be missing, cut or too long."""
 
-    def forget(self, shard: Shard) -> bool:
+    def discard_copy(self, shard: Shard) -> bool:
         """Drop a local copy that turned out wrong; False when there is no other place to get it from."""
 
-    def give_up(self, now: bool) -> None:
+    def cancel_waiting(self, cancelled: bool) -> None:
         """Stop waiting for a server that does not answer, because nobody waits any more; or wait again."""
 
-    def room(self) -> float:
+    def capacity(self) -> float:
         """Bytes of shards that may be open at the same time."""
 
 
@@ -40,9 +40,10 @@ class Folder:
     """A folder of this machine."""
 
     def __init__(self, folder: Path):
-        self.folder, self.name = folder, str(folder)
+        self.folder = folder
+        self.name = str(folder)
 
-    def manifest(self) -> bytes:
+    def read_manifest(self) -> bytes:
         path = self.folder / MANIFEST
         if not path.is_file():
             raise DataError(
@@ -52,23 +53,7 @@ class Folder:
             )
         return path.read_bytes()
 
-    def wrong_sizes(self, shards: Sequence[Shard]) -> list[int]:
-        with os.scandir(self.folder) as entries:
-            files = (entry for entry in entries if entry.name.endswith(".tar") and entry.is_file())
-            sizes = {entry.name: entry.stat().st_size for entry in files}
-        return [
-            number for number, shard in enumerate(shards) if sizes.get(shard.name) != shard.bytes
-        ]
-
-    def tar(self, shard: Shard) -> IO[bytes]:
-        try:
-            return (self.folder / shard.name).open("rb")
-        except FileNotFoundError as error:
-            raise DataError(
-                f"{self.folder / shard.name} is missing; restore the file or convert again"
-            ) from error
-
-    def index(self, shard: Shard) -> bytes:
+    def read_index(self, shard: Shard) -> bytes:
         path = self.folder / index_name(shard.name)
         try:
             return path.read_bytes()
@@ -77,13 +62,31 @@ class Folder:
                 f"{path} is missing; make it again with: python -m data_shards.index {self.name}"
             ) from error
 
-    def forget(self, shard: Shard) -> bool:
+    def open_tar(self, shard: Shard) -> IO[bytes]:
+        try:
+            return (self.folder / shard.name).open("rb")
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{self.folder / shard.name} is missing; restore the file or convert again"
+            ) from error
+
+    def shards_of_wrong_size(self, shards: Sequence[Shard]) -> list[int]:
+        sizes = {}
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(".tar") and entry.is_file():
+                    sizes[entry.name] = entry.stat().st_size
+        return [
+            number for number, shard in enumerate(shards) if sizes.get(shard.name) != shard.bytes
+        ]
+
+    def discard_copy(self, shard: Shard) -> bool:
         return False
 
-    def give_up(self, now: bool) -> None:
+    def cancel_waiting(self, cancelled: bool) -> None:
         pass
 
-    def room(self) -> float:
+    def capacity(self) -> float:
         return float("inf")
 
 

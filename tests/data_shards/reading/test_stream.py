@@ -362,7 +362,7 @@ def test_chosen_fields_are_the_only_ones(shards):
 
 def test_views_are_read_only_and_need_no_copy(shards):
     reader = Stream(shards, "train", global_batch=2).reader
-    views = list(reader.walk(2, range(7)))
+    views = list(reader.iter_views(2, range(7)))
     assert [float(view["label"]) for view in views] == [6, 7, 8, 9, 10, 11, 12]
     with pytest.raises(ValueError, match="read-only"):
         views[1]["audio"][0, 0] = 1
