@@ -111,7 +111,9 @@ class Concord:
         numbers = range(len(reader.shards))
         return {
             "": lambda: (
-                one for n in numbers for one in reader.iter_views(n, range(reader.shards[n].samples))
+                one
+                for n in numbers
+                for one in reader.iter_views(n, range(reader.shards[n].samples))
             )
         }
 

@@ -206,7 +206,9 @@ class Stream:
             made.append(replace(micro_batch, loss_scale=parts / count))
         return made
 
-    def track(self, epoch: int, steps: Iterable[tuple[int, list[Arrays]]]) -> Iterator[list[Arrays]]:
+    def track(
+        self, epoch: int, steps: Iterable[tuple[int, list[Arrays]]]
+    ) -> Iterator[list[Arrays]]:
         """Hand on numbered steps of ``epoch`` from the next one, and keep the position and the time waited."""
         self._position = self._position_before(epoch, self.next_step(epoch))
         self._after_step = None

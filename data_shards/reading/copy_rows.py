@@ -90,9 +90,7 @@ def _pad_row(array: np.ndarray, b: int, length: int) -> None:
         _memset(row + i * run + used, int32(0), run - used)
 
 
-def _copy_rows(
-    file: np.ndarray, offset: np.ndarray, length: np.ndarray, arrays: np.ndarray
-) -> int:
+def _copy_rows(file: np.ndarray, offset: np.ndarray, length: np.ndarray, arrays: np.ndarray) -> int:
     """Fill F padded arrays of B rows each. Gives the first row that could not be read whole, or -1.
 
     Row b of array f comes from ``length[f, b]`` frames a run, stored without padding at

@@ -57,9 +57,7 @@ def _sample_range(index: Index, row: int) -> str:
 
 def _outside_samples(index: Index) -> str:
     end = index.table[-1, END]
-    return (
-        f"all {len(index)} samples are whole; the damage is outside them, from byte {end}"
-    )
+    return f"all {len(index)} samples are whole; the damage is outside them, from byte {end}"
 
 
 class SkippedShards:

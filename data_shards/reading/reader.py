@@ -113,9 +113,7 @@ class Reader:
         self.store = store
         self.shards = shards
         self.fields = known if chosen is None else {name: known[name] for name in chosen}
-        self.open_shards = OpenShards(
-            store, shards, known, self.fields, keep=keep, threads=threads
-        )
+        self.open_shards = OpenShards(store, shards, known, self.fields, keep=keep, threads=threads)
         samples = np.array([shard.samples for shard in shards], np.int64)
         self.starts = np.cumsum(samples) - samples  # index of each shard's first sample
         self._layouts = {name: _Layout.of(field) for name, field in self.fields.items()}
