@@ -156,7 +156,7 @@ def _dropped_frames(
             dropped[row, frames] = numbers[frames] <= rate[row]
         elif settings.protocol == "frames":
             # One number for every frame, droppable or not, so that a frame's fate is its own.
-            numbers = draws.generator(modality, sample).random(droppable.shape[1])
+            numbers = draws.generator(modality, sample).random((droppable.shape[1],))
             dropped[row, frames] = numbers[frames] < rate[row]
         else:
             size = round(rate[row] * len(frames))

@@ -8,6 +8,7 @@ each goes straight to its row, and the headers between them to a waste buffer.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numba import from_dtype, int32, njit, types
@@ -78,9 +79,9 @@ def _sort_by_offset(
 
 
 @njit  # type: ignore[untyped-decorator]
-def _pad_row(array: np.ndarray, b: int, length: int) -> None:
+def _pad_row(array: Any, b: int, length: int) -> None:
     """Move the runs of row b, which lie one after the other at its start, to their places, and
-    fill the rest with zeros."""
+    fill the rest with zeros. ``array`` is one record of BATCH_ARRAY."""
     run = array.longest * array.frame_bytes
     used = length * array.frame_bytes
     row = array.address + b * array.runs * run
