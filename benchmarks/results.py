@@ -21,7 +21,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from launch.provenance import provenance  # noqa: E402
+from launch.reports.provenance import provenance  # noqa: E402
 
 from launch.config import recipe_names  # noqa: E402
 
