@@ -14,10 +14,11 @@ LABELS = ("label", *VIEW_LABELS, "class")
 
 
 def utterances(micro_batch: Arrays) -> Utterances:
-    """The samples as utterances: the label, human labels per view (nan where there is none), every other field a
-    modality.
+    """The samples as utterances: the label, human labels per view (nan where there is none), every
+    other field a modality.
 
-    Token ids come as (B, 3, T) int32 from the shards (ids, mask, segment) or as (B, T); only the ids are kept, int64.
+    Token ids come as (B, 3, T) int32 from the shards (ids, mask, segment) or as (B, T); only the
+    ids are kept, int64.
     """
     arrays, lengths = micro_batch.arrays, micro_batch.lengths
     label = arrays.get("label", arrays.get("class"))

@@ -1,4 +1,5 @@
-"""Entity shards as the tensors that alignment models take: edges, views with their presence, links by split."""
+"""Entity shards as the tensors that alignment models take: edges, views with their presence, links
+by split."""
 
 from __future__ import annotations
 
@@ -109,7 +110,8 @@ def graph_manifest(source: str | Path, cache: Path | None, cache_gb: float) -> M
     )
     if stream.manifest.task != "alignment":
         raise DataError(
-            f"{source} holds {stream.manifest.task} data; convert an alignment folder (docs/data.md)"
+            f"{source} holds {stream.manifest.task} data; convert an alignment folder "
+            "(docs/data.md)"
         )
     return stream.manifest
 
@@ -152,8 +154,10 @@ def _read_entities(
 
 
 def _view_rows(array: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, D) float32 rows of one view, zero where an entity lacks it, and (B,) whether it has it."""
-    # An absent row comes as nan, or as -1 in integers, which count things and so are never negative.
+    """(B, D) float32 rows of one view, zero where an entity lacks it, and (B,) whether it has
+    it."""
+    # An absent row comes as nan, or as -1 in integers, which count things and so are never
+    # negative.
     if array.is_floating_point():
         is_absent = array[:, 0].isnan()
     else:

@@ -1,9 +1,10 @@
 """Index WebDataset tars that something else wrote: ``python -m data_shards.index DIR``.
 
-Every tar of the folder gets an index beside it, and the folder a manifest; the tars are not touched. A member
-``<key>.<field>.npy`` is the array ``field``, ``<key>.json`` and ``<key>.txt`` are the sample's record and transcript,
-any other member is the bytes of its file as uint8. In a folder that has a manifest, missing and damaged indexes are
-made again, and must come out as the manifest knows them.
+Every tar of the folder gets an index beside it, and the folder a manifest; the tars are not
+touched. A member ``<key>.<field>.npy`` is the array ``field``, ``<key>.json`` and ``<key>.txt`` are
+the sample's record and transcript, any other member is the bytes of its file as uint8. In a folder
+that has a manifest, missing and damaged indexes are made again, and must come out as the manifest
+knows them.
 """
 
 from __future__ import annotations

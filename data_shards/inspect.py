@@ -1,6 +1,8 @@
-"""What is in a shard folder: ``python -m data_shards.inspect DIR``. Reads every shard and so checks it as well.
+"""What is in a shard folder: ``python -m data_shards.inspect DIR``. Reads every shard and so checks
+it as well.
 
-Also looks for leakage: a video, or nearly the same id, in more than one split makes test scores meaningless.
+Also looks for leakage: a video, or nearly the same id, in more than one split makes test scores
+meaningless.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ BINS = 12  # lines of a histogram of more values
 BAR = 20  # characters of the longest bar
 SHOWN = 5  # examples named of a finding
 
-# Samples of train, valid, test, and how many test labels are negative, zero, positive (as published).
+# Samples of train, valid, test, and how many test labels are negative, zero, positive (as
+# published).
 KNOWN_SIZES = {
     "mosi": (1284, 229, 686),
     "mosei": (16326, 1871, 4659),
@@ -155,7 +158,8 @@ def _neighbours(edges: np.ndarray) -> Iterable[tuple[float, float]]:
 
 
 def _published_split(contents: Contents) -> list[str]:
-    """Whether sizes and label counts are those of the published split, where the data set is known."""
+    """Whether sizes and label counts are those of the published split, where the data set is
+    known."""
     manifest = contents.manifest
     dataset = manifest.source.get("dataset")
     if dataset not in KNOWN_SIZES:
@@ -186,14 +190,17 @@ def _leakage(contents: Contents) -> list[str]:
     shared = contents.shared_videos()
     if shared:
         lines.append(
-            f"LEAKAGE: {len(shared)} videos are in more than one split: {_examples_of_videos(contents, shared)}"
+            f"LEAKAGE: {len(shared)} videos are in more than one split: "
+            f"{_examples_of_videos(contents, shared)}"
         )
     groups = contents.like_ids()
     if groups:
         crossing = sum(_is_in_several_splits(group) for group in groups)
         lines.append(
-            f"{'LEAKAGE' if crossing else 'WARNING'}: {len(groups)} ids occur more than once, but for case, "
-            f"punctuation and zeros, {crossing} of them in more than one split: {_examples_of_ids(groups)}"
+            f"{'LEAKAGE' if crossing else 'WARNING'}: {len(groups)} ids occur more than once, but "
+            "for case, "
+            f"punctuation and zeros, {crossing} of them in more than one split: "
+            f"{_examples_of_ids(groups)}"
         )
     if not contents.videos:
         lines.append("leakage: the samples name no videos, so only ids could be compared")
@@ -228,7 +235,8 @@ def _main(source: str) -> None:
     print(render(contents))
     if contents.corrupt:
         raise DataError(
-            f"{len(contents.corrupt)} damaged shards in {source}; restore them, or convert again with --force"
+            f"{len(contents.corrupt)} damaged shards in {source}; restore them, or convert again "
+            "with --force"
         )
     print(f"all read; train on it with: deepspeed launch/train.py RECIPE data={source}")
 

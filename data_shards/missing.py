@@ -1,8 +1,9 @@
 """Which frames are dropped on purpose: the missing-feature protocols.
 
-Nothing is cut out of the data: ``Utterances.present`` says what is dropped, and the model masks it. Every draw comes
-from a counter-based generator keyed by (seed, split, modality) at the counter (sample, epoch), so it does not depend
-on rank, worker, order, batch or padding. A higher rate drops the same frames and more.
+Nothing is cut out of the data: ``Utterances.present`` says what is dropped, and the model masks it.
+Every draw comes from a counter-based generator keyed by (seed, split, modality) at the counter
+(sample, epoch), so it does not depend on rank, worker, order, batch or padding. A higher rate drops
+the same frames and more.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ Bools = NDArray[np.bool_]
 class Missing:
     """What is dropped, how much of it, and from which draws.
 
-    ``protocol``: "frames" drops each frame with probability ``rate`` (TFR-Net); "blocks" drops one stretch of that
-    share; "modality" takes away, with probability ``rate``, one of ``sets`` from a sample (TATE). The first and last
-    token of a text given as ids, [CLS] and [SEP], survive the first two.
+    ``protocol``: "frames" drops each frame with probability ``rate`` (TFR-Net); "blocks" drops one
+    stretch of that share; "modality" takes away, with probability ``rate``, one of ``sets`` from a
+    sample (TATE). The first and last token of a text given as ids, [CLS] and [SEP], survive the
+    first two.
     """
 
     protocol: Literal["none", "frames", "blocks", "modality"] = "none"
@@ -66,7 +68,8 @@ class Missing:
 def apply_missing_mask(
     batch: Utterances, settings: Missing, *, split: str, epoch: int
 ) -> Utterances:
-    """The batch with ``present`` refined: a subset of what it was. The same batch where nothing is to be dropped.
+    """The batch with ``present`` refined: a subset of what it was. The same batch where nothing is
+    to be dropped.
 
     Args:
         epoch: matters only in split "train", and there only where draws are renewed.
@@ -107,7 +110,8 @@ class _Draws:
     epoch: int
 
     def generator(self, purpose: str, sample: int) -> np.random.Generator:
-        """For one sample, given by its index in the split; ``purpose`` is a modality's name or another word."""
+        """For one sample, given by its index in the split; ``purpose`` is a modality's name or
+        another word."""
         key = _key(self.seed, self.split, purpose)
         counter = [0, 0, sample, self.epoch]
         return np.random.Generator(np.random.Philox(key=key, counter=counter))
@@ -169,12 +173,14 @@ def _dropped_frames(
 def _keep_modalities(
     present: dict[str, Bools], settings: Missing, draws: _Draws, index: NDArray, rate: NDArray
 ) -> dict[str, Bools]:
-    """Presence with whole modalities taken away. A sample that would have nothing left keeps what it has."""
+    """Presence with whole modalities taken away. A sample that would have nothing left keeps what
+    it has."""
     sets = [tuple(names.split("+")) for names in settings.sets]
     unknown = {name for names in sets for name in names} - set(present)
     if unknown:
         raise DataError(
-            f"missing.sets names {', '.join(sorted(unknown))}, but the data has {', '.join(present)}"
+            f"missing.sets names {', '.join(sorted(unknown))}, but the data has "
+            f"{', '.join(present)}"
         )
     kept = {name: mask.copy() for name, mask in present.items()}
     for row, sample in enumerate(index.tolist()):
@@ -189,14 +195,16 @@ def _keep_modalities(
 
 
 def _legacy_numbers(settings: Missing, modality: str, sample: int) -> NDArray[np.float64]:
-    """Row ``sample`` of what ``np.random.seed(s); np.random.uniform(size=(N, T))`` gives, for any N that holds it.
+    """Row ``sample`` of what ``np.random.seed(s); np.random.uniform(size=(N, T))`` gives, for any N
+    that holds it.
 
-    The released code draws for padded frames too and seeds each split alike; a sample's index must be its position in
-    the original file.
+    The released code draws for padded frames too and seeds each split alike; a sample's index must
+    be its position in the original file.
     """
     if modality not in settings.legacy_length:
         raise DataError(
-            f"missing.rng=numpy_legacy needs missing.legacy_length.{modality}: the length to which the original file "
+            f"missing.rng=numpy_legacy needs missing.legacy_length.{modality}: the length to which "
+            "the original file "
             "pads it (MOSI unaligned: 50 text, 375 audio, 500 vision)"
         )
     rows = max(4096, 1 << (sample + 1).bit_length())  # few sizes, so that few are kept

@@ -1,24 +1,25 @@
-"""Batches of a shard folder or URL: exact, the same for any number of ranks, resumable at every step.
+"""Batches of a shard folder or URL: exact, the same for any number of ranks, resumable anywhere.
 
     stream = Stream("shards/mosi", "train", global_batch=64, rank=rank, ranks=ranks)
     for epoch in range(epochs):
         for micro_batches in stream.epoch(epoch):  # one optimiser step
-            ...                                    # use them
-            stream.mark_consumed()                 # from here on a saved state no longer contains this step
+            ...  # use them
+            stream.mark_consumed()  # from here on a saved state no longer contains this step
 
 The path of a batch, each stop a file of ``data_shards/reading``:
 
-    sampler       the order of the epoch, and which samples (shard, row) are global batch k
-    stream        this rank's even share of them, cut into micro-batches; the position
-    open_shards   the shards they lie in, fetched (storage: a folder; remote: a URL), checked, and open
-    reader        where their arrays lie in those files, and padded tensors to hold them (buffer_pool)
-    copy_rows     the bytes, from the files straight into the tensors
-    prefetcher    all of this by a background thread, some steps ahead of the caller
+    sampler      the order of the epoch: which samples (shard, row) are global batch k
+    stream       (this file) this rank's even share of them, cut into micro-batches; the position
+    open_shards  the shards they lie in, fetched (storage: a folder; remote: a URL), checked, open
+    reader       where their arrays lie in those files, and padded tensors to hold them
+    copy_rows    the bytes, from the files straight into the tensors
+    prefetcher   all of this by a background thread, some steps ahead of the caller
 
-Every rank computes the same global batches and copies only its own samples, so all ranks make the same number of
-steps without a collective. The position is the number of samples consumed, never of samples prefetched. A step counts
-as consumed when the caller says so, or asks for the next one; a state saved in between starts with this very step
-again. So save after ``mark_consumed()`` and the optimiser's step, in either order, before the next step.
+Every rank computes the same global batches and copies only its own samples, so all ranks make the
+same number of steps without a collective. The position is the number of samples consumed, never of
+samples prefetched. A step counts as consumed when the caller says so, or asks for the next one; a
+state saved in between starts with this very step again. So save after ``mark_consumed()`` and the
+optimiser's step, in either order, before the next step.
 """
 
 from __future__ import annotations
@@ -64,15 +65,17 @@ class Stream:
         micro_batches: parts that one rank gets of a global batch.
         shuffle: off gives the order of the files.
         window: shards mixed at a time.
-        drop_last: leave out the last batch of an epoch when it is not full. Otherwise it is split as evenly as can be.
-        bucket: sort this many global batches by length and cut them anew; True for 32. Less padding, like lengths on
-            all ranks, the same exactness.
+        drop_last: leave out the last batch of an epoch when it is not full. Otherwise it is split
+            as evenly as can be.
+        bucket: sort this many global batches by length and cut them anew; True for 32. Less
+            padding, like lengths on all ranks, the same exactness.
         prefetch: steps made ahead by a background thread; 0 makes each when asked.
-        on_corrupt: "skip" leaves out the samples of corrupt shards, on every rank alike; each rank then checks every
-            shard. "fail" raises.
+        on_corrupt: "skip" leaves out the samples of corrupt shards, on every rank alike; each rank
+            then checks every shard. "fail" raises.
         max_skipped_fraction: with "skip", the share of the split's samples that may be left out
             before it fails all the same.
-        cache, cache_gb, options: for URLs, the local folder for shards, its bound, and fsspec's storage options.
+        cache, cache_gb, options: for URLs, the local folder for shards, its bound, and fsspec's
+            storage options.
         fields: which fields to read; all by default.
     """
 
@@ -107,7 +110,8 @@ class Stream:
             raise ValueError(f"rank must be in 0 to {ranks - 1}, got {rank}")
         if micro_batches < 1 or prefetch < 0:
             raise ValueError(
-                f"micro_batches must be positive and prefetch not negative: {micro_batches}, {prefetch}"
+                f"micro_batches must be positive and prefetch not negative: {micro_batches}, "
+                f"{prefetch}"
             )
         if on_corrupt not in ("fail", "skip"):
             raise ValueError(f"on_corrupt must be 'fail' or 'skip', got {on_corrupt!r}")
@@ -125,7 +129,8 @@ class Stream:
         self.manifest_sha256 = sha256_of_bytes(body)
         if split not in self.manifest.splits:
             raise DataError(
-                f"{self.store.name} has no split {split!r}; it has {', '.join(self.manifest.splits)}"
+                f"{self.store.name} has no split {split!r}; it has "
+                f"{', '.join(self.manifest.splits)}"
             )
         shards = self.manifest.splits[split]
         samples = tuple(shard.samples for shard in shards)
@@ -166,11 +171,13 @@ class Stream:
         return sum(self.sampler.samples)
 
     def steps(self, epoch: int = 0) -> int:
-        """Steps of an epoch, the same on every rank; fewer only where a whole batch lies in skipped shards."""
+        """Steps of an epoch, the same on every rank; fewer only where a whole batch lies in skipped
+        shards."""
         return self.sampler.steps
 
     def epoch(self, epoch: int) -> Iterator[list[Arrays]]:
-        """The steps of ``epoch`` from the current position, or from its start when the position is in another epoch."""
+        """The steps of ``epoch`` from the current position, or from its start when the position is
+        in another epoch."""
         order = self.epoch_order(epoch)
         rest = range(self.next_step(epoch), self.sampler.steps)
         with Prefetcher(
@@ -189,7 +196,8 @@ class Stream:
         return self.sampler.epoch(epoch, self._lengths)
 
     def make_step(self, order: Epoch, step: int) -> list[Arrays]:
-        """This rank's micro-batches of one step; empty when all samples of it lie in skipped shards."""
+        """This rank's micro-batches of one step; empty when all samples of it lie in skipped
+        shards."""
         rows = order.batch(step)
         if self.on_corrupt == "skip":
             rows = self._without_skipped(rows)
@@ -209,7 +217,8 @@ class Stream:
     def track(
         self, epoch: int, steps: Iterable[tuple[int, list[Arrays]]]
     ) -> Iterator[list[Arrays]]:
-        """Hand on numbered steps of ``epoch`` from the next one, and keep the position and the time waited."""
+        """Hand on numbered steps of ``epoch`` from the next one, and keep the position and the time
+        waited."""
         self._position = self._position_before(epoch, self.next_step(epoch))
         self._after_step = None
         counted_until = asked = time.perf_counter()
@@ -280,8 +289,9 @@ class Stream:
             )
         rows = locate(self.reader.starts, index)
         records: list[dict[str, Any]] = [{}] * len(index)
-        for at in np.argsort(rows.shard, kind="stable").tolist():  # each shard is opened once
-            records[at] = self.reader.record(int(rows.shard[at]), int(rows.row[at]))
+        for at in np.argsort(rows.shard, kind="stable"):  # each shard is opened once
+            shard, row = rows.shard[at], rows.row[at]
+            records[at] = self.reader.record(int(shard), int(row))
         return records
 
     def close(self) -> None:
@@ -309,7 +319,8 @@ class Stream:
         }
 
     def _position_before(self, epoch: int, step: int) -> Position:
-        return Position(epoch, min(step * self.sampler.global_batch, self.sampler.total))
+        samples = step * self.sampler.global_batch
+        return Position(epoch, min(samples, self.sampler.total))
 
     def _checked_position(self, position: Position) -> Position:
         """DataError unless this is the first sample of a step, or the end of an epoch. It may come
@@ -326,7 +337,8 @@ class Stream:
         return position
 
     def _collate(self, rows: Rows, mine: slice) -> Arrays:
-        """The micro-batch ``mine`` of the global batch; where that is empty, one row of weight 0."""
+        """The micro-batch ``mine`` of the global batch; where that is empty, one row of weight
+        0."""
         if mine.start < mine.stop:
             return self.reader.collate(rows.take(mine), self.pin_memory)
         filler = self.reader.collate(rows.take(slice(0, 1)), self.pin_memory)
@@ -341,7 +353,8 @@ class Stream:
         return rows.take(kept)
 
     def _lengths(self, number: int) -> np.ndarray:
-        """(S,) length of each sample of a shard, also of one that is skipped: the order of the others depends on it."""
+        """(S,) length of each sample of a shard, also of one that is skipped: the order of the
+        others depends on it."""
         if self.on_corrupt == "fail" or self._usable(number):
             return self.reader.lengths(number)
         shard = self.reader.shards[number]
@@ -352,7 +365,8 @@ class Stream:
         return bytes_of(index, self.reader.fields)
 
     def _usable(self, number: int) -> bool:
-        """Whether a shard is whole. One that is not is skipped from now on, or raises, as ``on_corrupt`` says."""
+        """Whether a shard is whole. One that is not is skipped from now on, or raises, as
+        ``on_corrupt`` says."""
         if number in self.skipped_shards:
             return False
         try:

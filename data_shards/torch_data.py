@@ -1,7 +1,8 @@
-"""The stream in other people's loops: as data sets for ``torch.utils.data.DataLoader``. See docs/streaming.md.
+"""The stream in other people's loops: as data sets for ``torch.utils.data.DataLoader``. See
+docs/streaming.md.
 
-Our trainer does not use this: with samples of some kilobytes worker processes cost more than they bring, because
-batches travel between processes; the stream's own thread does not.
+Our trainer does not use this: with samples of some kilobytes worker processes cost more than they
+bring, because batches travel between processes; the stream's own thread does not.
 """
 
 from __future__ import annotations
@@ -19,10 +20,12 @@ from data_shards.stream import Stream
 
 
 class StepDataset(IterableDataset):
-    """The steps of one epoch from the stream's position; give it to a DataLoader with ``batch_size=None``.
+    """The steps of one epoch from the stream's position; give it to a DataLoader with
+    ``batch_size=None``.
 
-    Workers take steps in turn, so that the loader hands them over in order, whatever their number. A step whose
-    samples all lie in skipped shards is an empty list. The stream's position does not move: ``loader`` sees to that.
+    Workers take steps in turn, so that the loader hands them over in order, whatever their number.
+    A step whose samples all lie in skipped shards is an empty list. The stream's position does not
+    move: ``loader`` sees to that.
     """
 
     def __init__(self, stream: Stream, epoch: int):
@@ -49,14 +52,16 @@ class StepDataset(IterableDataset):
 def loader(
     stream: Stream, epoch: int, workers: int, pin_memory: bool = False
 ) -> Iterator[list[Arrays]]:
-    """What ``stream.epoch(epoch)`` gives, made by worker processes; the position is kept in the same way."""
+    """What ``stream.epoch(epoch)`` gives, made by worker processes; the position is kept in the
+    same way."""
     steps = StepDataset(stream, epoch)
     made = DataLoader(steps, batch_size=None, num_workers=workers, pin_memory=pin_memory)
     return stream.track(epoch, enumerate(made, steps.first))
 
 
 class SampleDataset(Dataset):
-    """The samples of one split by index, as dicts of tensors; a field that a sample lacks is not there."""
+    """The samples of one split by index, as dicts of tensors; a field that a sample lacks is not
+    there."""
 
     def __init__(self, stream: Stream):
         self.stream = stream

@@ -1,7 +1,8 @@
 """Compare a shard folder with its manifest: ``python -m data_shards.verify DIR [--deep]``.
 
-Sizes and checksums of every tar, index and further file; with ``--deep`` also every member of every tar against the
-index, every record, the uniqueness of keys, and how many numbers are not finite. Each corrupt file is one line.
+Sizes and checksums of every tar, index and further file; with ``--deep`` also every member of every
+tar against the index, every record, the uniqueness of keys, and how many numbers are not finite.
+Each corrupt file is one line.
 """
 
 from __future__ import annotations
@@ -92,7 +93,8 @@ def _check_members(path: Path, manifest: Manifest, index: Index, tar: np.ndarray
     found, _ = index_tar(path, left_out(manifest))
     if found.to_bytes() != index.to_bytes():
         raise DataError(
-            f"{path.with_name(index_name(path.name))} does not describe its tar: {_difference(index, found)}; "
+            f"{path.with_name(index_name(path.name))} does not describe its tar: "
+            f"{_difference(index, found)}; "
             f"convert the data again"
         )
 
@@ -190,7 +192,8 @@ def _print_findings(findings: list[Finding], seconds: float) -> None:
     gigabytes = sum(finding.bytes for finding in findings) / 1e9
     verdict = f"{len(corrupt)} damaged" if corrupt else "all sound"
     print(
-        f"{len(findings)} files checked, {gigabytes:.3f} GB at {gigabytes / seconds:.2f} GB/s: {verdict}"
+        f"{len(findings)} files checked, {gigabytes:.3f} GB at {gigabytes / seconds:.2f} GB/s: "
+        f"{verdict}"
     )
 
 

@@ -17,7 +17,8 @@ SIZES = 8  # sizes of blocks to a doubling, so that at most an eighth of one is 
 
 
 class BufferPool:
-    """Gives uninitialised tensors, and takes back the memory of a large one when nothing refers to it any more."""
+    """Gives uninitialised tensors, and takes back the memory of a large one when nothing refers to
+    it any more."""
 
     def __init__(self) -> None:
         # size in bytes -> blocks that wait for their next use

@@ -1,8 +1,9 @@
 """Copy arrays of different lengths out of files into padded batches, without Python in the loop.
 
-The only raw memory access of the project. It reads with ``preadv``: a file that is cut while it is in use is a short
-read, where a memory map would end the process. All arrays of a sample come in one call and without a copy in between:
-each goes straight to its row, and the headers between them to a waste buffer.
+The only raw memory access of the project. It reads with ``preadv``: a file that is cut while it is
+in use is a short read, where a memory map would end the process. All arrays of a sample come in one
+call and without a copy in between: each goes straight to its row, and the headers between them to a
+waste buffer.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ LookUpRows = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
 
 @njit  # type: ignore[untyped-decorator]
 def _read(file: int, pieces: np.ndarray, count: int, offset: int) -> bool:
-    """Fill the first ``count`` pieces from one stretch of a file; False where the file ends first."""
+    """Fill the first ``count`` pieces from one stretch of a file; False where the file ends
+    first."""
     first = 0
     while first < count:
         got = _preadv(int32(file), pieces[first:].ctypes.data, int32(count - first), offset)
@@ -153,7 +155,8 @@ def _look_up_rows(table: np.ndarray, row: np.ndarray, found: np.ndarray) -> None
 
 
 def _compiled(function: Callable, *arguments: types.Type) -> Callable:
-    """``function`` without the interpreter's lock; kept on disk between processes where there is a folder for it."""
+    """``function`` without the interpreter's lock; kept on disk between processes where there is a
+    folder for it."""
     try:
         return njit(arguments, nogil=True, cache=True)(function)
     except RuntimeError:

@@ -100,6 +100,7 @@ class SkippedShards:
         )
         if fraction > self.max_fraction:
             raise DataError(
-                f"{self.num_samples} of {total} {self.split} samples lie in damaged shards, more than the budget of "
+                f"{self.num_samples} of {total} {self.split} samples lie in damaged shards, more "
+                "than the budget of "
                 f"{self.max_fraction:g}; the last: {reason}"
             )

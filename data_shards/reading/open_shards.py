@@ -1,7 +1,7 @@
 """Shards at hand: fetched, compared with the manifest, and kept open while in use.
 
-Before a sample of a shard is used, its index and the whole tar are compared with the manifest's checksums, and the
-index with the manifest's fields, so nothing later needs to doubt an offset.
+Before a sample of a shard is used, its index and the whole tar are compared with the manifest's
+checksums, and the index with the manifest's fields, so nothing later needs to doubt an offset.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class OpenShard:
-    """A shard that was found to be what the manifest says. Its file is open as long as this object lives."""
+    """A shard that was found to be what the manifest says. Its file is open as long as this object
+    lives."""
 
     index: Index
     file: IO[bytes]
@@ -106,7 +107,8 @@ class OpenShards:
                 self._future(number)
 
     def cancel(self) -> None:
-        """Stop opening shards that nobody waits for any more; asked for again, they are opened again."""
+        """Stop opening shards that nobody waits for any more; asked for again, they are opened
+        again."""
         self.store.cancel_waiting(True)
         with self._lock:
             for number, future in list(self._futures.items()):
@@ -143,7 +145,8 @@ class OpenShards:
         return future
 
     def _open(self, number: int) -> OpenShard:
-        """Open a shard and check it, once more from its origin where the fault may be in a local copy."""
+        """Open a shard and check it, once more from its origin where the fault may be in a local
+        copy."""
         try:
             return self._open_once(number)
         except DataError as error:
@@ -225,7 +228,8 @@ def _fits(extents: Sequence[tuple[int, ...]], shape: tuple[int | None, ...]) -> 
 
 
 def _locations(index: Index, fields: dict[str, Field]) -> np.ndarray:
-    """(S, 2 F) int64, the offset of each array, then how many frames it has: 1 if of fixed shape, 0 if absent."""
+    """(S, 2 F) int64, the offset of each array, then how many frames it has: 1 if of fixed shape, 0
+    if absent."""
     locations = np.zeros((len(index), 2 * len(fields)), np.int64)
     offset_columns = columns(index.arrays)
     for number, (name, field) in enumerate(fields.items()):

@@ -17,7 +17,8 @@ NumberedSteps = Iterator[tuple[int, list[Arrays]]]
 class Prefetcher:
     """A context that gives numbered steps of one epoch.
 
-    Left early, by an error or a ``break``, it also stops the opening of shards that nobody waits for any more.
+    Left early, by an error or a ``break``, it also stops the opening of shards that nobody waits
+    for any more.
 
     Args:
         shards: where shards are opened ahead of the steps that need them.

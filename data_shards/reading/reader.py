@@ -1,7 +1,7 @@
 """Samples of one split: read into padded batches, or viewed in place.
 
-Shards come open and checked from ``open_shards``. Batches are read straight into place by ``copy_rows``; views are of
-a memory map, made when the first is asked for.
+Shards come open and checked from ``open_shards``. Batches are read straight into place by
+``copy_rows``; views are of a memory map, made when the first is asked for.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ from data_shards.shards.manifest import DataError, Field, Shard
 
 @dataclass(frozen=True)
 class Arrays:
-    """The samples of one micro-batch as tensors. Time axes are padded with zeros to the longest sample.
+    """The samples of one micro-batch as tensors. Time axes are padded with zeros to the longest
+    sample.
 
-    A sample without a field has length 0 there; in a field of fixed shape it holds nan, or -1 for signed integers,
-    and zero for other types.
+    A sample without a field has length 0 there; in a field of fixed shape it holds nan, or -1 for
+    signed integers, and zero for other types.
     """
 
     index: Tensor  # (B,) int64, index of each sample in its split
@@ -51,7 +52,8 @@ class Arrays:
     lengths: dict[str, Tensor]  # field with a None axis -> (B,) int64
 
     def pin_memory(self) -> Arrays:
-        """For DataLoader, which pins what has this method; the stream's own pinned batches are made so."""
+        """For DataLoader, which pins what has this method; the stream's own pinned batches are made
+        so."""
         return Arrays(
             self.index.pin_memory(),
             self.weight.pin_memory(),
@@ -112,7 +114,8 @@ class Reader:
                 raise DataError(f"{store.name} has no field {name!r}; it has {', '.join(known)}")
         self.store = store
         self.shards = shards
-        self.fields = known if chosen is None else {name: known[name] for name in chosen}
+        names = known if chosen is None else chosen
+        self.fields = {name: known[name] for name in names}
         self.open_shards = OpenShards(store, shards, known, self.fields, keep=keep, threads=threads)
         samples = np.array([shard.samples for shard in shards], np.int64)
         self.starts = np.cumsum(samples) - samples  # index of each shard's first sample
@@ -139,12 +142,14 @@ class Reader:
         """The arrays of samples of one shard, as ``views`` gives them."""
         shard = self.shard(number)
         offset_columns = columns(shard.index.arrays)
-        present = []  # field, dtype, and its columns of the table: offset, then shape up to ``stop``
+        # Of each field: dtype, and its columns of the table, the offset and then the shape to ``stop``.
+        present = []
         for field in self.fields:
             if field in offset_columns:
                 dtype, axes = shard.index.arrays[field]
                 column = offset_columns[field]
-                present.append((field, np.dtype(dtype), column, column + 1 + axes))
+                stop = column + 1 + axes
+                present.append((field, np.dtype(dtype), column, stop))
         content, array = shard.content, np.ndarray
         for row in rows:
             numbers = shard.index.table[row].tolist()
@@ -155,14 +160,16 @@ class Reader:
             }
 
     def record(self, number: int, row: int) -> dict[str, Any]:
-        """The JSON of one sample, with at least its ``id``; ``text`` where there is a transcript."""
+        """The JSON of one sample, with at least its ``id``; ``text`` where there is a
+        transcript."""
         shard = self.shard(number)
         key = shard.index.key(row)
         numbers = shard.index.table[row].tolist()
         record: dict[str, Any] = {}
         if numbers[JSON] != ABSENT:
             where = f"{self._name(number)}, sample {key!r}"
-            record = parse_json(shard.read(numbers[JSON], numbers[JSON_SIZE]), where)
+            body = shard.read(numbers[JSON], numbers[JSON_SIZE])
+            record = parse_json(body, where)
         record.setdefault("id", key)
         if numbers[TEXT] != ABSENT:
             text = shard.read(numbers[TEXT], numbers[TEXT_SIZE])
@@ -208,7 +215,8 @@ class Reader:
         return file, locations[:fields], locations[fields:]
 
     def _allocate(self, length: np.ndarray, pin: bool) -> tuple[dict[str, Tensor], np.ndarray]:
-        """A padded tensor per field for the (F, B) lengths, not yet filled; and how they lie in memory."""
+        """A padded tensor per field for the (F, B) lengths, not yet filled; and how they lie in
+        memory."""
         arrays: dict[str, Tensor] = {}
         described = []
         batch = length.shape[1]
@@ -217,7 +225,8 @@ class Reader:
             shape = [longest if extent is None else extent for extent in layout.shape]
             array = self._buffers.tensor((batch, *shape), layout.dtype, pin)
             frames = longest if layout.has_time else 1
-            described.append((layout.runs, layout.frame_bytes, frames, array.data_ptr()))
+            columns_of_array = (layout.runs, layout.frame_bytes, frames, array.data_ptr())
+            described.append(columns_of_array)
             arrays[name] = array
         return arrays, np.array(described, BATCH_ARRAY)
 
@@ -225,7 +234,8 @@ class Reader:
         where = self._name(number)
         key = self.shard(number).index.key(row)
         raise DataError(
-            f"{where}: sample {key!r} could not be read whole; was the file changed in use? {advice(where)}"
+            f"{where}: sample {key!r} could not be read whole; was the file changed in use? "
+            f"{advice(where)}"
         )
 
     def _name(self, number: int) -> str:

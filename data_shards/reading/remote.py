@@ -1,14 +1,14 @@
-"""Shards behind a URL (https, s3, gs), downloaded whole into a cache that the processes of a machine share.
+"""Shards behind a URL (https, s3, gs), downloaded whole into a cache that the processes of a
+machine share.
 
-A shard is downloaded once per machine, in chunks, and goes on where an earlier attempt stopped. It gets its name, a
-hash of its URL and of the content that the manifest promises, when its checksum is right. Faults that may pass are
-retried with growing pauses, in one place, ``_retry``.
+A shard is downloaded once per machine, in chunks, and goes on where an earlier attempt stopped. It
+gets its name, a hash of its URL and of the content that the manifest promises, when its checksum is
+right. Faults that may pass are retried with growing pauses, in one place, ``_retry``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -131,10 +131,12 @@ class Remote:
     def cached_path(self, shard: Shard) -> Path:
         """Where the shard is, or will be, in the cache; its index lies beside it."""
         identity = f"{self.name}/{shard.name}\n{shard.sha256}"
-        return self.cache.path(hashlib.sha256(identity.encode()).hexdigest()[:40])
+        digest = sha256_of_bytes(identity.encode())
+        return self.cache.path(digest[:40])
 
     def _download(self, shard: Shard, path: Path) -> None:
-        """Fetch a shard to ``path``, going on where an earlier attempt stopped. The caller has its lock."""
+        """Fetch a shard to ``path``, going on where an earlier attempt stopped. The caller has its
+        lock."""
         url = f"{self.name}/{shard.name}"
         part = self.cache.part_path(path, shard.bytes)
         self.cache.reserve(part, shard.bytes)
@@ -157,7 +159,8 @@ class Remote:
         os.replace(part, path)
 
     def _fetch_chunk(self, url: str, start: int, stop: int, size: int) -> bytes:
-        """Bytes [start, stop) of a file of ``size`` bytes, or all of it; DataError when it has another size."""
+        """Bytes [start, stop) of a file of ``size`` bytes, or all of it; DataError when it has
+        another size."""
 
         def fetch() -> bytes:
             chunk: bytes = self.files.cat_file(url, start=start, end=stop)
@@ -174,7 +177,8 @@ class Remote:
             found = self._size(url)
             if found not in (None, size):
                 raise DataError(
-                    f"{url} is damaged: it has {found} bytes, not {size}; publish the folder again, the manifest last"
+                    f"{url} is damaged: it has {found} bytes, not {size}; publish the folder "
+                    "again, the manifest last"
                 ) from None
             raise
 
@@ -206,7 +210,8 @@ class Remote:
         except RetryError as error:
             last = error.last_attempt.exception()
             raise ConnectionError(
-                f"could not fetch {url}: {type(last).__name__}: {last}; what came is kept: run the same command again"
+                f"could not fetch {url}: {type(last).__name__}: {last}; what came is kept: run the "
+                "same command again"
             ) from last
         except FileNotFoundError as error:
             raise DataError(

@@ -1,12 +1,14 @@
 """The order of an epoch: a pure function of the samples per shard, the seed and the epoch.
 
-Shards are shuffled; samples are shuffled inside a window of consecutive shards; the windows in a row are the epoch's
-one global sequence, and global batch k is its slice [k G, (k + 1) G). No rank, worker or prefetch depth enters, so
-every rank computes the same batches without asking another, and a position is one number. Everything is computed for
-the window at hand only: the order of ten thousand shards costs no more memory than that of twenty.
+Shards are shuffled; samples are shuffled inside a window of consecutive shards; the windows in a
+row are the epoch's one global sequence, and global batch k is its slice [k G, (k + 1) G). No rank,
+worker or prefetch depth enters, so every rank computes the same batches without asking another, and
+a position is one number. Everything is computed for the window at hand only: the order of ten
+thousand shards costs no more memory than that of twenty.
 
-Random numbers are the raw output of Philox (Salmon et al., SC 2011), whose stream NumPy promises never to change,
-turned into a permutation by a stable sort; ``Generator.permutation`` makes no such promise.
+Random numbers are the raw output of Philox (Salmon et al., SC 2011), whose stream NumPy promises
+never to change, turned into a permutation by a stable sort; ``Generator.permutation`` makes no such
+promise.
 """
 
 from __future__ import annotations
@@ -128,7 +130,8 @@ class Epoch:
     def _sequence(self, start: int, stop: int) -> Rows:
         """Positions [start, stop) of the sequence before any bucketing."""
         if start >= stop:
-            return Rows(np.empty(0, np.int64), np.empty(0, np.int64))
+            nothing = np.empty(0, np.int64)
+            return Rows(nothing, nothing)
         window = self.sampler.window
         first = self._shard_at(start) // window
         last = self._shard_at(stop - 1) // window
@@ -136,15 +139,17 @@ class Epoch:
         for number in range(first, last + 1):
             window_start = int(self.ends[number * window - 1]) if number else 0
             rows = _cached(self._windows, number, self._window)
-            pieces.append(rows.take(slice(max(start - window_start, 0), stop - window_start)))
+            first_row = max(start - window_start, 0)
+            pieces.append(rows.take(slice(first_row, stop - window_start)))
         shards, rows_in_shards = zip(*pieces, strict=True)
         return Rows(np.concatenate(shards), np.concatenate(rows_in_shards))
 
     def _window(self, number: int) -> Rows:
         """All samples of one window of shards, in order."""
-        inside = slice(number * self.sampler.window, (number + 1) * self.sampler.window)
-        samples = self.samples[inside]
-        shard = np.repeat(self.shards[inside], samples)
+        first = number * self.sampler.window
+        last = first + self.sampler.window
+        samples = self.samples[first:last]
+        shard = np.repeat(self.shards[first:last], samples)
         shard_start = np.repeat(np.cumsum(samples) - samples, samples)
         rows = Rows(shard, np.arange(len(shard)) - shard_start)
         if self.sampler.shuffle:
@@ -152,7 +157,8 @@ class Epoch:
         return rows
 
     def _bucket(self, number: int) -> Rows:
-        """``bucket`` global batches, cut from their samples sorted by length; the batches shuffled again.
+        """``bucket`` global batches, cut from their samples sorted by length; the batches shuffled
+        again.
 
         A last batch that is not full stays last, so that every other batch is.
         """
@@ -168,11 +174,14 @@ class Epoch:
         full = len(by_length) // size
         batches = by_length[: full * size].reshape(full, size)
         shuffled = batches[self._permutation(full, _BATCHES, number)]
-        return rows.take(np.concatenate([shuffled.ravel(), by_length[full * size :]]))
+        rest = by_length[full * size :]
+        return rows.take(np.concatenate([shuffled.ravel(), rest]))
 
     def _permutation(self, count: int, purpose: int, number: int) -> np.ndarray:
-        key = np.random.SeedSequence(self.sampler.seed, spawn_key=(self.number, purpose, number))
-        return np.argsort(np.random.Philox(key).random_raw(count), kind="stable")
+        spawn_key = (self.number, purpose, number)
+        key = np.random.SeedSequence(self.sampler.seed, spawn_key=spawn_key)
+        numbers = np.random.Philox(key).random_raw(count)
+        return np.argsort(numbers, kind="stable")
 
 
 def even_split(count: int, parts: int) -> list[slice]:

@@ -1,9 +1,9 @@
 """A bounded folder of downloaded shards that the processes of a machine share.
 
-A file has its final name only when it is whole; a download under way is a ``.part`` file beside it, which a broken
-transfer or a killed process leaves for the next to continue. One lock file per name lets one process download it.
-Whoever reads a cached shard holds a shared lock on it; the kernel drops that lock with the process, and eviction,
-oldest first, passes over what is locked.
+A file has its final name only when it is whole; a download under way is a ``.part`` file beside it,
+which a broken transfer or a killed process leaves for the next to continue. One lock file per name
+lets one process download it. Whoever reads a cached shard holds a shared lock on it; the kernel
+drops that lock with the process, and eviction, oldest first, passes over what is locked.
 """
 
 from __future__ import annotations
@@ -71,7 +71,8 @@ class ShardCache:
                 path.unlink()
 
     def reserve(self, part: Path, size: int) -> None:
-        """Make room for a download of ``size`` bytes and begin ``part``; the shards unused for longest go."""
+        """Make room for a download of ``size`` bytes and begin ``part``; the shards unused for
+        longest go."""
         with FileLock(self.folder / "room.lock"):
             files = self._files(besides=part)
             sizes = {file: _final_size(file, status) for file, status in files.items()}

@@ -1,4 +1,5 @@
-"""Where the files of a data set come from: a folder of this machine. ``remote`` has the same for a URL."""
+"""Where the files of a data set come from: a folder of this machine. ``remote`` has the same for a
+URL."""
 
 from __future__ import annotations
 
@@ -24,13 +25,16 @@ class Store(Protocol):
         """The shard, open on this machine; while it is open it is not removed."""
 
     def shards_of_wrong_size(self, shards: Sequence[Shard]) -> list[int]:
-        """Numbers of the shards that can be seen at once, without reading, to be missing, cut or too long."""
+        """Numbers of the shards that can be seen at once, without reading, to be missing, cut or
+        too long."""
 
     def discard_copy(self, shard: Shard) -> bool:
-        """Drop a local copy that turned out wrong; False when there is no other place to get it from."""
+        """Drop a local copy that turned out wrong; False when there is no other place to get it
+        from."""
 
     def cancel_waiting(self, cancelled: bool) -> None:
-        """Stop waiting for a server that does not answer, because nobody waits any more; or wait again."""
+        """Stop waiting for a server that does not answer, because nobody waits any more; or wait
+        again."""
 
     def capacity(self) -> float:
         """Bytes of shards that may be open at the same time."""
@@ -47,7 +51,8 @@ class Folder:
         path = self.folder / MANIFEST
         if not path.is_file():
             raise DataError(
-                f"{self.folder} has no {MANIFEST}, so it is no finished shard folder; make one with: "
+                f"{self.folder} has no {MANIFEST}, so it is no finished shard folder; make one "
+                "with: "
                 f"python -m data_shards.convert RAW --out {self.folder}, or for foreign tars: "
                 f"python -m data_shards.index {self.folder}"
             )
@@ -96,7 +101,8 @@ def open_store(
     cache_gb: float = 50.0,
     options: dict[str, Any] | None = None,
 ) -> Store:
-    """The folder or URL ``source``. ``cache``, ``cache_gb`` and ``options`` (for fsspec) concern URLs only."""
+    """The folder or URL ``source``. ``cache``, ``cache_gb`` and ``options`` (for fsspec) concern
+    URLs only."""
     if "://" not in str(source):
         return Folder(Path(source))
     from data_shards.reading.remote import Remote

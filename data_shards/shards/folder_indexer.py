@@ -1,7 +1,8 @@
-"""Indexes and a manifest for a folder of tars that something else wrote; and lost indexes made again.
+"""Indexes and a manifest for a folder of tars that something else wrote; and lost indexes made
+again.
 
-The tars are not touched. In a folder that has a manifest, an index that is made again must come out as the manifest
-knows it.
+The tars are not touched. In a folder that has a manifest, an index that is made again must come out
+as the manifest knows it.
 """
 
 from __future__ import annotations
@@ -164,7 +165,8 @@ def _widen(fields: dict[str, tuple[str, Extents]], index: Index, path: Path) -> 
         before_dtype, before = fields.setdefault(name, (dtype, found))
         if before_dtype != dtype or len(before) != len(found):
             raise DataError(
-                f"{path}: field {name!r} is {dtype} with {len(found)} axes, but {before_dtype} with {len(before)} axes "
+                f"{path}: field {name!r} is {dtype} with {len(found)} axes, but {before_dtype} "
+                f"with {len(before)} axes "
                 f"in the tars before; leave it out with --leave-out {name}"
             )
         for axis, (low, high) in enumerate(found):
@@ -172,7 +174,8 @@ def _widen(fields: dict[str, tuple[str, Extents]], index: Index, path: Path) -> 
 
 
 def _time_axis(dtype: str, extents: Extents) -> int | None:
-    """The axis that is padded: the one that varies. Where none does: the first of features, the last of integers."""
+    """The axis that is padded: the one that varies. Where none does: the first of features, the
+    last of integers."""
     for axis, (low, high) in enumerate(extents):
         if low != high:
             return axis
@@ -184,7 +187,8 @@ def _time_axis(dtype: str, extents: Extents) -> int | None:
 def _shape(name: str, dtype: str, extents: Extents) -> tuple[int | None, ...]:
     if sum(low != high for low, high in extents) > 1:
         raise DataError(
-            f"field {name!r} varies along more than one axis ({extents}); leave it out with --leave-out {name}"
+            f"field {name!r} varies along more than one axis ({extents}); leave it out with "
+            f"--leave-out {name}"
         )
     time = _time_axis(dtype, extents)
     return tuple(None if axis == time else low for axis, (low, _) in enumerate(extents))

@@ -1,7 +1,7 @@
 """The index of any WebDataset tar, made by walking through its members.
 
-A member ``<key>.<field>.npy`` is the array ``field``, ``<key>.json`` and ``<key>.txt`` are the sample's record and
-transcript, any other member is the bytes of its file as uint8.
+A member ``<key>.<field>.npy`` is the array ``field``, ``<key>.json`` and ``<key>.txt`` are the
+sample's record and transcript, any other member is the bytes of its file as uint8.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ _NPY_HEADER = 1 << 16  # bytes; a longer header is hostile
 
 
 def index_tar(path: Path, leave_out: Sequence[str] = ()) -> tuple[Index, int]:
-    """The index of a tar, and how many of its members belong to no sample because they have no suffix.
+    """The index of a tar, and how many of its members belong to no sample because they have no
+    suffix.
 
     Args:
         leave_out: fields that are not indexed.
 
     Raises:
-        DataError: anything that a reader of the whole tar would stumble over; it names the member and its offset.
+        DataError: anything that a reader of the whole tar would stumble over; it names the member
+    and its offset.
     """
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
@@ -108,7 +110,8 @@ class _TarIndexer:
         self._finish_sample()
         if not self.samples:
             raise DataError(
-                f"{self.where} holds no samples (members named KEY.SUFFIX); remove it from the folder"
+                f"{self.where} holds no samples (members named KEY.SUFFIX); remove it from the "
+                "folder"
             )
         samples = self.samples.values()
         return Index.build(
@@ -125,7 +128,8 @@ class _TarIndexer:
             return self.current
         if key in self.samples:
             raise DataError(
-                f"{where}: sample {key!r} appeared before; the members of a sample must lie together, and keys be "
+                f"{where}: sample {key!r} appeared before; the members of a sample must lie "
+                "together, and keys be "
                 f"unique: write the tar anew, sorted by name"
             )
         self._finish_sample()
@@ -153,7 +157,8 @@ class _TarIndexer:
         if before != kind:
             raise DataError(
                 f"{where}: {kind[0]} with {kind[1]} axes, but {before[0]} with {before[1]} axes "
-                f"before; convert the data with python -m data_shards.convert, or leave it out with --leave-out {name}"
+                "before; convert the data with python -m data_shards.convert, or leave it out "
+                f"with --leave-out {name}"
             )
         sample.arrays[name] = (array.offset, *array.shape)
 
@@ -196,7 +201,8 @@ def _read_npy(content: mmap.mmap, member: Member, where: str) -> _Array:
 
 
 def _parse_npy_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """Shape, Fortran order, dtype, and the length of the header that ``head`` starts with, or is."""
+    """Shape, Fortran order, dtype, and the length of the header that ``head`` starts with, or
+    is."""
     version = np.lib.format.read_magic(BytesIO(head))
     if version == (1, 0):
         length = 10 + int.from_bytes(head[8:10], "little")
