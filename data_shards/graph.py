@@ -89,13 +89,15 @@ def load_graphs(
     graph = in_order("graph", global_batch=1, fields=GRAPH[1:])
     (record,) = next(iter(graph.epoch(0)))
     triples = record.arrays["triples"][0].long()  # (T, 3): head, relation, tail
+    heads, tails = triples[:, 0], triples[:, 2]
     links = {}
     for name in GRAPH[2:]:
-        links[name.removeprefix("links_")] = record.arrays[name][0].long().to(device)
+        split = name.removeprefix("links_")
+        links[split] = record.arrays[name][0].long().to(device)
     return Graphs(
         manifest=manifest,
         side=side.to(device),
-        edges=symmetric_edges(triples[:, 0], triples[:, 2], len(side)).to(device),
+        edges=symmetric_edges(heads, tails, len(side)).to(device),
         views={view: table.to(device) for view, table in rows.items()},
         present={view: mask.to(device) for view, mask in present.items()},
         links=links,

@@ -85,12 +85,13 @@ def _text_line(manifest: Manifest) -> str:
 
 
 def _split_lines(contents: Contents) -> list[str]:
-    rows = [("split", "shards", "samples", "videos", "transcripts")]
+    rows: list[tuple[str, ...]] = [("split", "shards", "samples", "videos", "transcripts")]
     for name, split in contents.splits.items():
         shards = len(contents.manifest.splits[name])
         samples = contents.manifest.samples(name)
         videos = sum(name in splits for splits in contents.videos.values())
-        rows.append((name, str(shards), str(samples), str(videos or "-"), str(split.texts)))
+        counts = (shards, samples, videos or "-", split.texts)
+        rows.append((name, *map(str, counts)))
     return _table(rows)
 
 
@@ -170,12 +171,12 @@ def _published_split(contents: Contents) -> list[str]:
     if sizes != KNOWN_SIZES[dataset]:
         differences.append(f"sizes {sizes}, published are {KNOWN_SIZES[dataset]}")
     test = np.array(contents.splits["test"].labels if "test" in contents.splits else [])
-    signs = (int((test < 0).sum()), int((test == 0).sum()), int((test > 0).sum()))
+    negative, zero, positive = (test < 0).sum(), (test == 0).sum(), (test > 0).sum()
+    signs = (int(negative), int(zero), int(positive))
     if signs != KNOWN_SIGNS.get(dataset, signs):
         differences.append(
             f"{signs} negative, zero, positive test labels, published are {KNOWN_SIGNS[dataset]}"
         )
-    positive = signs[2]
     if positive != KNOWN_POSITIVE.get(dataset, positive):
         differences.append(
             f"{positive} positive test labels, published are {KNOWN_POSITIVE[dataset]}"

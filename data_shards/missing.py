@@ -98,7 +98,8 @@ def apply_missing_mask(
                 droppable = _without_ends(present[name]) if is_text else present[name]
                 dropped = _dropped_frames(droppable, name, settings, draws, index, rate)
                 kept[name] = present[name] & ~dropped
-    return replace(batch, present={name: torch.from_numpy(mask) for name, mask in kept.items()})
+    refined = {name: torch.from_numpy(mask) for name, mask in kept.items()}
+    return replace(batch, present=refined)
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,10 @@ def _is_record(body: bytes) -> bool:
 
 def _count_not_finite(reader: Reader, tar: np.ndarray, index: Index) -> dict[str, int]:
     """Field -> how many of its numbers are nan or infinite."""
-    names = {name for name, (dtype, _) in index.arrays.items() if np.dtype(dtype).kind == "f"}
+    names = set()
+    for name, (dtype, _) in index.arrays.items():
+        if np.dtype(dtype).kind == "f":
+            names.add(name)
     if _is_finite_throughout(tar, index, names):
         return {}
     counts: Counter[str] = Counter()

@@ -39,7 +39,8 @@ def describe_wrong_checksum(where: str, index: Index, content: mmap) -> str:
 def corrupt_rows(index: Index, content: mmap) -> Iterator[int]:
     """Rows of the samples that are not what they were when the index was made."""
     view = memoryview(content)
-    for row, (start, end, crc) in enumerate(index.table[:, [START, END, CRC]].tolist()):
+    columns = index.table[:, [START, END, CRC]].tolist()
+    for row, (start, end, crc) in enumerate(columns):
         if zlib.crc32(view[start:end]) != crc:
             yield row
 
@@ -47,7 +48,10 @@ def corrupt_rows(index: Index, content: mmap) -> Iterator[int]:
 def advice(where: str) -> str:
     """What to do about a corrupt file, as a command."""
     folder = os.path.dirname(where) or "."
-    return f"list all damage with: python -m data_shards.verify {folder} --deep; then restore the file or convert again"
+    return (
+        f"list all damage with: python -m data_shards.verify {folder} --deep; "
+        f"then restore the file or convert again"
+    )
 
 
 def _sample_range(index: Index, row: int) -> str:

@@ -142,7 +142,7 @@ class Reader:
         """The arrays of samples of one shard, as ``views`` gives them."""
         shard = self.shard(number)
         offset_columns = columns(shard.index.arrays)
-        # Of each field: dtype, and its columns of the table, the offset and then the shape to ``stop``.
+        # Of each field: dtype, and its columns, the offset and then the shape up to ``stop``.
         present = []
         for field in self.fields:
             if field in offset_columns:
@@ -225,8 +225,7 @@ class Reader:
             shape = [longest if extent is None else extent for extent in layout.shape]
             array = self._buffers.tensor((batch, *shape), layout.dtype, pin)
             frames = longest if layout.has_time else 1
-            columns_of_array = (layout.runs, layout.frame_bytes, frames, array.data_ptr())
-            described.append(columns_of_array)
+            described.append((layout.runs, layout.frame_bytes, frames, array.data_ptr()))
             arrays[name] = array
         return arrays, np.array(described, BATCH_ARRAY)
 

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import IO, Any, TypeVar
@@ -191,7 +192,8 @@ class Remote:
 
     def _fetch_small(self, name: str) -> bytes:
         url = f"{self.name}/{name}"
-        body: bytes = self._retry(lambda: self.files.cat_file(url, start=0, end=MAX_SMALL), url)
+        fetch = partial(self.files.cat_file, url, start=0, end=MAX_SMALL)
+        body: bytes = self._retry(fetch, url)
         if len(body) >= MAX_SMALL:
             raise DataError(f"{url} is larger than {MAX_SMALL} bytes, so it is no {name}")
         return body

@@ -170,7 +170,8 @@ def _widen(fields: dict[str, tuple[str, Extents]], index: Index, path: Path) -> 
                 f"in the tars before; leave it out with --leave-out {name}"
             )
         for axis, (low, high) in enumerate(found):
-            before[axis] = (min(before[axis][0], low), max(before[axis][1], high))
+            lowest, highest = before[axis]
+            before[axis] = (min(lowest, low), max(highest, high))
 
 
 def _time_axis(dtype: str, extents: Extents) -> int | None:
