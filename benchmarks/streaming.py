@@ -25,11 +25,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from launch.reports.tables import markdown_table  # noqa: E402
-
 from benchmarks.results import made_by  # noqa: E402
 from benchmarks.streaming_readers import READERS  # noqa: E402
 from data_shards.verify import verify  # noqa: E402
+from launch.reports.tables import markdown_table  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "streaming.json"
 # Times as many samples to verify: over a gigabyte, beside which the start is nothing.
