@@ -277,9 +277,11 @@ SHARD = {
         ({"splits": {"train": [SHARD, SHARD]}}, "listed twice"),
         ({"splits": {"train": [SHARD], "test": [SHARD]}}, "listed twice"),
         ({"splits": {"tr/ain": [SHARD]}}, "plain name"),
-        ({"labels": {"kind": "ranks"}}, "unknown labels"),
+        ({"labels": {"kind": "ranks"}}, "labels: unknown kind 'ranks'; expected 'regression' or"),
         ({"moments": {"audio": [[1.0], [1.0, 2.0]]}}, "1 means, 2 deviations"),
-        ({"moments": {"audio": [[1.0]]}}, "moments: audio: expected 2 values, found 1"),
+        ({"moments": {"audio": [[1.0]]}}, "moments: audio: value 2 is missing"),
+        ({"moments": {"audio": [[1.0], [1.0], []]}}, "moments: audio: .* at most 2 items"),
+        ({"moments": {"audio": [[1.0], ["x"]]}}, "moments: audio: 1: 0: expected float, found 'x'"),
         ({"repairs": {"audio": -1}}, "negative"),
     ],
 )
