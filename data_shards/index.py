@@ -26,19 +26,22 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from core.files import atomic_file, sha256_of_open_file
 from data_shards.command import run
-from data_shards.shards.index_table import ABSENT, MAX_AXES, Index, summary
+from data_shards.shards.index_table import ABSENT, Index, summary
 from data_shards.shards.manifest import (
     MANIFEST,
+    MAX_AXES,
     NUMBERS,
     DataError,
     Field,
     Manifest,
     Shard,
+    Task,
     read_manifest,
 )
 from data_shards.shards.tar import Member, members
-from data_shards.shards.writer import index_name, sha256_of, staged
+from data_shards.shards.writer import index_name
 
 _NPY_HEADER = 1 << 16  # bytes; a longer header is hostile
 
@@ -63,7 +66,7 @@ def index_tar(path: Path, leave_out: Sequence[str] = ()) -> tuple[Index, int]:
 
 def _with_checksum(path: Path, leave_out: Sequence[str]) -> tuple[Index, int, str]:
     with path.open("rb") as file:
-        return *index_tar(path, leave_out), sha256_of(file)
+        return *index_tar(path, leave_out), sha256_of_open_file(file)
 
 
 class _Builder:
@@ -191,7 +194,7 @@ def index_folder(
     folder: Path,
     *,
     split: str | None = None,
-    task: str = "sentiment",
+    task: Task = "sentiment",
     leave_out: Sequence[str] = (),
     processes: int = 1,
 ) -> Manifest:
@@ -214,7 +217,7 @@ def index_folder(
             tars, tqdm(results, total=len(tars), disable=None), strict=True
         ):
             body = index.to_bytes()
-            with staged(folder / index_name(path.name)) as file:
+            with atomic_file(folder / index_name(path.name)) as file:
                 file.write(body)
             shard = Shard(
                 path.name, len(index), index.tar_bytes, sha256, hashlib.sha256(body).hexdigest()
@@ -253,7 +256,7 @@ def index_folder(
     )
     text = manifest.to_json()
     Manifest.from_json(text, str(folder / MANIFEST))
-    with staged(folder / MANIFEST) as file:
+    with atomic_file(folder / MANIFEST) as file:
         file.write(text.encode("utf-8"))
     return manifest
 
@@ -273,7 +276,7 @@ def restore_indexes(folder: Path) -> list[str]:
                 f"{folder / shard.name}: the {what} is not the one that {MANIFEST} knows; restore the file or convert "
                 f"again. To accept the tars of the folder as they are, remove {MANIFEST} and run this again"
             )
-        with staged(path) as file:
+        with atomic_file(path) as file:
             file.write(body)
         made.append(path.name)
     return made

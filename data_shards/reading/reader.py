@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.files import sha256_of_open_file
 from data_shards.reading.buffer_pool import BufferPool
 from data_shards.reading.copy_rows import gather, look_up
 from data_shards.reading.corruption import advice, explain
@@ -42,7 +43,7 @@ from data_shards.shards.index_table import (
     summary,
 )
 from data_shards.shards.manifest import DataError, Field, Shard
-from data_shards.shards.writer import index_name, sha256_of
+from data_shards.shards.writer import index_name
 
 log = logging.getLogger(__name__)
 
@@ -301,7 +302,7 @@ class Reader:
                 raise DataError(explain(where, index, what, size=status.st_size))
             identity = (status.st_ino, status.st_size, status.st_mtime_ns)
             if self._checked.get(number) != identity:
-                if sha256_of(file) != shard.sha256:
+                if sha256_of_open_file(file) != shard.sha256:
                     with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as held:
                         raise DataError(explain(where, index, "its checksum is wrong", held))
                 self._checked[number] = identity

@@ -36,8 +36,9 @@ from tenacity import (
 )
 from tenacity import wait_random_exponential as wait_random
 
+from core.files import atomic_file, sha256_of_open_file
 from data_shards.shards.manifest import MANIFEST, DataError, Shard
-from data_shards.shards.writer import index_name, sha256_of, staged
+from data_shards.shards.writer import index_name
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -112,7 +113,7 @@ class Remote:
             if (
                 hashlib.sha256(body).hexdigest() == shard.index_sha256
             ):  # a wrong one is not kept; the reader refuses it
-                with staged(path) as file:
+                with atomic_file(path) as file:
                     file.write(body)
             return body
 
@@ -303,7 +304,7 @@ def _reserved(file: Path, size: int) -> int:
 
 def _checksum(path: Path) -> str:
     with path.open("rb") as file:
-        return sha256_of(file)
+        return sha256_of_open_file(file)
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from core.files import atomic_file
 from data_shards.shards.manifest import DataError
-from data_shards.shards.writer import staged
 
 DEEPEST = 32  # containers inside containers; the layouts in use have four levels
 
@@ -179,7 +179,7 @@ def load_pickle(path: Path) -> Any:
 
 def save_pickle(content: Any, path: Path) -> None:
     """Write a raw file; it appears complete or not at all."""
-    with staged(path) as file:
+    with atomic_file(path) as file:
         pickle.dump(content, file, protocol=4)
 
 

@@ -21,12 +21,17 @@ def test_text_and_bytes_are_written_whole_and_nothing_else_stays(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["a.txt", "b.bin"]
 
 
+def _write_half(path: Path) -> None:
+    with files.atomic_file(path) as file:
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+
 def test_a_failure_leaves_the_earlier_file_and_no_other(tmp_path):
     path = tmp_path / "a.txt"
     files.write_atomically(path, "before")
-    with pytest.raises(KeyboardInterrupt), files.atomic_file(path) as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        _write_half(path)
     with pytest.raises(UnicodeEncodeError):
         files.write_atomically(path, "\ud800")
     assert path.read_text() == "before"

@@ -37,7 +37,7 @@ def test_an_error_in_another_process_arrives_as_it_is(content: Content, tmp_path
 
 def _command(*arguments: Any, code: str = "", **options: Any) -> subprocess.Popen[str]:
     """``python -m data_shards.convert`` in its own process, after ``code``."""
-    main = f"import sys\nfrom data_shards import convert, work\n{code}\nsys.exit(convert.main(sys.argv[1:]))"
+    main = f"import sys\nfrom data_shards import convert\nfrom data_shards.shards import jobs\n{code}\nsys.exit(convert.main(sys.argv[1:]))"
     return subprocess.Popen(
         [sys.executable, "-c", main, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -51,14 +51,14 @@ def _command(*arguments: Any, code: str = "", **options: Any) -> subprocess.Pope
 # Says when it has written two shards, then waits to be interrupted.
 PAUSE = """
 import time
-make, made = work.make, []
-def slowly(source, out, unit):
-    if len(made) == 2:
+run_job, records = jobs.run_job, []
+def slowly(dataset, out, job):
+    if len(records) == 2:
         print("two", flush=True)
         time.sleep(600)
-    made.append(make(source, out, unit))
-    return made[-1]
-work.make = slowly
+    records.append(run_job(dataset, out, job))
+    return records[-1]
+jobs.run_job = slowly
 """
 
 
@@ -80,7 +80,7 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
         assert errors.splitlines()[-1].startswith("stopped; run the same command again")
     with pytest.raises(DataError, match="no finished shard folder"):
         read_manifest(tmp_path / "out")
-    (tmp_path / "out" / ".train-000002.tar.staging").write_bytes(b"half a shard")
+    (tmp_path / "out" / ".train-000002.tar.partial").write_bytes(b"half a shard")
     done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
     assert len(done) == 2
     convert(tmp_path / "made.pkl", tmp_path / "out", shard_size=7)
@@ -128,7 +128,7 @@ def test_a_conversion_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path: P
 def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
     """Else they would go on writing beside the conversion that continues."""
     write(tmp_path / "made.pkl", 60)
-    slow = "import os, time\ndef slowly(*_):\n print(os.getpid(), flush=True)\n time.sleep(600)\nwork.make = slowly"
+    slow = "import os, time\ndef slowly(*_):\n print(os.getpid(), flush=True)\n time.sleep(600)\njobs.run_job = slowly"
     process = _command(
         tmp_path / "made.pkl", "--out", tmp_path / "out", "--processes", 2, code=slow
     )
@@ -143,8 +143,8 @@ def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
 def test_ctrl_c_stops_all_processes_and_keeps_what_is_done(tmp_path: Path) -> None:
     write(tmp_path / "made.pkl", 60)
     slow = (
-        "import os, time\nmake = work.make\ndef slowly(*unit):\n record = make(*unit)\n os.write(1, b'one\\n')\n"
-        " time.sleep(.2)\n return record\nwork.make = slowly"
+        "import os, time\nmake = jobs.run_job\ndef slowly(*unit):\n record = make(*unit)\n os.write(1, b'one\\n')\n"
+        " time.sleep(.2)\n return record\njobs.run_job = slowly"
     )
     arguments = (
         tmp_path / "made.pkl",
