@@ -364,7 +364,7 @@ def test_changed_arrays_are_not_taken_for_those_of_an_interrupted_conversion(
     """The table is the same, so only size and time of the files that it points to tell."""
     table = write_csv(rows, tmp_path / "t.csv")
     with monkeypatch.context() as patch:
-        patch.setattr("data_shards.convert._sweep", _interrupt)
+        patch.setattr("data_shards.convert._remove_leftovers", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             convert(table, tmp_path / "out", SCORES)
     np.save(tmp_path / "vision.npy", VISION + 1)
