@@ -1,7 +1,8 @@
 """Codebooks of frames for CENet: ``python -m data_shards.codebook DIR``. One k-means per modality.
 
-The centres are found on train frames alone, each feature scaled by its mean and deviation over train frames (the
-manifest's moments). They are saved as ``codebook.npz`` in the shard folder, and the manifest vouches for it.
+The centres are found on train frames alone, each feature scaled by its mean and deviation over
+train frames (the manifest's moments). They are saved as ``codebook.npz`` in the shard folder, and
+the manifest vouches for it.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def train_frames(folder: Path, manifest: Manifest, modality: str) -> Iterator[np
 
 
 def scale(frames: np.ndarray, manifest: Manifest, modality: str) -> np.ndarray:
-    """Frames (T, D) float32 with mean 0 and deviation 1 over train frames; constant features become 0."""
+    """Frames (T, D) with mean 0 and deviation 1 over train frames; constant features become 0."""
     mean, std = map(np.array, manifest.moments[modality])
     divisor = np.where(std > 0, std, 1.0)
     return ((frames - mean) / divisor).astype(np.float32)
@@ -73,7 +74,8 @@ def cluster(
     distinct = len(np.unique(sample, axis=0))
     if distinct < clusters:
         raise DataError(
-            f"{folder}: {modality} has {distinct} distinct train frames, too few for {clusters} clusters"
+            f"{folder}: {modality} has {distinct} distinct train frames, "
+            f"too few for {clusters} clusters"
         )
     with threadpool_limits(1):  # the order of a sum must not depend on the machine
         means = MiniBatchKMeans(clusters, random_state=seed, n_init=3, batch_size=4096).fit(sample)
@@ -83,7 +85,7 @@ def cluster(
 def write(
     folder: Path, clusters: int = CLUSTERS, seed: int = 0, modalities: list[str] | None = None
 ) -> list[str]:
-    """Make ``codebook.npz``, for all modalities of frames but text by default; gives the modalities."""
+    """Make ``codebook.npz``, by default for all modalities but text; gives the modalities."""
     manifest = read_manifest(folder)
     if clusters < 2:
         raise DataError(f"--clusters {clusters}: at least 2 are needed")
@@ -116,7 +118,8 @@ def write(
 
 
 def load_codebooks(folder: Path, manifest: Manifest) -> dict[str, np.ndarray]:
-    """Modality -> centres (K, D) float32 for frames scaled by the manifest's moments; empty when none were made.
+    """Modality -> centres (K, D) float32 for frames scaled by the manifest's moments; empty when
+    none were made.
 
     Raises:
         DataError: the file is not the one that the manifest vouches for.
@@ -137,7 +140,8 @@ def load_codebooks(folder: Path, manifest: Manifest) -> dict[str, np.ndarray]:
 def _main(arguments: argparse.Namespace) -> None:
     names = write(arguments.data, arguments.clusters, arguments.seed, arguments.modalities)
     print(
-        f"{arguments.clusters} centres each for {', '.join(names)} are in {arguments.data / CODEBOOK}; "
+        f"{arguments.clusters} centres each for {', '.join(names)} "
+        f"are in {arguments.data / CODEBOOK}; "
         f"use them with: deepspeed launch/train.py cenet/mosi data={arguments.data}"
     )
 

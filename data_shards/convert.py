@@ -1,4 +1,5 @@
-"""Raw data to a shard folder: ``python -m data_shards.convert RAW --out DIR``. Same input and options, same bytes.
+"""Raw data to a shard folder: ``python -m data_shards.convert RAW --out DIR``. Same input and
+options, same bytes.
 
 The layouts that are read, and what is repaired on the way, are described in docs/data.md.
 """
@@ -112,7 +113,7 @@ def convert(
 
 @contextmanager
 def _claimed(out: Path) -> Iterator[None]:
-    """``out`` for this conversion alone: it is new or empty, a shard folder, or was left by a conversion cut short."""
+    """``out`` for this conversion alone, if it is empty, a shard folder, or one begun before."""
     out.mkdir(parents=True, exist_ok=True)
     is_shard_folder = (out / MANIFEST).exists()
     was_cut_short = (out / RECORDS).exists()
@@ -146,8 +147,8 @@ def _finished(out: Path, facts: dict[str, Any], dataset: RawDataset) -> Manifest
     manifest = read_manifest(out)
     if (manifest.source, manifest.tokenizer) != (facts, dataset.tokenizer):
         raise DataError(
-            f"{out} already holds shards of {manifest.source.get('file')}, made from other contents "
-            "or with other options; give another --out, or --force to write them anew"
+            f"{out} already holds shards of {manifest.source.get('file')}, made from other "
+            "contents or with other options; give another --out, or --force to write them anew"
         )
     return manifest
 

@@ -1,9 +1,11 @@
-"""A small made-up data set in the MMSA layout: ``python -m data_shards.synthetic OUT.pkl``. It measures nothing real.
+"""A small made-up data set in the MMSA layout: ``python -m data_shards.synthetic OUT.pkl``. It
+measures nothing real.
 
-Each clip has a mood that its words, its voice and its face show only in part, each with something of its own. The
-label is a mix of the three, so no modality alone can tell it, and all three together nearly can. Sentences come from
-templates with sentiment words, negation and intensifiers; voice and face are sequences of varying length, in which
-the signal fills a part of the frames and the rest is noise.
+Each clip has a mood that its words, its voice and its face show only in part, each with something
+of its own. The label is a mix of the three, so no modality alone can tell it, and all three
+together nearly can. Sentences come from templates with sentiment words, negation and intensifiers;
+voice and face are sequences of varying length, in which the signal fills a part of the frames and
+the rest is noise.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ def _sentence(rng: np.random.Generator) -> tuple[str, float]:
 def _sequence(
     rng: np.random.Generator, value: float, shape: tuple[int, int], pattern: np.ndarray
 ) -> np.ndarray:
-    """Noise (T, D) with ``value`` along ``pattern`` (D,) in a stretch that fills about six tenths of the frames."""
+    """Noise (T, D) with ``value`` along ``pattern`` (D,) in about six tenths of the frames."""
     longest, width = shape
     length = int(rng.integers(longest // 3, longest + 1))
     frames = rng.normal(0.0, 1.0, (length, width))

@@ -1,11 +1,13 @@
-"""MMMO, word-level sequences with naturally missing modalities, from one ``.npz`` to the table layout.
+"""MMMO, word-level sequences with naturally missing modalities, from one ``.npz`` to the table
+layout.
 
     python examples/mmmo.py ../shared/data/mfn_sequences/mmmo.npz raw/mmmo
     python -m data_shards.convert raw/mmmo/mmmo.csv --out shards/mmmo --labels 1:5:.5 --text features
 
-The arrays are padded with zero rows in front and behind, so each sequence is what lies between its first and last row
-that is not zero. All sequences of a modality go one after the other into one array; the table points to their rows.
-A sequence without such rows is a modality that the sample lacks: its cell stays empty.
+The arrays are padded with zero rows in front and behind, so each sequence is what lies between its
+first and last row that is not zero. All sequences of a modality go one after the other into one
+array; the table points to their rows. A sequence without such rows is a modality that the sample
+lacks: its cell stays empty.
 """
 
 from __future__ import annotations
@@ -39,7 +41,9 @@ def convert(npz: np.lib.npyio.NpzFile, out: Path) -> None:
 
 
 def references(npz: np.lib.npyio.NpzFile, name: str, column: str) -> tuple[list[str], np.ndarray]:
-    """One cell per sample, empty where the sample lacks the modality, and all frames (T, D) one after the other."""
+    """One cell per sample, empty where the sample lacks the modality, and all frames (T, D) one
+    after the other.
+    """
     cells = []
     sequences = []
     end = 0

@@ -3,10 +3,11 @@
     python examples/mosi_utterance.py ../shared/data/mosi_utterance/mosi_utterance.npz raw/mosi --split bclstm
     python -m data_shards.convert raw/mosi/mosi.csv --out shards/mosi --dataset mosi --tokenizer MODEL_FOLDER
 
-Sound and video were extracted with networks trained on the train videos of the bc-LSTM split, so only that split gives
-scores that mean something (``--split standard`` leaks most of its test clips). It has no validation videos: they are
-drawn here from the train videos, with a seed, so that their labels are spread like those of the videos that stay. The
-draw stands in the table's split column.
+Sound and video were extracted with networks trained on the train videos of the bc-LSTM split, so
+only that split gives scores that mean something (``--split standard`` leaks most of its test
+clips). It has no validation videos: they are drawn here from the train videos, with a seed, so that
+their labels are spread like those of the videos that stay. The draw stands in the table's split
+column.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ def splits(npz: np.lib.npyio.NpzFile, split: str, seed: int) -> np.ndarray:
 
 
 def draw(video: np.ndarray, label: np.ndarray, train: np.ndarray, seed: int) -> np.ndarray:
-    """(N,) bool, the clips of the validation videos: of many draws the one whose labels differ least from the rest."""
+    """(N,) bool, the clips of the validation videos: of many draws the one whose labels differ
+    least from the rest.
+    """
     rng = np.random.default_rng(seed)
     videos = np.unique(video[train])
     num_valid = round(VALID_SHARE * len(videos))

@@ -1,14 +1,19 @@
-"""Is a tar, byte for byte, what this project's writer makes of its index and numbers? All headers are compared at once.
+"""Is a tar, byte for byte, what this project's writer makes of its index and numbers? All headers
+are compared at once.
 
-A walk through the headers one by one takes longer than all checksums. This answers the same question for a tar of our
-own: every byte that is not a payload follows from the index. For any other tar the answer is no, and says nothing bad.
+A walk through the headers one by one takes longer than all checksums. This answers the same
+question for a tar of our own: every byte that is not a payload follows from the index. For any
+other tar the answer is no, and says nothing bad.
 
 What is checked, in this order:
 
-1. keys and fields are ones that the writer takes, and columns of absent members hold what it puts there;
-2. the members that the index names fill the tar without a gap, sample by sample, as its offsets say;
+1. keys and fields are ones that the writer takes, and columns of absent members hold what it puts
+   there;
+2. the members that the index names fill the tar without a gap, sample by sample, as its offsets
+   say;
 3. the zeros behind the last member and behind each payload are there, and are zeros;
-4. each member's header, and the header of each array inside its member, has the bytes that the writer gives it;
+4. each member's header, and the header of each array inside its member, has the bytes that the
+   writer gives it;
 5. each sample has the CRC-32 of the index.
 """
 
@@ -73,7 +78,7 @@ class _Layout:
 
 
 def is_canonical(tar: np.ndarray, index: Index) -> bool:
-    """Whether ``tar``, (bytes,) uint8, is what the writer makes of ``index`` and the payloads, checksums included."""
+    """Whether ``tar``, (bytes,) uint8, is what the writer makes of ``index`` and the payloads."""
     keys = index.keys()
     if len(tar) != index.tar_bytes or not _has_plain_names(index, keys):
         return False
@@ -104,7 +109,7 @@ def _has_plain_names(index: Index, keys: list[str]) -> bool:
 
 
 def _absent_columns_are_canonical(index: Index) -> bool:
-    """Whether shapes and sizes of absent members are what the writer puts there, and every field is in some sample."""
+    """Whether shapes and sizes of absent members are the writer's; no field is always absent."""
     table = index.table
     for field, column in columns(index.arrays).items():
         axes = index.arrays[field][1]
@@ -148,7 +153,7 @@ def _names(encoded_keys: list[bytes], rows: np.ndarray, suffix: str) -> list[byt
 
 
 def _fills_the_tar(layout: _Layout, index: Index) -> bool:
-    """Whether members follow each other from the first byte on, sample by sample, as the index says."""
+    """Whether members follow each other from the first byte on, as the index says."""
     row, start, end = layout.row, layout.start, layout.end
     follow_each_other = start[0] == 0 and (start[1:] == end[:-1]).all()
     in_order_of_samples = (np.diff(row) >= 0).all()
@@ -165,7 +170,7 @@ def _fills_the_tar(layout: _Layout, index: Index) -> bool:
 
 
 def _ends_in_zeros(tar: np.ndarray, end: int) -> bool:
-    """Whether the tar goes on behind its last member as ``tarfile`` ends it: two blocks of zeros, to a whole record."""
+    """Whether two blocks of zeros follow, and zeros up to a whole record, as ``tarfile`` writes."""
     end_mark = 2 * BLOCK
     to_whole_record = -(end + end_mark) % RECORD
     tail = tar[end:]

@@ -1,4 +1,4 @@
-"""Mean and spread of frames, gathered piece by piece and joined exactly (Chan, Golub and LeVeque, 1983)."""
+"""Mean and spread of frames, joined exactly piece by piece (Chan, Golub and LeVeque, 1983)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Moments:
-    """Of ``count`` frames, per feature. Plain lists, so that it can be written as JSON without loss."""
+    """Of ``count`` frames, per feature. Plain lists, which JSON keeps without loss."""
 
     count: int
     mean: list[float]
@@ -24,7 +24,7 @@ class Moments:
         return Moments(len(wide), mean.tolist(), squares.tolist())
 
     def join(self, other: Moments) -> Moments:
-        """Of the frames of both. The order matters in the last bit, so callers join in file order."""
+        """Of the frames of both. The last bit depends on the order: join in file order."""
         count = self.count + other.count
         mean = np.array(self.mean)
         difference = np.array(other.mean) - mean

@@ -1,7 +1,8 @@
 """The index of one shard: where every array of every sample lies in the tar, and its shape.
 
-A small safetensors file beside the tar. Its one table has a row per sample; a reader needs no other look at the tar
-before it copies numbers out of it. Nothing in an index is believed: every offset is checked against the tar's size.
+A small safetensors file beside the tar. Its one table has a row per sample; a reader needs no other
+look at the tar before it copies numbers out of it. Nothing in an index is believed: every offset is
+checked against the tar's size.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def _header_adapter() -> TypeAdapter[_Header]:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """Where S samples lie. ``table`` is (S, C) int64: the columns of FIXED, then per field its offset and its shape."""
+    """Where S samples lie: the columns of FIXED, then per field its offset and its shape."""
 
     arrays: dict[str, tuple[str, int]]  # field -> dtype, number of axes; sorted by name
     table: np.ndarray  # (S, C) int64
@@ -106,7 +107,7 @@ class Index:
 
     @staticmethod
     def from_bytes(body: bytes, where: str) -> Index:
-        """Parse and check; anything that could lead outside the tar is a DataError that names ``where``."""
+        """Parse and check; a DataError names ``where`` if anything could lead outside the tar."""
         try:
             tensors = load(body)
             header = _header_adapter().validate_json(bytes(tensors["header"]), strict=True)
@@ -155,7 +156,7 @@ def _shapes(index: Index, field: str) -> np.ndarray:
 
 
 def _check(index: Index) -> None:
-    """ValueError unless every offset and shape stays inside its own sample, and every sample inside the tar."""
+    """ValueError unless every array stays inside its sample, and every sample inside the tar."""
     for field, (dtype, axes) in index.arrays.items():
         if dtype not in NUMBERS or not 0 <= axes <= MAX_AXES:
             raise ValueError(f"field {field!r} of dtype {dtype} with {axes} axes")
@@ -203,7 +204,7 @@ def _shifted(ends: np.ndarray) -> np.ndarray:
 def _check_inside(
     index: Index, offset: np.ndarray, shape: np.ndarray, itemsize: int, name: str
 ) -> None:
-    """ValueError unless each array, at (S,) offsets with (S, axes) shapes, lies in its sample or is marked absent."""
+    """ValueError unless arrays of (S, axes) shapes lie in their samples, or are marked absent."""
     is_there = offset != ABSENT
     # float: a product that leaves int64 must not wrap around
     size = np.prod(shape.astype(np.float64), axis=1) * itemsize

@@ -1,7 +1,8 @@
 """Shards as jobs: done by any number of processes, recorded one by one, never done twice.
 
-A shard appears complete (``write_shard``), then its record does. After an interruption, kill -9 included, the records
-tell what is done; a job whose record agrees with its raw data, options and bytes on disk is left alone.
+A shard appears complete (``write_shard``), then its record does. After an interruption, kill -9
+included, the records tell what is done; a job whose record agrees with its raw data, options and
+bytes on disk is left alone.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def plan_jobs(dataset: RawDataset, identity: str, shard_size: int) -> Iterator[J
     """All jobs, each as soon as its last row has come up; at most one open shard per split is held.
 
     Args:
-        identity: hash of everything that decides about bytes, apart from the rows and the files they point to.
+        identity: hash of everything that decides about bytes, apart from the rows and the files
+            they point to.
     """
     waiting: dict[str, list[Any]] = {split: [] for split in dataset.counts}
     finished: Counter[str] = Counter()  # split -> shards
@@ -116,7 +118,7 @@ def _job(
 def run_jobs(
     dataset: RawDataset, out: Path, jobs: Iterable[Job], processes: int, progress: bool
 ) -> dict[str, list[Record]]:
-    """Split -> the records of its shards in order; shards that are already there are not written again."""
+    """Split -> the records of its shards in order; finished shards are not written again."""
     done: dict[tuple[str, int], Record] = {}  # by split and number of the shard
     samples = sum(dataset.counts.values())
     with tqdm(total=samples, unit="sample", desc=dataset.name, disable=not progress) as bar:
@@ -186,7 +188,7 @@ def _begin_worker(dataset: RawDataset, out: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    """A killed parent must not leave workers that write into a folder somebody else then continues."""
+    """Else workers of a killed parent would write into a folder that somebody else continues."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait_for_any([parent.sentinel])

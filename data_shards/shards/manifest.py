@@ -1,7 +1,8 @@
 """What lies in a shard folder: samples, shards, and the manifest that vouches for them.
 
-A shard folder holds ``manifest.json``, one or more tar files per split (``train-000000.tar``, ...; plain WebDataset)
-and beside each tar its index. The manifest is written last: a folder without one is not a data set.
+A shard folder holds ``manifest.json``, one or more tar files per split (``train-000000.tar``, ...;
+plain WebDataset) and beside each tar its index. The manifest is written last: a folder without one
+is not a data set.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ class Manifest:
 
     @staticmethod
     def from_json(text: str, where: str) -> Manifest:
-        """Parse and check; anything missing or of the wrong kind is a DataError that names ``where``."""
+        """Parse and check; a DataError names ``where`` if anything is missing or wrong."""
         try:
             body = json.loads(
                 text, object_pairs_hook=_refuse_repeated_keys, parse_constant=_refuse_constant
@@ -182,7 +183,7 @@ def _adapter() -> TypeAdapter[Manifest]:
 
 
 def _checksum(body: dict[str, Any]) -> str:
-    """SHA-256 of a manifest's content, however laid out: nothing else guards a label range against a flipped bit."""
+    """SHA-256 of what a manifest says, however laid out: it guards against a flipped bit."""
     text = json.dumps(
         body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
     )
@@ -206,7 +207,7 @@ _TYPE_NAMES = {"string": "str", "dataclass": "dict", "tuple": "list"}  # pydanti
 
 
 def _first_problem(error: ValidationError) -> str:
-    """One line about the first thing that is wrong: the path of its key, what was expected, what stands there."""
+    """One line about the first problem: the path of its key, what was expected, what was found."""
     problem = error.errors(include_url=False)[0]
     kind = problem["type"]
     found = f"found {str(problem['input'])[:80]!r}"
@@ -245,7 +246,7 @@ def _check_fields(manifest: Manifest, where: str) -> None:
 
 
 def _check_shards(manifest: Manifest, where: str) -> None:
-    """DataError unless splits and shards have plain names, no two the same, and possible sizes and checksums."""
+    """DataError unless names are plain and differ, and sizes and checksums are possible."""
     names = []
     for split, shards in manifest.splits.items():
         if not _NAME.fullmatch(split):

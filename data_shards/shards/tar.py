@@ -1,8 +1,10 @@
-"""Walk the members of any tar in memory, strictly: what cannot be read right is refused, with its byte offset.
+"""Walk the members of any tar in memory, strictly: what cannot be read right is refused, with its
+byte offset.
 
-Python's ``tarfile`` takes a broken header for the end of the archive. Here an archive ends in zeros and nothing else.
-Understood are USTAR, PAX ('x') and GNU ('L') names and sizes. Links, devices, sparse files, absolute paths and ".."
-are refused: nothing is ever written to disk from a tar, but nobody else should fall for it either.
+Python's ``tarfile`` takes a broken header for the end of the archive. Here an archive ends in zeros
+and nothing else. Understood are USTAR, PAX ('x') and GNU ('L') names and sizes. Links, devices,
+sparse files, absolute paths and ".." are refused: nothing is ever written to disk from a tar, but
+nobody else should fall for it either.
 """
 
 from __future__ import annotations
@@ -58,9 +60,9 @@ class _Header:
 
 
 def members(tar: mmap | bytes, where: str) -> Iterator[Member]:
-    """The files of a tar in order; DataError with the byte offset of the first thing that is wrong."""
+    """The files of a tar in order; a DataError gives the byte offset of what is wrong."""
     position = 0
-    # A header may extend the one that follows it with a longer name or size; both belong to one member.
+    # A header may give the one that follows it a longer name or size; both belong to one member.
     extensions: dict[str, str] = {}
     extended_from: int | None = None
     while True:

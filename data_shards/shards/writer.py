@@ -1,14 +1,16 @@
-"""Writing one shard: a plain WebDataset tar, and beside it the index that lets a reader skip the tar walk.
+"""Writing one shard: a plain WebDataset tar, and beside it the index that lets a reader skip the
+tar walk.
 
-The same samples give the same bytes on every machine: USTAR headers with a fixed time, owner and mode, one
-``<key>.<field>.npy`` member per array, ``<key>.json`` with the id, ``<key>.txt`` with the transcript, sorted by name.
-A shard appears under its name only when it is complete and on disk.
+The same samples give the same bytes on every machine: USTAR headers with a fixed time, owner and
+mode, one ``<key>.<field>.npy`` member per array, ``<key>.json`` with the id, ``<key>.txt`` with the
+transcript, sorted by name. A shard appears under its name only when it is complete and on disk.
 
-``webdataset.TarWriter`` can be made to give the same bytes, in the same time (0.27 to 0.38 s for 45 MiB, this writer
-0.28 to 0.34 s). It is not used, because the index needs what it does not tell (the offset of every payload, and a
-checksum of every sample while its bytes pass); because it gives a name that is too long a second header, where a
-shard of ours refuses it; because then bytes would hang on a library's version; and because importing it imports torch,
-which makes a conversion start in 3 s instead of 0.4 s. The tests read these tars with stock webdataset.
+``webdataset.TarWriter`` can be made to give the same bytes, in the same time (0.27 to 0.38 s for 45
+MiB, this writer 0.28 to 0.34 s). It is not used, because the index needs what it does not tell (the
+offset of every payload, and a checksum of every sample while its bytes pass); because it gives a
+name that is too long a second header, where a shard of ours refuses it; because then bytes would
+hang on a library's version; and because importing it imports torch, which makes a conversion start
+in 3 s instead of 0.4 s. The tests read these tars with stock webdataset.
 """
 
 from __future__ import annotations
@@ -48,13 +50,16 @@ def index_name(name: str) -> str:
 
 
 def write_shard(folder: Path, name: str, samples: Iterable[tuple[str, Sample]]) -> Shard:
-    """Write ``samples``, (key, sample) pairs, to ``folder/name`` and its index; give the manifest's record of them.
+    """Write ``samples``, (key, sample) pairs, to ``folder/name`` and its index; give the manifest's
+    record of them.
 
-    Both files are written beside their final path, flushed to disk and renamed, the tar last: a tar under its own name
-    is complete. When anything fails, nothing is left. Samples are written as they come, so memory holds one at a time.
+    Both files are written beside their final path, flushed to disk and renamed, the tar last: a tar
+    under its own name is complete. When anything fails, nothing is left. Samples are written as
+    they come, so memory holds one at a time.
 
     Raises:
-        DataError: a key or field that WebDataset would split, a duplicate key, an array of objects, no samples at all.
+        DataError: a key or field that WebDataset would split, a duplicate key, an array of objects,
+            no samples at all.
     """
     if not name.endswith(".tar") or "/" in name or name.startswith("."):
         raise DataError(f"a shard's name must end in .tar and hold no folder, got {name!r}")
@@ -134,7 +139,7 @@ class _Tar:
         return Index.build(self.arrays, list(self.keys), self.fixed, self.locations, self.position)
 
     def _checked_shape(self, field: str, array: np.ndarray, where: str) -> tuple[int, ...]:
-        """The array's shape; its dtype and number of axes must be those of the field's arrays before it."""
+        """The array's shape; dtype and number of axes must be those of the arrays before it."""
         dtype, axes = array.dtype.name, array.ndim
         known_dtype, known_axes = self.arrays.setdefault(field, (dtype, axes))
         if (dtype, axes) != (known_dtype, known_axes):

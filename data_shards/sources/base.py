@@ -1,10 +1,12 @@
 """What a reader makes of a raw file: light rows, and samples made from them one at a time.
 
-A reader is a function ``read(raw: Path, options: Options) -> RawDataset``. Rows are small and picklable, so that they
-can be counted, grouped into shards and handed to other processes; only ``RawDataset.sample`` touches the arrays.
+A reader is a function ``read(raw: Path, options: Options) -> RawDataset``. Rows are small and
+picklable, so that they can be counted, grouped into shards and handed to other processes; only
+``RawDataset.sample`` touches the arrays.
 
-The readers are the project's own because they are strict on purpose: a pickle that would execute something, a label
-outside its range, an array of another width is refused with the sample's id, and what is repaired is counted.
+The readers are the project's own because they are strict on purpose: a pickle that would execute
+something, a label outside its range, an array of another width is refused with the sample's id, and
+what is repaired is counted.
 """
 
 from __future__ import annotations
@@ -88,7 +90,7 @@ def file_facts(path: Path) -> dict[str, Any]:
 
 
 def as_string(value: Any, where: str) -> str:
-    """Text from str, a number, bytes (UTF-8, or Latin-1 where it is not that), or an array of one of them."""
+    """Text from str, a number, bytes (UTF-8, else Latin-1), or an array of one of them."""
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(-1)[0]
     if isinstance(value, bytes):
@@ -158,10 +160,11 @@ def check_label(value: Any, labels: Labels, where: str) -> np.float32:
 
 
 def known_resolution(labels: Labels, values: np.ndarray) -> Labels:
-    """``labels`` with a step that every value is a multiple of: its own, or a whole part of it, or none.
+    """``labels`` with a step that every value is a multiple of: its own, or a whole part of it, or
+    none.
 
-    One in seventeen MOSI labels is off its grid of 1/5, because a few clips had more or fewer than five annotators;
-    all are multiples of 1/60. Equal labels are only equal for sure on such a grid.
+    One in seventeen MOSI labels is off its grid of 1/5, because a few clips had more or fewer than
+    five annotators; all are multiples of 1/60. Equal labels are only equal for sure on such a grid.
     """
     if labels.resolution is None or not len(values):
         return labels
@@ -176,7 +179,8 @@ def known_resolution(labels: Labels, values: np.ndarray) -> Labels:
 def stated_labels(
     raw: Path, options: Options, dataset: KnownDataset | None, seen: str = ""
 ) -> Labels:
-    """The label range that the user states, or that of the known data set; DataError where neither is known.
+    """The label range that the user states, or that of the known data set; DataError where neither
+    is known.
 
     Args:
         seen: what the file's labels look like, for the message.

@@ -1,7 +1,9 @@
-"""What is known of an entity beside its neighbours, one array per view: (N, D) numbers and (N,) presence.
+"""What is known of an entity beside its neighbours, one array per view: (N, D) numbers and (N,)
+presence.
 
-Widths, counts and vocabularies follow the released code of MCLEA (relation, attribute, name views, images); "numeric"
-is ours. No view looks at ids or at links. Names, attributes and numbers come by row: 0 to N-1, one per entity.
+Widths, counts and vocabularies follow the released code of MCLEA (relation, attribute, name views,
+images); "numeric" is ours. No view looks at ids or at links. Names, attributes and numbers come by
+row: 0 to N-1, one per entity.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ class View:
 
 
 def relation_counts(triples: np.ndarray, num_entities: int, most: int = MOST_FREQUENT) -> View:
-    """(N, most) int32: in how many of (T, 3) triples (head, relation, tail) an entity takes part by each of the most
-    frequent relations. A triple from an entity to itself counts twice."""
+    """(N, most) int32: in how many of (T, 3) triples (head, relation, tail) an entity takes part by
+    each of the most frequent relations. A triple from an entity to itself counts twice."""
     relations, counts = np.unique(triples[:, 1], return_counts=True)
     frequent = relations[np.argsort(-counts, kind="stable")][:most]
     largest = int(triples[:, 1].max(initial=0))
@@ -64,7 +66,7 @@ def attribute_bag(
 
 
 def character_bigrams(names: Mapping[int, Sequence[str]], num_entities: int) -> View:
-    """(N, bigrams) int8: how often each pair of neighbouring characters occurs inside an entity's name tokens."""
+    """(N, bigrams) int8: how often neighbouring characters occur inside an entity's name tokens."""
     bigrams: dict[int, list[str]] = {}
     for row, tokens in names.items():
         bigrams[row] = []
@@ -87,8 +89,8 @@ def _bag(things: Mapping[int, Iterable[str]], vocabulary: Sequence[str], num_ent
 
 
 def word_vectors(names: Mapping[int, Sequence[str]], num_entities: int, path: Path) -> View:
-    """(N, D) float32: the mean vector of an entity's name tokens, from a text file of GloVe's format
-    (``word number number ...`` a line). Entities without a known word lack the view."""
+    """(N, D) float32: the mean vector of an entity's name tokens, from a text file of GloVe's
+    format (``word number number ...`` a line). Entities without a known word lack the view."""
     wanted = {token.lower() for tokens in names.values() for token in tokens}
     vectors: dict[str, np.ndarray] = {}
     width = 0
@@ -115,7 +117,7 @@ def word_vectors(names: Mapping[int, Sequence[str]], num_entities: int, path: Pa
 def encoded_names(
     names: Mapping[int, Sequence[str]], num_entities: int, encoder_name: str, batch_size: int = 256
 ) -> View:
-    """(N, D) float32: the mean of a ``transformers`` encoder's last states over an entity's name, without padding."""
+    """(N, D) float32: the mean of an encoder's last states over a name, without padding."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -142,11 +144,12 @@ def encoded_names(
 
 
 def image_vectors(path: Path, row_of: Mapping[int, int], repairs: Counter[str]) -> View:
-    """(N, D) float32 image vectors from a file of one of three kinds; ``row_of`` maps the file's ids to rows.
+    """(N, D) float32 image vectors from a file of one of three kinds; ``row_of`` maps the file's
+    ids to rows.
 
-    ``.pkl``: a dict of id to vector, as the papers' authors gave them out. ``.npz``: arrays ``ids`` (M,) and
-    ``vectors`` (M, D). ``.npy``: (N, D) in the order of ids, rows of NaN where there is no image.
-    Vectors that are not finite or all zero are left out and counted.
+    ``.pkl``: a dict of id to vector, as the papers' authors gave them out. ``.npz``: arrays ``ids``
+    (M,) and ``vectors`` (M, D). ``.npy``: (N, D) in the order of ids, rows of NaN where there is no
+    image. Vectors that are not finite or all zero are left out and counted.
     """
     if path.suffix in (".pkl", ".pickle"):
         ids, vectors = _images_of_pickle(path)
@@ -157,7 +160,8 @@ def image_vectors(path: Path, row_of: Mapping[int, int], repairs: Counter[str]) 
     shapes = {vector.shape for vector in vectors}
     if len(shapes) != 1 or len(ids) != len(vectors):
         raise DataError(
-            f"{path}: {len(ids)} ids for {len(vectors)} image vectors of shapes {sorted(shapes)[:3]}"
+            f"{path}: {len(ids)} ids for {len(vectors)} image vectors "
+            f"of shapes {sorted(shapes)[:3]}"
         )
     images = np.zeros((len(row_of), vectors[0].shape[-1]), "<f4")
     for entity, vector in zip(ids, vectors, strict=True):
@@ -199,12 +203,14 @@ def _images_of_npy(path: Path, row_of: Mapping[int, int]) -> tuple[list[int], li
 
 
 def numeric_waves(literals: Mapping[int, Sequence[float]], num_entities: int) -> View:
-    """(N, 500) float32: the sum over an entity's numbers of cos and sin of their signed logarithm at many frequencies.
+    """(N, 500) float32: the sum over an entity's numbers of cos and sin of their signed logarithm
+    at many frequencies.
 
-    The cosine of two such rows is high when they share nearly equal numbers, whatever their attributes are called;
-    names of attributes seldom agree between two graphs, and a change of unit only shifts phases. Random Fourier
-    features (Rahimi and Recht, NeurIPS 2007) with frequencies in a geometric row instead of random ones: 10 tells
-    orders of magnitude apart, 100,000 the days of a century.
+    The cosine of two such rows is high when they share nearly equal numbers, whatever their
+    attributes are called; names of attributes seldom agree between two graphs, and a change of unit
+    only shifts phases. Random Fourier features (Rahimi and Recht, NeurIPS 2007) with frequencies in
+    a geometric row instead of random ones: 10 tells orders of magnitude apart, 100,000 the days of
+    a century.
     """
     waves = np.zeros((num_entities, 2 * len(FREQUENCIES)), "<f4")
     present = np.zeros(num_entities, bool)
@@ -221,7 +227,7 @@ _DATE = re.compile(r"(-?\d{1,6})-(\d{1,2})(?:-(\d{1,2}))?(?:T.*)?")
 
 
 def number_of(text: str) -> float | None:
-    """The number in a literal: a plain one, or a date as years with a fraction; None where there is none."""
+    """The number in a literal, plain or a date as years with a fraction; None without one."""
     try:
         value = float(text)
     except ValueError:

@@ -1,4 +1,5 @@
-"""The files of an alignment folder, parsed and checked line by line: tab-separated UTF-8, ids shared by both graphs.
+"""The files of an alignment folder, parsed and checked line by line: tab-separated UTF-8, ids
+shared by both graphs.
 
 Entities are numbered 0 ... N-1 here ("rows"); the caller decides which id gets which row.
 """
@@ -30,7 +31,8 @@ def read_lines(path: Path, columns: int | None) -> Iterator[tuple[int, list[str]
                     continue
                 if columns is not None and len(cells) != columns:
                     raise DataError(
-                        f"{path}, line {number}: {len(cells)} columns instead of {columns}: {line[:80]!r}"
+                        f"{path}, line {number}: {len(cells)} columns instead of {columns}: "
+                        f"{line[:80]!r}"
                     )
                 yield number, cells
     except FileNotFoundError:
@@ -58,7 +60,8 @@ def read_entities(raw: Path) -> dict[int, tuple[int, str]]:
         for number, (cell, name) in read_lines(path, 2):
             if not cell.isdecimal() or int(cell) in entities:
                 raise DataError(
-                    f"{path}, line {number}: {cell!r} is no new entity id; both files share one id space"
+                    f"{path}, line {number}: {cell!r} is no new entity id; "
+                    "both files share one id space"
                 )
             entities[int(cell)] = side, name
     return entities
@@ -105,7 +108,7 @@ def read_attributes(
     row_of: Mapping[int, int],
     repairs: Counter[str],
 ) -> dict[int, list[str]]:
-    """Row -> attribute names. The files name entities, not ids; what they say of unknown ones is counted."""
+    """Row -> attribute names. The files name entities by name; unknown ones are counted."""
     row_of_name = {}
     for entity, side_and_name in entities.items():
         row_of_name[side_and_name] = row_of[entity]

@@ -1,13 +1,16 @@
-"""Alignment folders to entities: the layouts of DBP15K, SRPRS and FB15K-DB15K, as MCLEA and MEAformer read them.
+"""Alignment folders to entities: the layouts of DBP15K, SRPRS and FB15K-DB15K, as MCLEA and
+MEAformer read them.
 
-Tab-separated UTF-8 files: ``ent_ids_1/2`` (id, name), ``triples_1/2`` (head, relation, tail), links as
-``ill_ent_ids``, or ``ref_ent_ids`` with or without ``sup_ent_ids`` (the part of them for training). Everything else may
-be missing: ``training_attrs_1/2`` (name, attribute ...), ``numeric_1/2`` (id, attribute, value), ``has_image_1/2``
-(ids), ``translated_ent_name.json`` and an image file.
+Tab-separated UTF-8 files: ``ent_ids_1/2`` (id, name), ``triples_1/2`` (head, relation, tail), links
+as ``ill_ent_ids``, or ``ref_ent_ids`` with or without ``sup_ent_ids`` (the part of them for
+training). Everything else may be missing: ``training_attrs_1/2`` (name, attribute ...),
+``numeric_1/2`` (id, attribute, value), ``has_image_1/2`` (ids), ``translated_ent_name.json`` and an
+image file.
 
-What comes out: split "entities", one sample per entity in an order drawn by the seed, and split "graph", one sample
-with triples and links between rows in that order. In DBP15K the partner of id i is often i + 10500; the new
-numbers say nothing about who belongs together, and the original ids are only kept as names.
+What comes out: split "entities", one sample per entity in an order drawn by the seed, and split
+"graph", one sample with triples and links between rows in that order. In DBP15K the partner of id i
+is often i + 10500; the new numbers say nothing about who belongs together, and the original ids are
+only kept as names.
 """
 
 from __future__ import annotations
@@ -236,7 +239,7 @@ def _image_file(raw: Path, options: EntityOptions) -> Path | None:
 def _name_views(
     raw: Path, options: EntityOptions, tokens: dict[int, list[str]], num_entities: int
 ) -> dict[str, View]:
-    """What is made of the entities' names: "words" if an option asks for it, "chars" if there are names."""
+    """Views of the names: "words" if an option asks for it, "chars" if there are names."""
     if options.word_vectors and options.text_encoder:
         raise DataError(
             "--word-vectors and --text-encoder both make the view 'words'; give one of them"

@@ -1,8 +1,10 @@
-"""The MMSA ``.pkl`` layout: one dict per file, in it one dict per split, in it one list or array per kind of data.
+"""The MMSA ``.pkl`` layout: one dict per file, in it one dict per split, in it one list or array
+per kind of data.
 
-All its variants are read: MOSI, MOSEI, SIMS (with human labels per modality) and SIMSv2; aligned and unaligned; lists
-and arrays; zero padding on either side; the (N, L, 3) order of token ids that some extractors write; ids as bytes or
-nested arrays; MulT's originals, whose labels are called ``labels``. What each key means: docs/data.md.
+All its variants are read: MOSI, MOSEI, SIMS (with human labels per modality) and SIMSv2; aligned
+and unaligned; lists and arrays; zero padding on either side; the (N, L, 3) order of token ids that
+some extractors write; ids as bytes or nested arrays; MulT's originals, whose labels are called
+``labels``. What each key means: docs/data.md.
 """
 
 from __future__ import annotations
@@ -131,7 +133,8 @@ def _parts(loaded: Any, raw: Path) -> tuple[dict[str, Part], list[str]]:
     """The splits in the order train, valid, test, and the names of what else lies in the file."""
     if not isinstance(loaded, dict):
         raise DataError(
-            f"{raw} holds a {type(loaded).__name__}, not a dict of splits; the layout is in docs/data.md"
+            f"{raw} holds a {type(loaded).__name__}, not a dict of splits; "
+            "the layout is in docs/data.md"
         )
     keys = {SPLIT_NAMES[key]: key for key in loaded if key in SPLIT_NAMES}
     if keys.keys() != set(SPLITS):
@@ -142,7 +145,8 @@ def _parts(loaded: Any, raw: Path) -> tuple[dict[str, Part], list[str]]:
                 "take the file of the supervised task instead"
             )
         raise DataError(
-            f"{raw} needs the splits train, valid and test, and has {sorted(map(str, loaded))}{hint}"
+            f"{raw} needs the splits train, valid and test, "
+            f"and has {sorted(map(str, loaded))}{hint}"
         )
     parts = {split: _part(loaded[keys[split]], f"{raw}: {keys[split]}") for split in SPLITS}
     label_names = {tuple(part.labels) for part in parts.values()}
@@ -197,7 +201,8 @@ def _column(
         raise DataError(f"{where}: {name!r} is a {type(column).__name__}, not one entry per sample")
     if count is not None and len(column) != count:
         raise DataError(f"{where}: {name!r} has {len(column)} entries for {count} ids")
-    return column  # type: ignore[return-value]  # an array, in all that is done with it here, is a sequence
+    # an array is a sequence in all that is done with it here
+    return column  # type: ignore[return-value]
 
 
 def _id(value: Any, where: str) -> str:
@@ -337,7 +342,7 @@ def _token_ids(
 
 
 def _frames(content: Content, part: Part, i: int, repairs: Counter[str]) -> dict[str, np.ndarray]:
-    """Modality -> frames (T, D) without their padding. One that is zero throughout is one that the sample lacks."""
+    """Modality -> frames (T, D) without padding. One of zeros only is one that the sample lacks."""
     padded: dict[str, np.ndarray] = {}
     extents: dict[str, tuple[int, int]] = {}  # modality -> first frame, end
     for modality, is_padded_left in content.left.items():
@@ -357,7 +362,8 @@ def _frames(content: Content, part: Part, i: int, repairs: Counter[str]) -> dict
             differs = part.lengths[modality][i] != extent[1] - extent[0]
             repairs[f"{modality} lengths not as stored, counted again"] += bool(differs)
     if "text_bert" in part.columns and (content.aligned or "text" in padded):
-        # A frozen encoder's output is not zero where padded, and aligned frames end with the text's [SEP].
+        # A frozen encoder's output is not zero where padded, and aligned frames end with the text's
+        # [SEP].
         used = token_rows(part, i, content.swapped).used()
         if len(used):
             extents["text"] = int(used[0]), int(used[-1]) + 1

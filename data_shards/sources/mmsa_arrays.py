@@ -1,7 +1,9 @@
-"""What the arrays of an MMSA file say of themselves: where padding is, which way token ids lie, what is text.
+"""What the arrays of an MMSA file say of themselves: where padding is, which way token ids lie,
+what is text.
 
-The layout has no fixed rules for these, so they are found out from the arrays: zero padding stands on either side,
-some extractors write token ids as (L, 3) instead of (3, L), and aligned files share one time axis.
+The layout has no fixed rules for these, so they are found out from the arrays: zero padding stands
+on either side, some extractors write token ids as (L, 3) instead of (3, L), and aligned files share
+one time axis.
 """
 
 from __future__ import annotations
@@ -78,7 +80,7 @@ def token_rows(part: Part, i: int, swapped: bool) -> TokenRows:
 
 
 def token_ids_are_swapped(parts: dict[str, Part]) -> bool:
-    """Whether token ids lie as (L, 3); where L is 3 the mask, all 0 and 1, tells rows from columns."""
+    """Whether token ids lie as (L, 3); where L is 3, the mask of 0 and 1 tells."""
     looked_at = []
     for part in parts.values():
         for i in range(min(ROWS_LOOKED_AT, len(part))):
@@ -102,7 +104,7 @@ def _could_be_token_rows(rows: np.ndarray) -> bool:
 
 
 def pads_left(parts: dict[str, Part], modality: str) -> bool:
-    """Whether zero frames pile up in front; frames of face trackers and [CLS] may be zero at either end."""
+    """Whether padding is in front; a few frames of zeros may be data at either end."""
     before = after = 0
     for part in parts.values():
         if modality not in part.columns:

@@ -1,9 +1,10 @@
 """The one place that knows pickles. Reading one executes nothing.
 
-A pickle is a program for a small stack machine that may call anything by name. Here every name resolves to one of
-the few functions below, which make only plain containers and inert stand-ins for NumPy's arrays; any other name is
-refused. The stand-ins become arrays afterwards, through ``np.frombuffer`` with checked sizes, so that NumPy's own
-unpickling code, which trusts the state it is given, never runs.
+A pickle is a program for a small stack machine that may call anything by name. Here every name
+resolves to one of the few functions below, which make only plain containers and inert stand-ins for
+NumPy's arrays; any other name is refused. The stand-ins become arrays afterwards, through
+``np.frombuffer`` with checked sizes, so that NumPy's own unpickling code, which trusts the state it
+is given, never runs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class _Refused(Exception):
 
 
 class _Dtype:
-    """Stands for ``numpy.dtype`` while unpickling; only fixed-size numbers and strings, and object, are known."""
+    """Stands for ``numpy.dtype``; only fixed-size numbers and strings, and object, are known."""
 
     def __init__(self, spec: Any, *_: Any) -> None:
         if isinstance(spec, bytes):
@@ -120,7 +121,8 @@ def _of(container: type) -> Callable[..., Any]:
     return lambda items=(): container(items)
 
 
-# What a name in a pickle stands for. numpy.core became numpy._core in NumPy 2; __builtin__ is Python 2's spelling.
+# What a name in a pickle stands for. numpy.core became numpy._core in NumPy 2; __builtin__ is
+# Python 2's spelling.
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): lambda *_: _Array(),
     ("numpy", "dtype"): _Dtype,
@@ -148,15 +150,17 @@ class _Unpickler(
         known = _KNOWN.get((module, name))
         if known is None:
             raise _Refused(
-                f"a {module}.{name}, and only NumPy arrays and plain containers are read (nothing was executed); "
-                "save it again with plain dicts, lists and arrays, or describe the data as a table (docs/data.md)"
+                f"a {module}.{name}, and only NumPy arrays and plain containers are read "
+                "(nothing was executed); save it again with plain dicts, lists and arrays, "
+                "or describe the data as a table (docs/data.md)"
             )
-        # A pickle may set attributes on what it was given; a fresh function keeps that from lasting.
+        # A pickle may set attributes on what it gets; a fresh function keeps that from lasting.
         return lambda *values: known(*values)
 
 
 def load_pickle(path: Path) -> Any:
-    """The contents of a pickle of any protocol, Python 2's included: plain containers, scalars and read-only arrays.
+    """The contents of a pickle of any protocol, Python 2's included: plain containers, scalars and
+    read-only arrays.
 
     ``str`` written by Python 2 comes back as bytes, except as a key of a dict.
     """

@@ -1,7 +1,8 @@
-"""The open layout for everybody's data: a table (CSV, JSON lines, Parquet) that points to arrays. See docs/data.md.
+"""The open layout for everybody's data: a table (CSV, JSON lines, Parquet) that points to arrays.
+See docs/data.md.
 
-Tables are read row by row and ``.npy`` files are mapped, so neither has to fit into memory. A table is gone through
-twice: first every row is checked, then samples are made.
+Tables are read row by row and ``.npy`` files are mapped, so neither has to fit into memory. A table
+is gone through twice: first every row is checked, then samples are made.
 """
 
 from __future__ import annotations
@@ -160,7 +161,8 @@ class _Survey:
             )
         if options.labels or options.dataset:
             raise DataError(
-                f"{self.table} has classes, so --labels and --dataset have no effect; leave them out"
+                f"{self.table} has classes, so --labels and --dataset have no effect; "
+                "leave them out"
             )
         are_numbers = all(name.lstrip("-").isdigit() for name in self.classes)
         names = sorted(self.classes, key=int) if are_numbers else sorted(self.classes)

@@ -1,4 +1,4 @@
-"""The arrays that cells of a table point to: ``FILE.npy``, ``FILE.npz#KEY``, and parts of them, ``[START:STOP]``."""
+"""Arrays that cells of a table point to: ``FILE.npy``, ``FILE.npz#KEY``, with ``[START:STOP]``."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def load_array(folder: Path, row: Row, column: str) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _open(path: Path, key: str | None, size: int, changed: int) -> np.ndarray:
-    """The last few arrays stay open: rows that share one mostly follow each other. ``.npy`` files are only mapped."""
+    """The last few arrays stay open, for rows that share one; ``.npy`` files are only mapped."""
     if key is None:
         return np.lib.format.open_memmap(path, mode="r")
     with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as arrays:
@@ -114,5 +114,6 @@ def load_token_ids(folder: Path, row: Row) -> np.ndarray:
     if is_list_of_integers and (is_empty_list or 0 <= ids.min() <= ids.max() < LARGEST_ID):
         return ids.astype("<i4")
     raise DataError(
-        f"{row.describe('tokens')}: token ids must be a list of whole numbers from 0, got {value!r:.80}"
+        f"{row.describe('tokens')}: token ids must be a list of whole numbers from 0, "
+        f"got {value!r:.80}"
     )

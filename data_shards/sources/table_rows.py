@@ -71,7 +71,8 @@ def _csv_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 # csv puts what is too much under None, and None in place of what is missing
                 if None in cells or None in cells.values():
                     raise DataError(
-                        f"{table}, line {reader.line_num}: not as many cells as the header has columns"
+                        f"{table}, line {reader.line_num}: "
+                        "not as many cells as the header has columns"
                     )
                 yield reader.line_num, cells
     except (csv.Error, UnicodeDecodeError) as error:

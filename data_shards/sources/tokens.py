@@ -1,4 +1,4 @@
-"""Text as token ids: through a local ``transformers`` tokenizer, or as somebody else's tokenizer gave them."""
+"""Text as token ids: through a local ``transformers`` tokenizer, or as they stand in a file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class Tokenizer:
 
         if not Path(path).is_dir():
             raise DataError(
-                f"--tokenizer {path}: no such folder; give the folder of a saved transformers tokenizer"
+                f"--tokenizer {path}: no such folder; "
+                "give the folder of a saved transformers tokenizer"
             )
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
@@ -80,7 +81,7 @@ def from_vocabulary(words: list[str], largest: int) -> dict[str, Any]:
 
 
 def from_bert(name: str, size: int, largest: int) -> dict[str, Any]:
-    """Manifest.tokenizer for ids that BERT ``name`` is said to have made; only their size is known if it cannot."""
+    """Manifest.tokenizer for ids of BERT ``name``; only their number is known if it has fewer."""
     if largest >= size:
         return {"name": "unknown", "vocab_size": largest + 1}
     special = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
