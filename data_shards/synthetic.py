@@ -46,8 +46,10 @@ CLASSES = ["Negative", "Neutral", "Positive"]
 
 def vocabulary() -> list[str]:
     """The words of all sentences by token id, special tokens first."""
-    words = {"the", "was", "and", *ADJECTIVES, *DEGREES, *TOPICS, *" ".join(OPENERS).split()} - {""}
-    return SPECIAL + sorted(words)
+    words = {"the", "was", "and", *ADJECTIVES, *DEGREES, *TOPICS}
+    for opener in OPENERS:
+        words.update(opener.split())
+    return SPECIAL + sorted(words - {""})
 
 
 def _sentence(rng: np.random.Generator) -> tuple[str, float]:
@@ -79,7 +81,8 @@ def _sequence(
 
 def _clip(rng: np.random.Generator, patterns: list[np.ndarray]) -> dict[str, Any]:
     mood = rng.normal()
-    words, voice, face = np.sqrt(AGREEMENT) * mood + np.sqrt(1 - AGREEMENT) * rng.normal(size=3)
+    shared, apart = np.sqrt(AGREEMENT), np.sqrt(1 - AGREEMENT)
+    words, voice, face = shared * mood + apart * rng.normal(size=3)
     # of twelve sentences, the one that says about what the words should say
     drafts = [_sentence(rng) for _ in range(12)]
     text, sentence_value = min(drafts, key=lambda draft: abs(draft[1] - 1.5 * words))
@@ -108,7 +111,8 @@ def make(samples: int = SAMPLES, seed: int = 0) -> dict[str, Any]:
     patterns = [shared.normal(size=width) / np.sqrt(width) for _, width in (AUDIO, VISION)]
     rng = np.random.default_rng([seed, 1])
     content: dict[str, Any] = {"synthetic": True, "vocabulary": vocabulary()}
-    edges = np.round(np.cumsum([0.0, *SHARES.values()]) * samples).astype(int)
+    shares = np.cumsum([0.0, *SHARES.values()])
+    edges = np.round(shares * samples).astype(int)
     video = 0
     for split, count in zip(SHARES, np.diff(edges), strict=True):
         clips: list[dict[str, Any]] = []

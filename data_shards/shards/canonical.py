@@ -133,17 +133,19 @@ def _members_by_suffix(index: Index, keys: list[str]) -> list[_Members]:
         dtype, axes = index.arrays[field]
         row = np.flatnonzero(table[:, column] != ABSENT)
         shapes = table[row, column + 1 : column + 1 + axes]
-        headers = [npy_header(np.dtype(dtype).str, tuple(shape)) for shape in shapes.tolist()]
+        numbers = np.dtype(dtype)
+        headers = [npy_header(numbers.str, tuple(shape)) for shape in shapes.tolist()]
         header_sizes = np.array([len(header) for header in headers], np.int64)
-        array_sizes = np.prod(shapes, axis=1, dtype=np.int64) * np.dtype(dtype).itemsize
+        array_sizes = np.prod(shapes, axis=1, dtype=np.int64) * numbers.itemsize
         # the index points to the numbers, before which stand the array's header and the member's
         start = table[row, column] - header_sizes - BLOCK
         names = _names(encoded_keys, row, f".{field}.npy")
         groups.append(_Members(row, start, header_sizes + array_sizes, names, headers))
     for suffix, offset, size in ((".json", JSON, JSON_SIZE), (".txt", TEXT, TEXT_SIZE)):
         row = np.flatnonzero(table[:, offset] != ABSENT)
+        start = table[row, offset] - BLOCK
         names = _names(encoded_keys, row, suffix)
-        groups.append(_Members(row, table[row, offset] - BLOCK, table[row, size], names, []))
+        groups.append(_Members(row, start, table[row, size], names, []))
     return [members for members in groups if len(members.row)]
 
 
@@ -155,9 +157,10 @@ def _names(encoded_keys: list[bytes], rows: np.ndarray, suffix: str) -> list[byt
 def _fills_the_tar(layout: _Layout, index: Index) -> bool:
     """Whether members follow each other from the first byte on, as the index says."""
     row, start, end = layout.row, layout.start, layout.end
-    follow_each_other = start[0] == 0 and (start[1:] == end[:-1]).all()
+    begins_at_zero = start[0] == 0
+    has_no_gaps = (start[1:] == end[:-1]).all()
     in_order_of_samples = (np.diff(row) >= 0).all()
-    if not follow_each_other or not in_order_of_samples:
+    if not (begins_at_zero and has_no_gaps and in_order_of_samples):
         return False
     samples = np.arange(len(index))
     first_member = np.searchsorted(row, samples)

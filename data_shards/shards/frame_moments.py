@@ -29,9 +29,9 @@ class Moments:
         mean = np.array(self.mean)
         difference = np.array(other.mean) - mean
         squares = np.array(self.squares) + np.array(other.squares)
-        squares = squares + difference**2 * (self.count * other.count / count)
+        between = difference**2 * (self.count * other.count / count)
         joined_mean = mean + difference * (other.count / count)
-        return Moments(count, joined_mean.tolist(), squares.tolist())
+        return Moments(count, joined_mean.tolist(), (squares + between).tolist())
 
     def std(self) -> list[float]:
         """The standard deviation of each feature."""

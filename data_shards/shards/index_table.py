@@ -68,9 +68,12 @@ class Index:
     def keys(self) -> list[str]:
         """The keys of all samples."""
         joined = bytes(self.key_bytes)
-        ends = self.key_ends.tolist()
-        starts = [0, *ends[:-1]]
-        return [joined[start:end].decode("utf-8") for start, end in zip(starts, ends, strict=False)]
+        keys = []
+        start = 0
+        for end in self.key_ends.tolist():
+            keys.append(joined[start:end].decode("utf-8"))
+            start = end
+        return keys
 
     @staticmethod
     def build(
@@ -163,15 +166,18 @@ def _check(index: Index) -> None:
     if list(index.arrays) != sorted(index.arrays):
         raise ValueError("fields out of order")
     table = index.table
-    if table.dtype != np.int64 or table.shape != (len(index.key_ends), _width(index.arrays)):
+    expected_shape = (len(index.key_ends), _width(index.arrays))
+    if table.dtype != np.int64 or table.shape != expected_shape:
         raise ValueError(f"a table of shape {table.shape} and dtype {table.dtype}")
     _check_keys(index)
     _check_samples(index)
     for offset, size in ((JSON, JSON_SIZE), (TEXT, TEXT_SIZE)):
-        _check_inside(index, table[:, offset], table[:, size : size + 1], 1, FIXED[offset])
+        sizes = table[:, size : size + 1]
+        _check_inside(index, table[:, offset], sizes, 1, FIXED[offset])
     for field, (dtype, _) in index.arrays.items():
+        offsets = table[:, index.column(field)]
         itemsize = np.dtype(dtype).itemsize
-        _check_inside(index, table[:, index.column(field)], _shapes(index, field), itemsize, field)
+        _check_inside(index, offsets, _shapes(index, field), itemsize, field)
 
 
 def _check_keys(index: Index) -> None:
@@ -180,13 +186,15 @@ def _check_keys(index: Index) -> None:
     keys_are_bytes = key_bytes.dtype == np.uint8 and key_bytes.ndim == 1
     if not (ends_are_numbers and keys_are_bytes):
         raise ValueError("keys of a wrong kind")
-    if len(ends) and ((ends <= _shifted(ends)).any() or ends[-1] != len(key_bytes)):
+    has_empty_key = (ends <= _shifted(ends)).any()
+    last_end = ends[-1] if len(ends) else len(key_bytes)
+    if has_empty_key or last_end != len(key_bytes):
         raise ValueError("keys do not follow each other")
     bytes(key_bytes).decode("utf-8")
 
 
 def _check_samples(index: Index) -> None:
-    start, end, crc = index.table[:, START], index.table[:, END], index.table[:, CRC]
+    start, end, crc = index.table[:, [START, END, CRC]].T
     overlaps = start < _shifted(end)
     is_empty = end <= start
     leaves_tar = end > index.tar_bytes
@@ -198,7 +206,9 @@ def _check_samples(index: Index) -> None:
 
 def _shifted(ends: np.ndarray) -> np.ndarray:
     """(S,), the end of the one before; 0 for the first."""
-    return np.concatenate([np.zeros(1, np.int64), ends[:-1]])[: len(ends)]
+    before = np.zeros_like(ends)
+    before[1:] = ends[:-1]
+    return before
 
 
 def _check_inside(
@@ -209,7 +219,8 @@ def _check_inside(
     # float: a product that leaves int64 must not wrap around
     size = np.prod(shape.astype(np.float64), axis=1) * itemsize
     start, end = index.table[:, START], index.table[:, END]
-    is_outside = (offset <= start) | (shape < 0).any(axis=1) | (offset + size > end)
+    is_negative = (shape < 0).any(axis=1)
+    is_outside = (offset <= start) | is_negative | (offset + size > end)
     has_shape = ((shape != 0) & (shape != ABSENT)).any(axis=1)
     is_wrong = (is_there & is_outside) | (~is_there & has_shape)
     if is_wrong.any():
@@ -237,8 +248,9 @@ def summary(index: Index) -> dict[str, tuple[str, tuple[tuple[int, ...], ...]]]:
         is_there = index.table[:, index.column(field)] != ABSENT
         if is_there.any():
             shapes = _shapes(index, field)[is_there]
-            extents = tuple((int(axis.min()), int(axis.max())) for axis in shapes.T)
-            described[field] = (dtype, extents)
+            smallest = shapes.min(axis=0).tolist()
+            largest = shapes.max(axis=0).tolist()
+            described[field] = (dtype, tuple(zip(smallest, largest, strict=True)))
     return described
 
 

@@ -71,8 +71,8 @@ def character_bigrams(names: Mapping[int, Sequence[str]], num_entities: int) -> 
     for row, tokens in names.items():
         bigrams[row] = []
         for token in tokens:
-            lower = token.lower()
-            bigrams[row] += [lower[i : i + 2] for i in range(len(lower) - 1)]
+            neighbours = zip(token.lower(), token.lower()[1:], strict=False)
+            bigrams[row] += [first + second for first, second in neighbours]
     vocabulary = sorted(set().union(*bigrams.values()))
     return _bag(bigrams, vocabulary, num_entities)
 
@@ -139,7 +139,8 @@ def encoded_names(
         with torch.no_grad():
             states = encoder(**inputs).last_hidden_state  # (batch, T, D)
         mask = inputs["attention_mask"].unsqueeze(-1)
-        means[batch] = ((states * mask).sum(1) / mask.sum(1)).numpy()
+        mean = (states * mask).sum(1) / mask.sum(1)
+        means[batch] = mean.numpy()
     return View.of(means)
 
 
@@ -181,7 +182,8 @@ def _images_of_pickle(path: Path) -> tuple[list[int], list[np.ndarray]]:
         raise DataError(
             f"{path} holds a {type(loaded).__name__}; expected a dict of entity id to image vector"
         )
-    return list(loaded), [np.asarray(vector, "<f4").reshape(-1) for vector in loaded.values()]
+    vectors = [np.asarray(vector, "<f4").reshape(-1) for vector in loaded.values()]
+    return list(loaded), vectors
 
 
 def _images_of_npz(path: Path) -> tuple[list[int], list[np.ndarray]]:
@@ -218,7 +220,8 @@ def numeric_waves(literals: Mapping[int, Sequence[float]], num_entities: int) ->
         numbers = np.asarray(values, np.float64)
         logarithms = np.sign(numbers) * np.log1p(np.abs(numbers))
         phase = np.outer(logarithms, FREQUENCIES)  # (literals, K)
-        waves[row] = np.concatenate([np.cos(phase).sum(0), np.sin(phase).sum(0)])
+        cosines, sines = np.cos(phase).sum(0), np.sin(phase).sum(0)
+        waves[row] = np.concatenate([cosines, sines])
         present[row] = len(numbers) > 0
     return View(waves, present)
 

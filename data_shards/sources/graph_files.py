@@ -82,7 +82,8 @@ def read_triples(raw: Path, row_of: Mapping[int, int]) -> np.ndarray:
     for digit in SIDES:
         path = raw / f"triples_{digit}"
         triples = read_integers(path, 3)
-        triples[:, [0, 2]] = rows_of_ids(path, triples[:, [0, 2]], row_of)
+        heads_and_tails = triples[:, [0, 2]]
+        triples[:, [0, 2]] = rows_of_ids(path, heads_and_tails, row_of)
         both.append(triples)
     return np.concatenate(both).astype("<i4")
 

@@ -97,7 +97,9 @@ def read(raw: Path, options: Options) -> RawDataset:
     text, tokenizer = chosen_text(
         options, str(raw), ids="text_bert", raw="raw_text", features="text", has=in_all_splits
     )
-    modalities = [m for m in widths if m != "text" or text == "features"]
+    if text != "features":
+        widths.pop("text", None)
+    modalities = list(widths)
     content = Content(
         parts=parts,
         labels=labels,
@@ -105,7 +107,7 @@ def read(raw: Path, options: Options) -> RawDataset:
         swapped="text_bert" in in_all_splits and token_ids_are_swapped(parts),
         left={m: pads_left(parts, m) for m in modalities},
         aligned=is_aligned(parts["train"], modalities),
-        fields=_fields(text, {m: widths[m] for m in modalities}, list(parts["train"].labels)),
+        fields=_fields(text, widths, list(parts["train"].labels)),
         tokenizer=tokenizer,
     )
     synthetic = bool(loaded.get("synthetic", False))

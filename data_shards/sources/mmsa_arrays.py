@@ -100,7 +100,9 @@ def token_ids_are_swapped(parts: dict[str, Part]) -> bool:
 def _could_be_token_rows(rows: np.ndarray) -> bool:
     """Whether mask and types are 0 and 1 only, and the mask begins with 1."""
     mask_and_types = rows[1:]
-    return bool(np.isin(mask_and_types, (0, 1)).all() and rows[1, 0] == 1)
+    are_flags = np.isin(mask_and_types, (0, 1)).all()
+    begins_with_token = rows[1, 0] == 1
+    return bool(are_flags and begins_with_token)
 
 
 def pads_left(parts: dict[str, Part], modality: str) -> bool:
@@ -140,5 +142,6 @@ def largest_token_id(parts: dict[str, Part], swapped: bool) -> int:
     largest = 0
     for part in parts.values():
         for i in range(len(part)):
-            largest = max(largest, int(token_rows(part, i, swapped).ids.max(initial=0)))
+            ids = token_rows(part, i, swapped).ids
+            largest = max(largest, int(ids.max(initial=0)))
     return largest

@@ -42,8 +42,11 @@ class _Dtype:
             raise _Refused(f"an array of type {spec!r}")
 
     def __setstate__(self, state: Any) -> None:
-        order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
-        if any(part is not None for part in state[2:5]):  # sub-array, names, fields
+        order = state[1]
+        if isinstance(order, bytes):
+            order = order.decode("ascii")
+        subarray_names_fields = state[2:5]
+        if any(item is not None for item in subarray_names_fields):
             raise _Refused("a structured array")
         if self.dtype.kind != "O" and order in ("<", ">"):
             self.dtype = self.dtype.newbyteorder(order)
@@ -64,9 +67,12 @@ class _Array:
     def _fill(self, shape: Any, dtype: Any, fortran: bool, data: Any) -> None:
         if isinstance(shape, int):
             shape = (shape,)
-        if not isinstance(dtype, _Dtype) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        is_shape = all(isinstance(extent, int) and extent >= 0 for extent in shape)
+        if not isinstance(dtype, _Dtype) or not is_shape:
             raise _Refused("an array with no proper type or shape")
-        self.shape, self.dtype, self.fortran = tuple(shape), dtype.dtype, fortran
+        self.shape = tuple(shape)
+        self.dtype = dtype.dtype
+        self.fortran = fortran
         size = math.prod(self.shape)
         if self.dtype.kind == "O":
             if not isinstance(data, list) or len(data) != size:
