@@ -59,8 +59,8 @@ def _sentence(rng: np.random.Generator) -> tuple[str, float]:
     for clause in range(rng.integers(1, 3)):
         degree = str(rng.choice(list(DEGREES), p=[0.4, 0.15, 0.25, 0.2]))
         adjective = str(rng.choice(list(ADJECTIVES)))
-        words = ["the", str(topics[clause]), "was", degree, adjective]
-        clauses.append(" ".join([word for word in words if word]))
+        described = f"{degree} {adjective}".strip()
+        clauses.append(f"the {topics[clause]} was {described}")
         values.append(DEGREES[degree] * ADJECTIVES[adjective])
     opener = rng.choice(OPENERS)
     return f"{opener} {' and '.join(clauses)}", float(np.mean(values))
@@ -108,7 +108,9 @@ def make(samples: int = SAMPLES, seed: int = 0) -> dict[str, Any]:
         raise DataError(f"--samples {samples}: at least 10 are needed for three splits")
     # what a voice or face looks like does not depend on the seed
     shared = np.random.default_rng(7)
-    patterns = [shared.normal(size=width) / np.sqrt(width) for _, width in (AUDIO, VISION)]
+    patterns = []
+    for _, width in (AUDIO, VISION):
+        patterns.append(shared.normal(size=width) / np.sqrt(width))
     rng = np.random.default_rng([seed, 1])
     content: dict[str, Any] = {"synthetic": True, "vocabulary": vocabulary()}
     shares = np.cumsum([0.0, *SHARES.values()])
@@ -130,16 +132,19 @@ def make(samples: int = SAMPLES, seed: int = 0) -> dict[str, Any]:
 
 
 def _part(clips: list[dict[str, Any]], ids: list[str]) -> dict[str, Any]:
-    labels = np.array([clip["label"] for clip in clips], np.float32)
+    columns: dict[str, list[Any]] = {}
+    for name in clips[0]:
+        columns[name] = [clip[name] for clip in clips]
+    labels = np.array(columns["label"], np.float32)
     classes = (np.sign(labels) + 1).astype(np.int64)
     return {
-        "raw_text": [clip["raw_text"] for clip in clips],
+        "raw_text": columns["raw_text"],
         "id": ids,
-        "text_bert": _token_ids([clip["raw_text"] for clip in clips]),
-        "audio": _padded([clip["audio"] for clip in clips], AUDIO),
-        "vision": _padded([clip["vision"] for clip in clips], VISION),
-        "audio_lengths": [len(clip["audio"]) for clip in clips],
-        "vision_lengths": [len(clip["vision"]) for clip in clips],
+        "text_bert": _token_ids(columns["raw_text"]),
+        "audio": _padded(columns["audio"], AUDIO),
+        "vision": _padded(columns["vision"], VISION),
+        "audio_lengths": list(map(len, columns["audio"])),
+        "vision_lengths": list(map(len, columns["vision"])),
         "annotations": [CLASSES[number] for number in classes],
         "classification_labels": classes,
         "regression_labels": labels,

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import TypeAdapter
@@ -31,7 +31,9 @@ from core.files import sha256_of_bytes, sha256_of_file, write_atomically
 from data_shards.shards.frame_moments import Moments
 from data_shards.shards.manifest import DataError, Sample, Shard
 from data_shards.shards.writer import index_name, write_shard
-from data_shards.sources.base import RawDataset
+
+if TYPE_CHECKING:
+    from data_shards.sources.base import RawDataset
 
 RECORDS = ".convert"  # folder of the records, inside the shard folder
 

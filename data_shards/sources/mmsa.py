@@ -55,7 +55,7 @@ from data_shards.sources.tokens import (
 SEQUENCES = ("audio", "vision")
 COLUMNS = ("text_bert", "text", *SEQUENCES, "raw_text", "annotations")
 VIEWS = {"T": "text", "A": "audio", "V": "vision"}  # of labels per modality
-FIELD_ORDER = ("text", *SEQUENCES, "label", *(f"label_{view}" for view in VIEWS.values()))
+FIELD_ORDER = ("text", *SEQUENCES, "label", "label_text", "label_audio", "label_vision")
 # Widths of sound and vision tell the published feature sets apart.
 WIDTHS: dict[tuple[int, int], KnownDataset] = {
     (5, 20): "mosi",
@@ -347,25 +347,18 @@ def _frames(content: Content, part: Part, i: int, repairs: Counter[str]) -> dict
     """Modality -> frames (T, D) without padding. One of zeros only is one that the sample lacks."""
     padded: dict[str, np.ndarray] = {}
     extents: dict[str, tuple[int, int]] = {}  # modality -> first frame, end
-    for modality, is_padded_left in content.left.items():
+    for modality in content.left:
         if modality not in part.columns:
             continue
         frames = part.frames(modality, i)
         check_width(frames, content.fields[modality], f"{part.describe(i)}: {modality}")
-        start, stop = used_extent(frames)
-        if stop == 0:
-            continue
-        # frames may be zero for lack of a face: only the side that is padded is cut
-        extent = (start, len(frames)) if is_padded_left else (0, stop)
-        padded[modality] = frames
-        extents[modality] = extent
-        repairs[f"{modality} sequences padded on the left, moved"] += is_padded_left and start > 0
-        if modality in part.lengths:
-            differs = part.lengths[modality][i] != extent[1] - extent[0]
-            repairs[f"{modality} lengths not as stored, counted again"] += bool(differs)
+        extent = _extent(content, part, i, modality, frames, repairs)
+        if extent is not None:
+            padded[modality] = frames
+            extents[modality] = extent
     if "text_bert" in part.columns and (content.aligned or "text" in padded):
-        # A frozen encoder's output is not zero where padded, and aligned frames end with the text's
-        # [SEP].
+        # The mask says more than zeros do: a frozen encoder's output is not zero where padded, and
+        # aligned frames end with the text's [SEP].
         used = token_rows(part, i, content.swapped).used()
         if len(used):
             extents["text"] = int(used[0]), int(used[-1]) + 1
@@ -378,3 +371,23 @@ def _frames(content: Content, part: Part, i: int, repairs: Counter[str]) -> dict
         start, stop = extents[modality]
         unpadded[modality] = finite(frames[start:stop], modality, repairs)
     return unpadded
+
+
+def _extent(
+    content: Content, part: Part, i: int, modality: str, frames: np.ndarray, repairs: Counter[str]
+) -> tuple[int, int] | None:
+    """First frame and end of what is not padding; None where all is zero."""
+    start, stop = used_extent(frames)
+    if stop == 0:
+        return None
+    # zeros at the other end are data, such as a face that was not found
+    if content.left[modality]:
+        extent = (start, len(frames))
+        repairs[f"{modality} sequences padded on the left, moved"] += start > 0
+    else:
+        extent = (0, stop)
+    if modality in part.lengths:
+        length = extent[1] - extent[0]
+        differs = bool(part.lengths[modality][i] != length)
+        repairs[f"{modality} lengths not as stored, counted again"] += differs
+    return extent
