@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_shards.shards.index_table import ABSENT, MAX_AXES, Index
+from data_shards.shards.index_table import ABSENT, Index
 from data_shards.shards.manifest import NUMBERS, DataError
 from data_shards.shards.tar import Member, members
 
