@@ -107,10 +107,12 @@ def sizes_if_finite(weight: Tensor | None, *rows: Tensor) -> list[int]:
     Raises:
         RowError: on every rank, if a row of any rank is not finite. Rows are counted with those of weight 0.
     """
-    bad = torch.stack([~part.detach().isfinite().all(1) for part in rows]).any(0)  # (B,)
+    finite = [part.detach().isfinite().all(1) for part in rows]
+    bad = ~torch.stack(finite).all(0)  # (B,)
     report = len(bad)
     if bool(bad.any()):
-        report = _encode_bad_row(_row_in_batch(weight, int(bad.nonzero()[0])))
+        first = int(bad.nonzero()[0])
+        report = _encode_bad_row(_row_in_batch(weight, first))
     reports = distributed.gather_sizes(report, bad.device)
     for rank, report in enumerate(reports):
         bad_row = _decode_bad_row(report)

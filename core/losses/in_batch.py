@@ -13,14 +13,19 @@ from core.kernels.in_batch_softmax import Comparison, Upstream, divergences, gra
 from core.losses.gather_rows import forbid_double_backward, local_slice
 
 
+def is_itself(rows: Tensor) -> Tensor:
+    """(n, n) bool: where a row meets itself."""
+    return torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+
+
 def log_softmax_of_others(rows: Tensor, temperature: Tensor | float) -> Tensor:
     """The definition of the softmaxes below, in O(n^2) memory: (n, n) log of the softmax of <r_i, r_k> / T over k.
 
     -inf for itself.
     """
-    is_itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
     similarity = rows @ rows.T / temperature
-    return similarity.masked_fill(is_itself, float("-inf")).log_softmax(-1)
+    similarity = similarity.masked_fill(is_itself(rows), float("-inf"))
+    return similarity.log_softmax(-1)
 
 
 def log_sums_over_ranks(rows: Tensor, sizes: Sequence[int]) -> Tensor:

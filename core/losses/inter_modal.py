@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from core.losses.gather_rows import check_rows, gather_for_global_loss, select_rows
-from core.losses.in_batch import divergences_over_ranks, log_softmax_of_others, sum_over_ranks
+from core.losses.in_batch import (
+    divergences_over_ranks,
+    is_itself,
+    log_softmax_of_others,
+    sum_over_ranks,
+)
 from core.losses.temperature import at_temperature, temperature_of
 
 Scale = Literal["mean", "released"]
@@ -66,20 +70,16 @@ class IAL(nn.Module):
         sides, sizes = select_rows(weight, *view, joint_left.detach(), joint_right.detach())
         num_pairs = max(1, sum(sizes))
         if self.fused:
-            loss = self._in_linear_memory(*sides, sizes)
+            loss = self._in_linear_memory(sides, sizes)
         else:
-            gathered = [gather_for_global_loss(side, sizes) for side in sides]
-            loss = ial(*gathered, self.temperature())
+            left, right, joint_left, joint_right = [
+                gather_for_global_loss(side, sizes) for side in sides
+            ]
+            loss = ial(left, right, joint_left, joint_right, self.temperature())
         return loss if self.scale == "mean" else loss * (0.1 / (2 * num_pairs))
 
-    def _in_linear_memory(
-        self,
-        left: Tensor,
-        right: Tensor,
-        joint_left: Tensor,
-        joint_right: Tensor,
-        sizes: Sequence[int],
-    ) -> Tensor:
+    def _in_linear_memory(self, sides: list[Tensor], sizes: list[int]) -> Tensor:
+        left, right, joint_left, joint_right = sides
         temperature = self.temperature()
         view_rows = at_temperature(torch.cat([left, right]), temperature)  # (2 B, D)
         joint_rows = at_temperature(torch.cat([joint_left, joint_right]), temperature).detach()
@@ -103,6 +103,7 @@ def ial(
         return ((left + right) / temperature).sum() * 0.0
     log_view = log_softmax_of_others(torch.cat([left, right]), temperature)  # (2N, 2N)
     log_joint = log_softmax_of_others(torch.cat([joint_left, joint_right]), temperature).detach()
-    is_itself = torch.eye(len(log_view), dtype=torch.bool, device=left.device)
-    log_ratio = (log_joint - log_view).masked_fill(is_itself, 0.0)  # -inf less -inf
-    return (log_joint.exp() * log_ratio).sum(-1).mean()
+    log_ratio = log_joint - log_view
+    log_ratio = log_ratio.masked_fill(is_itself(log_view), 0.0)  # -inf less -inf
+    divergences = (log_joint.exp() * log_ratio).sum(-1)  # (2N,)
+    return divergences.mean()

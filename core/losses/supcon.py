@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from core import distributed
@@ -15,7 +14,12 @@ from core.losses.gather_rows import (
     local_slice,
     select_rows,
 )
-from core.losses.in_batch import log_softmax_of_others, log_sums_over_ranks, sum_over_ranks
+from core.losses.in_batch import (
+    is_itself,
+    log_softmax_of_others,
+    log_sums_over_ranks,
+    sum_over_ranks,
+)
 from core.losses.labels import on_grid
 from core.losses.temperature import at_temperature, temperature_of
 
@@ -82,8 +86,8 @@ class SupCon(nn.Module):
 
 def supcon(features: Tensor, labels: Tensor, temperature: Tensor | float) -> Tensor:
     """The definition of SupCon (its L_out) for (n, D) rows, taken as they are, in O(n^2) memory."""
-    is_itself = torch.eye(len(features), dtype=torch.bool, device=features.device)
-    is_positive = (labels[:, None] == labels[None]) & ~is_itself  # (n, n)
+    same_label = labels[:, None] == labels[None]
+    is_positive = same_label & ~is_itself(features)  # (n, n)
     is_anchor = is_positive.any(-1)
     if not bool(is_anchor.any()):
         return (features / temperature).sum() * 0.0

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from core import distributed
@@ -18,6 +17,7 @@ from core.losses.gather_rows import (
     gather_for_global_loss,
     select_rows,
 )
+from core.losses.in_batch import is_itself
 from core.losses.labels import on_grid
 from core.losses.supcr_ranks import supcr_across_ranks
 from core.losses.temperature import check_temperature
@@ -104,11 +104,13 @@ def supcr(
         return features.sum() * 0.0
     similarity = features @ features.T / temperature  # (n, n)
     column = labels.reshape(n, -1).double()
-    distance = (column[:, None] - column[None]).abs().sum(-1)  # (n, n)
-    is_itself = torch.eye(n, dtype=torch.bool, device=features.device)
+    difference = column[:, None] - column[None]
+    distance = difference.abs().sum(-1)  # (n, n)
+    self_pair = is_itself(features)
     at_least_as_far = distance[:, None, :] >= distance[:, :, None]  # (n, n, n): i, j, k
-    is_candidate = at_least_as_far & ~is_itself[:, None, :]
+    is_candidate = at_least_as_far & ~self_pair[:, None, :]
     compared = similarity[:, None, :] if denominator == "ik" else similarity[None]  # s_ik or s_jk
-    candidates = compared.expand(n, n, n).masked_fill(~is_candidate, float("-inf"))
+    candidates = compared.expand(n, n, n)
+    candidates = candidates.masked_fill(~is_candidate, float("-inf"))
     log_denominator = candidates.logsumexp(-1)  # (n, n)
-    return (log_denominator - similarity)[~is_itself].mean()
+    return (log_denominator - similarity)[~self_pair].mean()

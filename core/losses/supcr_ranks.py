@@ -119,7 +119,8 @@ def _rank_loss_and_gradient(
         gradient = distributed.all_reduce_sum(gradient_of_all)[local]
     # As in ``grouping.sum_of_products``, but only this rank's rows, each with the sum of all.
     wide = rows.double()
-    products = wide @ distributed.all_reduce_sum(wide.sum(0)) - wide.square().sum(1)
+    total = distributed.all_reduce_sum(wide.sum(0))
+    products = wide @ total - wide.square().sum(1)
     return log_sum - products.sum() / temperature, gradient
 
 
@@ -180,7 +181,8 @@ def _gathered_shard(
         weights: (B, U), of this rank's anchors.
     """
     rows = distributed.gather_rows(anchors.rows, sizes)
-    groups = torch.cat([part.sort().values for part in table.groups.split(list(sizes))])
+    groups_of_ranks = table.groups.split(list(sizes))
+    groups = torch.cat([groups.sort().values for groups in groups_of_ranks])
     columns, order = sort_by_label(rows, groups, len(table))
     self_column = invert(order)[local_slice(sizes)]
     if weights is not None:
@@ -197,14 +199,17 @@ def _ring_shards(
         weights: (B, U), of this rank's anchors; they travel beside the rows.
     """
     rank, num_ranks = distributed.rank(), distributed.world_size()
+    next_rank, previous_rank = (rank + 1) % num_ranks, (rank - 1) % num_ranks
     width = anchors.rows.shape[1]
-    payload = anchors.rows if weights is None else torch.cat([anchors.rows, weights], dim=1)
+    payload = anchors.rows
+    if weights is not None:
+        payload = torch.cat([payload, weights], dim=1)
     block = payload.new_zeros(max(sizes), payload.shape[1])  # padded to the longest rank
     block[: len(payload)] = payload
-    groups_of_rank = table.groups.split(list(sizes))
+    groups_of_ranks = table.groups.split(list(sizes))
     for step in range(num_ranks):
         origin = (rank - step) % num_ranks
-        groups = groups_of_rank[origin].sort().values
+        groups = groups_of_ranks[origin].sort().values
         received = block[: sizes[origin]]
         columns = SortedRows(
             received[:, :width].contiguous(), groups, group_starts(groups, len(table))
@@ -216,14 +221,13 @@ def _ring_shards(
         column_weights = None if weights is None else received[:, width:].T.contiguous()
         yield _Shard(columns, self_column, column_weights)
         if step < num_ranks - 1:
-            block = _pass_on(block, to=(rank + 1) % num_ranks, sender=(rank - 1) % num_ranks)
+            block = _pass_on(block, to=next_rank, sender=previous_rank)
 
 
 def _pass_on(block: Tensor, *, to: int, sender: int) -> Tensor:
     received = torch.empty_like(block)
-    transfers = dist.batch_isend_irecv(
-        [dist.P2POp(dist.isend, block, to), dist.P2POp(dist.irecv, received, sender)]
-    )
-    for transfer in transfers:
+    send = dist.P2POp(dist.isend, block, to)
+    receive = dist.P2POp(dist.irecv, received, sender)
+    for transfer in dist.batch_isend_irecv([send, receive]):
         transfer.wait()
     return received

@@ -126,7 +126,8 @@ class Tiles:
     def __iter__(self) -> Iterator[Tile]:
         for row in range(0, len(self.anchors), self.height):
             row_end = row + self.height
-            for column in range(row if self.symmetric else 0, len(self.columns), TILE_COLUMNS):
+            first_column = row if self.symmetric else 0
+            for column in range(first_column, len(self.columns), TILE_COLUMNS):
                 # Columns that are among the tile's rows, or before them, hold their mirror image themselves.
                 mirrored_from = max(0, row_end - column) if self.symmetric else TILE_COLUMNS
                 yield Tile(
@@ -141,7 +142,8 @@ class Tiles:
         right = self.columns.rows[tile.columns]
         size = len(left) * len(right)
         memory = left.new_empty(size) if keep else self.scratch[:size]
-        products = torch.mm(left, right.T, out=memory.view(len(left), len(right)))
+        products = memory.view(len(left), len(right))
+        torch.mm(left, right.T, out=products)
         cpu_loops.exponentials(
             tile=products.numpy(),
             scale=_exponent_scale(products, temperature),
@@ -263,4 +265,5 @@ def _exponent_scale(products: Tensor, temperature: float) -> np.floating:
 
 def _natural(losses: np.ndarray) -> Tensor:
     """The sum of losses in base 2 as a natural logarithm, (), float64."""
-    return torch.tensor(float(losses.sum()) * math.log(2), dtype=torch.float64)
+    total = float(losses.sum()) * math.log(2)
+    return torch.tensor(total, dtype=torch.float64)

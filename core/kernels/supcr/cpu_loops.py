@@ -30,8 +30,9 @@ class Loop:
         self.serial = njit(**LOOP)(function)
         self.parallel = njit(parallel=True, **LOOP)(function)
 
-    def __call__(self, **arguments: Any) -> Any:
-        """Arguments by name only: half a dozen arrays of integers are too easily swapped."""
+    def __call__(
+        self, **arguments: Any
+    ) -> Any:  # by name only: arrays of indices are easily swapped
         threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
         if threads == 1:
             return self.serial(**arguments)
@@ -57,8 +58,7 @@ def power_of_two(typing_context: Any, whole: Any) -> Any:
 def exp2(exponent: Any) -> Any:
     """2 to the exponent inside compiled loops; that and its negative must be in the type's range of exponents.
 
-    A polynomial after taking off the whole part. A loop over it becomes vector code, four times faster than a call
-    of exp per element.
+    A polynomial after taking off the whole part: vector code, four times faster than a call of exp per element.
     """
     raise NotImplementedError  # pragma: no cover - numba puts one of the two below in its place
 
@@ -164,11 +164,12 @@ def _log2(number: Any) -> Any:
     return double
 
 
-# Overwrites a tile of products p_ij with e_ij = 2 ** (p_ij scale), in which every sum below is taken:
+# Overwrites a tile of products p_ij with e_ij = 2 ** (p_ij scale):
 # for each row of the tile, in parallel:
 #     raise two to each scaled product
 #     write 0 where the row meets itself, so that no sum counts it
-def _exponentials(
+@Loop
+def exponentials(
     tile: Any, scale: Any, first_row: int, first_column: int, self_column: Any
 ) -> None:
     rows, columns = tile.shape
@@ -182,9 +183,9 @@ def _exponentials(
 # Adds to sums[label, row] the row's exponentials over the columns of that label:
 # for each row of the tile, in parallel:
 #     go through its columns by runs of equal label, which end where the label's columns or the tile end
-#     add up the run, in a register
-#     add that to the row's sum of the label, which earlier tiles may have begun
-def _add_row_sums(
+#     add up the run, and add that to the row's sum of the label, which earlier tiles may have begun
+@Loop
+def add_row_sums(
     tile: Any, first_row: int, first_column: int, groups: Any, starts: Any, sums: Any
 ) -> None:
     rows, columns = tile.shape
@@ -200,31 +201,29 @@ def _add_row_sums(
             begin = end
 
 
-# Adds to sums[label, column] the column's exponentials over the rows of that label, which is what the mirrored tile,
-# never computed, would add to its rows:
+# Adds to sums[label, column] the column's exponentials over the rows of that label: the row sums of the mirror image:
 # for each block of columns, in parallel, so that no two threads add to the same sum:
-#     for each row of the tile:
-#         add its exponentials to the columns' sums of the row's label, side by side in memory
-def _add_column_sums(
+#     for each row of the tile, add its exponentials to the columns' sums of the row's label
+@Loop
+def add_column_sums(
     tile: Any, first_row: int, first_column: int, row_groups: Any, sums: Any
 ) -> None:
     rows, columns = tile.shape
     for block in prange((columns + 255) // 256):
         begin, end = block * 256, min(block * 256 + 256, columns)
         for row in range(rows):
-            exponentials_of_row = tile[row, begin:end]
-            label = row_groups[first_row + row]
-            total = sums[label, first_column + begin : first_column + end]
-            for place in range(len(exponentials_of_row)):
-                total[place] += exponentials_of_row[place]
+            line = tile[row, begin:end]
+            total = sums[row_groups[first_row + row], first_column + begin : first_column + end]
+            for place in range(len(line)):
+                total[place] += line[place]
 
 
 # Overwrites exponentials with the gradient's matrix, e_ij (W_i[y_j] + W_j[y_i]) - 2:
 # for each row i of the tile, in parallel:
-#     go through its columns j by runs of equal label, in which W_i[y_j] is one number
-#     W_j[y_i] lies side by side in memory, as all j are looked up by the row's label
+#     go through its columns j by runs of equal label; W_i[y_j] is one number there, W_j[y_i] side by side in memory
 #     write 0 where the row meets itself
-def _gradient_weights(
+@Loop
+def gradient_weights(
     tile: Any,
     first_row: int,
     first_column: int,
@@ -290,8 +289,8 @@ def order_by_distance(
 #     from the farthest label inwards, add up sums; each total is the denominator D of that step's c pairs
 #     add c log2(D) to the loss, and leave c / D in the place of the sum
 #     from the nearest label outwards, add up the c / D; each total is the weight W of that step's labels
-# Nothing is subtracted, so no digits are lost.
-def _accumulate(sums: Any, row_starts: Any, values: Any, counts: Any, losses: Any) -> None:
+@Loop
+def accumulate(sums: Any, row_starts: Any, values: Any, counts: Any, losses: Any) -> None:
     for group in prange(len(values)):
         begin, end = row_starts[group], row_starts[group + 1]
         if begin == end:
@@ -332,14 +331,15 @@ def log_sum(totals: Any, num_pairs: Any) -> float:
     return loss
 
 
-# Overwrites whole rows of products with the gradient by the products, e_ij W_i[y_j] - 1, and gives sums of log
-# denominators; what ``_accumulate`` does, one row at a time, for so many labels that (U, n) sums would not fit:
+# Does at once what the loops above do, a row at a time, for so many labels that (U, n) sums would not fit; overwrites
+# products with e_ij W_i[y_j] - 1:
 # for each block of 16 rows, in parallel, and each of its rows:
 #     take exponentials, 0 where the row meets itself, and add them up by label
 #     reuse the order of labels while the row's label stays the same: rows are sorted by label
 #     from the farthest step inwards to denominators D, then from the nearest outwards to weights W, one per label
 #     write e_ij W_i[y_j] - 1; where all labels are distinct, labels are columns and need no look-up
-def _scan(
+@Loop
+def scan(
     tile: Any,
     scale: Any,
     first_row: int,
@@ -398,11 +398,3 @@ def _scan(
                 for column in range(columns):
                     line[column] = line[column] * by_label[groups[column]] - one
             line[self_column[first_row + row]] = 0
-
-
-exponentials = Loop(_exponentials)
-add_row_sums = Loop(_add_row_sums)
-add_column_sums = Loop(_add_column_sums)
-gradient_weights = Loop(_gradient_weights)
-accumulate = Loop(_accumulate)
-scan = Loop(_scan)

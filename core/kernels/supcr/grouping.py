@@ -78,6 +78,7 @@ def tabulate_labels(labels: Tensor) -> LabelTable:
     Raises:
         ValueError: for a label that is not finite, naming its row, or an integer that float64 cannot hold.
     """
+    numbers = labels.double()
     if labels.is_floating_point():
         finite = labels.isfinite()
         if not bool(finite.all()):
@@ -85,9 +86,9 @@ def tabulate_labels(labels: Tensor) -> LabelTable:
             raise ValueError(
                 f"label of row {row} is {float(labels[row])}; leave out rows without a label"
             )
-    elif labels.numel() > 0 and float(labels.double().abs().max()) >= LARGEST_EXACT_INTEGER:
+    elif bool((numbers.abs() >= LARGEST_EXACT_INTEGER).any()):
         raise ValueError(f"integer labels must be below 2**53, got {int(labels.abs().max())}")
-    values, groups, counts = labels.double().unique(return_inverse=True, return_counts=True)
+    values, groups, counts = numbers.unique(return_inverse=True, return_counts=True)
     return LabelTable(values, counts, groups)
 
 
@@ -99,7 +100,8 @@ def sort_by_label(rows: Tensor, groups: Tensor, num_labels: int) -> tuple[Sorted
 
 def group_starts(groups: Tensor, num_labels: int) -> Tensor:
     """(U + 1,) int64: where each group starts among the (m,) sorted ``groups``, and m."""
-    return torch.searchsorted(groups, torch.arange(num_labels + 1, device=groups.device))
+    numbers = torch.arange(num_labels + 1, device=groups.device)
+    return torch.searchsorted(groups, numbers)
 
 
 def invert(order: Tensor) -> Tensor:
@@ -148,6 +150,7 @@ def loss_type(features: Tensor) -> torch.dtype:
 def sum_of_products(rows: Tensor) -> Tensor:
     """Sum of <r_i, r_j> over i != j, (), float64: the square of the rows' sum less the sum of their squares."""
     chunks = rows.split(ROWS_IN_FLOAT64)
-    totals = torch.stack([chunk.sum(0, dtype=torch.float64) for chunk in chunks])
-    squares = torch.stack([chunk.double().square().sum() for chunk in chunks])
-    return totals.sum(0).square().sum() - squares.sum()
+    sums = [chunk.sum(0, dtype=torch.float64) for chunk in chunks]
+    squares = [chunk.double().square().sum() for chunk in chunks]
+    total = torch.stack(sums).sum(0)
+    return total.square().sum() - torch.stack(squares).sum()

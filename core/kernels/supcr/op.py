@@ -73,7 +73,8 @@ def supcr_op(
         return features.new_zeros((), dtype=loss_type(features)), gradient
     rows = features.detach()
     exponent = largest_exponent(rows, temperature)
-    rows = rows.float() if path == "triton" else rows.to(working_type(rows, exponent, n))
+    dtype = torch.float32 if path == "triton" else working_type(rows, exponent, n)
+    rows = rows.to(dtype)
     table = tabulate_labels(labels)
     log_sum, scaled_gradient = dispatch.loss_and_gradient(
         dispatch.resolve_path(path, rows, exponent, table),

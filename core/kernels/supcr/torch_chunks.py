@@ -91,7 +91,9 @@ def _order(row_labels: Tensor, labels: Tensor) -> _Order:
     starts[:, 1:] = changes
     ends = torch.ones_like(starts)
     ends[:, :-1] = changes
-    positions = torch.arange(len(labels), device=labels.device).expand_as(columns)
+    positions = torch.arange(len(labels), device=labels.device)
+    positions = positions.expand_as(columns)
     first = positions.where(starts, 0).cummax(1).values
-    last = positions.where(ends, len(labels)).flip(1).cummin(1).values.flip(1)
+    next_end = positions.where(ends, len(labels)).flip(1).cummin(1).values
+    last = next_end.flip(1)
     return _Order(columns[row_groups], first[row_groups], last[row_groups])

@@ -25,7 +25,8 @@ def add_logarithms(left, right):
     larger = tl.maximum(left, right)
     is_zero = larger == LOG_OF_ZERO
     shift = tl.where(is_zero, 0.0, larger)
-    total = tl.where(is_zero, 1.0, tl.exp2(left - shift) + tl.exp2(right - shift))
+    total = tl.exp2(left - shift) + tl.exp2(right - shift)
+    total = tl.where(is_zero, 1.0, total)
     return tl.where(is_zero, LOG_OF_ZERO, shift + tl.log2(total))
 
 
@@ -170,7 +171,8 @@ def sums_kernel(
                 carried += tl.sum(of_label, axis=1)
             is_complete = (begin < end) & (label_end <= end)
             if is_complete:
-                tl.store(sums + label.to(tl.int64) * num_rows + rows, carried, mask=row_valid)
+                places = sums + label.to(tl.int64) * num_rows + rows
+                tl.store(places, carried, mask=row_valid)
                 carried = tl.full((BLOCK_M,), empty, dtype=tl.float32)
                 label += 1
                 begin = label_end
@@ -181,7 +183,8 @@ def sums_kernel(
 @triton.jit
 def count_candidates(counts, label, group, taken):
     """Rows of ``label`` that a row of ``group`` is compared with, so without itself; 0 where not taken."""
-    count = tl.load(counts + label, mask=taken, other=0) - tl.where(label == group, 1, 0)
+    count = tl.load(counts + label, mask=taken, other=0)
+    count -= tl.where(label == group, 1, 0)
     return tl.where(taken, count, 0).to(tl.float32)
 
 
@@ -364,4 +367,5 @@ def gradient_kernel(
             total = tl.dot(weight_low, right, total)
     split_row = tl.program_id(1).to(tl.int64) * num_rows + rows
     features = first_feature + tl.arange(0, BLOCK_OUT)
-    tl.store(gradient + split_row[:, None] * D + features[None, :], total, mask=row_valid[:, None])
+    places = gradient + split_row[:, None] * D + features[None, :]
+    tl.store(places, total, mask=row_valid[:, None])

@@ -60,9 +60,9 @@ class Operand:
     @staticmethod
     def of(rows: Tensor, exact: bool) -> Operand:
         width = rows.shape[1]
-        longest = float(torch.linalg.vector_norm(rows, dim=1).max()) if len(rows) else 0.0
-        factor = 2.0 ** math.floor(math.log2(LONGEST / longest)) if longest > 0 else 1.0
-        scaled = torch.nn.functional.pad(rows * factor, (0, _padded_width(width) - width))
+        factor = _scale_to_longest(rows)
+        padding = _padded_width(width) - width
+        scaled = torch.nn.functional.pad(rows * factor, (0, padding))
         high = scaled.half()
         low = (scaled - high).half() if exact else high
         return Operand(high, low, factor, exact)
@@ -81,6 +81,15 @@ class Operand:
     def output_width(self) -> int:
         """Features of the gradient that one program computes."""
         return max(self.block_width, min(self.width, 128))
+
+
+def _scale_to_longest(rows: Tensor) -> float:
+    """The power of two that brings the longest row to between half of ``LONGEST`` and that; 1 for rows of zeros."""
+    lengths = torch.linalg.vector_norm(rows, dim=1)
+    longest = float(lengths.max()) if len(rows) else 0.0
+    if longest == 0:
+        return 1.0
+    return 2.0 ** math.floor(math.log2(LONGEST / longest))
 
 
 def _padded_width(width: int) -> int:
