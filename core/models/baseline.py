@@ -11,7 +11,7 @@ from core.batch import Utterances
 from core.encoders.inputs import MODALITIES, InputConfig, Inputs, groups
 from core.encoders.sequence import masked_mean
 from core.encoders.text import TextConfig, TextEncoder
-from core.losses.task import task_loss
+from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 
 

@@ -12,7 +12,7 @@ from core.batch import Utterances
 from core.encoders.attention import Attention
 from core.encoders.inputs import MODALITIES, InputConfig, Inputs, groups, refuse_classes
 from core.encoders.text import TextConfig, TextEncoder, decayed
-from core.losses.task import task_loss
+from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 
 

@@ -13,9 +13,9 @@ from core.encoders.attention import Attention, largest_heads
 from core.encoders.inputs import MODALITIES, InputConfig, Inputs, given, groups, refuse_classes
 from core.encoders.sequence import SummaryTransformer
 from core.encoders.text import TextConfig, TextEncoder
+from core.losses.labels import task_loss
 from core.losses.supcon import SupCon
 from core.losses.supcr import SupCR
-from core.losses.task import task_loss
 from core.model import DataSpec, Model, Sentiment
 
 

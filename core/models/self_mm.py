@@ -12,7 +12,7 @@ from core.batch import Utterances
 from core.encoders.inputs import MODALITIES, InputConfig, Inputs, given, groups, refuse_classes
 from core.encoders.sequence import LSTMEncoder
 from core.encoders.text import TextConfig, TextEncoder, decayed
-from core.losses.task import task_loss
+from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.label_memory import FUSION, LabelMemory
 

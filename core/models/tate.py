@@ -16,7 +16,7 @@ from core.batch import Utterances
 from core.encoders.attention import Attention
 from core.encoders.inputs import InputConfig, Inputs, groups, one_frame
 from core.encoders.text import TextConfig, TextEncoder
-from core.losses.task import task_loss
+from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 
 ORDER = ("vision", "audio", "text")  # of tokens and of the tag's last three digits

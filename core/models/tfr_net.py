@@ -16,7 +16,7 @@ from core.encoders.attention import Attention
 from core.encoders.inputs import MODALITIES, InputConfig, Inputs, groups, one_frame, refuse_classes
 from core.encoders.sequence import BiGRU, masked_max
 from core.encoders.text import TextConfig, TextEncoder, decayed
-from core.losses.task import task_loss
+from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.central_moments import central_moment_discrepancy
 from core.models.simam import simam
