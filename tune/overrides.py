@@ -23,10 +23,11 @@ def short(key: str) -> str:
 
 
 def compact(value: Any) -> str:
+    """A value as tables and plots show it."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def values(changes: dict[str, Any]) -> str:
+def one_line(changes: dict[str, Any]) -> str:
     """A configuration in one line."""
     return "  ".join(f"{short(key)}={compact(value)}" for key, value in changes.items())
 

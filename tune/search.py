@@ -14,13 +14,13 @@ from typing import Any
 
 from data_shards.shards.manifest import DataError
 from launch.config import ConfigError, recipe_names
-from tune.check import Check
+from tune.check import TrainableCheck
 from tune.cluster import Capacity, cluster
 from tune.domain import FORMS
 from tune.journal import Journal, Record
 from tune.search_report import best_changes, write_best, write_confirmed, write_report
 from tune.settings import Search, load_search, read_search, same_search, write_search
-from tune.suggest import Source
+from tune.suggest import Suggester
 
 USAGE = """usage: python -m tune.search RECIPE data=DIR [key=value ...]
        python -m tune.search resume=DIR
@@ -48,18 +48,17 @@ def run_trials(
     """Bring ``part`` of a search to ``count`` trials that have ended; False when it was interrupted."""
     from tune.tuner import run
 
-    todo = [record for record in journal.trials() if record.state == "running"]
-    if not todo and len(journal.records) >= count:
+    if not journal.unfinished() and len(journal.records) >= count:
         return True
     journal.write("session")
     run(search, part, next_point, journal, capacity, count)
     return not journal.unfinished()
 
 
-def find(search: Search, journal: Journal, capacity: Capacity, source: Source) -> bool:
+def find(search: Search, journal: Journal, capacity: Capacity, suggester: Suggester) -> bool:
     """The search itself; False when it was interrupted."""
-    count = min(search.trials, len(source.grid) or search.trials)
-    return run_trials(search, "trials", source.point, journal, capacity, count)
+    count = min(search.trials, len(suggester.grid) or search.trials)
+    return run_trials(search, "trials", suggester.point, journal, capacity, count)
 
 
 def confirm(search: Search, changes: dict[str, Any], journal: Journal, capacity: Capacity) -> bool:
@@ -72,23 +71,19 @@ def confirm(search: Search, changes: dict[str, Any], journal: Journal, capacity:
     if not run_trials(search, "confirm", seeded, journal, capacity, search.confirm):
         return False
     write_confirmed(search, journal)  # validation is on the disk before test is touched
-    if untested(journal):
+    if journal.untested():
         from tune.tuner import evaluate
 
         evaluate(search, "confirm", journal, capacity)
         write_confirmed(search, journal)
-    return not untested(journal)
-
-
-def untested(journal: Journal) -> list[Record]:
-    return [record for record in journal.trials() if record.usable and not record.test]
+    return not journal.untested()
 
 
 def search_for(search: Search) -> int:
     """Run or go on with a search; the exit code."""
-    check = Check(search)
-    source = Source(search, check)
-    for line in check.space(source):
+    check = TrainableCheck(search)
+    suggester = Suggester(search, check)
+    for line in check.space(suggester):
         print(f"left out of the grid: {line}")
     started = time.monotonic()
     with (
@@ -96,8 +91,8 @@ def search_for(search: Search) -> int:
         Journal(search.folder / "confirm.jsonl") as confirmation,
         cluster(search) as capacity,
     ):
-        say_plan(search, journal, capacity)
-        if not find(search, journal, capacity, source):
+        print_plan(search, journal, capacity)
+        if not find(search, journal, capacity, suggester):
             return interrupted(search)
         ranking = journal.ranking()
         if ranking:
@@ -122,7 +117,7 @@ def search_for(search: Search) -> int:
     return 0
 
 
-def say_plan(search: Search, journal: Journal, capacity: Capacity) -> None:
+def print_plan(search: Search, journal: Journal, capacity: Capacity) -> None:
     ended = len(journal.records) - len(journal.unfinished())
     print(
         f"searching {search.recipe} with {search.search}, {search.trials} trials, {capacity.concurrent} at a time"

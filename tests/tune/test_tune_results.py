@@ -19,15 +19,15 @@ from launch.config import load_recipe, override
 from launch.train import parse
 from tune import search as command
 from tune import tuner
-from tune.asha import Rungs
+from tune.asha import ResumableASHA
 from tune.cluster import Capacity
 from tune.domain import Choice, Range
 from tune.journal import WORST, Journal
 from tune.search_plots import importance, position
 from tune.search_report import best_changes, write_best, write_confirmed, write_report
 from tune.settings import Search
-from tune.suggest import Source
-from tune.trial_progress import Progress
+from tune.suggest import Suggester
+from tune.trial_progress import ProgressCallback
 
 # the journal -------------------------------------------------------------------------------------------------------
 
@@ -85,7 +85,7 @@ def test_trials_are_ranked_by_their_best_epoch_and_the_earlier_of_equals_comes_f
 # rungs -------------------------------------------------------------------------------------------------------------
 
 
-def reports(rungs: Rungs, name: str, values: list[float]) -> tuple[int, str]:
+def reports(rungs: ResumableASHA, name: str, values: list[float]) -> tuple[int, str]:
     """Let a trial report; (its epochs, the last decision)."""
     trial = SimpleNamespace(trial_id=name)
     rungs.on_trial_add(None, trial)
@@ -100,8 +100,8 @@ def reports(rungs: Rungs, name: str, values: list[float]) -> tuple[int, str]:
     return epoch, action
 
 
-def new_rungs(journal: Journal) -> Rungs:
-    rungs = Rungs(journal, epochs=9, grace=1, reduction=3)
+def new_rungs(journal: Journal) -> ResumableASHA:
+    rungs = ResumableASHA(journal, epochs=9, grace=1, reduction=3)
     rungs.set_search_properties("best", "min")
     return rungs
 
@@ -161,7 +161,7 @@ def test_verdicts_are_those_that_can_be_worked_out_from_the_journal(tmp_path: Pa
     for trials in (range(1, 13), range(13, 25)):
         with Journal(path) as journal:
             journal.write("session")
-            rungs = Rungs(journal, epochs=9, grace=1, reduction=reduction)
+            rungs = ResumableASHA(journal, epochs=9, grace=1, reduction=reduction)
             rungs.set_search_properties("best", "min")
             for number in trials:
                 epochs, action = reports(rungs, f"new {number}", list(values[number - 1]))
@@ -244,7 +244,7 @@ def test_a_validation_score_that_is_no_number_ends_the_trial_which_is_never_the_
     actor = alone(tmp_path / "trials", "shards", number=1)
     actor.processes = Told(0.1, value, 0.05)  # type: ignore[assignment]
     with Journal(tmp_path / "journal.jsonl") as journal:
-        progress = Progress(journal, trials=1, select="MAE", sign=1.0)
+        progress = ProgressCallback(journal, trials=1, select="MAE", sign=1.0)
         progress.on_trial_start(0, [], ray_trial)
         while not ray_trial.last_result.get("done"):
             ray_trial.last_result = actor.step()
@@ -259,7 +259,7 @@ def test_a_validation_score_that_is_no_number_ends_the_trial_which_is_never_the_
         assert (record.state, sorted(record.history)) == ("diverged", [1])
         assert f"the validation score is {value} after epoch 2" in record.reason
         assert journal.ranking() == []
-        assert Source(search, anything).frozen(record).value == WORST
+        assert Suggester(search, anything).frozen(record).value == WORST
         write_report(search, journal, confirmation)
     assert record.reason in (tmp_path / "report.md").read_text()
 
@@ -270,7 +270,7 @@ def test_a_trial_that_is_given_up_is_recorded_with_what_its_process_died_of(
     error = tmp_path / "error.txt"
     ray_trial = SimpleNamespace(config={"number": 1, "options.alpha": 0.5}, error_file=str(error))
     with Journal(tmp_path / "journal.jsonl") as journal:
-        progress = Progress(journal, trials=1, select="MAE", sign=1.0)
+        progress = ProgressCallback(journal, trials=1, select="MAE", sign=1.0)
         progress.on_trial_start(0, [], ray_trial)
         progress.on_trial_recover(0, [], ray_trial)  # Ray knows nothing of it yet
         error.write_text(
@@ -315,7 +315,7 @@ def test_test_is_evaluated_when_the_validation_scores_of_all_seeds_are_on_the_di
         }
         with Journal(tmp_path / "confirm.jsonl") as read:
             assert [record.state for record in read.trials()] == ["finished", "finished"]
-        evaluated.append(len(command.untested(journal)))
+        evaluated.append(len(journal.untested()))
         for record in journal.trials():
             journal.write("test", record.number, scores={"MAE": 0.6})
 
@@ -352,9 +352,9 @@ def test_test_is_not_evaluated_while_a_seed_is_missing(
 
 def a_journal(search: Search) -> Journal:
     journal = Journal(search.folder / "journal.jsonl")
-    source = Source(search, anything)
+    suggester = Suggester(search, anything)
     for number in range(1, 8):
-        point = source.point(number, journal.trials())
+        point = suggester.point(number, journal.trials())
         assert point is not None
         value = 0.5 + (point["options.alpha"] - 0.3) ** 2
         journal.records[number] = ended(
@@ -410,8 +410,8 @@ def test_a_search_without_a_usable_trial_has_a_report_that_says_so(tmp_path: Pat
 
 def test_importance_finds_the_setting_that_matters(tmp_path: Path):
     search = a_search(tmp_path, search="random")
-    source = Source(search, anything)
-    points = [source.point(number, []) for number in range(2, 40)]
+    suggester = Suggester(search, anything)
+    points = [suggester.point(number, []) for number in range(2, 40)]
     records = [ended(n, [p["options.alpha"]], **p) for n, p in enumerate(points, 1) if p]
     shares = importance(search.domains(), records)
     assert math.isclose(sum(shares.values()), 1.0, rel_tol=1e-6)
