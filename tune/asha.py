@@ -4,8 +4,7 @@ What Ray's scheduler lacks is shown in ``tests/tune/test_libraries.py``:
 
 - ``test_ray_restores_a_search_with_empty_rungs``: the scores that trials had left there are forgotten, so that the
   first trials after a restart all go on.
-- ``test_asha_of_ray_lets_a_trial_without_a_score_go_on``: a score that is no number stops nothing, and spoils the
-  rung for the trials after it.
+- ``test_asha_of_ray_lets_a_trial_without_a_score_go_on``: a trial whose score is no number is never stopped.
 """
 
 from __future__ import annotations

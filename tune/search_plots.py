@@ -70,7 +70,7 @@ def _history(search: Search, score: Score, records: list[Record]) -> Plot:
     _scatter_trials(axes, ended, score, records)
     minutes, best = _best_so_far(records, start)
     axes.step(minutes, score.sign * best, where="post", color=COLORS[1], label="best so far")
-    _leave_out_outliers(axes.set_ylim, score.of(records))
+    leave_out_outliers(axes.set_ylim, score.of(records))
     axes.set(xlabel="minutes since the start", ylabel=score.label, title="Best value over time")
     axes.legend(frameon=False)
     caption = "Each trial's best score at its end, and the best of any epoch so far."
@@ -96,7 +96,7 @@ def _scatter_trials(axes: Any, x: np.ndarray, score: Score, records: list[Record
         axes.scatter(x[stopped], y[stopped], facecolor="white", label="stopped early", **style)
 
 
-def _leave_out_outliers(set_limits: Callable[..., Any], values: np.ndarray) -> None:
+def leave_out_outliers(set_limits: Callable[..., Any], values: np.ndarray) -> None:
     """Limit an axis to where most values are: far outliers would press everything else into one line."""
     low, high = np.min(values), np.max(values)
     first, third = np.percentile(values, [25, 75])
@@ -194,7 +194,7 @@ def _slices(
             panel.set_xscale("log" if domain.log else "linear")
             panel.set_xlim(domain.low, domain.high)
         _scatter_trials(panel, x, score, records)
-        _leave_out_outliers(panel.set_ylim, score.of(records))
+        leave_out_outliers(panel.set_ylim, score.of(records))
         panel.set_xlabel(short(key))
     panels[0].set_ylabel(score.label)
     caption = "One setting at a time; hollow: stopped early."

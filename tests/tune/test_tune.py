@@ -15,7 +15,7 @@ from tune.domain import Around, Choice, Range, read_domain
 from tune.journal import WORST
 from tune.overrides import leaves
 from tune.settings import load_search, read_search, same_search, write_search
-from tune.spaces import SPACES, SYMBOLS
+from tune.spaces import DEFAULT_SPACE, SPACES, SYMBOLS, default_space
 from tune.suggest import Suggester, default_point
 
 KNOWN = ["hscl/demo", "data=shards"]
@@ -91,6 +91,16 @@ def test_every_default_space_belongs_to_fields_of_a_recipe():
         assert set(SYMBOLS.get(model, {}).values()) <= fields[model]
 
 
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_has_something_to_search(recipe: str):
+    assert read_search([recipe, "data=shards"]).spaces
+
+
+def test_a_model_without_a_space_of_its_own_is_searched_for_what_most_models_have():
+    assert default_space("a new model") == DEFAULT_SPACE
+    assert "optim.groups.main.lr" in DEFAULT_SPACE
+
+
 def test_the_default_space_is_searched_as_far_as_the_recipe_has_it():
     search = read_search(["mclea/dbp15k_zh_en", "data=shards"])
     assert search.changes == {"data": str(Path("shards").absolute())}
@@ -130,7 +140,7 @@ def test_a_value_that_is_given_is_not_searched():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["space.temprature=uniform(0, 1)"], "did you mean 'temperature'"),
         (["optoins.alpha=1"], "did you mean 'options'"),
@@ -147,10 +157,15 @@ def test_a_value_that_is_given_is_not_searched():
         (["space.seed=choice(1, 2)"], "confirm=0"),
         (["space.layers=choice(1, 2)"], "could be options.layers"),
         (["cpus=0"], "needs some part of a CPU"),
+        (["gpus=-2"], "gpus=-2: at least -1"),
+        (["concurrent=-1"], "concurrent=-1: at least 0"),
+        (["interval=-1"], "interval=-1: at least 0"),
+        (["retries=-1"], "retries=-1: at least 0"),
+        (["reduction=1"], "reduction=1: at least 2"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_starts(words: list[str], said: str):
-    with pytest.raises(ConfigError, match=said):
+def test_what_makes_no_sense_is_refused_before_anything_starts(words: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
         read_search([*KNOWN, *words])
 
 
