@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib import pyplot, rc_context
+from optuna.exceptions import ExperimentalWarning
 from optuna.visualization.matplotlib import plot_slice
 from searches import a_search, alone, anything, ended
 
@@ -241,7 +242,8 @@ def test_an_outlier_does_not_press_the_other_trials_into_a_line(tmp_path: Path):
     search = a_search(tmp_path, spaces={"options.alpha": "uniform(0.0, 1.0)"})
     scores = [0.50, 0.52, 0.55, 0.58, 0.61, 9.0]
     records = [ended(n, [score], **{"options.alpha": n / 10}) for n, score in enumerate(scores)]
-    with rc_context():  # optuna sets a style for the whole process
+    # optuna sets a style for the whole process, and its plots are experimental
+    with rc_context(), pytest.warns(ExperimentalWarning):
         axes_of_optuna = plot_slice(as_study(search.domains(), records))
     assert axes_of_optuna.get_ylim()[1] > 9.0
     drawing, axes = figure(4, 3)
