@@ -40,7 +40,12 @@ class Score(NamedTuple):
 
     def of(self, records: list[Record]) -> np.ndarray:
         """Each trial's best score."""
-        return self.sign * np.array([record.best for record in records])
+        return self.sign * objectives(records)
+
+
+def objectives(records: list[Record]) -> np.ndarray:
+    """The lowest objective of each trial."""
+    return np.array([record.best for record in records])
 
 
 def draw_all(search: Search, journal: Journal) -> list[Plot]:
@@ -66,8 +71,8 @@ def _history(search: Search, score: Score, records: list[Record]) -> Plot:
     """The best score so far against the time since the start, and where each trial ended."""
     drawing, axes = figure(9, 3.8)
     start = min(record.started for record in records)
-    ended = np.array([(record.ended - start) / 60 for record in records])
-    _scatter_trials(axes, ended, score, records)
+    ended = np.array([record.ended for record in records])
+    _scatter_trials(axes, (ended - start) / 60, score, records)
     minutes, best = _best_so_far(records, start)
     axes.step(minutes, score.sign * best, where="post", color=COLORS[1], label="best so far")
     leave_out_outliers(axes.set_ylim, score.of(records))
@@ -123,7 +128,7 @@ def _parallel(
 ) -> Plot:
     """A line for each trial over one axis for each setting; the last axis is the score, best at the bottom."""
     drawing, axes = figure(max(6.0, 1.5 * len(domains) + 2), 4.2)
-    best = np.array([record.best for record in records])
+    best = objectives(records)
     order = np.argsort(-best, kind="stable")  # the best is drawn last, over the others
     heights = (best - best.min()) / (np.ptp(best) or 1.0)
     colors = _colors_by_rank(best)
@@ -186,14 +191,13 @@ def _slices(
     for panel, (key, domain) in zip(panels, domains.items(), strict=True):
         values = [record.changes[key] for record in records]
         if isinstance(domain, Choice):
-            x = np.array([domain.values.index(value) for value in values], dtype=np.float64)
-            panel.set_xticks(range(len(domain.values)), [compact(v) for v in domain.values])
+            values = list(map(domain.values.index, values))
+            panel.set_xticks(range(len(domain.values)), list(map(compact, domain.values)))
             panel.set_xlim(-0.5, len(domain.values) - 0.5)
         else:
-            x = np.array(values, dtype=np.float64)
             panel.set_xscale("log" if domain.log else "linear")
             panel.set_xlim(domain.low, domain.high)
-        _scatter_trials(panel, x, score, records)
+        _scatter_trials(panel, np.array(values, dtype=np.float64), score, records)
         leave_out_outliers(panel.set_ylim, score.of(records))
         panel.set_xlabel(short(key))
     panels[0].set_ylabel(score.label)
@@ -209,8 +213,8 @@ def importance(domains: dict[str, Domain], records: list[Record]) -> dict[str, f
 
     Empty where there are too few trials, or where they all scored the same.
     """
-    known = [record for record in records if _is_inside(domains, record)]
-    if len(known) < FEWEST or np.ptp([record.best for record in known]) == 0:
+    known = _inside(domains, records)
+    if len(known) < FEWEST or np.ptp(objectives(known)) == 0:
         return {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of scikit-learn's forest, when trials are few
@@ -228,9 +232,13 @@ def as_study(domains: dict[str, Domain], records: list[Record]) -> Study:
     return study
 
 
-def _is_inside(domains: dict[str, Domain], record: Record) -> bool:
-    """Whether all values of a trial are in the space; those of a population may have left a list."""
-    return all(domain.contains(record.changes[key]) for key, domain in domains.items())
+def _inside(domains: dict[str, Domain], records: list[Record]) -> list[Record]:
+    """Trials whose values are all in the space; Ray's population may take a trial out of it."""
+    inside = []
+    for record in records:
+        if all(domain.contains(record.changes[key]) for key, domain in domains.items()):
+            inside.append(record)
+    return inside
 
 
 def _evaluator() -> FanovaImportanceEvaluator:
@@ -242,11 +250,11 @@ def _importance(search: Search, domains: dict[str, Domain], records: list[Record
     from matplotlib import pyplot
     from optuna.visualization.matplotlib import plot_param_importances
 
-    known = [record for record in records if _is_inside(domains, record)]
+    study = as_study(domains, _inside(domains, records))
     # optuna sets a style for the whole process, and says that its plots are experimental
     with matplotlib.rc_context(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        axes = plot_param_importances(as_study(domains, known), evaluator=_evaluator())
+        axes = plot_param_importances(study, evaluator=_evaluator())
     names = [short(label.get_text()) for label in axes.get_yticklabels()]
     axes.set_yticks(axes.get_yticks(), names)
     axes.set_title("Importance (fANOVA)", loc="left")  # optuna's own title stands there
@@ -258,5 +266,8 @@ def _importance(search: Search, domains: dict[str, Domain], records: list[Record
     drawing.set_layout_engine("constrained")
     file = save(drawing, search.folder / "importance.png")
     pyplot.close(drawing)
-    caption = "Which settings the score depends on, over all compared trials, early stopped ones included."
-    return Plot(caption, file)
+    return Plot(
+        "Which settings the score depends on, "
+        "over all compared trials, early stopped ones included.",
+        file,
+    )
