@@ -1,14 +1,19 @@
-"""What a search finds and costs on the demo: against the recipe's default, without ASHA, and against plain runs.
+"""What a search finds and costs on the demo: against the default, without ASHA, and plain runs.
 
-    python benchmarks/search.py [work=FOLDER] [seeds=1111,1112,1113] [trials=16] [sequential=8] [only=finds,asha]
+    python benchmarks/search.py [work=FOLDER] [seeds=1111,1112,1113] [trials=16] [sequential=8]
+                                [only=finds,asha]
 
-finds     16 trials over alpha, omega1, omega2 and tau by optuna with ASHA: best validation MAE against the default's
-asha      the same random trials with and without ASHA, for each seed: epochs spent, and how far its best is behind
-overhead  trials per hour of the search, against ``launch/train.py`` for the same configurations one after the other
+finds     16 trials over alpha, omega1, omega2 and tau by optuna with ASHA:
+          best validation MAE against the default's
+asha      the same random trials with and without ASHA, for each seed:
+          epochs spent, and how far its best is behind
+overhead  trials per hour of the search, against ``launch/train.py`` for the same configurations
+          one after the other
 
-Wants a quiet machine. Results go to ``benchmarks/results/search.json`` after each step, and as tables into
-``docs/search.md`` (``only=table`` does just that); a step that is there is not measured again. A search that was
-interrupted goes on, but how long it took is not known then, and nothing is made of it.
+Wants a quiet machine. Results go to ``benchmarks/results/search.json`` after each step, and as
+tables into ``docs/search.md`` (``only=table`` does just that); a step that is there is not measured
+again. A search that was interrupted goes on, but how long it took is not known then, and nothing is
+made of it.
 """
 
 from __future__ import annotations
@@ -63,7 +68,7 @@ def run_module(module: str, *words: str) -> float:
 
 
 def search(work: Path, name: str, words: list[str]) -> tuple[list[Record], float | None]:
-    """The trials of one search, and its seconds from the command to the prompt; None if it was interrupted."""
+    """The trials of one search, and its seconds in all; None if it was interrupted."""
     folder = work / name
     timing = folder / "timing.json"
     if not timing.is_file():
@@ -84,7 +89,7 @@ def search(work: Path, name: str, words: list[str]) -> tuple[list[Record], float
 
 
 def plain(work: Path, record: Record, seed: int) -> float:
-    """Seconds of ``launch.train`` for the configuration of a trial, from the command to the prompt."""
+    """Seconds of ``launch.train`` for the configuration of a trial."""
     folder = work / "plain" / f"{record.number:04d}"
     timing = folder / "timing.json"
     if not timing.is_file():
@@ -150,7 +155,7 @@ def asha(work: Path, seed: int, trials: int) -> dict[str, Any]:
 
 
 def overhead(work: Path, seed: int, trials: int, count: int) -> dict[str, Any]:
-    """Trials per hour: a search with ``concurrent`` as it comes, and plain runs one after the other."""
+    """Trials per hour: a search as it comes, and plain runs one after the other."""
     name = f"none-{seed}"
     words = ["search=random", f"trials={trials}", f"seed={seed}", "scheduler=none"]
     records, seconds = search(work, name, words)
@@ -180,7 +185,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def duration(seconds: float | None, load: float) -> str:
-    """A time as it may be shown: not when others had the machine too, beyond what is left of the step before."""
+    """A time as it may be shown: not when others had the machine too."""
     if seconds is None:
         return "interrupted"
     return "machine busy" if load > BUSY else f"{seconds:.0f}"
@@ -273,7 +278,7 @@ def report(body: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-# results -------------------------------------------------------------------------------------------------------------
+# results ---------------------------------------------------------------------------------------
 
 
 def results() -> dict[str, Any]:

@@ -1,10 +1,11 @@
-"""Asynchronous successive halving (Li et al., MLSys 2020) by Ray, with rungs that survive a restart.
+"""Asynchronous successive halving (Li et al., MLSys 2020) with rungs that survive a restart.
 
 What Ray's scheduler lacks is shown in ``tests/tune/test_libraries.py``:
 
-- ``test_ray_restores_a_search_with_empty_rungs``: the scores that trials had left there are forgotten, so that the
-  first trials after a restart all go on.
-- ``test_asha_of_ray_lets_a_trial_without_a_score_go_on``: a trial whose score is no number is never stopped.
+- ``test_ray_restores_a_search_with_empty_rungs``: the scores that trials had left there are
+  forgotten, so that the first trials after a restart all go on.
+- ``test_asha_of_ray_lets_a_trial_without_a_score_go_on``: a trial whose score is no number is never
+  stopped.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ Rung = tuple[int, dict[str, float]]  # (epoch, trial -> score, of which more is 
 class ResumableASHA(RestoredFromJournal, AsyncHyperBandScheduler):
     """Ray's scheduler, its rungs filled from the journal with every trial that has ended.
 
-    Trials that are to go on report from their first epoch anew and take their places again. Trials that failed are
-    ended by themselves and take none.
+    Trials that are to go on report from their first epoch anew and take their places again. Trials
+    that failed are ended by themselves and take none.
     """
 
     def __init__(self, journal: Journal, *, epochs: int, grace: int, reduction: int):

@@ -1,4 +1,4 @@
-"""Whether configurations can be trained at all: found out by building their models before a trial starts."""
+"""Whether configurations can be trained: found out by building their models."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class TrainableCheck:
         return []
 
     def _fits_any(self, point: dict[str, Any], suggester: Suggester) -> bool:
-        """Whether the values of ``point`` can be trained together with some values of the others."""
+        """Whether the values of ``point`` can be trained with some values of the others."""
         return any(not self(others | point) for others in suggester.samples(ATTEMPTS))
 
     def _thin(self, suggester: Suggester) -> list[str]:

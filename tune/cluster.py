@@ -1,4 +1,4 @@
-"""Ray itself: started on this machine for one search, closed to the outside, or joined where a cluster runs."""
+"""Ray itself: started on this machine for one search, or joined where a cluster runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from tune.settings import Search
 from tune.workers import operators
 
 OBJECT_STORE = 100 * 2**20  # bytes; hardly anything goes through it
-# Ray has this for the firewalls of other systems: 0 makes 127.0.0.1 the only address that any of its processes binds
+# Ray has this for the firewalls of other systems: 0 makes 127.0.0.1 the only address that any of
+# its processes binds
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 PACKAGES = ("core", "data_shards", "launch", "tune")
 RAY_SETTINGS = {
@@ -46,8 +47,8 @@ class Capacity:
 def cluster(search: Search) -> Iterator[Capacity]:
     """Ray for the time of a search, and the operators that its trials load.
 
-    A local one listens on the loopback interface only, has no dashboard, and wants a token that this process has made
-    up and tells nobody. One that is joined gets the code with the job.
+    A local one listens on the loopback interface only, has no dashboard, and wants a token that
+    this process has made up and tells nobody. One that is joined gets the code with the job.
 
     Raises:
         ConfigError: a trial needs more than there is.
@@ -97,8 +98,8 @@ def join(address: str) -> None:
 def copy_code(folder: Path) -> None:
     """This project's packages, for Ray to ship.
 
-    As a working directory: what is shipped as modules comes after the folder in which the driver was started, and a
-    machine that has an older checkout at that path would run that one.
+    As a working directory: what is shipped as modules comes after the folder in which the driver
+    was started, and a machine that has an older checkout at that path would run that one.
     """
     root = Path(__file__).parents[1]
     ignore = shutil.ignore_patterns("__pycache__")

@@ -1,4 +1,4 @@
-"""The values that one setting may take in a search: a range or a list, written like ``loguniform(1e-4, 1e-2)``."""
+"""The values that a setting may take in a search, written like ``loguniform(1e-4, 1e-2)``."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ class Range:
     def __post_init__(self) -> None:
         if not self.low < self.high:
             raise ConfigError(
-                f"a range goes from a smaller to a larger number, not from {self.low} to {self.high}"
+                "a range goes from a smaller to a larger number, "
+                f"not from {self.low} to {self.high}"
             )
         if self.log and self.low <= 0:
             raise ConfigError(f"a logarithmic range starts above 0, not at {self.low}")
@@ -79,7 +80,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Around:
-    """Numbers up to ``factor`` times smaller or larger than the recipe's own; only in default spaces."""
+    """Numbers up to ``factor`` times smaller or larger than the recipe's; for default spaces."""
 
     factor: float
 
@@ -96,7 +97,7 @@ def _rounded(value: float) -> float:
 
 
 def read_domain(key: str, text: str) -> Domain | None:
-    """``text`` as a domain, or None for ``none``. Nothing in it is evaluated: it holds names and numbers only.
+    """``text`` as a domain, or None for ``none``. It is read, not evaluated.
 
     Raises:
         ConfigError: it cannot be read; the message names ``key`` and the forms that there are.

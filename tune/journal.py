@@ -1,14 +1,15 @@
-"""What has happened in a search: one JSON line per event in ``journal.jsonl``, written before anything depends on it.
+"""What has happened in a search: one JSON line per event, written before anything needs it.
 
-Everything else is worked out from it: which trials are left after an interruption, what the searcher and the scheduler
-know, the tables and the plots. A line that was cut off by a crash counts as not written.
+Everything else is worked out from it: which trials are left after an interruption, what the
+searcher and the scheduler know, the tables and the plots. A line that was cut off by a crash counts
+as not written.
 
 Neither Ray nor optuna keeps such a record. ``tests/tune/test_libraries.py`` shows why:
 
-- ``test_ray_restores_a_trial_that_has_ended_as_one_to_be_trained``: ``Tuner.restore`` goes on from a snapshot that is
-  seconds old, so that what ended since is trained again.
-- ``test_a_journal_of_optuna_that_was_cut_off_cannot_be_opened``: its journal storage does not survive a crash within
-  a line.
+- ``test_ray_restores_a_trial_that_has_ended_as_one_to_be_trained``: ``Tuner.restore`` goes on from
+  a snapshot that is seconds old, so that what ended since is trained again.
+- ``test_a_journal_of_optuna_that_was_cut_off_cannot_be_opened``: its journal storage does not
+  survive a crash within a line.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-# Reported in place of a score that is no number: finite, so that it can be compared, and behind all others.
+# Reported in place of a score that is no number: finite, so that it can be compared, and behind all
+# others.
 WORST = 1e9
 
 State = Literal["running", "finished", "stopped", "diverged", "failed"]
@@ -136,9 +138,10 @@ class Journal:
 
 
 class RestoredFromJournal:
-    """A part of a search that lives in the driver only, and is made anew from the journal when the search goes on.
+    """A part of the driver that is made anew from the journal when a search goes on.
 
-    Ray copies such parts and stores them with its own state: copies are the thing itself, and stored it is nothing.
+    Ray copies such parts and stores them with its own state: copies are the thing itself, and
+    stored it is nothing.
     """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> RestoredFromJournal:

@@ -18,7 +18,7 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def short(key: str) -> str:
-    """``options.alpha`` as ``alpha``, ``optim.groups.main.lr`` as ``main.lr``: enough to tell settings apart."""
+    """``options.alpha`` as ``alpha``, ``optim.groups.main.lr`` as ``main.lr``."""
     return key.removeprefix("options.").removeprefix("optim.groups.").removeprefix("optim.")
 
 

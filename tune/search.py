@@ -1,7 +1,8 @@
-"""Search the settings of a recipe: ``python -m tune.search hscl/mosi data=DIR trials=32 space.tau=loguniform(0.05,1)``.
+"""Search the settings of a recipe: ``python -m tune.search hscl/mosi data=DIR trials=32``.
 
-Every trial is a normal run of ``launch/train.py`` that never sees the test split. The best configuration is trained
-again over a few seeds, and only these runs are evaluated on test, once each.
+Every trial is a normal run of ``launch/train.py`` that never sees the test split. The best
+configuration is trained again over a few seeds, and only these runs are evaluated on test, once
+each.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def run_trials(
     capacity: Capacity,
     count: int,
 ) -> bool:
-    """Bring ``part`` of a search to ``count`` trials that have ended; False when it was interrupted."""
+    """Bring ``part`` of a search to ``count`` ended trials; False when it was interrupted."""
     from tune.tuner import run
 
     if not journal.unfinished() and len(journal.records) >= count:
@@ -62,7 +63,7 @@ def find(search: Search, journal: Journal, capacity: Capacity, suggester: Sugges
 
 
 def confirm(search: Search, changes: dict[str, Any], journal: Journal, capacity: Capacity) -> bool:
-    """Train the best configuration over seeds, then evaluate test; False when it was interrupted."""
+    """Train the best configuration over seeds, then evaluate test; False when interrupted."""
     first = search.run().seed
 
     def seeded(number: int, _: list[Record]) -> dict[str, Any]:
@@ -112,7 +113,8 @@ def search_for(search: Search) -> int:
     print(f"report: {search.folder / 'report.md'} ({time.monotonic() - started:.0f} s)")
     data = search.run().data
     print(
-        f"train it: deepspeed launch/train.py {search.recipe} data={data} @{search.folder / 'best.json'}"
+        f"train it: deepspeed launch/train.py {search.recipe} data={data} "
+        f"@{search.folder / 'best.json'}"
     )
     return 0
 
@@ -120,7 +122,8 @@ def search_for(search: Search) -> int:
 def print_plan(search: Search, journal: Journal, capacity: Capacity) -> None:
     ended = len(journal.records) - len(journal.unfinished())
     print(
-        f"searching {search.recipe} with {search.search}, {search.trials} trials, {capacity.concurrent} at a time"
+        f"searching {search.recipe} with {search.search}, {search.trials} trials, "
+        f"{capacity.concurrent} at a time"
     )
     for key, domain in search.domains().items():
         print(f"  {key:<32} {domain}")

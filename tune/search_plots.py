@@ -1,8 +1,9 @@
 """The plots of a search: best value over time, parallel coordinates, slices, importance.
 
-The importance is drawn by optuna. Of the others, optuna's have trial numbers in place of time, do not tell trials that
-were stopped early from the rest, and let one outlier press all other trials into a line; the test
-``test_an_outlier_does_not_press_the_other_trials_into_a_line`` has that plot beside this one.
+The importance is drawn by optuna. Of the others, optuna's have trial numbers in place of time, do
+not tell trials that were stopped early from the rest, and let one outlier press all other trials
+into a line; the test ``test_an_outlier_does_not_press_the_other_trials_into_a_line`` has that plot
+beside this one.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ def _scatter_trials(axes: Any, x: np.ndarray, score: Score, records: list[Record
 
 
 def leave_out_outliers(set_limits: Callable[..., Any], values: np.ndarray) -> None:
-    """Limit an axis to where most values are: far outliers would press everything else into one line."""
+    """Limit an axis to where most values are: outliers would press the others into a line."""
     low, high = np.min(values), np.max(values)
     first, third = np.percentile(values, [25, 75])
     reach = 3 * (third - first) or 1e-3
@@ -126,7 +127,7 @@ def position(domain: Domain, value: Any) -> float:
 def _parallel(
     search: Search, score: Score, domains: dict[str, Domain], records: list[Record]
 ) -> Plot:
-    """A line for each trial over one axis for each setting; the last axis is the score, best at the bottom."""
+    """A line for each trial over an axis for each setting and the score, best at the bottom."""
     drawing, axes = figure(max(6.0, 1.5 * len(domains) + 2), 4.2)
     best = objectives(records)
     order = np.argsort(-best, kind="stable")  # the best is drawn last, over the others
@@ -157,7 +158,7 @@ def _parallel(
 
 
 def _colors_by_rank(best: np.ndarray) -> list[Any]:
-    """From the best, dark, to the worst, light: by rank, so that outliers do not take all the contrast."""
+    """From the best, dark, to the worst, light: by rank, so that outliers keep no contrast."""
     from matplotlib import colormaps
 
     ranks = np.argsort(np.argsort(best))
@@ -209,7 +210,7 @@ def _slices(
 
 
 def importance(domains: dict[str, Domain], records: list[Record]) -> dict[str, float]:
-    """How much of the scores' variance each setting explains (fANOVA, Hutter et al., ICML 2014), by optuna.
+    """How much of the scores' variance each setting explains (fANOVA, Hutter et al., ICML 2014).
 
     Empty where there are too few trials, or where they all scored the same.
     """

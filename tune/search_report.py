@@ -1,4 +1,4 @@
-"""What a search leaves behind: ``best.json``, ``trials.csv``, ``confirm.json`` and ``report.md`` with its plots."""
+"""What a search leaves: ``best.json``, ``trials.csv``, ``confirm.json`` and ``report.md``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NOT_SCORES = ("loss", "samples_per_second", "data_wait", "seconds", "health")  #
 
 
 def best_changes(search: Search, record: Record) -> dict[str, Any]:
-    """What makes the recipe the configuration of this trial; ``launch/train.py`` takes it as ``@best.json``."""
+    """What makes the recipe the configuration of this trial; the content of ``best.json``."""
     return shared_changes(search) | record.changes
 
 
@@ -58,7 +58,7 @@ def table(search: Search, journal: Journal) -> pd.DataFrame:
 
 
 def score_names(search: Search, records: list[Record]) -> list[str]:
-    """The validation scores among what an epoch reports: what is selected by first, no losses, no timing."""
+    """The validation scores among what an epoch reports, the one that is selected by first."""
     if not records:
         return []
     names = [name for name in records[0].scores if not name.startswith(NOT_SCORES)]

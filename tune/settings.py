@@ -1,4 +1,4 @@
-"""What a search is: read from the command line, checked before anything starts, and kept in ``search.json``."""
+"""What a search is: read from the command line, checked, and kept in ``search.json``."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AtLeast2 = Annotated[int, Field(ge=2)]
 
 @dataclass(frozen=True)
 class Search:
-    """Settings of a search. ``changes`` hold for every trial, ``spaces`` are what differs between them."""
+    """Settings of a search. ``changes`` hold for every trial, ``spaces`` differ between them."""
 
     recipe: str
     changes: dict[str, Any]
@@ -56,7 +56,7 @@ class Search:
 
     @property
     def sign(self) -> float:
-        """What an objective is multiplied with to get the score: less of an objective is always better."""
+        """What makes a score of an objective, of which less is always better."""
         return 1.0 if self.run().goal == "min" else -1.0
 
     def domains(self) -> dict[str, Domain]:
@@ -89,8 +89,8 @@ def read_search(words: Sequence[str]) -> Search:
     """The search that a command line asks for.
 
     Raises:
-        ConfigError: a key that neither a search nor the recipe has, a value of the wrong kind, or a combination that
-            makes no sense; the message says what to write instead.
+        ConfigError: a key that neither a search nor the recipe has, a value of the wrong kind, or a
+            combination that makes no sense; the message says what to write instead.
     """
     recipe, *rest = words
     run = load_recipe(recipe)
@@ -173,7 +173,7 @@ def _default_spaces(run: Run, changes: dict[str, Any]) -> dict[str, str]:
 
 
 def _field(key: str, run: Run) -> str:
-    """The dotted field that ``key`` means: itself, the paper's symbol, or its last part where only one ends so."""
+    """The dotted field that ``key`` means: itself, the paper's symbol, or its unique last part."""
     known = leaves(to_dict(run))
     symbols = SYMBOLS.get(run.model, {})
     if key in known or key in symbols:
@@ -207,7 +207,8 @@ def _refuse_contradictions(search: Search) -> None:
     run, domains = search.run(), search.domains()
     if not run.data:
         raise ConfigError(
-            "no data: give the shard folder as data=DIR; make one with python -m data_shards.convert"
+            "no data: give the shard folder as data=DIR; "
+            "make one with python -m data_shards.convert"
         )
     if not domains:
         raise ConfigError(

@@ -1,8 +1,9 @@
 """What is searched for each model when the command line does not say otherwise.
 
-A key is a field of the recipe; a recipe that lacks it (a group of another text encoder, say) is searched without it.
-A model without a space of its own here gets ``DEFAULT_SPACE``.
-Add ``space.KEY=...`` on the command line for more, ``space.KEY=none`` for less, ``space=none`` to start from nothing.
+A key is a field of the recipe; a recipe that lacks it (a group of another text encoder, say) is
+searched without it. A model without a space of its own here gets ``DEFAULT_SPACE``. Add
+``space.KEY=...`` on the command line for more, ``space.KEY=none`` for less, ``space=none`` to start
+from nothing.
 """
 
 from __future__ import annotations

@@ -1,15 +1,16 @@
-"""Which configuration a trial gets: a pure function of the seed, its number, and the trials before it.
+"""Which configuration a trial gets: a function of seed, number, and the trials before it.
 
-So a search that was interrupted goes on with the trials that it would have had, and the same seed gives the same
-search. The first trial is the recipe itself, where the space holds it: nothing found is worse than the default.
+So a search that was interrupted goes on with the trials that it would have had, and the same seed
+gives the same search. The first trial is the recipe itself, where the space holds it: nothing found
+is worse than the default.
 
 optuna draws, and Ray's ``OptunaSearch`` is not used, also not with optuna's journal storage.
 ``tests/tune/test_libraries.py`` shows what it lacks:
 
-- ``test_optuna_search_repeats_itself_after_a_restart``: with a seed, it draws the configurations again that it began
-  with.
-- ``test_optuna_search_loses_the_trials_that_ran``: they stay in the storage as running, are not handed out again, and
-  their results are refused.
+- ``test_optuna_search_repeats_itself_after_a_restart``: with a seed, it draws the configurations
+  again that it began with.
+- ``test_optuna_search_loses_the_trials_that_ran``: they stay in the storage as running, are not
+  handed out again, and their results are refused.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ ATTEMPTS = 100  # draws before a space counts as impossible
 
 
 def distributions(domains: Mapping[str, Domain]) -> dict[str, BaseDistribution]:
-    """The domains as optuna knows them; a choice is the index of its value, since values may be lists."""
+    """The domains as optuna knows them; a choice is its value's index: values may be lists."""
     return {key: _distribution(domain) for key, domain in domains.items()}
 
 
@@ -110,7 +111,7 @@ class Suggester:
         self.startup = max(5, min(10, search.trials // 3))
 
     def point(self, number: int, trials: Sequence[Record]) -> dict[str, Any] | None:
-        """The configuration of trial ``number``, where ``trials`` are the earlier ones; None at the end of a grid.
+        """The configuration of trial ``number`` after ``trials``; None at the end of a grid.
 
         Raises:
             ConfigError: nothing that can be drawn can be trained.
@@ -131,7 +132,7 @@ class Suggester:
         )
 
     def _draw(self, number: int, attempt: int, trials: Sequence[Record]) -> dict[str, Any]:
-        # a generator for each draw: what is drawn does not depend on how often this process has drawn
+        # a generator for each draw, so that nothing depends on what was drawn before
         seed = int(np.random.SeedSequence([self.seed, number, attempt]).generate_state(1)[0])
         sampler: BaseSampler = RandomSampler(seed=seed)
         known: list[FrozenTrial] = []
@@ -147,7 +148,7 @@ class Suggester:
         return [self._draw(0, attempt, []) for attempt in range(count)]
 
     def frozen(self, record: Record) -> FrozenTrial:
-        """A trial as optuna knows it. One that is still running only keeps others away from its neighbourhood."""
+        """A trial as optuna knows it. One that still runs only keeps others away."""
         state, value = TrialState.COMPLETE, WORST
         if record.state == "running":
             state, value = TrialState.RUNNING, None

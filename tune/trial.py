@@ -1,9 +1,10 @@
-"""A trial for Ray: an actor that holds the resources of its placement group and runs the trial's processes itself.
+"""A trial for Ray: an actor that holds resources and runs the trial's processes itself.
 
-The processes are a normal run in a folder of its own (``launch.train``'s loop, log and checkpoints). A trial that
-starts again, on whatever occasion, finds the run there and goes on; the epochs before are reported anew, so that
-searcher and scheduler see every trial from its first epoch. Where the folder is not shared (``storage=URI``) and where
-trials copy each other (pbt), the run travels through Ray's checkpoints instead.
+The processes are a normal run in a folder of its own (``launch.train``'s loop, log and
+checkpoints). A trial that starts again, on whatever occasion, finds the run there and goes on; the
+epochs before are reported anew, so that searcher and scheduler see every trial from its first
+epoch. Where the folder is not shared (``storage=URI``) and where trials copy each other (pbt), the
+run travels through Ray's checkpoints instead.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ class TrialKilled(RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """What all trials of a search share. Plain values: an actor starts faster without the packages behind a search."""
+    """What all trials share, in plain values: an actor starts faster with few imports."""
 
     recipe: str
     changes: dict[str, Any]
-    # where every trial has its own; empty: where Ray puts the trial, for machines that share no folder
+    # where every trial has its own; empty: where Ray puts the trial, for machines that share no
+    # folder
     folder: str
     processes: int = 1  # of one trial
     cpus: float = 1.0  # of one process
@@ -48,7 +50,7 @@ class Job:
     extensions: str = ""  # compiled operators of DeepSpeed, copied for each process
 
     def resources(self) -> PlacementGroupFactory:
-        """One bundle, so that all processes of a trial are on one machine and see the GPUs of their trial only."""
+        """One bundle: a trial's processes are on one machine and see the GPUs of this trial only."""
         bundle = {"CPU": self.processes * self.cpus}
         if self.gpus:
             bundle["GPU"] = self.processes * self.gpus
@@ -56,7 +58,7 @@ class Job:
 
 
 class Trial(tune.Trainable):
-    """``config`` holds the trial's number, the values of what is searched, and perhaps where to go on from."""
+    """``config`` holds the trial's number, its settings, and perhaps where to go on from."""
 
     def setup(self, config: dict[str, Any], *, job: Job) -> None:
         self.job = job
@@ -89,7 +91,7 @@ class Trial(tune.Trainable):
         )
 
     def step(self) -> dict[str, Any]:
-        """One epoch, or what went wrong with it. A killed process is Ray's business: it starts the trial again."""
+        """One epoch, or what went wrong with it. After a kill, Ray starts the trial again."""
         try:
             return self._evaluate_test() if self.test else self._train_epoch()
         except ProcessEnded as error:
@@ -139,7 +141,7 @@ class Trial(tune.Trainable):
         copy_run(self.run_dir, Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: str) -> None:
-        """Go on from another run's state. The values of ``config`` hold: a checkpoint has no learning rate in it."""
+        """Go on from another run's state; settings such as learning rates stay this trial's."""
         self.cleanup()
         self._adopt_run(Path(checkpoint))
 

@@ -108,7 +108,7 @@ def number_of(trial: Any) -> int:
 
 
 def error_of(trial: Any) -> str:
-    """What ended the trial, in one line. Ray has it in a file of the driver's, which it copies to the storage later."""
+    """What ended the trial, in one line, from the file that Ray writes it to."""
     path = Path(trial.error_file)
     if not path.is_file():
         return "its actor died"

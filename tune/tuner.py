@@ -124,7 +124,7 @@ def run(
 def run_population(
     search: Search, next_point: NextPoint, journal: Journal, capacity: Capacity
 ) -> None:
-    """Population based training: all trials side by side or in turns, worse ones going on from better ones."""
+    """Population based training: worse trials go on from better ones."""
     waiting = journal.unfinished()
     for number in range(1, search.trials + 1):
         if number not in journal.records:

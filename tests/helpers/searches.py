@@ -157,10 +157,10 @@ class Verdict(NamedTuple):
 
 
 def verdicts(path: Path, *, epochs: int, reduction: int) -> list[Verdict]:
-    """Asynchronous successive halving worked out anew from a journal's lines, which stand in the order of the reports.
+    """Asynchronous successive halving worked out anew from a journal, in the reports' order.
 
-    A trial that comes to a rung stops when it is worse than all but the best of ``reduction`` parts of those that came
-    before it: in this session, or in earlier ones if they had ended there.
+    A trial that comes to a rung stops when it is worse than all but the best of ``reduction`` parts
+    of those that came before it: in this session, or in earlier ones if they had ended there.
     """
     events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     milestones = [reduction**power for power in range(20) if reduction**power <= epochs]

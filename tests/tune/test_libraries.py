@@ -1,7 +1,7 @@
 """What Ray, optuna and PyTorch do not do for a search, which is why ``tune`` does it.
 
-Each test shows one lack. When one fails after an update, the library may have learnt it: see whether the part of
-``tune`` that names the test can go.
+Each test shows one lack. When one fails after an update, the library may have learnt it: see
+whether the part of ``tune`` that names the test can go.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from torch.utils.file_baton import FileBaton
 
 from tune.cluster import LOOPBACK_ONLY
 
-# optuna's search with optuna's journal -----------------------------------------------------------
+# optuna's search with optuna's journal ---------------------------------------------------------
 
 
 def optuna_session(journal: Path) -> OptunaSearch:
@@ -63,7 +63,7 @@ def test_optuna_search_repeats_itself_after_a_restart(tmp_path: Path):
 
 
 def test_optuna_search_loses_the_trials_that_ran(tmp_path: Path):
-    """``tune.suggest``: an interrupted trial is not handed out again, and nothing can be reported of it."""
+    """``tune.suggest``: an interrupted trial is not handed out again, nor are its results taken."""
     first = optuna_session(tmp_path / "journal")
     interrupted = first.suggest("one")
     again = optuna_session(tmp_path / "journal")
@@ -201,7 +201,7 @@ print(len(errors), len(set(errors)), bool(errors[0]))
 
 @pytest.mark.slow
 def test_ray_does_not_tell_how_an_actor_ended(tmp_path: Path):
-    """``tune.workers``: SIGKILL (starts again), SIGSEGV, and exit code 3 (diverged) look the same to the driver."""
+    """``tune.workers``: SIGKILL (starts again) and exit code 3 (diverged) look the same."""
     assert (signal.SIGKILL, signal.SIGSEGV) == (9, 11)
     ended = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(ACTORS)],

@@ -1,4 +1,4 @@
-"""What a search is and what its trials get, without Ray running: domains, settings, configurations."""
+"""Domains, settings and configurations of a search, without Ray running."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tune.suggest import Suggester, default_point
 KNOWN = ["hscl/demo", "data=shards"]
 
 
-# domains -----------------------------------------------------------------------------------------------------------
+# domains ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_what_is_no_domain_is_refused_with_the_forms_that_there_are(text: str):
         read_domain("key", text)
 
 
-# settings ----------------------------------------------------------------------------------------------------------
+# settings --------------------------------------------------------------------------------------
 
 
 def test_every_default_space_belongs_to_fields_of_a_recipe():
@@ -228,7 +228,7 @@ def test_a_trial_that_does_not_fit_is_refused(tmp_path: Path):
         capacity(a_search(tmp_path, processes=3), {"CPU": 2.0})
 
 
-# configurations ----------------------------------------------------------------------------------------------------
+# configurations --------------------------------------------------------------------------------
 
 
 def test_the_first_trial_is_the_recipe_where_the_space_holds_it(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""A search on a Ray cluster, whose nodes have nothing of the driver's code and share no folder with it."""
+"""A search on a Ray cluster, whose nodes share neither code nor folders with the driver."""
 
 from __future__ import annotations
 
@@ -91,8 +91,9 @@ def run_dirs(trial: str) -> set[Path]:
 def test_a_search_joins_a_cluster_with_its_own_code_and_keeps_its_runs_at_a_uri(
     small_shards: Path, tmp_path: Path
 ):
-    """Trials run in folders of the node, with the code of the driver, and go on, and are evaluated, from checkpoints at
-    the URI."""
+    """Trials run in folders of the node, with the code of the driver, and go on, and are evaluated,
+    from checkpoints at the URI.
+    """
     folder, store, copy = tmp_path / "search", tmp_path / "store", another_copy(tmp_path / "code")
     around = {
         "RAY_AUTH_MODE": "token",

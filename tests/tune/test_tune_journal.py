@@ -1,4 +1,4 @@
-"""The record of a search, without Ray running: the journal, and rungs that are worked out from it."""
+"""The journal of a search, and the rungs that are worked out from it, without Ray running."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from searches import Verdict, ended, verdicts
 from tune.asha import ResumableASHA
 from tune.journal import WORST, Journal
 
-# the journal -------------------------------------------------------------------------------------------------------
+# the journal -----------------------------------------------------------------------------------
 
 
 def test_a_journal_is_read_back_as_it_was_written(tmp_path: Path):
@@ -78,7 +78,7 @@ def test_trials_are_ranked_by_their_best_epoch_and_the_earlier_of_equals_comes_f
         assert journal.ranking()[1].scores["MAE"] == 0.3
 
 
-# rungs -------------------------------------------------------------------------------------------------------------
+# rungs -----------------------------------------------------------------------------------------
 
 
 def reports(rungs: ResumableASHA, name: str, values: list[float]) -> tuple[int, str]:
@@ -151,7 +151,7 @@ def test_a_trial_that_failed_takes_no_place_on_the_rungs(tmp_path: Path):
 
 @pytest.mark.parametrize("reduction", [2, 3])
 def test_verdicts_are_those_that_can_be_worked_out_from_the_journal(tmp_path: Path, reduction: int):
-    """The check that whole searches are put to, on a search that is interrupted: right ones pass it, wrong ones not."""
+    """The check that whole searches are put to: right ones pass it, wrong ones do not."""
     path = tmp_path / "journal.jsonl"
     values = np.random.default_rng(3).uniform(size=(24, 9))
     for trials in (range(1, 13), range(13, 25)):

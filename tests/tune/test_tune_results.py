@@ -1,4 +1,4 @@
-"""What a search makes of its trials' results, without Ray running: a trial's end, the confirmation, the report."""
+"""A trial's end, the confirmation and the report of a search, without Ray running."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tune.settings import Search
 from tune.suggest import Suggester
 from tune.trial_progress import ProgressCallback
 
-# a trial's end ------------------------------------------------------------------------------------------------------
+# a trial's end ---------------------------------------------------------------------------------
 
 
 class Told:
@@ -106,7 +106,7 @@ def test_a_trial_that_is_given_up_is_recorded_with_what_its_process_died_of(
     assert "failed    the process was ended by SIGKILL" in printed
 
 
-# the confirmation ---------------------------------------------------------------------------------------------------
+# the confirmation ------------------------------------------------------------------------------
 
 
 def test_test_is_evaluated_when_the_validation_scores_of_all_seeds_are_on_the_disk(
@@ -163,7 +163,7 @@ def test_test_is_not_evaluated_while_a_seed_is_missing(
         assert not command.confirm(a_search(tmp_path), {}, journal, Capacity(0.0, 1))
 
 
-# the report --------------------------------------------------------------------------------------------------------
+# the report ------------------------------------------------------------------------------------
 
 
 def a_journal(search: Search) -> Journal:

@@ -1,4 +1,4 @@
-"""Whole searches, as a user starts them: with Ray, real processes, and training on a few made-up clips."""
+"""Whole searches, as a user starts them: with Ray, processes, and training on a few clips."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def open_ports(search: subprocess.Popen[str]) -> set[str]:
 
 
 def by_number(folder: Path) -> dict[int, dict[str, Any]]:
-    """The settings of each trial as TensorBoard shows them under HPARAMS, side by side with the scores."""
+    """The settings of each trial as TensorBoard shows them under HPARAMS, beside the scores."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
@@ -73,7 +73,7 @@ def without_test(shards: Path, folder: Path) -> Path:
 def test_a_search_finds_the_best_records_the_bad_and_never_sees_test(
     small_shards: Path, tmp_path: Path
 ):
-    """A grid in which one learning rate makes the loss infinite, on a folder whose test shards are gone."""
+    """A grid in which one learning rate makes the loss infinite, without test shards."""
     shards = without_test(small_shards, tmp_path / "shards")
     folder = tmp_path / "search"
     words = [
@@ -154,8 +154,9 @@ def test_a_trial_that_copies_another_trains_on_with_its_own_settings(
 
 @pytest.mark.slow
 def test_a_search_whose_driver_is_killed_goes_on_where_it_was(small_shards: Path, tmp_path: Path):
-    """SIGKILL while trials run. What had ended is not repeated, what had begun goes on from its checkpoint, and the
-    rungs decide as before."""
+    """SIGKILL while trials run. What had ended is not repeated, what had begun goes on from its
+    checkpoint, and the rungs decide as before.
+    """
     folder = tmp_path / "search"
     words = ["search=random", "trials=6", "epochs=4", "confirm=0", "concurrent=2", "reduction=2"]
     search = begin(small_shards, folder, *words)
@@ -229,7 +230,7 @@ def test_two_trials_of_two_processes_side_by_side_are_confirmed_and_leave_nothin
 def test_a_trial_whose_process_is_killed_starts_again_from_its_checkpoint_but_not_for_ever(
     small_shards: Path, tmp_path: Path
 ):
-    """The first trial loses its process once, the second whenever it has one: more often than ``retries=``."""
+    """The first trial loses its process once, the second more often than ``retries=``."""
     folder = tmp_path / "search"
     search = begin(
         small_shards, folder, "trials=2", "epochs=6", "confirm=0", "scheduler=none", "retries=1"

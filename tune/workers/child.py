@@ -1,7 +1,8 @@
-"""What each process of a trial does first: tie its life to its parent's, go to its folder, offer the ranks' store.
+"""What each process of a trial does first: tie its life to its parent's, offer the store.
 
-Run as a program, it goes on as ``launch.train``. So a run of the confirmation is finished: the test split is evaluated
-once, and the report written. It is not part of ``tune.workers.worker``, where the test split must be out of reach.
+Run as a program, it goes on as ``launch.train``. So a run of the confirmation is finished: the test
+split is evaluated once, and the report written. It is not part of ``tune.workers.worker``, where
+the test split must be out of reach.
 """
 
 from __future__ import annotations
@@ -46,10 +47,11 @@ def enter_folder() -> None:
 
 
 def serve_store() -> Any:
-    """The store through which the ranks meet, on a socket bound before any of them started; None but on rank 0.
+    """On rank 0, the store through which the ranks meet, on a socket bound before they started.
 
-    A port that is looked up first and bound later can be taken by another trial in between. The ranks are told by
-    ``TORCHELASTIC_USE_AGENT_STORE`` that the store is there already. Keep it until the ranks have parted.
+    A port that is looked up first and bound later can be taken by another trial in between. The
+    ranks are told by ``TORCHELASTIC_USE_AGENT_STORE`` that the store is there already. Keep it
+    until the ranks have parted.
     """
     if LISTENER not in os.environ:
         return None

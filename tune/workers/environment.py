@@ -16,7 +16,8 @@ RESULTS = "CONCORD_RESULTS"  # for rank 0: descriptor of the pipe for results
 FOLDER = "CONCORD_FOLDER"  # for each process: where it runs
 LISTENER = "CONCORD_LISTENER"  # for rank 0: descriptor of a socket that listens on MASTER_PORT
 
-# What a surrounding launcher or Ray has set must not reach the trial: its processes are a world by themselves.
+# What a surrounding launcher or Ray has set must not reach the trial: its processes are a world by
+# themselves.
 FOREIGN_PREFIXES = (
     "RAY_",
     "TUNE_",
@@ -40,7 +41,7 @@ FOREIGN_NAMES = (
 
 
 def package_folders() -> list[str]:
-    """Folders that hold this project's packages for this process; Ray ships each into one of its own."""
+    """Folders that this process has the project's packages from; Ray may ship each into its own."""
     folders = []
     for package in (core, data_shards, launch, tune):
         folder = str(Path(str(package.__file__)).parents[1])

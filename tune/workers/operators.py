@@ -1,8 +1,9 @@
-"""The operator that DeepSpeed compiles on its first run on a CPU, and that every process locks while it loads it.
+"""The operator that DeepSpeed compiles on a CPU, and that a process locks to load it.
 
-Trials must find it compiled, and each process gets a copy of its own: nobody waits for a lock, and one that a killed
-process leaves behind hinders nobody. ``test_torch_waits_for_the_lock_of_a_process_that_is_gone`` shows that PyTorch
-waits for such a lock for ever.
+Trials must find it compiled, and each process gets a copy of its own: nobody waits for a lock, and
+one that a killed process leaves behind hinders nobody.
+``test_torch_waits_for_the_lock_of_a_process_that_is_gone`` shows that PyTorch waits for such a lock
+for ever.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def build() -> str:
 
 
 def copy(built: str, target: Path) -> dict[str, str]:
-    """A process's own copy of the compiled operators, and the environment that makes it use them."""
+    """A process's own copy of the compiled operators, and the variables that make it use them."""
     if not built or not Path(built).is_dir():
         return {}
     shutil.rmtree(target, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The processes of one trial: started side by side on this machine, watched, and ended with everything they started.
+"""The processes of one trial: started side by side, watched, and ended with their children.
 
 What Ray's worker groups lack is in the docstring of ``tune.workers``.
 """
@@ -36,9 +36,9 @@ class Processes:
     """``count`` processes of ``python -m module arguments``, as the ranks of one world.
 
     Args:
-        output: file to which everything that they print is appended.
-        folder: where they run, once they have found the code (``tune.workers.child``); here, if there is none.
-        extensions: compiled operators of DeepSpeed, see ``tune.workers.operators``.
+        output: file to which everything that they print is appended. folder: where they run, once
+        they have found the code (``tune.workers.child``); here, if there is none. extensions:
+        compiled operators of DeepSpeed, see ``tune.workers.operators``.
     """
 
     def __init__(
@@ -131,10 +131,12 @@ class Processes:
     def _orders(self) -> BinaryIO | None:
         """Where rank 0 reads whether to go on, while it is open."""
         stream = self.processes[0].stdin
-        return stream if stream is not None and not stream.closed else None  # type: ignore[return-value]
+        if stream is None or stream.closed:
+            return None
+        return stream  # type: ignore[return-value]
 
     def _check(self, *, closed: bool) -> None:
-        """Raise for a process that failed; rank 0 must not close its pipe while a result is expected."""
+        """Raise for a process that failed; rank 0's pipe must stay open while a result is due."""
         if closed:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.processes[0].wait(GRACE)
@@ -150,7 +152,7 @@ class Processes:
             raise ProcessEnded(0, 0, "rank 0 left before its last epoch")
 
     def _reason(self, rank: int, code: int) -> str:
-        """Why a process ended, in one line: the signal, its last error, or the last thing that it printed."""
+        """Why a process ended, in one line: the signal, its last error, or its last output."""
         name = f"rank {rank}" if len(self.processes) > 1 else "the process"
         if code < 0:
             hint = " (the system may have run out of memory)" if code == -signal.SIGKILL else ""
@@ -194,7 +196,8 @@ def _listening_socket() -> socket.socket:
 def _cause_first(failure: tuple[int, int]) -> tuple[bool, bool, int, int]:
     """Sorts (rank, exit code): ranks that lose a peer end too, but later and with a higher code.
 
-    One that was killed is the cause, before one that ended with an error, before one that crashed with code 1.
+    One that was killed is the cause, before one that ended with an error, before one that crashed
+    with code 1.
     """
     rank, code = failure
     was_killed, crashed = code < 0, code == 1

@@ -1,9 +1,10 @@
-"""One process of a trial: ``launch.train`` that asks before every epoch and never sees the test split.
+"""One process of a trial: training that asks before every epoch and never sees test.
 
-Started by ``tune.workers.processes`` with the command line of ``launch/train.py``. Before each epoch, rank 0 reads
-``go`` from its standard input; the end of the input means stop. For each finished epoch it writes one JSON line to the
-pipe that it inherited, also for epochs that an earlier process had finished. So nothing is trained that the search
-does not want, and what a scheduler sees does not depend on interruptions.
+Started by ``tune.workers.processes`` with the command line of ``launch/train.py``. Before each
+epoch, rank 0 reads ``go`` from its standard input; the end of the input means stop. For each
+finished epoch it writes one JSON line to the pipe that it inherited, also for epochs that an
+earlier process had finished. So nothing is trained that the search does not want, and what a
+scheduler sees does not depend on interruptions.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def next_epoch_wanted(orders: TextIO | None, device: torch.device) -> bool:
 
 
 def epoch_results(session: TrainingSession) -> Iterator[dict[str, Any]]:
-    """One result per epoch, from the first: read back where there is a checkpoint behind it, else trained."""
+    """One result per epoch, from the first: read back up to the checkpoint, then trained."""
     for event in logged_epochs(session):
         is_newest = session.progress.epoch == event["epoch"] + 1
         yield epoch_result(session, event, is_newest and has_ended(session))
