@@ -149,11 +149,10 @@ class Suggester:
 
     def frozen(self, record: Record) -> FrozenTrial:
         """A trial as optuna knows it. One that still runs only keeps others away."""
-        state, value = TrialState.COMPLETE, WORST
+        state = TrialState.COMPLETE
+        value: float | None = record.best if record.usable else WORST
         if record.state == "running":
             state, value = TrialState.RUNNING, None
-        elif record.usable:
-            value = record.best
         return create_trial(
             state=state,
             value=value,

@@ -50,7 +50,7 @@ class Job:
     extensions: str = ""  # compiled operators of DeepSpeed, copied for each process
 
     def resources(self) -> PlacementGroupFactory:
-        """One bundle: a trial's processes are on one machine and see the GPUs of this trial only."""
+        """One bundle: a trial's processes share a machine and see the GPUs of this trial only."""
         bundle = {"CPU": self.processes * self.cpus}
         if self.gpus:
             bundle["GPU"] = self.processes * self.gpus
