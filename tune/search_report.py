@@ -208,14 +208,17 @@ def _confirmed_sections(search: Search, journal: Journal) -> list[str]:
     for split in ("valid", "test"):
         scores = body[split]
         if scores:
-            known = [scores[name] for name in names if name in scores]
-            rows.append([split, *(f"{s['mean']:.4f} ± {s['std']:.4f}" for s in known)])
+            rows.append([split, *(_mean_and_spread(scores.get(name)) for name in names)])
     return [
         f"## Best configuration over {len(body['seeds'])} seeds",
         "Mean ± standard deviation. Validation was complete before test was evaluated, "
         "once per seed.",
         markdown_table(["split", *names], rows),
     ]
+
+
+def _mean_and_spread(score: dict[str, float] | None) -> str:
+    return f"{score['mean']:.4f} ± {score['std']:.4f}" if score else ""
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
