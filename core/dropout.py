@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
+
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 # Odd multipliers of the 64-bit mix, from the SplitMix64 generator (Steele et al., OOPSLA 2014).
 _MIX_1, _MIX_2 = -4658895280553007687, -7723592293110705685
