@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_shards.shards.index_table import ABSENT, Index
-from data_shards.shards.manifest import NUMBERS, DataError
+from data_shards.shards.manifest import MAX_AXES, NUMBERS, DataError
 from data_shards.shards.tar import Member, members
 
 _NPY_HEADER = 1 << 16  # bytes; a longer header is hostile
