@@ -19,9 +19,9 @@ from core import distributed
 from core.models.tate import TATE, TEACHER_OPTIONS, TEACHER_WEIGHTS
 from data_shards.missing import Missing
 from launch.config import ConfigError, Run
-from launch.engine import init_processes, shutdown_processes
+from launch.engine.processes import init_processes, shutdown_processes
+from launch.loop import train
 from launch.reports.report import best_model
-from launch.session import train
 from launch.tasks.build import build_task
 from launch.train import exit_code, parse
 

@@ -1,4 +1,4 @@
-"""Global-batch losses over several micro-batches in two passes (GradCache, Gao et al., RepL4NLP 2021, arXiv:2101.06983).
+"""Global-batch losses over several micro-batches in two passes (GradCache, Gao et al., 2021, arXiv:2101.06983).
 
 A contrastive loss compares every sample with all others, but the micro-batches do not fit into memory together. The
 first pass computes their embeddings without keeping what backward needs, then the losses over all of them, and the

@@ -23,7 +23,7 @@ from core.metrics.missing_rates import auilc
 from core.metrics.regression import constant_baselines
 from data_shards.missing import Missing
 from launch.config import ConfigError, Run, override
-from launch.engine import init_processes, shutdown_processes
+from launch.engine.processes import init_processes, shutdown_processes
 from launch.evaluate import read_run
 from launch.reports.plots import INK, figure, save
 from launch.reports.report import best_model

@@ -67,6 +67,12 @@ def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
         yield TrainingSession(run, run_dir, task, engine, log, checkpoints, stop)
 
 
+def unrecorded(run: Run, task: Task, engine: Engine, run_dir: Path) -> TrainingSession:
+    """A session at step 0 that keeps no log, to take and measure single steps with ``launch.loop.train_step``."""
+    checkpoints = Checkpoints(run_dir, Progress(), run.keep)
+    return TrainingSession(run, run_dir, task, engine, RunLog(None), checkpoints, Stop())
+
+
 def resume(run: Run, model: Model, task: Task, checkpoints: Checkpoints, log: RunLog) -> Engine:
     """The engine, at the newest whole checkpoint if there is one.
 

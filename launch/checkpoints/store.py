@@ -31,7 +31,7 @@ from launch.checkpoints import zero
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.tensors import adam_step, rank_tensors
 from launch.config import ConfigError
-from launch.engine import grad_scaler_state
+from launch.engine.deepspeed_engine import grad_scaler_state
 from launch.monitor import control_plane
 
 FORMAT, VERSION = "concord-checkpoint", 2

@@ -19,7 +19,7 @@ from core import distributed
 from core.dropout import hash64
 from launch.checkpoints import zero
 from launch.config import ConfigError
-from launch.engine import gathered
+from launch.engine.deepspeed_engine import gathered
 
 
 def rank_tensors(engine: Any, model: nn.Module) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from data_shards.reading.reader import Arrays
 from data_shards.shards.manifest import DataError, Labels, Manifest
 from data_shards.stream import Stream
 from launch.config import ConfigError, Run
-from launch.deepspeed_config import micro_batches
+from launch.engine.deepspeed_config import micro_batches
 from launch.tasks.base import EvaluationResult
 from launch.tasks.data_spec import sentiment_spec
 from launch.tasks.predictions import Predictions, draw, write_predictions

@@ -27,7 +27,7 @@ from data_shards.sources.base import Options
 from data_shards.sources.knowledge_graphs import EntityOptions
 from launch.align import predict
 from launch.config import ConfigError, Run, load_recipe, override, recipe_names
-from launch.engine import learning_rate_factor
+from launch.engine.optimizer import learning_rate_factor
 from launch.tasks.alignment import AlignmentOptions, AlignmentTask, greedy_pairs
 
 CONFIGS: dict[str, Any] = {
