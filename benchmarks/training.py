@@ -41,7 +41,7 @@ from core.encoders.text import TextConfig  # noqa: E402
 from core.model import DataSpec  # noqa: E402
 from data_shards.missing import Missing, apply_missing_mask  # noqa: E402
 from launch.config import Run, load_recipe  # noqa: E402
-from launch.engine.deepspeed_config import micro_batches  # noqa: E402
+from launch.engine.deepspeed_config import num_micro_batches  # noqa: E402
 from launch.engine.deepspeed_engine import start  # noqa: E402
 from launch.engine.processes import init_processes, shutdown_processes  # noqa: E402
 from launch.loop import train_step  # noqa: E402
@@ -153,7 +153,7 @@ def measure(name: str, steps: int, micro: int, rate: float, folder: Path) -> dic
     size = run.batch_size
     # nothing but a loss that is not finite asks for the task
     session = unrecorded(run, None, engine, folder)  # type: ignore[arg-type]
-    parts = make_parts(size, micro_batches(run), run.missing)
+    parts = make_parts(size, num_micro_batches(run), run.missing)
     clocks, seconds = [], []
 
     def step() -> None:

@@ -19,13 +19,13 @@ from core.batch import Batch
 from core.model import Model
 from launch.config import Run
 from launch.engine.deepspeed_engine import SURROGATE, optimizer_step
-from launch.engine.optimizer import learning_rate_factor, set_learning_rates
-from launch.global_batch import (
+from launch.engine.global_batch import (
     global_batch_size,
     mean_over_ranks,
     update_memory_bank,
     with_loss_denominators,
 )
+from launch.engine.optimizer import learning_rate_factor, set_learning_rates
 from launch.gradient_cache import first_pass, sum_losses
 from launch.monitor import watchdog
 from launch.monitor.bad_batch import report_bad_batch
@@ -89,8 +89,10 @@ def fit(session: TrainingSession) -> Iterator[dict[str, float]]:
         progress.epoch, progress.epoch_steps, progress.sums = epoch + 1, 0, {}
         progress.finished = bool(run.patience) and epoch - progress.best_epoch >= run.patience
         watchdog.report_phase("saving")
-        pointers = ["last", "best"] if improved else ["last"]
-        session.save(*pointers)
+        if improved:
+            session.save("last", "best")
+        else:
+            session.save("last")
         yield {"epoch": float(epoch), **losses, **scores, **speed}
     progress.finished = True
 

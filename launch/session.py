@@ -12,7 +12,7 @@ import torch
 
 from core.model import Model
 from launch.checkpoints.progress import Progress
-from launch.checkpoints.store import Checkpoints, read_state
+from launch.checkpoints.store import Checkpoints, Pointer, read_state
 from launch.checkpoints.tensors import load_generators, load_moments, load_weights
 from launch.config import ConfigError, Run
 from launch.engine.deepspeed_engine import Engine, load_grad_scaler, start
@@ -48,8 +48,8 @@ class TrainingSession:
         """Where the run stands; changes as it trains, and is saved with every checkpoint."""
         return self.checkpoints.progress
 
-    def save(self, *pointers: str) -> Path:
-        """Write a checkpoint and let ``pointers`` ("last", "best") name it."""
+    def save(self, *pointers: Pointer) -> Path:
+        """Write a checkpoint and let ``pointers`` name it."""
         return self.checkpoints.save(self.engine, self.task, *pointers)
 
 

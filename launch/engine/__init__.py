@@ -1,1 +1,1 @@
-"""DeepSpeed: its processes, its configuration, and the engine that it wraps around a model and its losses."""
+"""DeepSpeed: its processes, its configuration, the engine it wraps around a model, and what spans the global batch."""

@@ -128,11 +128,11 @@ def stored_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
     """All of the last checkpoint, put together: "param NAME", "exp_avg NAME", "exp_avg_sq NAME", "buffer NAME"."""
     from launch.checkpoints.progress import Progress
     from launch.checkpoints.store import Checkpoints, read_state
-    from launch.checkpoints.tensors import Stored
+    from launch.checkpoints.tensors import StoredTensors
 
     folder, _ = Checkpoints(run_dir, Progress()).find("last")
     assert folder is not None
-    stored, whole = Stored(folder), {}
+    stored, whole = StoredTensors(folder), {}
     for name, shape in read_state(folder).shapes.items():
         for kind in ("param", "exp_avg", "exp_avg_sq"):
             whole[f"{kind} {name}"] = torch.empty(torch.Size(shape).numel())

@@ -268,10 +268,10 @@ def contents(runs: list[Run], run_dir: Path, copies: Path) -> None:
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """All of a checkpoint, put together."""
-    from launch.checkpoints.tensors import Stored
+    from launch.checkpoints.tensors import StoredTensors
 
     (path,) = folder.glob("checkpoints/step-*")
-    state, stored = read_state(path), Stored(path)
+    state, stored = read_state(path), StoredTensors(path)
     whole = {f"buffer {name}": stored.whole("buffer", name) for name in stored.names("buffer")}
     for name, shape in state.shapes.items():
         for kind in ("param", "exp_avg", "exp_avg_sq"):

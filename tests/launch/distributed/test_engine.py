@@ -25,7 +25,7 @@ from core.models.hscl import HSCL
 from core.recompute import recompute_layers
 from launch.config import ConfigError, Run
 from launch.engine import processes
-from launch.engine.deepspeed_config import deepspeed_config, micro_batches, refuse_impossible
+from launch.engine.deepspeed_config import deepspeed_config, num_micro_batches, refuse_impossible
 from launch.engine.optimizer import learning_rate_factor
 from launch.engine.processes import refuse_stale_build_lock
 
@@ -82,7 +82,7 @@ def test_the_configuration_leaves_no_default_that_matters():
 
 @pytest.mark.parametrize(("most", "parts"), [(0, 1), (30, 1), (29, 2), (8, 4), (1, 30)])
 def test_micro_batches_follow_from_the_largest_one(most: int, parts: int):
-    assert micro_batches(replace(RUN, max_micro_batch=most)) == parts
+    assert num_micro_batches(replace(RUN, max_micro_batch=most)) == parts
 
 
 def with_file(tmp_path: Path, body: dict[str, Any]) -> dict[str, Any]:

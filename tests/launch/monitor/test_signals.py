@@ -32,7 +32,7 @@ def signalled(run: Run, place: str, number: int, times: int = 1) -> None:
     from core import distributed
     from launch import loop
     from launch.config import to_dict
-    from launch.tasks.build import sentiment
+    from launch.tasks import sentiment
     from launch.train import main
 
     def send() -> None:
@@ -127,8 +127,8 @@ def fall_silent(run: Run, how: str, lost_after: float, timeout: float) -> None:
     real = loop.train_step
 
     def stay(*arguments: Any) -> Any:
-        if arguments[0].progress.step == 3 and watchdog._watch is not None:
-            watchdog._watch.stalled_after, watchdog._watch.lost_after = timeout, lost_after
+        if arguments[0].progress.step == 3 and watchdog._watchdog is not None:
+            watchdog._watchdog.stalled_after, watchdog._watchdog.lost_after = timeout, lost_after
         if distributed.rank() == 1 and arguments[0].progress.step == 3:
             time.sleep(2.5)  # the others have heard where it is
             if how == "process":
