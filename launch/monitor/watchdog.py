@@ -165,8 +165,8 @@ class Watchdog:
         with self._ending:
             if speak:
                 print(
-                    f"error: {reason}; rank {self.rank} on {self.heartbeat.host} leaves. The same command goes on from the "
-                    "last checkpoint",
+                    f"error: {reason}; rank {self.rank} on {self.heartbeat.host} leaves. The same command goes on "
+                    "from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )
