@@ -30,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.results import made_by, paste  # noqa: E402
 from launch.config import load_recipe  # noqa: E402
+from launch.reports.tables import markdown_table  # noqa: E402
 from tune.journal import Journal, Record  # noqa: E402
 from tune.overrides import arguments  # noqa: E402
 
@@ -173,11 +174,6 @@ def overhead(work: Path, seed: int, trials: int, count: int) -> dict[str, Any]:
 # tables --------------------------------------------------------------------------------------------------------------
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
 def told(seconds: float | None, load: float = 0.0) -> str:
     """A time as it may be shown: not when others had the machine too, beyond what is left of the step before."""
     if seconds is None:
@@ -218,7 +214,7 @@ def finds_table(steps: dict[str, Any]) -> str:
         "epochs in all",
         "seconds",
     ]
-    return f"{said}\n\n{table(head, rows)}"
+    return f"{said}\n\n{markdown_table(head, rows)}"
 
 
 def asha_table(steps: dict[str, Any]) -> str:
@@ -257,7 +253,7 @@ def asha_table(steps: dict[str, Any]) -> str:
         rows.append(["mean", "", " / ".join(best_values), behind, "", share, ""])
     said = f"The same {next(iter(chosen.values()))['trials']} random trials without ASHA / with it:"
     head = ["seed", "the recipe's MAE", "best MAE", "behind", "epochs in all", "share", "seconds"]
-    return f"{said}\n\n{table(head, rows)}"
+    return f"{said}\n\n{markdown_table(head, rows)}"
 
 
 def overhead_text(steps: dict[str, Any]) -> str:

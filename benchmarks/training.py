@@ -47,6 +47,7 @@ from launch.engine.processes import init_processes, shutdown_processes  # noqa: 
 from launch.loop import train_step  # noqa: E402
 from launch.monitor.health import Clock, padding_share  # noqa: E402
 from launch.reports.provenance import provenance  # noqa: E402
+from launch.reports.tables import markdown_table  # noqa: E402
 from launch.session import unrecorded  # noqa: E402
 from launch.tasks.build import build_model  # noqa: E402
 
@@ -185,16 +186,20 @@ def measure(name: str, steps: int, micro: int, rate: float, folder: Path) -> dic
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:
-    lines = [
-        "| model | batch | samples/s | products alone | times floor | padding |",
-        "|---" * 6 + "|",
-    ]
-    lines += [
-        f"| {name} | {one['batch_size']} | {one['samples_per_second']:.1f} | "
-        f"{one['batch_size'] / one['floor_seconds']:.1f} | {one['times_floor']:.1f} | {one['padding']:.0%} |"
-        for name, one in results.items()
-    ]
-    return "\n".join(lines)
+    header = ["model", "batch", "samples/s", "products alone", "times floor", "padding"]
+    rows = []
+    for name, result in results.items():
+        rows.append(
+            [
+                name,
+                result["batch_size"],
+                f"{result['samples_per_second']:.1f}",
+                f"{result['batch_size'] / result['floor_seconds']:.1f}",
+                f"{result['times_floor']:.1f}",
+                f"{result['padding']:.0%}",
+            ]
+        )
+    return markdown_table(header, rows)
 
 
 def main() -> None:
