@@ -1,9 +1,11 @@
-"""Global-batch losses over several micro-batches in two passes (GradCache, Gao et al., 2021, arXiv:2101.06983).
+"""Global-batch losses over several micro-batches in two passes (GradCache, Gao et al., 2021,
+arXiv:2101.06983).
 
-A contrastive loss compares every sample with all others, but the micro-batches do not fit into memory together. The
-first pass computes their embeddings without keeping what backward needs, then the losses over all of them, and the
-gradient of the losses by each row. The second pass computes one micro-batch at a time as usual; in place of the losses
-stands the inner product of its rows with that gradient, whose own gradient is the same.
+A contrastive loss compares every sample with all others, but the micro-batches do not fit into
+memory together. The first pass computes their embeddings without keeping what backward needs, then
+the losses over all of them, and the gradient of the losses by each row. The second pass computes
+one micro-batch at a time as usual; in place of the losses stands the inner product of its rows with
+that gradient, whose own gradient is the same.
 """
 
 from __future__ import annotations
@@ -32,19 +34,21 @@ class GradientCache:
         self._count = len(micro_batches)
         self._target = torch.cat([batch.target for batch in micro_batches])
         self._weight = torch.cat([batch.weight for batch in micro_batches])
-        names = list(rows[0])
-        whole = {name: torch.cat([part[name] for part in rows]) for name in names}
-        leaves = {name: value.requires_grad_() for name, value in whole.items()}
+        leaves: dict[str, Tensor] = {}  # the rows of all micro-batches, where gradients end
+        self._rows: dict[str, Tensor] = {}  # the same without gradient
+        for name in rows[0]:
+            leaves[name] = torch.cat([part[name] for part in rows]).requires_grad_()
+            self._rows[name] = leaves[name].detach()
         losses = train_step.global_batch_losses(leaves, self._target, self._weight)
-        total = sum_losses(losses)
         self.losses = {name: value.detach().reshape(()) for name, value in losses.items()}
+        total = sum_losses(losses)
         self._losses_learn = _has_parameters(total)
-        self._rows = {name: value.detach() for name, value in leaves.items()}
-        sizes = [len(batch) for batch in micro_batches]
         gradients = torch.autograd.grad(total, list(leaves.values()))
+        sizes = list(map(len, micro_batches))
         self._gradients: dict[str, tuple[Tensor, ...]] = {}  # name -> one tensor per micro-batch
-        for name, gradient in zip(names, gradients, strict=True):
-            # the engine divides by the number of micro-batches; these are already those of the whole batch
+        for name, gradient in zip(leaves, gradients, strict=True):
+            # the engine divides by the number of micro-batches, and these gradients are already
+            # those of the whole batch
             self._gradients[name] = (gradient * self._count).split(sizes)
 
     def surrogate(self, number: int) -> Surrogate:
@@ -57,9 +61,9 @@ class GradientCache:
             products.append((rows[name] * gradients[number]).sum())
         loss = torch.stack(products).sum()
         if self._losses_learn and number == 0:
-            # What the losses themselves learn, a temperature say, gets its gradient here: inside of the engine, which
-            # at stage 3 has cut it up, and with the first micro-batch, which at stage 3 overwrites the last step's
-            # gradients.
+            # What the losses themselves learn, a temperature say, gets its gradient here: inside of
+            # the engine, which at stage 3 has cut it up, and with the first micro-batch, which at
+            # stage 3 overwrites the last step's gradients.
             losses = self._train_step.global_batch_losses(self._rows, self._target, self._weight)
             loss = loss + self._count * sum_losses(losses)
         return loss

@@ -1,7 +1,8 @@
 """The whole training loop, for every model and every task: epochs, steps, evaluation, checkpoints.
 
-Read from top to bottom: ``train`` runs ``fit``, which trains epoch by epoch; an epoch is ``_train_epoch`` over its
-batches, and each of its steps is ``train_step``: forward, backward, optimiser.
+Read from top to bottom: ``train`` runs ``fit``, which trains epoch by epoch; an epoch is
+``_train_epoch`` over its batches, and each of its steps is ``train_step``: forward, backward,
+optimiser.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ from launch.session import TrainingSession, TrainingStopped, prepare
 
 
 def train(run: Run, *, quiet: bool = False) -> dict[str, dict[str, float]]:
-    """Train, then evaluate the best checkpoint once on validation and test, and write the report."""
+    """Train, then evaluate the best checkpoint once on validation and test, and write the
+    report."""
     with prepare(run, quiet=quiet) as session:
         for scores in fit(session):
             session.log.say(epoch_line(scores, session.run))
@@ -49,13 +51,15 @@ def train(run: Run, *, quiet: bool = False) -> dict[str, dict[str, float]]:
 
 
 def fit(session: TrainingSession) -> Iterator[dict[str, float]]:
-    """Train from where ``session.progress`` stands; after each epoch yield its number, losses and scores.
+    """Train from where ``session.progress`` stands; after each epoch yield its number, losses and
+    scores.
 
-    A generator, so that the command line may print the scores and a search may report them and stop early, and neither
-    needs a callback. The test split is not in reach here.
+    A generator, so that the command line may print the scores and a search may report them and stop
+    early, and neither needs a callback. The test split is not in reach here.
 
     Raises:
-        TrainingStopped: a loss or gradient is not finite, or the ranks' parameters have come to differ.
+        TrainingStopped: a loss or gradient is not finite, or the ranks' parameters have come to
+            differ.
         SaveError: a checkpoint could not be written.
         Preempted: a signal asked every rank to stop; everything is saved.
     """
@@ -98,7 +102,8 @@ def fit(session: TrainingSession) -> Iterator[dict[str, float]]:
 
 
 def _train_epoch(session: TrainingSession) -> int:
-    """The steps that are left of the present epoch; the number of samples they saw, over all ranks."""
+    """The steps that are left of the present epoch; the number of samples they saw, over all
+    ranks."""
     run, task, engine, progress = session.run, session.task, session.engine, session.progress
     epoch = progress.epoch
     steps = task.steps(epoch)
@@ -223,7 +228,8 @@ def _leave(session: TrainingSession, *, stuck: bool = False) -> NoReturn:
     if session.checkpoints.newest != session.checkpoints.name:
         session.save("last")
     session.log.say(
-        "stopped on request; everything is saved, and the same command with the same run_dir goes on from here"
+        "stopped on request; everything is saved, and the same command with the same run_dir goes "
+        "on from here"
     )
     raise Preempted(stuck=stuck)
 
@@ -232,6 +238,7 @@ def _compare_ranks(model: Model, step: int) -> None:
     different = diverged(model)
     if different:
         raise TrainingStopped(
-            f"after step {step} the ranks hold different parameters: {'; '.join(different[:4])}; checkpoints "
-            "since the comparison before it may be affected. Look at the memory and the network of these machines"
+            f"after step {step} the ranks hold different parameters: {'; '.join(different[:4])}; "
+            "checkpoints since the comparison before it may be affected. Look at the memory and "
+            "the network of these machines"
         )

@@ -55,7 +55,8 @@ class TrainingSession:
 
 @contextmanager
 def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
-    """Open or make the run's directory, and everything that training needs. The test split is not in reach."""
+    """Open or make the run's directory, and everything that training needs. The test split is not
+    in reach."""
     stop = Stop().listen()
     run, run_dir = open_run(run)
     torch.manual_seed(run.seed)
@@ -68,7 +69,8 @@ def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
 
 
 def unrecorded(run: Run, task: Task, engine: Engine, run_dir: Path) -> TrainingSession:
-    """A session at step 0 that keeps no log, to take and measure single steps with ``launch.loop.train_step``."""
+    """A session at step 0 that keeps no log, to take and measure single steps with
+    ``launch.loop.train_step``."""
     checkpoints = Checkpoints(run_dir, Progress(), run.keep)
     return TrainingSession(run, run_dir, task, engine, RunLog(None), checkpoints, Stop())
 
@@ -105,7 +107,8 @@ def resume(run: Run, model: Model, task: Task, checkpoints: Checkpoints, log: Ru
 
 
 def _look_for_best(checkpoints: Checkpoints, log: RunLog) -> None:
-    """Forget the best epoch when its checkpoint is damaged: nothing else could be evaluated at the end."""
+    """Forget the best epoch when its checkpoint is damaged: nothing else could be evaluated at the
+    end."""
     _, complaints = checkpoints.find("best")
     for complaint in complaints:
         log.say(f"{complaint}; the best of the epochs to come takes its place")

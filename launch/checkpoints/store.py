@@ -1,16 +1,19 @@
-"""Checkpoints that are whole or not there, hold no code, and serve any number of ranks and any ZeRO stage.
+"""Checkpoints that are whole or not there, hold no code, and serve any number of ranks and any ZeRO
+stage.
 
-``run_dir/checkpoints/step-00000120/`` holds one safetensors file per rank (its pieces of parameters and Adam moments,
-by parameter name and flat range, and its random states; rank 0 adds the buffers), ``state.json`` (progress, stream
-position, shapes) and ``manifest.json`` (size and SHA-256 of each file).
+``run_dir/checkpoints/step-00000120/`` holds one safetensors file per rank (its pieces of parameters
+and Adam moments, by parameter name and flat range, and its random states; rank 0 adds the buffers),
+``state.json`` (progress, stream position, shapes) and ``manifest.json`` (size and SHA-256 of each
+file).
 
-How one comes to be: every rank writes its file into a folder of another name, flushes it to the disk, reads it back
-and tells the others its size and hash, or why it could not. When all could, rank 0 writes the manifest, flushes, and
-renames the folder; only then do ``last`` and ``best`` point to it. A process that dies anywhere in between leaves the
-checkpoints before it as they were. ``run_dir`` must be on a file system that all machines of the run share.
+How one comes to be: every rank writes its file into a folder of another name, flushes it to the
+disk, reads it back and tells the others its size and hash, or why it could not. When all could,
+rank 0 writes the manifest, flushes, and renames the folder; only then do ``last`` and ``best``
+point to it. A process that dies anywhere in between leaves the checkpoints before it as they were.
+``run_dir`` must be on a file system that all machines of the run share.
 
-Stricter than ``core.files``: a checkpoint is many files of many machines that count only together, and each is read
-back, because a disk that lies is found out months later otherwise.
+Stricter than ``core.files``: a checkpoint is many files of many machines that count only together,
+and each is read back, because a disk that lies is found out months later otherwise.
 """
 
 from __future__ import annotations
@@ -43,7 +46,8 @@ POINTERS: tuple[Pointer, ...] = ("last", "best")
 
 
 class SaveError(RuntimeError):
-    """A checkpoint could not be written; those before it are untouched. Raised on every rank alike."""
+    """A checkpoint could not be written; those before it are untouched. Raised on every rank
+    alike."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,8 @@ class Checkpoints:
 
     @property
     def name(self) -> str:
-        """Of the checkpoint that ``save`` would write now; a later one sorts behind an earlier one."""
+        """Of the checkpoint that ``save`` would write now; a later one sorts behind an earlier
+        one."""
         step, epoch = self.progress.step, self.progress.epoch
         within_epoch = self.progress.epoch_steps > 0
         return f"step-{step:08d}" if within_epoch else f"step-{step:08d}-epoch-{epoch}"
@@ -138,12 +143,14 @@ class Checkpoints:
         files: list[dict[str, Any]],
         pointers: tuple[Pointer, ...],
     ) -> None:
-        """On rank 0: make the staged files the checkpoint ``final``, and let ``pointers`` name it."""
+        """On rank 0: make the staged files the checkpoint ``final``, and let ``pointers`` name
+        it."""
         entries = {}
         for file in files:
             if not (staging / file["name"]).is_file():
                 raise OSError(
-                    f"{staging} has no {file['name']} here; run_dir must be a folder that all machines share"
+                    f"{staging} has no {file['name']} here; run_dir must be a folder that all "
+                    "machines share"
                 )
             entries[file["name"]] = {"bytes": file["bytes"], "sha256": file["sha256"]}
         manifest = json.dumps({"format": FORMAT, "files": entries}, indent=1)
@@ -187,7 +194,8 @@ class Checkpoints:
         return f"{last} before it is untouched; make room, and the same command goes on from there"
 
     def find(self, pointer: Pointer) -> tuple[Path | None, list[str]]:
-        """The checkpoint that ``pointer`` names, or for "last" the newest whole one, and what was wrong with others."""
+        """The checkpoint that ``pointer`` names, or for "last" the newest whole one, and what was
+        wrong with others."""
         found: tuple[str | None, list[str]] = (None, [])
         if distributed.rank() == 0:
             found = self._find(pointer)
@@ -262,7 +270,8 @@ def _on_first_rank(act: Callable[[], None]) -> None:
 
 
 def _on_all_ranks(act: Callable[[], str | None]) -> list[str]:
-    """Do this rank's part and hear the others' answers. When one of them failed, all raise alike."""
+    """Do this rank's part and hear the others' answers. When one of them failed, all raise
+    alike."""
     answer = failure = ""
     try:
         answer = act() or ""

@@ -1,7 +1,9 @@
-"""What a checkpoint holds, by parameter name: out of an engine of any ZeRO stage and into one of any other.
+"""What a checkpoint holds, by parameter name: out of an engine of any ZeRO stage and into one of
+any other.
 
-Tensors are called ``kind/name@start``: ``param``, ``exp_avg`` and ``exp_avg_sq`` are flat float32 ranges of a parameter
-that begin at ``start``, ``buffer`` is a whole buffer, and ``rng`` is a generator's state of one rank.
+Tensors are called ``kind/name@start``: ``param``, ``exp_avg`` and ``exp_avg_sq`` are flat float32
+ranges of a parameter that begin at ``start``, ``buffer`` is a whole buffer, and ``rng`` is a
+generator's state of one rank.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from launch.engine.deepspeed_engine import Engine, gathered
 
 
 def rank_tensors(engine: Engine, model: nn.Module) -> dict[str, Tensor]:
-    """This rank's part of a checkpoint, copied to the CPU. Collective: stage 3 gathers parameters that do not train."""
+    """This rank's part of a checkpoint, copied to the CPU. Collective: stage 3 gathers parameters
+    that do not train."""
     rank = distributed.rank()
     tensors = {f"rng/{name}-{rank}@0": state for name, state in _generators().items()}
     frozen = {name: value for name, value in model.named_parameters() if not value.requires_grad}
@@ -96,7 +99,8 @@ class StoredTensors:
                 filled += high - low
         if filled != len(out):
             raise ConfigError(
-                f"checkpoint {self.folder} holds {filled} of the {len(out)} elements of {kind} {name!r} from {start} on"
+                f"checkpoint {self.folder} holds {filled} of the {len(out)} elements of {kind} "
+                f"{name!r} from {start} on"
             )
 
 
@@ -125,7 +129,8 @@ def load_weights(folder: Path, shapes: dict[str, list[int]], model: nn.Module) -
 
 
 def load_moments(folder: Path, step: float, engine: Engine, model: nn.Module) -> None:
-    """Put a checkpoint's Adam moments into an engine, whatever stage and number of ranks either has."""
+    """Put a checkpoint's Adam moments into an engine, whatever stage and number of ranks either
+    has."""
     stored = StoredTensors(folder)
     for piece in zero.pieces(engine, model):
         for key, moments in piece.moments.items():
@@ -134,7 +139,8 @@ def load_moments(folder: Path, step: float, engine: Engine, model: nn.Module) ->
 
 
 def load_generators(folder: Path, ranks: int, seeds: Iterable[int]) -> None:
-    """Random states, each rank its own; with another number of ranks than saved, fresh ones made of ``seeds``."""
+    """Random states, each rank its own; with another number of ranks than saved, fresh ones made of
+    ``seeds``."""
     rank = distributed.rank()
     if ranks != distributed.world_size():
         torch.manual_seed(hash64(*seeds, rank) % 2**63)

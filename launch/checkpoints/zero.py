@@ -1,7 +1,8 @@
-"""Where DeepSpeed keeps what it trains: views of this rank's pieces of parameters and moments, by parameter name.
+"""Where DeepSpeed keeps what it trains: views of this rank's pieces of parameters and moments, by
+parameter name.
 
-Each ZeRO stage lays its state out differently. A piece says which flat range of which parameter it is, so that a
-checkpoint made of pieces can be put together for any stage and any number of ranks.
+Each ZeRO stage lays its state out differently. A piece says which flat range of which parameter it
+is, so that a checkpoint made of pieces can be put together for any stage and any number of ranks.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class Piece:
-    """A flat range of one trained parameter that this rank owns; the tensors are views into the optimiser."""
+    """A flat range of one trained parameter that this rank owns; the tensors are views into the
+    optimiser."""
 
     name: str
     start: int
@@ -31,8 +33,8 @@ class Piece:
 
 
 def pieces(engine: Engine, model: nn.Module) -> Iterator[Piece]:
-    """This rank's pieces. Over all ranks each element of each trained parameter comes exactly once for stages 1 to 3,
-    and on every rank for stage 0."""
+    """This rank's pieces. Over all ranks each element of each trained parameter comes exactly once
+    for stages 1 to 3, and on every rank for stage 0."""
     piece_of = PIECE_OF_STAGE[engine.zero_optimization_stage()]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

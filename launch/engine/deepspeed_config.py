@@ -1,6 +1,8 @@
-"""The whole configuration of DeepSpeed, with nothing left to a default, and what cannot be combined.
+"""The whole configuration of DeepSpeed, with nothing left to a default, and what cannot be
+combined.
 
-DeepSpeed's own defaults change between versions (gradient clipping did), so each one that matters is written out.
+DeepSpeed's own defaults change between versions (gradient clipping did), so each one that matters
+is written out.
 """
 
 from __future__ import annotations
@@ -29,39 +31,45 @@ def _largest_micro_batch(run: Run) -> int:
 def refuse_impossible(
     run: Run, *, gpu: bool, frozen: bool = False, batch_norm: bool = False
 ) -> None:
-    """Raise for what cannot be done together, with the reason. ``docs/scaling.md`` has this as a table.
+    """Raise for what cannot be done together, with the reason. ``docs/scaling.md`` has this as a
+    table.
 
     Args:
         frozen: some of the model's parameters are not trained.
-        batch_norm: the model has a BatchNorm, which torch cannot synchronise on every device, nor over micro-batches.
+        batch_norm: the model has a BatchNorm, which torch cannot synchronise on every device, nor
+            over micro-batches.
     """
     if batch_norm and (distributed.world_size() > 1 or num_micro_batches(run) > 1):
         raise ConfigError(
-            f"model {run.model!r} with these options normalises over the samples that one process sees at a time "
-            "(BatchNorm), so its result would depend on the number of processes and micro-batches; use one process and "
-            "max_micro_batch=0, or the model's other norm (options.norm=layer)"
+            f"model {run.model!r} with these options normalises over the samples that one process "
+            "sees at a time (BatchNorm), so its result would depend on the number of processes "
+            "and micro-batches; use one process and max_micro_batch=0, or the model's other norm "
+            "(options.norm=layer)"
         )
     if run.precision == "fp16" and not gpu:
         raise ConfigError("precision=fp16 needs a GPU; use precision=bf16 or precision=fp32 here")
     if run.precision == "fp16" and run.zero_stage > 0:
         raise ConfigError(
-            f"precision=fp16 does not work with zero_stage={run.zero_stage}: DeepSpeed clips the gradients before it "
-            "takes the loss scale off, never lowers the scale after an overflow, and each rank keeps a scale of its "
-            "own; use zero_stage=0, or precision=bf16 with any stage"
+            f"precision=fp16 does not work with zero_stage={run.zero_stage}: DeepSpeed clips the "
+            "gradients before it takes the loss scale off, never lowers the scale after an "
+            "overflow, and each rank keeps a scale of its own; use zero_stage=0, or "
+            "precision=bf16 with any stage"
         )
     if run.offload and run.zero_stage == 0:
         raise ConfigError(
-            "offload=true needs zero_stage=1, 2 or 3: stage 0 keeps the optimiser with the parameters"
+            "offload=true needs zero_stage=1, 2 or 3: stage 0 keeps the optimiser with the "
+            "parameters"
         )
     if run.compile and run.zero_stage == 3:
         raise ConfigError(
-            "compile=true does not work with zero_stage=3: it collects each layer's parameters in hooks, which break "
-            "the graph at every layer; use zero_stage=2"
+            "compile=true does not work with zero_stage=3: it collects each layer's parameters in "
+            "hooks, which break the graph at every layer; use zero_stage=2"
         )
     if run.recompute and run.zero_stage == 3 and frozen:
         raise ConfigError(
-            "recompute=true does not work with zero_stage=3 and a frozen encoder: its parameters are let go between "
-            "the two forwards and have no elements in the second; use zero_stage=2"
+            "recompute=true does not work with zero_stage=3 and a frozen encoder: its parameters "
+            "are let go between the two forwards and have no elements in the second; use "
+            "zero_stage=2"
         )
 
 
@@ -142,18 +150,21 @@ def _read(path: str, run: Run) -> dict[str, Any]:
     stage = settings.get("zero_optimization", {}).get("stage", run.zero_stage)
     if stage not in ("auto", run.zero_stage):
         raise ConfigError(
-            f"{path} says stage {stage}, the run zero_stage={run.zero_stage}; set zero_stage={stage}"
+            f"{path} says stage {stage}, the run zero_stage={run.zero_stage}; set "
+            f"zero_stage={stage}"
         )
     for key in ("fp16", "bf16"):
         if settings.get(key, {}).get("enabled"):
             raise ConfigError(
-                f"{path} enables {key}, which would train the weights themselves in it; set precision={key}"
+                f"{path} enables {key}, which would train the weights themselves in it; set "
+                f"precision={key}"
             )
     return settings
 
 
 def _refuse_other_sizes(path: str, settings: dict[str, Any], run: Run) -> None:
-    """Take the sizes that follow from the run out of ``settings``, which must agree where it names them."""
+    """Take the sizes that follow from the run out of ``settings``, which must agree where it names
+    them."""
     expected = {
         "train_batch_size": run.batch_size,
         "train_micro_batch_size_per_gpu": _largest_micro_batch(run),
@@ -165,8 +176,10 @@ def _refuse_other_sizes(path: str, settings: dict[str, Any], run: Run) -> None:
         if found not in ("auto", value):
             raise ConfigError(
                 f"{path} says {key} = {found}, but batch_size={run.batch_size} on "
-                f"{distributed.world_size()} process(es) with max_micro_batch={run.max_micro_batch} and "
-                f"optim.clip={run.optim.clip:g} makes it {value}; leave it out of the file, or change the run"
+                f"{distributed.world_size()} process(es) with "
+                f"max_micro_batch={run.max_micro_batch} and "
+                f"optim.clip={run.optim.clip:g} makes it {value}; leave it out of the file, or "
+                "change the run"
             )
 
 

@@ -22,7 +22,8 @@ from launch.config import ConfigError, Run
 from launch.engine.deepspeed_config import deepspeed_config, refuse_impossible
 from launch.engine.optimizer import optimizer_for
 
-# From a micro-batch's global-batch rows to a scalar with the gradient that the losses of the whole batch have there.
+# From a micro-batch's global-batch rows to a scalar with the gradient that the losses of the whole
+# batch have there.
 Surrogate = Callable[[Mapping[str, Tensor]], Tensor]
 SURROGATE = "surrogate of the global-batch losses"  # its name among the losses of a micro-batch
 
@@ -44,12 +45,13 @@ class TrainStep(nn.Module):
     def forward(
         self, batch: Batch, step: int, surrogate: Surrogate | None = None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Named losses of this part of the global batch, and the rows of it for the model's memory bank.
+        """Named losses of this part of the global batch, and the rows of it for the model's memory
+        bank.
 
         Args:
             step: optimiser step since the start of the run, which keys the dropout masks.
-            surrogate: what stands in for ``model.global_batch_losses``, with the same gradient, where a first pass over
-                all micro-batches has found it.
+            surrogate: what stands in for ``model.global_batch_losses``, with the same gradient,
+                where a first pass over all micro-batches has found it.
         """
         output = self.run(batch, step)
         with torch.autocast(batch.index.device.type, enabled=False):
@@ -64,8 +66,9 @@ class TrainStep(nn.Module):
     def global_batch_losses(
         self, rows: Mapping[str, Tensor], target: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
-        """``model.global_batch_losses``; its losses are nan where it refuses rows, which all ranks then do together, so
-        that the run ends with the report that any other loss ends with that is not finite."""
+        """``model.global_batch_losses``; its losses are nan where it refuses rows, which all ranks
+        then do together, so that the run ends with the report that any other loss ends with that is
+        not finite."""
         try:
             return self.model.global_batch_losses(rows, target, weight)
         except RowError:
@@ -95,7 +98,8 @@ def _widen(value: Any) -> Any:
 
 
 class Engine(Protocol):
-    """What is used of a DeepSpeed engine. It averages gradients over ranks and over micro-batches."""
+    """What is used of a DeepSpeed engine. It averages gradients over ranks and over
+    micro-batches."""
 
     module: TrainStep
     device: torch.device
@@ -111,7 +115,8 @@ class Engine(Protocol):
     def train(self) -> Any: ...
 
     def backward(self, loss: Tensor) -> Any:
-        """Add the gradient of one micro-batch's loss; with the last one, exchange gradients between ranks."""
+        """Add the gradient of one micro-batch's loss; with the last one, exchange gradients between
+        ranks."""
         ...
 
     def step(self) -> None:
@@ -152,16 +157,19 @@ def start(model: Model, run: Run) -> Engine:
 
 
 def init_deepspeed(patience: timedelta) -> None:
-    """Join torch's process group through DeepSpeed, which compiles an operator for it the first time."""
+    """Join torch's process group through DeepSpeed, which compiles an operator for it the first
+    time."""
     import deepspeed
 
     deepspeed.init_distributed(timeout=patience, verbose=False)
 
 
 def optimizer_step(engine: Engine) -> float:
-    """Let the optimiser move if the global gradient is finite; the gradient's norm before clipping, else inf or nan.
+    """Let the optimiser move if the global gradient is finite; the gradient's norm before clipping,
+    else inf or nan.
 
-    Stages 1 to 3 compute the norm themselves and stay where they are when it is not finite; stage 0 would go on.
+    Stages 1 to 3 compute the norm themselves and stay where they are when it is not finite; stage 0
+    would go on.
     """
     scaler = engine.torch_autocast_z0_gradscaler
     if engine.zero_optimization_stage() > 0:
@@ -198,7 +206,8 @@ def load_grad_scaler(engine: Engine, state: dict[str, float]) -> None:
 
 
 def gathered(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
-    """Within this block every rank sees the parameters whole, for reading; all ranks must enter it."""
+    """Within this block every rank sees the parameters whole, for reading; all ranks must enter
+    it."""
     if not any(hasattr(parameter, "ds_tensor") for parameter in parameters):
         return nullcontext()
     import deepspeed

@@ -1,4 +1,5 @@
-"""What is known of a whole global batch, over all ranks and micro-batches: its size, sums, means and rows."""
+"""What is known of a whole global batch, over all ranks and micro-batches: its size, sums, means
+and rows."""
 
 from __future__ import annotations
 
@@ -18,9 +19,12 @@ def with_loss_denominators(model: Model, micro_batches: list[Batch]) -> list[Bat
     names = sorted(counts[0])
     if not names:
         return micro_batches
-    rows = [torch.stack([count[name].float() for name in names]) for count in counts]
+    rows = []  # of each micro-batch, (names,)
+    for count in counts:
+        rows.append(torch.stack([count[name].float() for name in names]))
     total = distributed.all_reduce_sum(torch.stack(rows).sum(0))
-    # a loss divides its local sum by this; the engine averages over ranks and micro-batches, hence the factor
+    # a loss divides its local sum by this; the engine averages over ranks and micro-batches, hence
+    # the factor
     averaged = total / (distributed.world_size() * len(micro_batches))
     denominators = dict(zip(names, averaged, strict=True))
     return [replace(batch, loss_denominators=denominators) for batch in micro_batches]
@@ -39,8 +43,11 @@ def update_memory_bank(
     """Give the model its rows of the whole global batch, in the order of the samples."""
     if not rows[0]:
         return
+    # rows of weight 0 stand for no sample
     real = torch.cat([batch.weight for batch in micro_batches]) > 0
-    local = {name: torch.cat([part[name] for part in rows])[real] for name in rows[0]}
+    local = {}
+    for name in rows[0]:
+        local[name] = torch.cat([part[name] for part in rows])[real]
     sizes = distributed.gather_sizes(len(local["index"]), local["index"].device)
     whole = {name: distributed.gather_rows(part, sizes) for name, part in local.items()}
     order = torch.argsort(whole["index"])

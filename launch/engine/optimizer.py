@@ -22,7 +22,8 @@ def parameter_groups(model: Model, run: Run) -> list[dict[str, Any]]:
     """The optimiser's groups: the model names them, the recipe gives each its rate.
 
     Raises:
-        ConfigError: a group has no rate, or a parameter no group, or DeepSpeed cannot train a parameter.
+        ConfigError: a group has no rate, or a parameter no group, or DeepSpeed cannot train a
+            parameter.
     """
     groups = []
     grouped: set[int] = set()  # ids of the parameters that have a group
@@ -70,7 +71,8 @@ def _refuse_untrainable(model: Model, run: Run, grouped: set[int]) -> None:
 
 
 def learning_rate_factor(run: Run, step: int, steps: int, epoch: int) -> float:
-    """What every group's rate is multiplied by at ``step`` of ``steps``: a function, so that nothing needs saving."""
+    """What every group's rate is multiplied by at ``step`` of ``steps``: a function, so that
+    nothing needs saving."""
     optim = run.optim
     warmup_steps = math.ceil(optim.warmup * steps)
     if step < warmup_steps:

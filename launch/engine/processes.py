@@ -1,4 +1,5 @@
-"""Starting and ending the processes of a run, and the lock that a killed build of DeepSpeed leaves behind."""
+"""Starting and ending the processes of a run, and the lock that a killed build of DeepSpeed leaves
+behind."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AF
     if "RANK" not in os.environ:
         _be_the_only_process()
     refuse_stale_build_lock()
-    # the watchdog names the rank that is missing and should be first; the collectives' own time-out is the second net
+    # the watchdog names the rank that is missing and should be first; the collectives' own time-out
+    # is the second net
     patience = timedelta(seconds=timeout + 60)
     with _build_lock_watched():
         init_deepspeed(patience)
@@ -62,7 +64,8 @@ def shutdown_processes() -> None:
 
 
 def _be_the_only_process() -> None:
-    """Set what a launcher would; several runs may share a machine, so the port is one that is free now."""
+    """Set what a launcher would; several runs may share a machine, so the port is one that is free
+    now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -76,8 +79,9 @@ def _be_the_only_process() -> None:
 
 
 def _use_own_ninja() -> None:
-    """Put the ninja of this Python first: one of another version cannot read its records, takes DeepSpeed's operator
-    for outdated, and compiles it again for two minutes while all other runs on the machine wait."""
+    """Put the ninja of this Python first: one of another version cannot read its records, takes
+    DeepSpeed's operator for outdated, and compiles it again for two minutes while all other runs on
+    the machine wait."""
     folder = Path(sys.executable).parent
     search_path = os.environ.get("PATH", "")
     is_first = search_path.split(os.pathsep)[0] == str(folder)
@@ -87,7 +91,8 @@ def _use_own_ninja() -> None:
 
 @contextmanager
 def _build_lock_watched(period: float = 30.0) -> Iterator[None]:
-    """End this process, with the lock's name, when the build that it waits for was killed meanwhile."""
+    """End this process, with the lock's name, when the build that it waits for was killed
+    meanwhile."""
     done = threading.Event()
     threading.Thread(target=_end_at_stale_lock, args=(done, period), daemon=True).start()
     try:
@@ -108,8 +113,8 @@ def _end_at_stale_lock(done: threading.Event, period: float) -> None:
 def refuse_stale_build_lock(
     root: Path | None = None, *, idle: float = 5, busy: float = 300
 ) -> None:
-    """Name the lock that a process leaves when it is killed while it compiles an operator of DeepSpeed: every later
-    run would wait for it, forever and without a word.
+    """Name the lock that a process leaves when it is killed while it compiles an operator of
+    DeepSpeed: every later run would wait for it, forever and without a word.
 
     Args:
         idle: seconds after which a lock is stale when no compiler runs on this machine.
@@ -128,8 +133,9 @@ def refuse_stale_build_lock(
             continue
         if age > busy or (age > idle and not _compiler_runs()):
             raise ConfigError(
-                f"{lock} was left {age:.0f} s ago by an interrupted build of a DeepSpeed operator, and every run "
-                f"would wait for it forever; if no machine is compiling there now, remove it: rm {lock}"
+                f"{lock} was left {age:.0f} s ago by an interrupted build of a DeepSpeed operator, "
+                "and every run would wait for it forever; if no machine is compiling there now, "
+                f"remove it: rm {lock}"
             )
 
 

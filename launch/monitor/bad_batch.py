@@ -24,7 +24,8 @@ def report_bad_batch(
     losses: Mapping[str, float],
     grad_norm: float,
 ) -> NoReturn:
-    """Write which samples made a loss or the gradient non-finite, and stop before the optimiser moves. Collective.
+    """Write which samples made a loss or the gradient non-finite, and stop before the optimiser
+    moves. Collective.
 
     Raises:
         TrainingStopped: always, on every rank.
@@ -55,8 +56,8 @@ def report_bad_batch(
 
 
 def _not_finite_rows(session: TrainingSession, micro_batches: list[Batch]) -> dict[str, list[str]]:
-    """Embedding -> the samples of this rank whose rows of it are not finite. Computed again, to the same values: the
-    parameters have not moved, and masks of dropout go by step."""
+    """Embedding -> the samples of this rank whose rows of it are not finite. Computed again, to the
+    same values: the parameters have not moved, and masks of dropout go by step."""
     found: dict[str, list[str]] = {}
     with torch.no_grad(), engine_autocast(session.engine):
         for batch in micro_batches:

@@ -1,8 +1,10 @@
-"""Short texts between ranks, off the accelerator: who was asked to stop, whose file is written, what to load.
+"""Short texts between ranks, off the accelerator: who was asked to stop, whose file is written,
+what to load.
 
-They travel over a gloo group, also where tensors travel over NCCL, so that asking never waits for the accelerator.
-Without a process group there is one rank, which talks to itself. Texts are tensors of bytes, not the pickles of
-``torch.distributed.all_gather_object``: what one rank sends can run no code on another.
+They travel over a gloo group, also where tensors travel over NCCL, so that asking never waits for
+the accelerator. Without a process group there is one rank, which talks to itself. Texts are tensors
+of bytes, not the pickles of ``torch.distributed.all_gather_object``: what one rank sends can run no
+code on another.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""What tells whether a run is well: where its time goes, padding, memory, utilisation, and equal parameters."""
+"""What tells whether a run is well: where its time goes, padding, memory, utilisation, and equal
+parameters."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,8 +20,8 @@ from core.files import sha256_of_bytes
 from launch.config import Run
 from launch.monitor import control_plane
 
-# Dense peak of one device in TFLOPS, from the makers' data sheets; matrix units, without sparsity. float32 is that of
-# the plain units, because torch leaves TF32 off unless told.
+# Dense peak of one device in TFLOPS, from the makers' data sheets; matrix units, without sparsity.
+# float32 is that of the plain units, because torch leaves TF32 off unless told.
 PEAKS = {
     "H200": {"bf16": 989.0, "fp16": 989.0, "fp32": 67.0},
     "H100": {"bf16": 989.0, "fp16": 989.0, "fp32": 67.0},
@@ -33,7 +35,8 @@ MFU_FORMULA = (
 
 
 class Clock:
-    """Seconds of the host by section of a step. On a GPU, one that waits for it also pays for those before."""
+    """Seconds of the host by section of a step. On a GPU, one that waits for it also pays for those
+    before."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -55,7 +58,8 @@ class Clock:
 
 
 def padding_share(micro_batches: list[Batch]) -> float:
-    """Share of the frames in these micro-batches that only fill shorter samples up, over all modalities."""
+    """Share of the frames in these micro-batches that only fill shorter samples up, over all
+    modalities."""
     frames = 0
     real = torch.zeros((), dtype=torch.int64)
     for batch in micro_batches:
@@ -74,10 +78,12 @@ def memory() -> dict[str, float]:
 
 
 class Utilisation:
-    """Model FLOPs utilisation, on a GPU whose peak is known; nothing on a CPU, where the number would mean nothing.
+    """Model FLOPs utilisation, on a GPU whose peak is known; nothing on a CPU, where the number
+    would mean nothing.
 
-    The FLOPs of matrix products and convolutions in forward and backward are counted in the first step of each epoch.
-    Recomputed activations count as work, as do both passes of a cached contrast.
+    The FLOPs of matrix products and convolutions in forward and backward are counted in the first
+    step of each epoch. Recomputed activations count as work, as do both passes of a cached
+    contrast.
     """
 
     def __init__(self, run: Run):
@@ -104,7 +110,8 @@ class Utilisation:
 
 
 def diverged(model: nn.Module) -> list[str]:
-    """Sentences about ranks whose parameters or buffers differ from rank 0's; none when all are equal. Collective.
+    """Sentences about ranks whose parameters or buffers differ from rank 0's; none when all are
+    equal. Collective.
 
     Parameters that ZeRO 3 has cut up are nobody's copy and cannot differ.
     """
@@ -116,8 +123,7 @@ def diverged(model: nn.Module) -> list[str]:
     different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if not different:
         return []
-    lines = "\n".join(f"{name}\t{value}" for name, value in sums.items())
-    first = dict(line.rsplit("\t", 1) for line in control_plane.broadcast_text(lines).split("\n"))
+    first = json.loads(control_plane.broadcast_text(json.dumps(sums)))  # rank 0's sums
     names = [name for name, value in sums.items() if first.get(name) != value]
     shown = names[:5] + ["..."] * (len(names) > 5)
     lists = control_plane.gather_text(", ".join(shown))

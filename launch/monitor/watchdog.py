@@ -1,13 +1,15 @@
-"""Every rank tells that it lives and where it is; one that falls silent, or stays behind, ends the others.
+"""Every rank tells that it lives and where it is; one that falls silent, or stays behind, ends the
+others.
 
-Collectives wait. When a process dies, its machine is cut off, or it hangs, the others would stay in their next
-collective until its time-out, holding their accelerators, and then say nothing about who was missing. Here two small
-threads per rank talk over a ``TCPStore`` of their own: each rank writes a heartbeat every second, rank 0 reads them and
-writes its verdict, and a rank that hears of a loss, or hears nothing, leaves with exit code ``LOST``. The verdict also
-carries a request to stop from the rank that was asked to all others.
+Collectives wait. When a process dies, its machine is cut off, or it hangs, the others would stay in
+their next collective until its time-out, holding their accelerators, and then say nothing about who
+was missing. Here two small threads per rank talk over a ``TCPStore`` of their own: each rank writes
+a heartbeat every second, rank 0 reads them and writes its verdict, and a rank that hears of a loss,
+or hears nothing, leaves with exit code ``LOST``. The verdict also carries a request to stop from
+the rank that was asked to all others.
 
-Stricter than the time-outs of torch and its launchers: those end all ranks too, but do not name the one that was
-missing, and take as long as the slowest collective may.
+Stricter than the time-outs of torch and its launchers: those end all ranks too, but do not name the
+one that was missing, and take as long as the slowest collective may.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 from core import distributed
 from launch.monitor import control_plane
 
-LOST = 76  # exit code: another rank is gone or hangs; the same command goes on from the last checkpoint
+# Exit code: another rank is gone or hangs; the same command goes on from the last checkpoint.
+LOST = 76
 LOST_AFTER = 30.0  # seconds of silence after which a rank counts as gone
 PERIOD = 1.0
 GRACE = 10.0  # seconds for a rank to leave by itself when another has said why it leaves
@@ -77,7 +80,8 @@ class Watchdog:
             self.threads[-1].start()
 
     def close(self) -> None:
-        """End the threads: one that is inside the store when the interpreter goes down would crash it."""
+        """End the threads: one that is inside the store when the interpreter goes down would crash
+        it."""
         self.closed.set()
         for thread in self.threads:
             thread.join(2 * PERIOD)
@@ -112,18 +116,23 @@ class Watchdog:
         return Verdict(lost=stalled or silent, stop=any(beat.stop for beat in beats))
 
     def _silent(self, beats: list[Heartbeat], now: float) -> str:
-        """A sentence about a rank whose heartbeat has not changed for too long; empty when there is none."""
+        """A sentence about a rank whose heartbeat has not changed for too long; empty when there is
+        none."""
         sentence = ""
         for rank, beat in enumerate(beats):
             newest, since = self._newest.get(rank, (None, now))
             if newest is None or newest.count != beat.count:
                 self._newest[rank] = (beat, now)
             elif not beat.left and now - since > self.lost_after:
-                sentence = f"{_name(rank, beat)} has not been heard of for {now - since:.0f} s, last {beat.phase}"
+                sentence = (
+                    f"{_name(rank, beat)} has not been heard of for {now - since:.0f} s, "
+                    f"last {beat.phase}"
+                )
         return sentence
 
     def _stalled(self, beats: list[Heartbeat], now: float) -> str:
-        """A sentence about those that stayed behind when no rank has moved on for too long; empty when all is well."""
+        """A sentence about those that stayed behind when no rank has moved on for too long; empty
+        when all is well."""
         phases = sum(beat.phases for beat in beats)
         before, since = self._moved
         if phases != before:
@@ -138,8 +147,8 @@ class Watchdog:
             if beat.phases == last.phases:
                 behind.append(_name(rank, beat))
         return (
-            f"nothing has moved for {now - since:.0f} s: {', '.join(behind[:4])} stayed {last.phase}, "
-            f"the others wait {first.phase}"
+            f"nothing has moved for {now - since:.0f} s: {', '.join(behind[:4])} stayed "
+            f"{last.phase}, the others wait {first.phase}"
         )
 
     def _obey(self) -> None:
@@ -161,12 +170,13 @@ class Watchdog:
         return 2 * PERIOD if self.rank == 0 else 0.0
 
     def _end(self, reason: str, *, speak: bool) -> None:
-        """Leave without waiting for anything: the main thread is in a collective that will not return."""
+        """Leave without waiting for anything: the main thread is in a collective that will not
+        return."""
         with self._ending:
             if speak:
                 print(
-                    f"error: {reason}; rank {self.rank} on {self.heartbeat.host} leaves. The same command goes on "
-                    "from the last checkpoint",
+                    f"error: {reason}; rank {self.rank} on {self.heartbeat.host} leaves. The same "
+                    "command goes on from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )
@@ -188,7 +198,8 @@ def begin(timeout: float, lost_after: float = LOST_AFTER) -> None:
     """Start watching. Collective; once, after the processes have joined.
 
     Args:
-        timeout: seconds without any rank moving on, after which the one that stayed behind is named and all leave.
+        timeout: seconds without any rank moving on, after which the one that stayed behind is named
+            and all leave.
         lost_after: seconds of silence after which a rank counts as gone.
     """
     global _watchdog
@@ -245,7 +256,8 @@ def leave(reason: str = "") -> None:
 
 
 def wait_for_verdict(error: Exception) -> None:
-    """A collective failed. Give the watchdog the time to find out who is missing; it then ends this process."""
+    """A collective failed. Give the watchdog the time to find out who is missing; it then ends this
+    process."""
     if _watchdog is not None and _is_of_communication(error):
         time.sleep(_watchdog.lost_after + 2 * GRACE)
 

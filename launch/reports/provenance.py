@@ -62,7 +62,8 @@ def _processor() -> str:
 
 
 def _git() -> dict[str, Any] | None:
-    """The commit of the code and how many of its files were changed since; None where there is no git."""
+    """The commit of the code and how many of its files were changed since; None where there is no
+    git."""
     try:
         commit = _run_git("rev-parse", "HEAD").strip()
         changed = _run_git("status", "--porcelain", "--untracked-files=no").splitlines()

@@ -1,4 +1,5 @@
-"""The end of a run: the best checkpoint evaluated once, and everything about the run in one folder."""
+"""The end of a run: the best checkpoint evaluated once, and everything about the run in one
+folder."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def best_model(run: Run, run_dir: Path, task: Task, device: torch.device) -> tup
 def finish(
     run: Run, run_dir: Path, task: Task, log: RunLog, device: torch.device
 ) -> dict[str, dict[str, float]]:
-    """Evaluate the best epoch on validation and, this once, on test; write scores, predictions and the report."""
+    """Evaluate the best epoch on validation and, this once, on test; write scores, predictions and
+    the report."""
     model, progress = best_model(run, run_dir, task, device)
     scores = {"valid": task.evaluate(model, "valid", device)}
     final = EvaluationResult({})
@@ -66,7 +68,8 @@ def write_scores(path: Path, scores: dict[str, dict[str, float]]) -> None:
 
 
 def read_events(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
-    """The lines of ``log.jsonl`` by kind. Steps that were taken again after a resume appear once, as taken last."""
+    """The lines of ``log.jsonl`` by kind. Steps that were taken again after a resume appear once,
+    as taken last."""
     events: dict[str, dict[int, dict[str, Any]]] = {}
     for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines():
         try:
@@ -74,7 +77,10 @@ def read_events(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
         except json.JSONDecodeError:
             continue  # the last line of a run that was killed while writing it
         events.setdefault(event["kind"], {})[event["step"]] = event
-    return {kind: [by_step[step] for step in sorted(by_step)] for kind, by_step in events.items()}
+    in_order = {}
+    for kind, by_step in events.items():
+        in_order[kind] = [by_step[step] for step in sorted(by_step)]
+    return in_order
 
 
 def _draw_losses(run_dir: Path, epochs: list[dict[str, Any]]) -> tuple[str, str]:
@@ -110,17 +116,18 @@ def _report(
         f"# {run.recipe}",
         "",
         *[f"> {remark}\n" for remark in remarks],
-        f"Data `{run.data}`, seed {run.seed}, global batch {run.batch_size}. Selected by validation {run.select} at "
-        f"epoch {best_epoch + 1} of {len(epochs)}; the test split was evaluated once, after that.",
+        f"Data `{run.data}`, seed {run.seed}, global batch {run.batch_size}. Selected by "
+        f"validation {run.select} at epoch {best_epoch + 1} of {len(epochs)}; the test split was "
+        "evaluated once, after that.",
         "",
         score_table("split", scores),
         "",
-        f"Training took {seconds:.0f} s, {epochs[-1]['samples_per_second']:.0f} samples/s in the last epoch, "
-        f"{wait:.1%} of the time waiting for data.",
+        f"Training took {seconds:.0f} s, {epochs[-1]['samples_per_second']:.0f} samples/s in the "
+        f"last epoch, {wait:.1%} of the time waiting for data.",
         "",
         *[f"![{caption}]({name})\n\n{caption}\n" for caption, name in plots],
-        "Files: `config.json` (every setting, versions, state of the code), `log.jsonl`, `tensorboard/`, "
-        "`scores.json`, `predictions.csv`, `checkpoints/`.",
+        "Files: `config.json` (every setting, versions, state of the code), `log.jsonl`, "
+        "`tensorboard/`, `scores.json`, `predictions.csv`, `checkpoints/`.",
         "",
     ]
     return "\n".join(lines)

@@ -1,4 +1,5 @@
-"""One run's record: a JSON line per event, TensorBoard scalars, and a progress bar. Only rank 0 writes."""
+"""One run's record: a JSON line per event, TensorBoard scalars, and a progress bar. Only rank 0
+writes."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from launch.config import Run
 
 
 class RunLog:
-    """Use as a context manager; ``log.jsonl`` and the TensorBoard files appear in ``run_dir``; None: no record."""
+    """Use as a context manager; ``log.jsonl`` and the TensorBoard files appear in ``run_dir``;
+    None: no record."""
 
     def __init__(self, run_dir: Path | None, *, quiet: bool = False):
         self.bar: tqdm | None = None

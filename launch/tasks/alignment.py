@@ -1,4 +1,5 @@
-"""The alignment task: whole graphs on the device, batches of links, links proposed by the model, ranks of pairs."""
+"""The alignment task: whole graphs on the device, batches of links, links proposed by the model,
+ranks of pairs."""
 
 from __future__ import annotations
 
@@ -32,7 +33,7 @@ from data_shards.shards.manifest import DataError, Manifest
 from launch.config import ConfigError, Run
 from launch.reports.plots import COLORS, figure, save
 from launch.tasks.alignment_options import alignment_options
-from launch.tasks.base import EvaluationResult, objective_of, precision_context
+from launch.tasks.base import EvaluationResult, known_splits, objective_of, precision_context
 
 SUMMARY = tuple(shown_metrics("alignment"))
 DIRECTIONS = ("", "r2l/")  # prefixes of scores: from left to right, and from right to left
@@ -44,7 +45,8 @@ class AlignmentTask:
     def __init__(self, run: Run):
         if run.max_micro_batch:
             raise ConfigError(
-                "max_micro_batch has no use here: each part would encode the whole graph again; leave it 0"
+                "max_micro_batch has no use here: each part would encode the whole graph again; "
+                "leave it 0"
             )
         self.run = run
         self.options = alignment_options(run)
@@ -70,7 +72,8 @@ class AlignmentTask:
 
     @property
     def links(self) -> Tensor:
-        """(L, 2) links to train on; those proposed come last, so that the seeds keep their numbers."""
+        """(L, 2) links to train on; those proposed come last, so that the seeds keep their
+        numbers."""
         return torch.cat([self.seed_links, self.proposed])
 
     @property
@@ -106,7 +109,8 @@ class AlignmentTask:
         self._position = self._following
 
     def begin_epoch(self, epoch: int, model: Model) -> None:
-        """Propose links when it is time. Seen once per epoch, so that resuming within one changes nothing."""
+        """Propose links when it is time. Seen once per epoch, so that resuming within one changes
+        nothing."""
         if epoch <= self._begun:
             return
         self._begun = epoch
@@ -124,7 +128,8 @@ class AlignmentTask:
             self.candidates = None
 
     def _propose(self, model: Model) -> Tensor:
-        """(M, 2) mutual nearest neighbours among all entities that no training link holds; the same on every rank."""
+        """(M, 2) mutual nearest neighbours among all entities that no training link holds; the same
+        on every rank."""
         joint = self.embed(model)
         left, right = self.open_entities(0), self.open_entities(1)
         found = self.seed_links[:0]
@@ -149,7 +154,8 @@ class AlignmentTask:
         return self._joint(model, self.graphs.links["valid"][:1], links_only=False)
 
     def embed_pairs(self, model: Model, links: Tensor) -> tuple[Tensor, Tensor]:
-        """(L, D) joint embeddings of the left and of the right entities of (L, 2) links, and nothing else computed."""
+        """(L, D) joint embeddings of the left and of the right entities of (L, 2) links, and
+        nothing else computed."""
         joint = self._joint(model, links, links_only=True)
         pairs = joint if joint.ndim == 3 else joint[links]  # a model may give all entities anyway
         return pairs[:, 0], pairs[:, 1]
@@ -173,8 +179,7 @@ class AlignmentTask:
         return self.graphs.links[split]
 
     def score_names(self) -> list[str]:
-        among_all = [f"all/{direction}{name}" for direction in DIRECTIONS for name in SUMMARY]
-        return _ranked_names(self.options.csls) + among_all
+        return _ranked_names(self.options.csls) + _directed_names("all/")
 
     def constant_baselines(self, split: str) -> dict[str, dict[str, float]]:
         return {}  # no entity is everyone's partner
@@ -190,8 +195,9 @@ class AlignmentTask:
         return scores | self._ranked_among_all(joint, links)
 
     def _ranked_among_all(self, joint: Tensor, links: Tensor) -> dict[str, float]:
-        """Scores of links among all entities that no seed link holds: the few links of validation are too easily told
-        apart to select by, and this takes no knowledge of other links. The same on every rank."""
+        """Scores of links among all entities that no seed link holds: the few links of validation
+        are too easily told apart to select by, and this takes no knowledge of other links. The same
+        on every rank."""
         values = torch.zeros(2, len(SUMMARY), dtype=torch.float64)
         if distributed.rank() == 0:
             known = self._entities_of(torch.cat([self.seed_links, links]))
@@ -201,13 +207,13 @@ class AlignmentTask:
                 scores = summary(ranks)
                 values[side] = torch.tensor([scores[name] for name in SUMMARY], dtype=torch.float64)
         values = distributed.all_reduce_sum(values.to(self.device))
-        names = [f"all/{direction}{name}" for direction in DIRECTIONS for name in SUMMARY]
-        return dict(zip(names, values.flatten().tolist(), strict=True))
+        return dict(zip(_directed_names("all/"), values.flatten().tolist(), strict=True))
 
     def _ranked(
         self, left: Tensor, right: Tensor
     ) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray]]:
-        """Scores of (L, D) aligned rows, the same on every rank; and on the first rank both directions' plain ranks."""
+        """Scores of (L, D) aligned rows, the same on every rank; and on the first rank both
+        directions' plain ranks."""
         names = _ranked_names(self.options.csls)
         values = torch.zeros(len(names), dtype=torch.float64)
         ranks = (np.empty(0), np.empty(0))
@@ -243,20 +249,22 @@ class AlignmentTask:
         remarks = []
         if self.options.seeds != "links":
             remarks.append(
-                f"Unsupervised: trained on {len(self.seed_links)} pairs of like {self.options.seeds}, no gold links."
+                f"Unsupervised: trained on {len(self.seed_links)} pairs of like "
+                f"{self.options.seeds}, no gold links."
             )
         if len(self.proposed):
             gold = torch.cat(list(self.graphs.links.values()))
             known = torch.isin(self.proposed[:, 0], gold[:, 0])
             right = _contains(gold, self.proposed[known], self.graphs.num_entities)
             remarks.append(
-                f"The model proposed {len(self.proposed)} links and trained on them; of the {int(known.sum())} whose "
-                f"left entity has a gold partner, {right.float().mean():.1%} are right."
+                f"The model proposed {len(self.proposed)} links and trained on them; of the "
+                f"{int(known.sum())} whose left entity has a gold partner, "
+                f"{right.float().mean():.1%} are right."
             )
         return remarks
 
     def splits(self) -> list[str]:
-        return [split for split in ("train", "valid", "test") if split in self.graphs.links]
+        return known_splits(self.graphs.links)
 
     def objective(self, scores: dict[str, float]) -> float:
         return objective_of(self.run, scores)
@@ -273,8 +281,8 @@ class AlignmentTask:
         return 0  # damage is refused
 
     def _seed_links(self) -> Tensor:
-        """(L, 2) training links, or as many pairs of the two graphs as asked whose view is most alike, each entity at
-        most once."""
+        """(L, 2) training links, or as many pairs of the two graphs as asked whose view is most
+        alike, each entity at most once."""
         view = self.options.seeds
         if view == "links":
             return self.graphs.links["train"]
@@ -302,7 +310,8 @@ class AlignmentTask:
         for key in ("data", "batch_size", "seed"):
             if state[key] != now[key]:
                 raise DataError(
-                    f"the saved position belongs to another {key} ({state[key]!r}, not {now[key]!r})"
+                    f"the saved position belongs to another {key} ({state[key]!r}, not "
+                    f"{now[key]!r})"
                 )
         self._position = self._following = tuple(state["position"])
         self._begun = state["begun"]
@@ -317,8 +326,8 @@ class AlignmentTask:
 def greedy_pairs(left: Tensor, right: Tensor, wanted: int) -> Tensor:
     """(<= wanted, 2) rows of left and right, most similar first, each row in one pair at most.
 
-    Mutual nearest neighbours are exactly the pairs that the greedy choice makes next among their rows, so rounds of
-    them give the greedy result without sorting all pairs.
+    Mutual nearest neighbours are exactly the pairs that the greedy choice makes next among their
+    rows, so rounds of them give the greedy result without sorting all pairs.
     """
     open_left = torch.arange(len(left), device=left.device)
     open_right = torch.arange(len(right), device=right.device)
@@ -336,11 +345,12 @@ def greedy_pairs(left: Tensor, right: Tensor, wanted: int) -> Tensor:
 
 def _ranked_names(csls: int) -> list[str]:
     """Names of the scores of aligned pairs: plain, and with CSLS where it is asked for."""
-    names = []
-    for variant in ["", "csls/"] if csls else [""]:
-        for direction in DIRECTIONS:
-            names += [f"{variant}{direction}{name}" for name in SUMMARY]
-    return names
+    plain = _directed_names("")
+    return plain + _directed_names("csls/") if csls else plain
+
+
+def _directed_names(prefix: str) -> list[str]:
+    return [f"{prefix}{direction}{name}" for direction in DIRECTIONS for name in SUMMARY]
 
 
 def _contains(pairs: Tensor, asked: Tensor, num_entities: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,8 @@ class EvaluationResult:
 
 
 class Task(Protocol):
-    """One data set with its scores. ``SentimentTask`` and ``AlignmentTask`` implement it; nothing else knows which."""
+    """One data set with its scores. ``SentimentTask`` and ``AlignmentTask`` implement it; nothing
+    else knows which."""
 
     data: DataSpec
     manifest: Manifest  # of the shards; says in ``task`` which task this is
@@ -40,7 +41,8 @@ class Task(Protocol):
         ...
 
     def mark_consumed(self) -> None:
-        """The batch at hand has been trained on: ``state_dict`` counts it from now on, and not before."""
+        """The batch at hand has been trained on: ``state_dict`` counts it from now on, and not
+        before."""
         ...
 
     def begin_epoch(self, epoch: int, model: Model) -> None:
@@ -82,7 +84,8 @@ class Task(Protocol):
         ...
 
     def skipped(self) -> int:
-        """Training samples that are left out because their shards are damaged, as far as is known."""
+        """Training samples that are left out because their shards are damaged, as far as is
+        known."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -102,3 +105,8 @@ def precision_context(device: torch.device, precision: str) -> AbstractContextMa
     """How a model is evaluated: in the precision that it was trained in."""
     kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     return torch.autocast(device.type, dtype=kind, enabled=kind is not None)
+
+
+def known_splits(splits: Container[str]) -> list[str]:
+    """Those of the usual splits that there are."""
+    return [split for split in ("train", "valid", "test") if split in splits]

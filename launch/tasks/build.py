@@ -25,14 +25,15 @@ def build_task(run: Run) -> Task:
         task = SentimentTask(run)
     if run.select not in task.score_names():
         raise ConfigError(
-            f"select={run.select!r} is no score of metrics={run.metrics}; "
-            f"there are {', '.join(task.score_names())}"
+            f"select={run.select!r} is no score of metrics={run.metrics}; there are "
+            f"{', '.join(task.score_names())}"
         )
     return task
 
 
 def build_model(run: Run, data: DataSpec) -> Model:
-    """The run's model for these data. A model that refuses its options or the data does so with a ConfigError here."""
+    """The run's model for these data. A model that refuses its options or the data does so with a
+    ConfigError here."""
     try:
         return MODELS[run.model](run.options, data)
     except (ValueError, OSError) as error:

@@ -11,7 +11,8 @@ from data_shards.shards.manifest import Manifest
 
 
 def sentiment_spec(manifest: Manifest, folder: Path | None) -> DataSpec:
-    """Of sentiment shards. ``folder`` is where the codebook lies, if the folder has one; None for remote shards."""
+    """Of sentiment shards. ``folder`` is where the codebook lies, if the folder has one; None for
+    remote shards."""
     modalities = {name: spec for name, spec in manifest.fields.items() if name not in LABELS}
     widths = {}
     for name, spec in modalities.items():

@@ -13,7 +13,8 @@ from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 from data_shards.shards.manifest import Labels
 from launch.reports.plots import INK, figure, save
 
-# CH-SIMS names five classes of scores in [-1, 1]; a score belongs to the first whose edge it does not exceed.
+# CH-SIMS names five classes of scores in [-1, 1]; a score belongs to the first whose edge it does
+# not exceed.
 SIMS_EDGES = (-0.7, -0.1, 0.1, 0.7)
 SIMS_CLASSES = ("negative", "weakly neg.", "neutral", "weakly pos.", "positive")
 RANGES = 6  # into which a scale of many points is cut
@@ -40,7 +41,8 @@ class Predictions:
 
 
 def write_predictions(path: Path, ids: list[str], predictions: Predictions, labels: Labels) -> None:
-    """One row per sample: id, label, prediction, and the probability of each class where there are classes."""
+    """One row per sample: id, label, prediction, and the probability of each class where there are
+    classes."""
     table = pd.DataFrame({"id": ids, "label": predictions.label})
     if labels.kind == "classes":
         probabilities = softmax(predictions.prediction, axis=-1)
@@ -114,8 +116,8 @@ def _draw_confusion(
         text_kw={"fontsize": 8},
     )
     # the shade is the share of the true class, the number a count
-    for text, count in zip(display.text_.flat, counts.flat, strict=True):
-        text.set_text(str(count))
+    for text, count, share in zip(display.text_.flat, counts.flat, shares.flat, strict=True):
+        text.set(text=str(count), color="white" if share > 0.55 else INK)
     axes.set(xlabel="predicted class", ylabel="true class", title="Confusion by class")
     axes.grid(False)
     caption = f"Confusion by class on the {split} split: counts, shaded by share of the true class."
@@ -128,7 +130,8 @@ def _points(labels: Labels) -> np.ndarray:
 
 
 def _class_names(labels: Labels) -> list[str]:
-    """Names of the classes in which scores are counted: the scale's points, or fewer and wider where it has many."""
+    """Names of the classes in which scores are counted: the scale's points, or fewer and wider
+    where it has many."""
     points = _points(labels)
     if len(points) < 4:
         return list(SIMS_CLASSES)

@@ -24,7 +24,7 @@ from data_shards.shards.manifest import DataError, Labels, Manifest
 from data_shards.stream import Stream
 from launch.config import ConfigError, Run
 from launch.engine.deepspeed_config import num_micro_batches
-from launch.tasks.base import EvaluationResult, objective_of, precision_context
+from launch.tasks.base import EvaluationResult, known_splits, objective_of, precision_context
 from launch.tasks.data_spec import sentiment_spec
 from launch.tasks.predictions import Predictions, draw, write_predictions
 
@@ -33,7 +33,8 @@ def by_sign(manifest: Manifest) -> Manifest:
     """The manifest of scores, as if they had been annotated as three classes."""
     if manifest.labels.kind == "classes":
         raise ConfigError(
-            "classes=sign makes classes of scores, but the labels are classes already; use classes=given"
+            "classes=sign makes classes of scores, but the labels are classes already; use "
+            "classes=given"
         )
     return replace(
         manifest, labels=Labels(kind="classes", names=("negative", "neutral", "positive"))
@@ -49,7 +50,8 @@ class SentimentTask:
         self.manifest: Manifest = self.train.manifest
         if self.manifest.task != "sentiment":
             raise ConfigError(
-                f"{run.data} holds {self.manifest.task} data, but recipe {run.recipe!r} is for sentiment"
+                f"{run.data} holds {self.manifest.task} data, but recipe {run.recipe!r} is for "
+                "sentiment"
             )
         if run.classes == "sign":
             self.manifest = by_sign(self.manifest)
@@ -154,7 +156,8 @@ class SentimentTask:
         remarks = []
         if self.manifest.synthetic:
             remarks.append(
-                "The data are synthetic: generated to try the software, they say nothing about people."
+                "The data are synthetic: generated to try the software, they say nothing about "
+                "people."
             )
         if self.run.metrics != "classes":
             warning = collapsed(predictions.prediction, predictions.label, self.run.metrics)
@@ -169,7 +172,7 @@ class SentimentTask:
         return constant_baselines(np.concatenate(labels), self.run.metrics)
 
     def splits(self) -> list[str]:
-        return [split for split in ("train", "valid", "test") if split in self.manifest.splits]
+        return known_splits(self.manifest.splits)
 
     def objective(self, scores: dict[str, float]) -> float:
         return objective_of(self.run, scores)
