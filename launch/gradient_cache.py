@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from core.batch import Batch
+from core.model import GlobalBatchRows
 from launch.engine.deepspeed_engine import Engine, Surrogate, TrainStep, engine_autocast
 
 
@@ -24,7 +25,7 @@ class GradientCache:
     """The first pass over all micro-batches of a rank; ``surrogate`` serves the second."""
 
     def __init__(
-        self, train_step: TrainStep, rows: list[dict[str, Tensor]], micro_batches: list[Batch]
+        self, train_step: TrainStep, rows: list[GlobalBatchRows], micro_batches: list[Batch]
     ):
         """
         Args:
@@ -34,12 +35,14 @@ class GradientCache:
         self._count = len(micro_batches)
         self._target = torch.cat([batch.target for batch in micro_batches])
         self._weight = torch.cat([batch.weight for batch in micro_batches])
-        leaves: dict[str, Tensor] = {}  # the rows of all micro-batches, where gradients end
-        self._rows: dict[str, Tensor] = {}  # the same without gradient
-        for name in rows[0]:
-            leaves[name] = torch.cat([part[name] for part in rows]).requires_grad_()
-            self._rows[name] = leaves[name].detach()
-        losses = train_step.global_batch_losses(leaves, self._target, self._weight)
+        whole = GlobalBatchRows.concatenate(rows)
+        leaves = whole.embeddings  # where gradients end
+        fixed = {}  # the same without gradient
+        for name, embedding in leaves.items():
+            embedding.requires_grad_()
+            fixed[name] = embedding.detach()
+        self._rows = whole.with_embeddings(fixed)
+        losses = train_step.global_batch_losses(whole, self._target, self._weight)
         self.losses = {name: value.detach().reshape(()) for name, value in losses.items()}
         total = sum_losses(losses)
         self._losses_learn = _has_parameters(total)
@@ -55,10 +58,10 @@ class GradientCache:
         """What stands in for the losses when micro-batch ``number`` is computed again."""
         return partial(self._surrogate, number)
 
-    def _surrogate(self, number: int, rows: Mapping[str, Tensor]) -> Tensor:
+    def _surrogate(self, number: int, embeddings: Mapping[str, Tensor]) -> Tensor:
         products = []
         for name, gradients in self._gradients.items():
-            products.append((rows[name] * gradients[number]).sum())
+            products.append((embeddings[name] * gradients[number]).sum())
         loss = torch.stack(products).sum()
         if self._losses_learn and number == 0:
             # What the losses themselves learn, a temperature say, gets its gradient here: inside of
@@ -76,7 +79,7 @@ def first_pass(engine: Engine, micro_batches: list[Batch], step: int) -> Gradien
         for batch in micro_batches:
             output = engine.module.run(batch, step)
             rows.append(engine.module.model.global_batch_rows(output))
-    return GradientCache(engine.module, rows, micro_batches) if rows[0] else None
+    return GradientCache(engine.module, rows, micro_batches) if rows[0].embeddings else None
 
 
 def sum_losses(losses: Mapping[str, Tensor]) -> Tensor:

@@ -16,14 +16,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from core.batch import Batch
 from core.dropout import number_dropouts, sample_masks
 from core.kernels.supcr.grouping import RowError
-from core.model import Model, Output
+from core.model import GlobalBatchRows, Model, Output
 from core.recompute import recompute_layers
 from launch.config import ConfigError, Run
 from launch.engine.deepspeed_config import deepspeed_config, refuse_impossible
 from launch.engine.optimizer import optimizer_for
 
-# From a micro-batch's global-batch rows to a scalar with the gradient that the losses of the whole
-# batch have there.
+# From the embeddings of a micro-batch's global-batch rows to a scalar with the gradient that the
+# losses of the whole batch have there.
 Surrogate = Callable[[Mapping[str, Tensor]], Tensor]
 SURROGATE = "surrogate of the global-batch losses"  # its name among the losses of a micro-batch
 
@@ -60,11 +60,11 @@ class TrainStep(nn.Module):
             if surrogate is None:
                 losses |= self.global_batch_losses(rows, batch.target, batch.weight)
             else:
-                losses[SURROGATE] = surrogate(rows)
+                losses[SURROGATE] = surrogate(rows.embeddings)
             return losses, self.model.memory_bank_rows(output, batch)
 
     def global_batch_losses(
-        self, rows: Mapping[str, Tensor], target: Tensor, weight: Tensor
+        self, rows: GlobalBatchRows, target: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
         """``model.global_batch_losses``; its losses are nan where it refuses rows, which all ranks
         then do together, so that the run ends with the report that any other loss ends with that is
@@ -72,9 +72,10 @@ class TrainStep(nn.Module):
         try:
             return self.model.global_batch_losses(rows, target, weight)
         except RowError:
-            zeros = {name: torch.zeros_like(value) for name, value in rows.items()}
-            names = self.model.global_batch_losses(zeros, target, weight)
-            sums = [value.sum() for value in rows.values()]
+            embeddings = rows.embeddings
+            zeros = {name: torch.zeros_like(value) for name, value in embeddings.items()}
+            names = self.model.global_batch_losses(rows.with_embeddings(zeros), target, weight)
+            sums = [value.sum() for value in embeddings.values()]
             nan = torch.stack(sums).sum() * math.nan  # with a path back to the rows, for backward
             return dict.fromkeys(names, nan)
 

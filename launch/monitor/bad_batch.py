@@ -62,8 +62,9 @@ def _not_finite_rows(session: TrainingSession, micro_batches: list[Batch]) -> di
     with torch.no_grad(), engine_autocast(session.engine):
         for batch in micro_batches:
             output = session.engine.module.run(batch, session.progress.step)
-            for name, rows in session.model.global_batch_rows(output).items():
-                bad = ~rows.isfinite().all(1) & (batch.weight > 0)
+            rows = session.model.global_batch_rows(output)
+            for name, embedding in rows.embeddings.items():
+                bad = ~embedding.isfinite().all(1) & (batch.weight > 0)
                 if bool(bad.any()):
                     only_bad = replace(batch, weight=batch.weight * bad)
                     found.setdefault(name, []).extend(session.task.sample_ids([only_bad]))

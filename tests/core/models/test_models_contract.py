@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.batch import Utterances
 from core.dropout import number_dropouts, sample_masks
-from core.model import DataSpec, Model
+from core.model import DataSpec, GlobalBatchRows, Model
 from core.models import MODELS
 
 SENTIMENT = sorted(name for name, kind in MODELS.items() if kind.task == "sentiment")
@@ -53,12 +53,10 @@ def losses_of(model: Model[Any, Any], parts: list[Utterances]) -> dict[str, Tens
         for key, value in model.losses(output, part).items():
             losses[key] = losses.get(key, torch.zeros(())) + value
     rows = [model.global_batch_rows(output) for output in outputs]
-    embeddings = {key: torch.cat([row[key] for row in rows]) for key in rows[0]}
-    target, weight = (
-        torch.cat([part.target for part in parts]),
-        torch.cat([part.weight for part in parts]),
-    )
-    return losses | model.global_batch_losses(embeddings, target, weight)
+    target = torch.cat([part.target for part in parts])
+    weight = torch.cat([part.weight for part in parts])
+    whole = GlobalBatchRows.concatenate(rows)
+    return losses | model.global_batch_losses(whole, target, weight)
 
 
 def remember(model: Model[Any, Any], batch: Utterances) -> None:
