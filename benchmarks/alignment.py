@@ -31,10 +31,12 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 
 from benchmarks.results import made_by, paste  # noqa: E402
+from core.files import write_atomically  # noqa: E402
 from core.metrics import ranking as metrics  # noqa: E402
 from data_shards.graph import load_graphs  # noqa: E402
 from launch.config import load_recipe, override  # noqa: E402
-from launch.engine import optimizer_for  # noqa: E402
+from launch.engine.optimizer import optimizer_for  # noqa: E402
+from launch.reports.tables import markdown_table  # noqa: E402
 from launch.tasks.build import build_model  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "alignment.json"
@@ -173,56 +175,65 @@ def read() -> dict[str, Any]:
 
 def write(done: dict[str, Any]) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
-    partial = RESULTS.with_suffix(".partial")
-    partial.write_text(json.dumps(done, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, RESULTS)
+    write_atomically(RESULTS, json.dumps(done, indent=1) + "\n")
 
 
 def page(done: dict[str, Any]) -> str:
     """All results as Markdown."""
-    head = "| " + " | ".join(SHOWN) + " | epochs | best |"
-    lines = [f"| data | views | model {head}", "|---" * (len(SHOWN) + 5) + "|"]
+    header = [*SHOWN, "epochs", "best"]
+    rows = []
     for model, name, views in cells([]):
-        if cell := done["cells"].get(f"{model}/{name}/{views}"):
-            lines += [f"| {name} | {views.replace(',', ' + ')} | {model} {_numbers(cell)}"]
+        cell = done["cells"].get(f"{model}/{name}/{views}")
+        if cell:
+            rows.append([name, views.replace(",", " + "), model, *_numbers(cell)])
+    lines = [markdown_table(["data", "views", "model", *header], rows)]
     if done.get("structure"):
         lines += [
             "",
             "Structure alone on nearly all links of zh_en (4,455 of 4,500), 40 epochs of MCLEA:",
             "",
         ]
-        lines += [head, "|---" * (len(SHOWN) + 2) + "|", _numbers(done["structure"])]
+        lines.append(markdown_table(header, [_numbers(done["structure"])]))
     return "\n".join(
         [*lines, *_speed_lines(done["speed"]), *map(_ranking_line, done["ranking"].values())]
     )
 
 
-def _numbers(cell: dict[str, Any]) -> str:
-    numbers = " | ".join(f"{cell['test'][score]:.3f}" for score in SHOWN)
-    return f"| {numbers} | {cell['epochs']} | {cell['best_epoch']} |"
+def _numbers(cell: dict[str, Any]) -> list[str]:
+    scores = [f"{cell['test'][score]:.3f}" for score in SHOWN]
+    return [*scores, str(cell["epochs"]), str(cell["best_epoch"])]
 
 
 def _speed_lines(speeds: dict[str, Any]) -> list[str]:
-    lines = ["", "Seconds on one thread, without names, steps of 512 links, and peak memory:", ""]
-    lines += [
-        "| data | views | model | step | forward | losses | backward | optimiser | graph network, share of step "
+    parts = ("step", "forward", "losses", "backward", "optimiser")
+    header = [
+        *("data", "views", "model"),
+        *parts,
+        "graph network, share of step",
+        "graph network, all entities, forward",
+        "step, all entities",
+        "epoch",
+        "GB",
     ]
-    lines[-1] += "| graph network, all entities, forward | step, all entities | epoch | GB |"
-    lines += ["|---" * 13 + "|"]
+    rows = []
     for key, cell in speeds.items():
         model, name = key.split("/")
-        parts = ("step", "forward", "losses", "backward", "optimiser")
-        numbers = " | ".join(f"{cell['seconds'][part]:.3f}" for part in parts)
-        whole = [
-            cell["seconds"][part] for part in ("graph forward, all entities", "step, all entities")
-        ]
-        lines += [
-            f"| {name} | {' + '.join(cell['views'])} | {model} | {numbers} | {cell['graph_share_of_step']:.0%} "
-        ]
-        lines[-1] += (
-            f"| {whole[0]:.3f} | {whole[1]:.3f} | {cell['seconds_per_epoch']:.1f} | {cell['peak_gb']:.2f} |"
+        seconds = cell["seconds"]
+        rows.append(
+            [
+                name,
+                " + ".join(cell["views"]),
+                model,
+                *[f"{seconds[part]:.3f}" for part in parts],
+                f"{cell['graph_share_of_step']:.0%}",
+                f"{seconds['graph forward, all entities']:.3f}",
+                f"{seconds['step, all entities']:.3f}",
+                f"{cell['seconds_per_epoch']:.1f}",
+                f"{cell['peak_gb']:.2f}",
+            ]
         )
-    return lines
+    title = "Seconds on one thread, without names, steps of 512 links, and peak memory:"
+    return ["", title, "", markdown_table(header, rows)]
 
 
 def _ranking_line(cell: dict[str, Any]) -> str:

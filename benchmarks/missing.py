@@ -21,16 +21,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results import made_by, paste  # noqa: E402
-from launch.distill import teach  # noqa: E402
-from launch.engine import init_processes, shutdown_processes  # noqa: E402
+from benchmarks.results import made_by, paste, table  # noqa: E402
+from launch.distill import distill  # noqa: E402
+from launch.engine.processes import init_processes, shutdown_processes  # noqa: E402
 from launch.evaluate import evaluate  # noqa: E402
-from launch.session import train  # noqa: E402
+from launch.loop import train  # noqa: E402
 from launch.train import parse  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results/missing.json"
@@ -54,23 +52,8 @@ def run(model: str, row: str, words: list[str], run_dir: Path) -> dict[str, floa
     """Test scores at the rate."""
     if not (run_dir / "scores.json").is_file():
         settings = parse([f"{model}/demo", *words, f"run_dir={run_dir}"])
-        teach(settings) if model == "tate" and row == "with" else train(settings, quiet=True)
+        distill(settings) if model == "tate" and row == "with" else train(settings, quiet=True)
     return json.loads((run_dir / "scores.json").read_text(encoding="utf-8"))["test"]
-
-
-def table(rows: dict[str, list[dict[str, float]]]) -> str:
-    shown = [
-        score for score in SHOWN if all(score in one for runs in rows.values() for one in runs)
-    ]
-    lines = [f"| model | seeds | {' | '.join(shown)} |", "|---" * (2 + len(shown)) + "|"]
-    for name, runs in rows.items():
-        cells = [np.array([one[score] for one in runs]) for score in shown]
-        spread = [f" ± {values.std():.3f}" if len(values) > 1 else "" for values in cells]
-        means = " | ".join(
-            f"{values.mean():.3f}{more}" for values, more in zip(cells, spread, strict=True)
-        )
-        lines.append(f"| {name} | {len(runs)} | {means} |")
-    return "\n".join(lines)
 
 
 def main() -> None:
@@ -101,7 +84,7 @@ def main() -> None:
                 saved |= {**made_by(), "rate": float(rate)}
                 RESULTS.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
     shutdown_processes()
-    said = table({name: list(runs.values()) for name, runs in saved["runs"].items()})
+    said = table({name: list(runs.values()) for name, runs in saved["runs"].items()}, SHOWN)
     said = (
         f"The `demo` recipes on the generated data at a missing rate of {rate}, {TITLE}\n\n{said}"
     )

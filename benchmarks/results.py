@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from launch.config import recipe_names  # noqa: E402
 from launch.reports.provenance import provenance  # noqa: E402
+from launch.reports.tables import markdown_table  # noqa: E402
 
 TITLES = {
     "mosi_utterance": "CMU-MOSI at utterance level, split of the bc-LSTM authors (`split_bclstm`), test videos unseen"
@@ -71,18 +73,21 @@ def last_results(path: Path) -> tuple[Rows, dict[str, Any]]:
     return before["runs"], before["rows"]
 
 
-def table(rows: Rows) -> str:
-    names = [name for name in SHOWN if all(name in one for runs in rows.values() for one in runs)]
-    lines = ["| model | seeds | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
+def table(rows: Rows, names: Sequence[str] = SHOWN) -> str:
+    """Mean and spread over seeds of those scores that every run has."""
+    everyone = [scores for runs in rows.values() for scores in runs]
+    shown = [name for name in names if all(name in scores for scores in everyone)]
+    body = []
     for row, runs in rows.items():
-        cells = []
-        for name in names:
-            values = np.array([one[name] for one in runs])
-            cells.append(
-                f"{values.mean():.3f}" + (f" ± {values.std():.3f}" if len(values) > 1 else "")
-            )
-        lines.append(f"| {row} | {len(runs)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        cells = [mean_and_spread([scores[name] for scores in runs]) for name in shown]
+        body.append([row, len(runs), *cells])
+    return markdown_table(["model", "seeds", *shown], body)
+
+
+def mean_and_spread(values: list[float]) -> str:
+    """Mean over seeds, and the standard deviation where there are several."""
+    mean = f"{np.mean(values):.3f}"
+    return f"{mean} ± {np.std(values):.3f}" if len(values) > 1 else mean
 
 
 def paste(text: str, marker: str, path: Path) -> None:

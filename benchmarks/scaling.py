@@ -33,6 +33,8 @@ import torch.distributed as dist
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from launch.reports.tables import markdown_table  # noqa: E402
+
 RESULTS = ROOT / "benchmarks/results/scaling.json"
 ASSUMPTIONS = {
     "parameters": 110e6,  # BERT-base; HSCL's own are below 1 %
@@ -91,11 +93,12 @@ def measure(recipe: str, data: str, case: str, steps: int, out: Path) -> None:
     stage, let_go = int(case[0]), case == LET_GO
     sent: dict[str, float] = defaultdict(float)
     count_bytes(sent)
-    from launch.checkpoints.progress import Progress
     from launch.config import load_recipe, override
-    from launch.engine import init_processes, shutdown_processes, start
+    from launch.engine.deepspeed_engine import start
+    from launch.engine.processes import init_processes, shutdown_processes
+    from launch.loop import train_step
     from launch.monitor.health import Clock
-    from launch.step import train_step
+    from launch.session import unrecorded
     from launch.tasks.build import build_model, build_task
 
     section = {"stage3_param_persistence_threshold": 0}  # cuts up small parameters too
@@ -117,13 +120,14 @@ def measure(recipe: str, data: str, case: str, steps: int, out: Path) -> None:
     model = build_model(run, task.data)
     elements = sum(parameter.numel() for parameter in model.parameters())
     engine, clock, laps, volumes = start(model, run), Clock(), [], []
-    progress = Progress()
+    session = unrecorded(run, task, engine, out.parent)
+    progress = session.progress
     while len(laps) < steps + 2:
         engine.train()
         for parts in task.batches(progress.epoch):
             sent.clear()
             clock.start()
-            train_step(engine, parts, progress, run, task, out.parent, clock)
+            train_step(session, parts, clock)
             progress.step += 1
             laps.append(dict(clock.seconds))
             volumes.append(dict(sent))
@@ -191,36 +195,32 @@ def on_paper(gpus: int, batch: int, facts: dict[str, float]) -> dict[str, float]
 
 
 def table(measured: list[dict[str, Any]], paper: list[dict[str, float]]) -> str:
-    parts = list(measured[0]["seconds"])
-    lines = [
-        "| ranks | ZeRO | "
-        + " | ".join(f"{part}, ms" for part in parts)
-        + " | MB sent | least | ratio |"
-    ]
-    lines.append("|---" * (len(parts) + 5) + "|")
+    return f"{measured_table(measured)}\n\n{paper_table(paper)}"
+
+
+def measured_table(measured: list[dict[str, Any]]) -> str:
+    sections = list(measured[0]["seconds"])
+    times = [f"{section}, ms" for section in sections]
+    rows = []
     for row in measured:
-        cells = [f"{1000 * row['seconds'][part]:.1f}" for part in parts]
+        cells = [f"{1000 * row['seconds'][section]:.1f}" for section in sections]
         sent, least = sum(row["bytes_sent"].values()), row["least_bytes"]
         ratio = f"{sent / least:.2f}" if least else "-"
-        lines.append(
-            f"| {row['ranks']} | {row['stage']} | {' | '.join(cells)} | {sent / 1e6:.2f} | "
-            f"{least / 1e6:.2f} | {ratio} |"
-        )
-    lines += [
-        "",
-        "| GPUs | global batch | per GPU | step, ms | arithmetic | gradients | rows | latency | efficiency |",
-    ]
-    lines.append("|---" * 9 + "|")
+        volumes = [f"{sent / 1e6:.2f}", f"{least / 1e6:.2f}", ratio]
+        rows.append([row["ranks"], row["stage"], *cells, *volumes])
+    return markdown_table(["ranks", "ZeRO", *times, "MB sent", "least", "ratio"], rows)
+
+
+def paper_table(paper: list[dict[str, float]]) -> str:
+    parts = ("arithmetic", "gradients", "rows", "latency")
+    rows = []
     for row in paper:
-        cells = [
-            f"{1000 * row[part]:.2f}" for part in ("arithmetic", "gradients", "rows", "latency")
-        ]
         step = 1000 * row["global_batch"] / row["samples_per_second"]
-        lines.append(
-            f"| {row['gpus']} | {row['global_batch']} | {row['samples_per_gpu']:.0f} | {step:.2f} | "
-            f"{' | '.join(cells)} | {row['efficiency']:.0%} |"
-        )
-    return "\n".join(lines)
+        cells = [f"{1000 * row[part]:.2f}" for part in parts]
+        sizes = [row["gpus"], row["global_batch"], f"{row['samples_per_gpu']:.0f}"]
+        rows.append([*sizes, f"{step:.2f}", *cells, f"{row['efficiency']:.0%}"])
+    header = ["GPUs", "global batch", "per GPU", "step, ms", *parts, "efficiency"]
+    return markdown_table(header, rows)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import torch
 from core import distributed
 from data_shards.shards.manifest import DataError
 from launch.config import ConfigError, Run, from_dict, override
-from launch.engine import init_processes, shutdown_processes
+from launch.engine.processes import init_processes, shutdown_processes
 from launch.reports.report import best_model
 from launch.tasks.build import build_task
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from core import bundle
-from data_shards.shards.manifest import DataError, Manifest
+from data_shards.shards.manifest import DataError
 from launch.config import ConfigError, Run, override
 from launch.evaluate import read_run
 from launch.reports.provenance import provenance
@@ -46,14 +46,9 @@ def _scores(run_dir: Path) -> dict[str, dict[str, float]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _manifest(task: Any) -> Manifest:
-    found: Manifest = task.graphs.manifest if task.data.task == "alignment" else task.manifest
-    return found
-
-
 def _schema(task: Task) -> dict[str, Any]:
     """What the data must look like, in the words of the manifest they were trained from."""
-    manifest = _manifest(task)
+    manifest = task.manifest
     return {
         "dataset": manifest.name,
         "synthetic": manifest.synthetic,
@@ -65,7 +60,7 @@ def _schema(task: Task) -> dict[str, Any]:
 
 
 def _card(run: Run, out: Path, task: Task, scores: dict[str, dict[str, float]]) -> str:
-    manifest = _manifest(task)
+    manifest = task.manifest
     names = list(scores.get("test", {}))
     table = (
         ["| split | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"] if names else []

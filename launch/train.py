@@ -16,11 +16,11 @@ from core import distributed
 from data_shards.shards.manifest import DataError
 from launch.checkpoints.store import SaveError
 from launch.config import ConfigError, Run, load_recipe, override, recipe_names, to_dict
-from launch.engine import init_processes, shutdown_processes
+from launch.engine.processes import init_processes, shutdown_processes
+from launch.loop import train
 from launch.monitor import watchdog
 from launch.monitor.preemption import PREEMPTED, Preempted
-from launch.session import train
-from launch.step import TrainingStopped
+from launch.session import TrainingStopped
 
 USAGE = """usage: deepspeed launch/train.py RECIPE data=DIR [key=value ...]
 

@@ -1,7 +1,8 @@
 """Being asked to stop: a signal is only noted, and all ranks leave together at the next boundary.
 
-Boundaries are between two steps, also while the next batch is waited for, and between two batches of an evaluation.
-The rank that got the signal tells the others, so one signal to one rank is enough.
+Boundaries are between two steps, also while the next batch is waited for, and between two batches
+of an evaluation. The rank that got the signal tells the others, so one signal to one rank is
+enough.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from torch import nn
 
 from launch.monitor import control_plane, watchdog
 
-PREEMPTED = 75  # exit code: stopped on request, everything saved, start again to go on (EX_TEMPFAIL of sysexits.h)
+# Exit code: stopped on request, everything saved, start again to go on (EX_TEMPFAIL of sysexits.h).
+PREEMPTED = 75
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Preempted(SystemExit):
-    """Leaves the process with ``PREEMPTED``. ``stuck``: a thread still waits for data that may never come."""
+    """Leaves the process with ``PREEMPTED``. ``stuck``: a thread still waits for data that may
+    never come."""
 
     def __init__(self, *, stuck: bool = False) -> None:
         super().__init__(PREEMPTED)
@@ -61,15 +64,15 @@ class Stop:
 
     @contextmanager
     def between_batches_of(self, model: nn.Module) -> Iterator[None]:
-        """Within this block, every forward of ``model`` is preceded by a boundary, which may raise ``StopNow``."""
-
-        def boundary(module: nn.Module, inputs: Any) -> None:
-            watchdog.report_phase("evaluating")
-            if self.agreed():
-                raise StopNow
-
-        handle = model.register_forward_pre_hook(boundary)
+        """Within this block, every forward of ``model`` is preceded by a boundary, which may raise
+        ``StopNow``."""
+        handle = model.register_forward_pre_hook(self._boundary)
         try:
             yield
         finally:
             handle.remove()
+
+    def _boundary(self, module: nn.Module, inputs: Any) -> None:
+        watchdog.report_phase("evaluating")
+        if self.agreed():
+            raise StopNow

@@ -9,18 +9,31 @@ from launch.tasks.base import Task
 
 
 def build_task(run: Run) -> Task:
-    """The task that the run's model names; opens its data."""
+    """The task that the run's model names; opens its data.
+
+    Raises:
+        ConfigError: the run selects by a score that the task does not give.
+    """
+    task: Task
     if MODELS[run.model].task == "alignment":
         from launch.tasks.alignment import AlignmentTask
 
-        return AlignmentTask(run)
-    from launch.tasks.sentiment import SentimentTask
+        task = AlignmentTask(run)
+    else:
+        from launch.tasks.sentiment import SentimentTask
 
-    return SentimentTask(run)
+        task = SentimentTask(run)
+    if run.select not in task.score_names():
+        raise ConfigError(
+            f"select={run.select!r} is no score of metrics={run.metrics}; there are "
+            f"{', '.join(task.score_names())}"
+        )
+    return task
 
 
 def build_model(run: Run, data: DataSpec) -> Model:
-    """The run's model for these data. A model that refuses its options or the data does so with a ConfigError here."""
+    """The run's model for these data. A model that refuses its options or the data does so with a
+    ConfigError here."""
     try:
         return MODELS[run.model](run.options, data)
     except (ValueError, OSError) as error:

@@ -34,13 +34,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def train_all(runs: list[Run]) -> None:
     """On a rank: an epoch of each run."""
-    from launch.engine import init_processes, shutdown_processes
+    from launch.engine.processes import init_processes, shutdown_processes
+    from launch.loop import fit
     from launch.session import prepare
 
     init_processes()
     for run in runs:
-        with prepare(run, quiet=True) as it:
-            list(it.epochs)
+        with prepare(run, quiet=True) as session:
+            list(fit(session))
     shutdown_processes()
 
 

@@ -1,0 +1,194 @@
+"""The whole configuration of DeepSpeed, with nothing left to a default, and what cannot be
+combined.
+
+DeepSpeed's own defaults change between versions (gradient clipping did), so each one that matters
+is written out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from core import distributed
+from launch.config import ConfigError, Run
+
+
+def num_micro_batches(run: Run) -> int:
+    """In how many micro-batches a rank takes its samples of the global batch."""
+    local = math.ceil(run.batch_size / distributed.world_size())
+    return math.ceil(local / run.max_micro_batch) if run.max_micro_batch else 1
+
+
+def _largest_micro_batch(run: Run) -> int:
+    return math.ceil(run.batch_size / (distributed.world_size() * num_micro_batches(run)))
+
+
+def refuse_impossible(
+    run: Run, *, gpu: bool, frozen: bool = False, batch_norm: bool = False
+) -> None:
+    """Raise for what cannot be done together, with the reason. ``docs/scaling.md`` has this as a
+    table.
+
+    Args:
+        frozen: some of the model's parameters are not trained.
+        batch_norm: the model has a BatchNorm, which torch cannot synchronise on every device, nor
+            over micro-batches.
+    """
+    if batch_norm and (distributed.world_size() > 1 or num_micro_batches(run) > 1):
+        raise ConfigError(
+            f"model {run.model!r} with these options normalises over the samples that one process "
+            "sees at a time (BatchNorm), so its result would depend on the number of processes "
+            "and micro-batches; use one process and max_micro_batch=0, or the model's other norm "
+            "(options.norm=layer)"
+        )
+    if run.precision == "fp16" and not gpu:
+        raise ConfigError("precision=fp16 needs a GPU; use precision=bf16 or precision=fp32 here")
+    if run.precision == "fp16" and run.zero_stage > 0:
+        raise ConfigError(
+            f"precision=fp16 does not work with zero_stage={run.zero_stage}: DeepSpeed clips the "
+            "gradients before it takes the loss scale off, never lowers the scale after an "
+            "overflow, and each rank keeps a scale of its own; use zero_stage=0, or "
+            "precision=bf16 with any stage"
+        )
+    if run.offload and run.zero_stage == 0:
+        raise ConfigError(
+            "offload=true needs zero_stage=1, 2 or 3: stage 0 keeps the optimiser with the "
+            "parameters"
+        )
+    if run.compile and run.zero_stage == 3:
+        raise ConfigError(
+            "compile=true does not work with zero_stage=3: it collects each layer's parameters in "
+            "hooks, which break the graph at every layer; use zero_stage=2"
+        )
+    if run.recompute and run.zero_stage == 3 and frozen:
+        raise ConfigError(
+            "recompute=true does not work with zero_stage=3 and a frozen encoder: its parameters "
+            "are let go between the two forwards and have no elements in the second; use "
+            "zero_stage=2"
+        )
+
+
+def deepspeed_config(run: Run) -> dict[str, Any]:
+    """The complete configuration: the recipe's, with what ``deepspeed=FILE`` says laid over it."""
+    config: dict[str, Any] = {
+        # DeepSpeed uses these only for arithmetic; the stream deals out the true global batch
+        "train_micro_batch_size_per_gpu": _largest_micro_batch(run),
+        "gradient_accumulation_steps": num_micro_batches(run),
+        "gradient_clipping": run.optim.clip,
+        "prescale_gradients": False,
+        "gradient_predivide_factor": 1.0,
+        "communication_data_type": "fp32",
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "zero_optimization": _zero(run),
+        "fp16": {"enabled": False},
+        "bf16": {"enabled": False},
+        "torch_autocast": {
+            "enabled": run.precision != "fp32",
+            "dtype": "float16" if run.precision == "fp16" else "bfloat16",
+        },
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+        "wall_clock_breakdown": False,
+        "memory_breakdown": False,
+        "dump_state": False,
+    }
+    return _merge(config, _read(run.deepspeed, run)) if run.deepspeed else config
+
+
+def _zero(run: Run) -> dict[str, Any]:
+    section: dict[str, Any] = {
+        "stage": run.zero_stage,
+        "overlap_comm": False,
+        "contiguous_gradients": True,
+        "round_robin_gradients": False,
+        "reduce_bucket_size": 500_000_000,
+        "allgather_bucket_size": 500_000_000,
+        "allgather_partitions": True,
+        "reduce_scatter": True,
+        "compute_grad_norm": True,
+        "ignore_unused_parameters": True,
+        "sub_group_size": 1_000_000_000,
+        "stage3_prefetch_bucket_size": 50_000_000,
+        "stage3_param_persistence_threshold": 100_000,
+        "stage3_max_live_parameters": 1_000_000_000,
+        "stage3_max_reuse_distance": 1_000_000_000,
+    }
+    if run.offload:
+        section["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    return section
+
+
+_SET_ELSEWHERE = {
+    "optimizer": "optim.algorithm, optim.groups.<name>.lr, ...",
+    "scheduler": "optim.schedule, optim.warmup",
+    "activation_checkpointing": "recompute",
+}
+
+
+def _read(path: str, run: Run) -> dict[str, Any]:
+    """The user's file, without what agrees with the run.
+
+    Raises:
+        ConfigError: it cannot be read, or says something else than the run.
+    """
+    try:
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError) as error:
+        raise ConfigError(f"deepspeed={path}: {error}") from None
+    for section, instead in _SET_ELSEWHERE.items():
+        if section in settings:
+            raise ConfigError(
+                f"{path} has a section {section!r}, but the recipe decides that; set {instead}"
+            )
+    _refuse_other_sizes(path, settings, run)
+    stage = settings.get("zero_optimization", {}).get("stage", run.zero_stage)
+    if stage not in ("auto", run.zero_stage):
+        raise ConfigError(
+            f"{path} says stage {stage}, the run zero_stage={run.zero_stage}; set "
+            f"zero_stage={stage}"
+        )
+    for key in ("fp16", "bf16"):
+        if settings.get(key, {}).get("enabled"):
+            raise ConfigError(
+                f"{path} enables {key}, which would train the weights themselves in it; set "
+                f"precision={key}"
+            )
+    return settings
+
+
+def _refuse_other_sizes(path: str, settings: dict[str, Any], run: Run) -> None:
+    """Take the sizes that follow from the run out of ``settings``, which must agree where it names
+    them."""
+    expected = {
+        "train_batch_size": run.batch_size,
+        "train_micro_batch_size_per_gpu": _largest_micro_batch(run),
+        "gradient_accumulation_steps": num_micro_batches(run),
+        "gradient_clipping": run.optim.clip,
+    }
+    for key, value in expected.items():
+        found = settings.pop(key, "auto")
+        if found not in ("auto", value):
+            raise ConfigError(
+                f"{path} says {key} = {found}, but batch_size={run.batch_size} on "
+                f"{distributed.world_size()} process(es) with "
+                f"max_micro_batch={run.max_micro_batch} and "
+                f"optim.clip={run.optim.clip:g} makes it {value}; leave it out of the file, or "
+                "change the run"
+            )
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with what ``over`` says; "auto" leaves it as it is."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            merged[key] = _merge(base[key], value)
+        elif value != "auto":
+            merged[key] = value
+    return merged
