@@ -33,7 +33,7 @@ def train_frames(folder: Path, manifest: Manifest, modality: str) -> Iterator[np
     shards = manifest.splits["train"]
     reader = Reader(open_store(folder), shards, manifest.fields, keep=1, threads=0)
     for number, shard in enumerate(shards):
-        for arrays in reader.walk(number, range(shard.samples)):
+        for arrays in reader.iter_views(number, range(shard.samples)):
             if modality in arrays:
                 yield arrays[modality]
     reader.close()

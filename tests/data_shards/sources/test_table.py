@@ -18,7 +18,7 @@ import pytest
 from paths import ROOT, SHARED_DATA
 
 from data_shards.convert import convert
-from data_shards.inspect import examine
+from data_shards.reading.contents import examine
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
 from data_shards.shards.manifest import DataError, Field, Labels, Manifest
@@ -102,7 +102,7 @@ def samples(folder: Path, manifest: Manifest) -> dict[str, dict[str, Any]]:
     for split, shards in manifest.splits.items():
         reader = Reader(open_store(folder), shards, manifest.fields, keep=1, threads=0)
         for number, shard in enumerate(shards):
-            for row, arrays in enumerate(reader.walk(number, range(shard.samples))):
+            for row, arrays in enumerate(reader.iter_views(number, range(shard.samples))):
                 record = reader.record(number, row)
                 found[record["id"]] = {**arrays, "record": record, "split": split}
     return found
@@ -390,7 +390,7 @@ def test_mosi_at_utterance_level_comes_in_through_a_table(tmp_path: Path) -> Non
     _example("mosi_utterance.py", source, tmp_path, "--split", "bclstm")
     manifest = convert(tmp_path / "mosi.csv", tmp_path / "out", Options(dataset="mosi"))
     report = examine(tmp_path / "out")
-    assert report.shared_videos() == report.like_ids() == report.damaged == []
+    assert report.shared_videos() == report.like_ids() == report.corrupt == []
     assert manifest.samples("test") == 752
     assert manifest.samples("train") + manifest.samples("valid") == 1447
     means = {split: np.mean(found.labels) for split, found in report.splits.items()}
