@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_shards.command import run
+from core.arguments import command_parser, parse
+from core.command import run
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
 from data_shards.shards.manifest import MANIFEST, DataError, Manifest, read_manifest
@@ -138,12 +139,12 @@ def _main(given: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_shards.codebook", description=__doc__)
+    parser = command_parser("codebook", __doc__)
     parser.add_argument("data", type=Path, metavar="DIR", help="a shard folder")
     parser.add_argument("--clusters", type=int, default=CLUSTERS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modalities", nargs="+", metavar="NAME", help="default: all but text")
-    given = parser.parse_args(argv)
+    given = parse(parser, argv)
     return run(lambda: _main(given))
 
 

@@ -21,7 +21,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from data_shards.command import run
+from core.arguments import command_parser, parse
+from core.command import run
 from data_shards.shards.frame_moments import Moments
 from data_shards.shards.jobs import RECORDS, Record, units, work
 from data_shards.shards.manifest import (
@@ -210,7 +211,7 @@ def parse_labels(text: str) -> Labels:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m data_shards.convert", description=__doc__)
+    parser = command_parser("convert", __doc__)
     parser.add_argument(
         "raw",
         type=Path,
@@ -245,7 +246,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--force", action="store_true", help="write anew over a finished conversion"
     )
     knowledge_graphs.add_arguments(parser)
-    return parser.parse_args(argv)
+    return parse(parser, argv)
 
 
 def _main(given: argparse.Namespace) -> None:
@@ -283,7 +284,7 @@ def _main(given: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     given = _arguments(argv)
     again = f"run the same command again: finished shards are kept in {given.out}"
-    return run(lambda: _main(given), again)
+    return run(lambda: _main(given), when_stopped=again)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ made again, and must come out as the manifest knows them.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import mmap
 import os
@@ -26,7 +25,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_shards.command import run
+from core.arguments import command_parser, parse
+from core.command import run
 from data_shards.shards.index_table import ABSENT, MAX_AXES, Index, summary
 from data_shards.shards.manifest import (
     MANIFEST,
@@ -322,7 +322,7 @@ def _shape(field: str, dtype: str, extents: Sequence[tuple[int, int]]) -> tuple[
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_shards.index", description=__doc__)
+    parser = command_parser("index", __doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument(
         "--split", help="the split that all tars belong to (default: the start of each name)"
@@ -332,7 +332,7 @@ def main(argv: list[str] | None = None) -> int:
         "--leave-out", action="append", default=[], metavar="FIELD", help="do not index this field"
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    given = parser.parse_args(argv)
+    given = parse(parser, argv)
 
     def work() -> None:
         folder: Path = given.folder

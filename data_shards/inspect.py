@@ -5,7 +5,6 @@ Also looks for leakage: a video, or nearly the same id, in more than one split m
 
 from __future__ import annotations
 
-import argparse
 import re
 import sys
 import unicodedata
@@ -17,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_shards.command import run
+from core.arguments import command_parser, parse
+from core.command import run
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
 from data_shards.shards.index_table import ABSENT
@@ -300,9 +300,9 @@ def _main(source: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_shards.inspect", description=__doc__)
+    parser = command_parser("inspect", __doc__)
     parser.add_argument("data", metavar="DIR", help="a shard folder, or its URL")
-    given = parser.parse_args(argv)
+    given = parse(parser, argv)
     return run(lambda: _main(given.data))
 
 

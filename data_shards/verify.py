@@ -6,7 +6,6 @@ index, every record, the uniqueness of keys, and how many numbers are not finite
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -22,7 +21,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from data_shards.command import run
+from core.arguments import command_parser, parse
+from core.command import DAMAGED, DONE, run
 from data_shards.index import index_tar, left_out
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import Folder
@@ -159,7 +159,7 @@ def _repeated(findings: Iterable[Finding]) -> list[Finding]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_shards.verify", description=__doc__)
+    parser = command_parser("verify", __doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument(
         "--deep", action="store_true", help="look at every member of every tar, too"
@@ -167,13 +167,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--workers", type=int, help="threads, or with --deep processes (default: one per core)"
     )
-    given = parser.parse_args(argv)
-    damaged: list[str] = []
+    given = parse(parser, argv)
 
-    def work() -> None:
+    def work() -> int:
         started = time.perf_counter()
         findings = verify(given.folder, deep=given.deep, workers=given.workers, progress=True)
-        damaged.extend(finding.damage for finding in findings if finding.damage)
+        damaged = [finding.damage for finding in findings if finding.damage]
         for line in damaged:
             print(line, file=sys.stderr)
         not_finite = sum((Counter(finding.not_finite) for finding in findings), Counter[str]())
@@ -184,8 +183,9 @@ def main(argv: list[str] | None = None) -> int:
         print(
             f"{len(findings)} files checked, {size / 1e9:.3f} GB at {size / 1e9 / seconds:.2f} GB/s: {verdict}"
         )
+        return DAMAGED if damaged else DONE
 
-    return run(work) or int(bool(damaged))
+    return run(work)
 
 
 if __name__ == "__main__":

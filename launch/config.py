@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
+from core.command import Refused
 from core.models import MODELS
 from data_shards.missing import Missing
 
 
-class ConfigError(ValueError):
+class ConfigError(Refused):
     """A recipe, key or value that cannot be used; the message says what to write instead."""
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from core import distributed
 from core.batch import Batch
+from core.command import CANNOT_GO_ON
 from core.model import Model
 from launch.checkpoints.progress import Progress
 from launch.config import Run
@@ -27,6 +28,8 @@ from launch.tasks.base import Task
 
 class TrainingStopped(RuntimeError):
     """Training cannot go on; the message says why and what was written about it."""
+
+    exit_code = CANNOT_GO_ON
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,14 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import numpy as np
 
+from core.command import Refused
+
 FORMAT = "concord-shards"
 VERSION = 1
 MANIFEST = "manifest.json"
 
 
-class DataError(ValueError):
+class DataError(Refused):
     """Data that cannot be used: the message says what is wrong, where, and what to do next."""
 
 

@@ -26,6 +26,7 @@ import safetensors.torch
 from pydantic import TypeAdapter, ValidationError
 
 from core import distributed
+from core.command import NO_ROOM
 from core.model import Model
 from launch.checkpoints import zero
 from launch.checkpoints.progress import Progress
@@ -39,6 +40,8 @@ FORMAT, VERSION = "concord-checkpoint", 2
 
 class SaveError(RuntimeError):
     """A checkpoint could not be written; those before it are untouched. Raised on every rank alike."""
+
+    exit_code = NO_ROOM
 
 
 @dataclass(frozen=True)

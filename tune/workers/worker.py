@@ -18,9 +18,10 @@ import torch
 
 from core import distributed
 from launch.engine import init_processes, shutdown_processes
+from launch.monitor.rank_command import run_rank
 from launch.reports.report import read_events
 from launch.session import TrainingSession, prepare
-from launch.train import exit_code, parse
+from launch.train import parse
 from tune.workers.child import die_with_parent, enter_folder, serve_store
 from tune.workers.environment import RESULTS
 
@@ -94,4 +95,4 @@ def work(arguments: list[str]) -> None:
 if __name__ == "__main__":
     die_with_parent()
     enter_folder()
-    sys.exit(exit_code(lambda: work(sys.argv[1:])))
+    sys.exit(run_rank(lambda: work(sys.argv[1:])))

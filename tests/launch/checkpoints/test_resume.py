@@ -38,8 +38,8 @@ def whole(run: Run, kill: tuple[int, int] | None = None, how: str = "step") -> l
     from launch import loop
     from launch.checkpoints import store
     from launch.engine import init_processes, shutdown_processes
+    from launch.monitor.rank_command import run_rank
     from launch.session import prepare
-    from launch.train import exit_code
 
     def die(*arguments: Any) -> Any:
         if how == "write":
@@ -68,7 +68,7 @@ def whole(run: Run, kill: tuple[int, int] | None = None, how: str = "step") -> l
             list(it.epochs)
             rates.extend(group["lr"] for group in it.engine.optimizer.param_groups)
 
-    code = exit_code(work)
+    code = run_rank(work)
     if code:
         raise SystemExit(code)
     shutdown_processes()

@@ -159,8 +159,8 @@ def spoilt_embedding(run: Run, run_dir: Path) -> dict[str, Any]:
     the fused contrast can make no loss."""
     from core import distributed
     from launch.engine import TrainStep, init_processes
+    from launch.monitor.rank_command import run_rank
     from launch.session import prepare
-    from launch.train import exit_code
 
     real, spoilt, said = TrainStep.run, [], io.StringIO()
 
@@ -182,7 +182,7 @@ def spoilt_embedding(run: Run, run_dir: Path) -> dict[str, Any]:
     TrainStep.run = spoil  # type: ignore[method-assign]
     names: list[Any] = []
     with redirect_stderr(said):
-        code = exit_code(work)
+        code = run_rank(work)
     return {
         "code": code,
         "said": said.getvalue(),
