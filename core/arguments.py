@@ -47,7 +47,8 @@ def join_negative_values(words: Sequence[str]) -> list[str]:
 
 def split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Names (of a recipe, a run, a folder) and settings (``key=value``, ``@FILE``), each in their order."""
-    names, settings = [], []
+    names: list[str] = []
+    settings: list[str] = []
     for word in words:
         is_setting = word.startswith("@") or SETTING.match(word)
         (settings if is_setting else names).append(word)
