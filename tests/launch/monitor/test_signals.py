@@ -32,7 +32,7 @@ def signalled(run: Run, place: str, number: int, times: int = 1) -> None:
     from core import distributed
     from launch import step
     from launch.config import to_dict
-    from launch.tasks.build import sentiment
+    from launch.tasks import sentiment
     from launch.train import main
 
     def send() -> None:
