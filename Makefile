@@ -18,7 +18,7 @@ $(READY): setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip -c constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c "from launch.engine import init_processes as start, shutdown_processes as stop; start(); stop()"
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -c "from launch.engine.processes import init_processes as start, shutdown_processes as stop; start(); stop()"
 	touch $@
 
 $(DEMO)/synthetic.pkl: | $(READY)

@@ -34,7 +34,7 @@ from benchmarks.results import made_by, paste  # noqa: E402
 from core.metrics import ranking as metrics  # noqa: E402
 from data_shards.graph import load_graphs  # noqa: E402
 from launch.config import load_recipe, override  # noqa: E402
-from launch.engine import optimizer_for  # noqa: E402
+from launch.engine.optimizer import optimizer_for  # noqa: E402
 from launch.tasks.build import build_model  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "alignment.json"

@@ -91,11 +91,12 @@ def measure(recipe: str, data: str, case: str, steps: int, out: Path) -> None:
     stage, let_go = int(case[0]), case == LET_GO
     sent: dict[str, float] = defaultdict(float)
     count_bytes(sent)
-    from launch.checkpoints.progress import Progress
     from launch.config import load_recipe, override
-    from launch.engine import init_processes, shutdown_processes, start
+    from launch.engine.deepspeed_engine import start
+    from launch.engine.processes import init_processes, shutdown_processes
+    from launch.loop import train_step
     from launch.monitor.health import Clock
-    from launch.step import train_step
+    from launch.session import unrecorded
     from launch.tasks.build import build_model, build_task
 
     section = {"stage3_param_persistence_threshold": 0}  # cuts up small parameters too
@@ -117,13 +118,14 @@ def measure(recipe: str, data: str, case: str, steps: int, out: Path) -> None:
     model = build_model(run, task.data)
     elements = sum(parameter.numel() for parameter in model.parameters())
     engine, clock, laps, volumes = start(model, run), Clock(), [], []
-    progress = Progress()
+    session = unrecorded(run, task, engine, out.parent)
+    progress = session.progress
     while len(laps) < steps + 2:
         engine.train()
         for parts in task.batches(progress.epoch):
             sent.clear()
             clock.start()
-            train_step(engine, parts, progress, run, task, out.parent, clock)
+            train_step(session, parts, clock)
             progress.step += 1
             laps.append(dict(clock.seconds))
             volumes.append(dict(sent))

@@ -40,13 +40,14 @@ from core.batch import Utterances  # noqa: E402
 from core.encoders.text import TextConfig  # noqa: E402
 from core.model import DataSpec  # noqa: E402
 from data_shards.missing import Missing, apply_missing_mask  # noqa: E402
-from launch.checkpoints.progress import Progress  # noqa: E402
 from launch.config import Run, load_recipe  # noqa: E402
-from launch.deepspeed_config import micro_batches  # noqa: E402
-from launch.engine import init_processes, shutdown_processes, start  # noqa: E402
+from launch.engine.deepspeed_config import num_micro_batches  # noqa: E402
+from launch.engine.deepspeed_engine import start  # noqa: E402
+from launch.engine.processes import init_processes, shutdown_processes  # noqa: E402
+from launch.loop import train_step  # noqa: E402
 from launch.monitor.health import Clock, padding_share  # noqa: E402
 from launch.reports.provenance import provenance  # noqa: E402
-from launch.step import train_step  # noqa: E402
+from launch.session import unrecorded  # noqa: E402
 from launch.tasks.build import build_model  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results/training.json"
@@ -149,15 +150,16 @@ def measure(name: str, steps: int, micro: int, rate: float, folder: Path) -> dic
     engine = start(model, run)
     model.begin_epoch(1)
     engine.train()
-    size, progress = run.batch_size, Progress()
-    parts = make_parts(size, micro_batches(run), run.missing)
+    size = run.batch_size
+    # nothing but a loss that is not finite asks for the task
+    session = unrecorded(run, None, engine, folder)  # type: ignore[arg-type]
+    parts = make_parts(size, num_micro_batches(run), run.missing)
     clocks, seconds = [], []
 
     def step() -> None:
         clocks.append(Clock())
-        # nothing but a loss that is not finite asks for the task
-        train_step(engine, list(parts), progress, run, None, folder, clocks[-1])  # type: ignore[arg-type]
-        progress.step += 1
+        train_step(session, list(parts), clocks[-1])
+        session.progress.step += 1
 
     flop = products(step)
     for _ in range(steps):

@@ -18,12 +18,12 @@ from torch import Tensor
 from core import command
 from core.files import write_atomically
 from core.metrics.ranking import Candidates, mean_of_nearest, mutual_nearest, tiles, unit
+from core.models import MODELS
 from launch.command_line import read, settings_parser
 from launch.config import ConfigError, override
 from launch.evaluate import read_run
 from launch.reports.report import best_model
 from launch.tasks.alignment import AlignmentTask
-from launch.tasks.build import build_task
 
 LARGEST = 20_000  # entities per side for an assignment, which holds their whole matrix
 
@@ -62,22 +62,26 @@ def predict(left: Tensor, right: Tensor, method: str, csls: int) -> tuple[Tensor
 
 
 def align(run_dir: Path, changes: list[str], method: str, entities: str, csls: int) -> pd.DataFrame:
-    """Columns left, right (ids of the source) and similarity, the most similar pair first."""
+    """Columns left, right (ids of the raw data) and similarity, the most similar pair first."""
     run = override(read_run(run_dir), changes)
-    task = build_task(run)
-    if not isinstance(task, AlignmentTask):
+    if MODELS[run.model].task != "alignment":
         raise ConfigError(f"{run_dir} is a run of {run.model!r}, which aligns nothing")
+    task = AlignmentTask(run)
     model, state = best_model(run, run_dir, task, task.device)
     joint = task.embed(model)
     if entities == "test":
-        sides = [side.unique() for side in task.graphs.links["test"].T]
+        left, right = (side.unique() for side in task.graphs.links["test"].T)
     else:
-        sides = [task.open_entities(side) for side in (0, 1)]
-    pairs, similarity = predict(joint[sides[0]], joint[sides[1]], method, csls)
+        left, right = task.open_entities(0), task.open_entities(1)
+    pairs, similarity = predict(joint[left], joint[right], method, csls)
     order = similarity.argsort(descending=True, stable=True)
     pairs, similarity = pairs[order].cpu(), similarity[order].cpu()
-    names = [task.graphs.ids(side.cpu()[pairs[:, place]]) for place, side in enumerate(sides)]
-    return pd.DataFrame({"left": names[0], "right": names[1], "similarity": similarity.numpy()})
+    table = {
+        "left": task.graphs.ids(left.cpu()[pairs[:, 0]]),
+        "right": task.graphs.ids(right.cpu()[pairs[:, 1]]),
+        "similarity": similarity.numpy(),
+    }
+    return pd.DataFrame(table)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -186,9 +186,9 @@ def task_options_of(run: Run) -> Any:
     """
     task = MODELS[run.model].task
     if task == "alignment":
-        from launch.tasks.alignment import AlignmentOptions  # which imports this file
+        from launch.tasks.alignment_options import alignment_options  # which imports this file
 
-        return _validate(AlignmentOptions, run.task_options, "task_options.")
+        return alignment_options(run)
     if run.task_options:
         raise ConfigError(f"task_options={run.task_options}: a {task} run has none")
     return None

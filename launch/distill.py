@@ -7,7 +7,6 @@ of its own, in ``run_dir/teacher``. Both go on where they stopped, as with ``lau
 from __future__ import annotations
 
 import json
-import os
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -16,13 +15,14 @@ import torch
 from safetensors.torch import save_file
 
 from core import distributed
+from core.files import write_atomically
 from core.models.tate import TATE, TEACHER_OPTIONS, TEACHER_WEIGHTS
 from data_shards.missing import Missing
 from launch.config import ConfigError, Run
-from launch.engine import init_processes, shutdown_processes
+from launch.engine.processes import init_processes, shutdown_processes
+from launch.loop import train
 from launch.monitor.rank_command import run_rank
 from launch.reports.report import best_model
-from launch.session import train
 from launch.tasks.build import build_task
 from launch.train import parse
 
@@ -63,9 +63,7 @@ def export_teacher(run: Run, folder: Path) -> None:
         {name: value.contiguous() for name, value in model.state_dict().items()},
         folder / TEACHER_WEIGHTS,
     )
-    partial = folder / f"{TEACHER_OPTIONS}.partial"
-    partial.write_text(json.dumps(asdict(run.options)) + "\n", encoding="utf-8")
-    os.replace(partial, folder / TEACHER_OPTIONS)
+    write_atomically(folder / TEACHER_OPTIONS, json.dumps(asdict(run.options)) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

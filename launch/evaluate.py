@@ -11,7 +11,7 @@ import torch
 from core import distributed
 from launch.command_line import read, settings_parser
 from launch.config import ConfigError, Run, from_dict, override
-from launch.engine import init_processes, shutdown_processes
+from launch.engine.processes import init_processes, shutdown_processes
 from launch.monitor.rank_command import run_rank
 from launch.reports.report import best_model
 from launch.tasks.build import build_task

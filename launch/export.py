@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from core import bundle, command
-from data_shards.shards.manifest import Manifest
 from launch.command_line import read, settings_parser
 from launch.config import Run, override
 from launch.evaluate import read_run
@@ -46,14 +45,9 @@ def _scores(run_dir: Path) -> dict[str, dict[str, float]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _manifest(task: Any) -> Manifest:
-    found: Manifest = task.graphs.manifest if task.data.task == "alignment" else task.manifest
-    return found
-
-
 def _schema(task: Task) -> dict[str, Any]:
     """What the data must look like, in the words of the manifest they were trained from."""
-    manifest = _manifest(task)
+    manifest = task.manifest
     return {
         "dataset": manifest.name,
         "synthetic": manifest.synthetic,
@@ -65,7 +59,7 @@ def _schema(task: Task) -> dict[str, Any]:
 
 
 def _card(run: Run, out: Path, task: Task, scores: dict[str, dict[str, float]]) -> str:
-    manifest = _manifest(task)
+    manifest = task.manifest
     names = list(scores.get("test", {}))
     table = (
         ["| split | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"] if names else []

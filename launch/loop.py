@@ -1,71 +1,82 @@
-"""The whole training loop, for every model and every task.
+"""The whole training loop, for every model and every task: epochs, steps, evaluation, checkpoints.
 
-A generator: it yields the validation scores of each epoch, so that the command line may print them and a search may
-report them and stop early, and neither needs a callback. The test split is not in reach here.
+Read from top to bottom: ``train`` runs ``fit``, which trains epoch by epoch; an epoch is ``_train_epoch`` over its
+batches, and each of its steps is ``train_step``: forward, backward, optimiser.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NoReturn
+from dataclasses import dataclass
+from typing import NoReturn
 
-from core import distributed
+import torch
+from torch import Tensor
+
 from core.batch import Batch
 from core.model import Model
-from launch.checkpoints.store import Checkpoints
 from launch.config import Run
-from launch.engine import learning_rate_factor, set_learning_rates
-from launch.fetch import Fetcher
+from launch.engine.deepspeed_engine import SURROGATE, optimizer_step
+from launch.engine.global_batch import (
+    global_batch_size,
+    mean_over_ranks,
+    update_memory_bank,
+    with_loss_denominators,
+)
+from launch.engine.optimizer import learning_rate_factor, set_learning_rates
+from launch.gradient_cache import first_pass, sum_losses
 from launch.monitor import watchdog
+from launch.monitor.bad_batch import report_bad_batch
 from launch.monitor.health import Clock, Utilisation, diverged, memory, padding_share
-from launch.monitor.preemption import Preempted, Stop, StopNow
-from launch.reports.run_log import RunLog
-from launch.step import TrainingStopped, train_step
-from launch.tasks.base import Task
+from launch.monitor.interruptible_iterator import InterruptibleIterator
+from launch.monitor.preemption import Preempted, StopNow
+from launch.reports import report
+from launch.reports.run_log import epoch_line, prefixed
+from launch.session import TrainingSession, TrainingStopped, prepare
 
 
-def fit(
-    engine: Any,
-    task: Task,
-    run: Run,
-    run_dir: Path,
-    log: RunLog,
-    checkpoints: Checkpoints,
-    stop: Stop,
-) -> Iterator[dict[str, float]]:
-    """Train from where ``checkpoints.progress`` stands; after each epoch yield its number, losses and scores.
+def train(run: Run, *, quiet: bool = False) -> dict[str, dict[str, float]]:
+    """Train, then evaluate the best checkpoint once on validation and test, and write the report."""
+    with prepare(run, quiet=quiet) as session:
+        for scores in fit(session):
+            session.log.say(epoch_line(scores, session.run))
+        session.stop.nothing_to_save = True  # from here on a signal ends this process at once
+        return report.finish(
+            session.run, session.run_dir, session.task, session.log, session.engine.device
+        )
+
+
+def fit(session: TrainingSession) -> Iterator[dict[str, float]]:
+    """Train from where ``session.progress`` stands; after each epoch yield its number, losses and scores.
+
+    A generator, so that the command line may print the scores and a search may report them and stop early, and neither
+    needs a callback. The test split is not in reach here.
 
     Raises:
         TrainingStopped: a loss or gradient is not finite, or the ranks' parameters have come to differ.
         SaveError: a checkpoint could not be written.
         Preempted: a signal asked every rank to stop; everything is saved.
     """
-    model: Model = engine.module.model
-    progress = checkpoints.progress
+    run, task, model, progress = session.run, session.task, session.model, session.progress
     while not progress.finished and progress.epoch < run.epochs:
-        epoch, started = progress.epoch, time.perf_counter()
+        epoch = progress.epoch
+        started = time.perf_counter()
         watchdog.report_phase(f"beginning epoch {epoch}")
         task.begin_epoch(epoch, model)
         model.begin_epoch(epoch)
         first_step = progress.epoch_steps
-        task.wait_seconds()
-        samples = _train_epoch(engine, task, run, run_dir, log, checkpoints, stop)
+        task.wait_seconds()  # forget what was waited before
+        samples = _train_epoch(session)
         seconds = time.perf_counter() - started
-        try:
-            with stop.between_batches_of(model):
-                scores = task.evaluate(model, "valid", engine.device)
-        except StopNow:
-            _leave(engine, task, checkpoints, log)
+        scores = _evaluate(session)
         objective = task.objective(scores)
         improved = objective < progress.best
         if improved:
             progress.best, progress.best_epoch = objective, epoch
-        means = {
-            f"loss_{name}": value / max(1, progress.epoch_steps)
-            for name, value in progress.sums.items()
-        }
+        steps = max(1, progress.epoch_steps)
+        losses = prefixed("loss", {name: total / steps for name, total in progress.sums.items()})
         speed = {
             "samples_per_second": samples / seconds,
             "data_wait": task.wait_seconds() / seconds,
@@ -73,90 +84,145 @@ def fit(
             "steps": float(progress.epoch_steps - first_step),
             "skipped_samples": float(task.skipped()),
         }
-        log.event(
-            "epoch",
-            progress.step,
-            {"epoch": epoch, **means, **scores, **speed, **memory(), **model.report()},
-        )
+        record = {"epoch": epoch, **losses, **scores, **speed, **memory(), **model.report()}
+        session.log.event("epoch", progress.step, record)
         progress.epoch, progress.epoch_steps, progress.sums = epoch + 1, 0, {}
         progress.finished = bool(run.patience) and epoch - progress.best_epoch >= run.patience
         watchdog.report_phase("saving")
-        checkpoints.save(engine, task, "last", "best") if improved else checkpoints.save(
-            engine, task, "last"
-        )
-        yield {"epoch": float(epoch), **means, **scores, **speed}
+        if improved:
+            session.save("last", "best")
+        else:
+            session.save("last")
+        yield {"epoch": float(epoch), **losses, **scores, **speed}
     progress.finished = True
 
 
-def _train_epoch(
-    engine: Any,
-    task: Task,
-    run: Run,
-    run_dir: Path,
-    log: RunLog,
-    checkpoints: Checkpoints,
-    stop: Stop,
-) -> int:
-    """The steps that are left of the epoch in hand; the number of samples they saw, over all ranks."""
-    progress = checkpoints.progress
-    epoch, steps = progress.epoch, task.steps(progress.epoch)
-    log.open_bar(epoch, run.epochs, progress.epoch_steps, steps)
+def _train_epoch(session: TrainingSession) -> int:
+    """The steps that are left of the present epoch; the number of samples they saw, over all ranks."""
+    run, task, engine, progress = session.run, session.task, session.engine, session.progress
+    epoch = progress.epoch
+    steps = task.steps(epoch)
+    session.log.open_bar(epoch, run.epochs, progress.epoch_steps, steps)
     engine.train()
-    batches, clock, utilisation = Fetcher(task.batches(epoch)), Clock(), Utilisation(run)
-    seen = 0
+    batches = InterruptibleIterator(task.batches(epoch))
+    clock, utilisation = Clock(), Utilisation(run)
+    samples = 0
     while True:
         clock.start()
         watchdog.report_phase(f"at step {progress.step}, waiting for data")
-        parts = batches.next(lambda: stop.requested)
-        if stop.agreed():
-            _leave(engine, task, checkpoints, log, stuck=batches.waiting)
-        if parts is None:
+        micro_batches = batches.next(lambda: session.stop.requested)
+        if session.stop.agreed():
+            _leave(session, stuck=batches.waiting)
+        if micro_batches is None:
             break
         clock.lap("data")
         watchdog.report_phase(f"at step {progress.step}")
-        rates = set_learning_rates(
-            engine, run, learning_rate_factor(run, progress.step, steps * run.epochs, epoch)
-        )
-        size = _global_size(parts)
-        with utilisation.counting(size, first=seen == 0):
-            taken = train_step(engine, parts, progress, run, task, run_dir, clock)
+        factor = learning_rate_factor(run, progress.step, steps * run.epochs, epoch)
+        rates = set_learning_rates(engine.optimizer, run, factor)
+        size = global_batch_size(micro_batches)
+        with utilisation.counting(size, first=samples == 0):
+            result = train_step(session, micro_batches, clock)
         task.mark_consumed()
         progress.step += 1
         progress.epoch_steps += 1
-        for name, value in taken.losses.items():
+        for name, value in result.losses.items():
             progress.sums[name] = progress.sums.get(name, 0.0) + value
-        seen += size
+        samples += size
         speed = size / clock.total
-        log.advance(taken.losses, speed)
         values = {
-            "loss": sum(taken.losses.values()),
-            "grad_norm": taken.grad_norm,
+            "loss": sum(result.losses.values()),
+            "grad_norm": result.grad_norm,
             "samples_per_second": speed,
+            **prefixed("loss", result.losses),
+            **prefixed("lr", rates),
+            **prefixed("seconds", clock.seconds),
+            "padding": padding_share(micro_batches),
+            **utilisation.report(speed),
         }
-        values |= {f"loss_{name}": value for name, value in taken.losses.items()}
-        values |= {f"lr_{name}": rate for name, rate in rates.items()}
-        values |= {f"seconds_{part}": seconds for part, seconds in clock.seconds.items()}
-        values |= {"padding": padding_share(parts)} | utilisation.report(speed)
-        log.event("train", progress.step, values)
+        session.log.advance(result.losses, speed)
+        session.log.event("train", progress.step, values)
         if run.check_every and progress.step % run.check_every == 0:
-            _compare_ranks(engine.module.model, progress.step)
+            _compare_ranks(session.model, progress.step)
         if run.save_every and progress.step % run.save_every == 0 and progress.epoch_steps < steps:
             watchdog.report_phase("saving")
-            checkpoints.save(engine, task, "last")
+            session.save("last")
     batches.close()
-    log.close_bar()
-    return seen
+    session.log.close_bar()
+    return samples
 
 
-def _leave(
-    engine: Any, task: Task, checkpoints: Checkpoints, log: RunLog, *, stuck: bool = False
-) -> NoReturn:
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did."""
+
+    losses: dict[str, float]  # name -> mean over the global batch, the same on every rank
+    grad_norm: float  # of the global gradient, before clipping
+
+
+def train_step(session: TrainingSession, micro_batches: list[Batch], clock: Clock) -> StepResult:
+    """Forward, backward, and the optimiser's step when every loss and the gradient are finite.
+
+    Raises:
+        TrainingStopped: on every rank, before the optimiser moved.
+    """
+    engine, model, step = session.engine, session.model, session.progress.step
+    # what hangs before here is told from what waits in a loss
+    watchdog.report_phase(f"at step {step}, computing losses")
+    micro_batches = [batch.to(engine.device) for batch in micro_batches]
+    micro_batches = with_loss_denominators(model, micro_batches)
+    cache = None
+    if len(micro_batches) > 1 and session.run.cache_contrast:
+        cache = first_pass(engine, micro_batches, step)
+        clock.lap("first_pass")
+    totals: dict[str, Tensor] = {}
+    memory_rows: list[dict[str, Tensor]] = []
+    for number, batch in enumerate(micro_batches):
+        surrogate = cache.surrogate(number) if cache else None
+        losses, rows = engine(batch, step, surrogate)
+        loss = sum_losses(losses)
+        losses.pop(SURROGATE, None)
+        for name, value in losses.items():
+            before = totals.get(name, torch.zeros((), device=engine.device))
+            totals[name] = before + value.detach().reshape(()) / len(micro_batches)
+        memory_rows.append(rows)
+        clock.lap("forward")
+        engine.backward(loss)
+        clock.lap("backward")
+        if number + 1 < len(micro_batches):
+            engine.step()  # counts the micro-batch; the optimiser moves with the last one
+    if cache:
+        totals |= cache.losses
+    watchdog.report_phase(f"at step {step}, summing losses")
+    means = mean_over_ranks(totals)
+    clock.lap("exchange")
+    if not all(math.isfinite(value) for value in means.values()):
+        report_bad_batch(session, micro_batches, means, math.nan)
+    watchdog.report_phase(f"at step {step}, in the optimiser")
+    grad_norm = optimizer_step(engine)
+    # fp16 skips such steps and lowers its scale
+    if not math.isfinite(grad_norm) and session.run.precision != "fp16":
+        report_bad_batch(session, micro_batches, means, grad_norm)
+    update_memory_bank(model, memory_rows, micro_batches)
+    clock.lap("optimiser")
+    return StepResult(means, grad_norm)
+
+
+def _evaluate(session: TrainingSession) -> dict[str, float]:
+    """Validation scores; a request to stop is heard between two batches."""
+    try:
+        with session.stop.between_batches_of(session.model):
+            return session.task.evaluate(session.model, "valid", session.engine.device)
+    except StopNow:
+        _leave(session)
+
+
+def _leave(session: TrainingSession, *, stuck: bool = False) -> NoReturn:
     """Save what is not saved yet, and end the process; all ranks do."""
-    log.close_bar()
+    session.log.close_bar()
     watchdog.report_phase("saving")
-    if checkpoints.newest != checkpoints.name:
-        checkpoints.save(engine, task, "last")
-    log.say(
+    if session.checkpoints.newest != session.checkpoints.name:
+        session.save("last")
+    session.log.say(
         "stopped on request; everything is saved, and the same command with the same run_dir goes on from here"
     )
     raise Preempted(stuck=stuck)
@@ -169,8 +235,3 @@ def _compare_ranks(model: Model, step: int) -> None:
             f"after step {step} the ranks hold different parameters: {'; '.join(different[:4])}; checkpoints "
             "since the comparison before it may be affected. Look at the memory and the network of these machines"
         )
-
-
-def _global_size(parts: list[Batch]) -> int:
-    """Samples in the global batch, which every part knows through its share."""
-    return round(distributed.world_size() * len(parts) / parts[0].loss_scale)

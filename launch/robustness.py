@@ -1,4 +1,4 @@
-"""Scores of finished runs over rates of missing data, beside the floors of constant answers, in one table and plot.
+"""Scores of finished runs over rates of missing data, beside those of constant answers, in one table and plot.
 
     python -m launch.robustness RUN [RUN ...] [--rates 0:1:0.1] [--protocol A|B] [missing.protocol=frames] [--out DIR]
 
@@ -20,17 +20,20 @@ import numpy as np
 import torch
 
 from core import distributed
+from core.files import write_atomically
+from core.metrics.declared import METRICS, headline_metrics
 from core.metrics.missing_rates import auilc
-from core.metrics.regression import constant_baselines
 from data_shards.missing import Missing
 from launch.command_line import read, settings_parser
 from launch.config import ConfigError, Run, override
-from launch.engine import init_processes, shutdown_processes
+from launch.engine.processes import init_processes, shutdown_processes
 from launch.evaluate import read_run
 from launch.monitor.rank_command import run_rank
 from launch.reports.plots import INK, figure, save
 from launch.reports.report import best_model
-from launch.tasks.sentiment import SentimentTask
+from launch.reports.tables import score_table
+from launch.tasks.base import Task
+from launch.tasks.build import build_task
 
 
 @dataclass(frozen=True)
@@ -46,28 +49,28 @@ class Curve:
 
     def means(self) -> dict[str, float]:
         """Plain means over the rates that leave something, protocol B's summary."""
-        some = [place for place, rate in enumerate(self.rates) if rate < 1]
-        return {
-            name: float(np.mean([values[place] for place in some]))
-            for name, values in self.scores.items()
-        }
+        leaves_something = np.array(self.rates) < 1
+        means = {}
+        for name, values in self.scores.items():
+            means[name] = float(np.mean(np.array(values)[leaves_something]))
+        return means
 
 
 def parse_rates(text: str) -> list[float]:
     """``first:last:step``, last included, or a list with commas; rising, in [0, 1]."""
     try:
         if ":" in text:
-            first, last, step = (float(part) for part in text.split(":"))
-            rates = [
-                round(first + place * step, 10) for place in range(round((last - first) / step) + 1)
-            ]
+            first, last, step = map(float, text.split(":"))
+            count = round((last - first) / step) + 1
+            rates = [round(first + number * step, 10) for number in range(count)]
         else:
             rates = [float(part) for part in text.split(",")]
     except (ValueError, ZeroDivisionError):
         raise ConfigError(
             f"rates={text!r} is neither first:last:step nor a list such as 0,0.3,0.5"
         ) from None
-    if len(rates) < 2 or sorted(set(rates)) != rates or rates[0] < 0 or rates[-1] > 1:
+    rising = sorted(set(rates)) == rates
+    if len(rates) < 2 or not rising or rates[0] < 0 or rates[-1] > 1:
         raise ConfigError(f"rates={text!r} must name two or more rising rates between 0 and 1")
     return rates
 
@@ -87,11 +90,10 @@ def one_run(run_dir: Path, rates: list[float], changes: list[str], device: torch
     """Protocol B: the best epoch of one run at every rate; at the usual ones where ``rates`` is empty."""
     run = override(read_run(run_dir), changes)
     rates = rates or usual_rates(run)
-    task = _task(run, run_dir)
-    model, _ = best_model(run, run_dir, task, device)
+    model, _ = best_model(run, run_dir, _task(run, run_dir), device)
     scores = []
     for rate in rates:
-        task.run = at_rate(run, rate)
+        task = build_task(at_rate(run, rate))
         scores.append(task.evaluate(model, "test", device))
     return Curve(run_dir.name, rates, _by_metric(scores))
 
@@ -119,12 +121,13 @@ def many_runs(folder: Path, changes: list[str], device: torch.device) -> Curve:
     return Curve(folder.name, sorted(found), _by_metric(scores))
 
 
-def _task(run: Run, run_dir: Path) -> SentimentTask:
-    if run.metrics == "alignment":
+def _task(run: Run, run_dir: Path) -> Task:
+    task = build_task(run)
+    if task.manifest.task != "sentiment":
         raise ConfigError(
             f"{run_dir} is an alignment run; missing-feature protocols are for sentiment"
         )
-    return SentimentTask(run)
+    return task
 
 
 def _by_metric(scores: list[dict[str, float]]) -> dict[str, list[float]]:
@@ -133,78 +136,73 @@ def _by_metric(scores: list[dict[str, float]]) -> dict[str, list[float]]:
 
 def constant_answers(run: Run) -> dict[str, dict[str, float]]:
     """What constant answers score on the test labels; nothing for classes."""
-    if run.metrics == "classes":
-        return {}
-    labels = np.concatenate(
-        [part.arrays["label"].numpy() for (part,) in SentimentTask(run).part_arrays("test")]
-    )
-    return constant_baselines(labels, run.metrics)
+    return build_task(run).constant_baselines("test")
 
 
 def write(
-    out: Path, curves: list[Curve], floor: dict[str, dict[str, float]], protocol: str
+    out: Path, curves: list[Curve], baselines: dict[str, dict[str, float]], protocol: str
 ) -> None:
     """``robustness.json``, ``robustness.md`` and ``robustness.png``."""
     out.mkdir(parents=True, exist_ok=True)
     body: dict[str, Any] = {
         "protocol": protocol,
-        "curves": [
-            {
-                "name": c.name,
-                "rates": c.rates,
-                "scores": c.scores,
-                "auilc": c.areas(),
-                "means": c.means(),
-            }
-            for c in curves
-        ],
-        "floors": floor,
+        "curves": [_as_json(curve) for curve in curves],
+        "floors": baselines,
     }
-    (out / "robustness.json").write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-    metrics = list(curves[0].scores)
+    write_atomically(out / "robustness.json", json.dumps(body, indent=1) + "\n")
+    _draw(out / "robustness.png", curves, baselines)
+    write_atomically(out / "robustness.md", _report(curves, baselines, protocol))
+
+
+def _as_json(curve: Curve) -> dict[str, Any]:
+    return {
+        "name": curve.name,
+        "rates": curve.rates,
+        "scores": curve.scores,
+        "auilc": curve.areas(),
+        "means": curve.means(),
+    }
+
+
+def _report(curves: list[Curve], baselines: dict[str, dict[str, float]], protocol: str) -> str:
     lines = [f"# Scores under missing features, protocol {protocol}", ""]
     for curve in curves:
         grid = ", ".join(f"{rate:g}" for rate in curve.rates)
+        width = curve.rates[-1] - curve.rates[0]
+        rows = {}
+        for number, rate in enumerate(curve.rates):
+            rows[f"{rate:g}"] = {name: values[number] for name, values in curve.scores.items()}
+        rows["AUILC"] = curve.areas()
+        rows["mean below 1"] = curve.means()
+        for name, scores in baselines.items():
+            rows[f"always {name}"] = scores
         lines += [
             f"## {curve.name}",
             "",
-            f"Rates {grid}; the area's width is {curve.rates[-1] - curve.rates[0]:g}.",
+            f"Rates {grid}; the area's width is {width:g}.",
+            "",
+            score_table("rate", rows, list(curve.scores)),
             "",
         ]
-        lines += ["| rate | " + " | ".join(metrics) + " |", "|---" * (len(metrics) + 1) + "|"]
-        for place, rate in enumerate(curve.rates):
-            lines.append(
-                f"| {rate:g} | "
-                + " | ".join(f"{curve.scores[name][place]:.4f}" for name in metrics)
-                + " |"
-            )
-        rows = {"AUILC": curve.areas(), "mean below 1": curve.means()}
-        rows |= {f"always {name}": values for name, values in floor.items()}
-        for name, values in rows.items():
-            lines.append(
-                f"| {name} | " + " | ".join(f"{values[metric]:.4f}" for metric in metrics) + " |"
-            )
-        lines.append("")
     lines += ["![Scores over missing rates](robustness.png)", ""]
-    _draw(out / "robustness.png", curves, floor)
-    (out / "robustness.md").write_text("\n".join(lines), encoding="utf-8")
+    return "\n".join(lines)
 
 
-def _draw(path: Path, curves: list[Curve], floor: dict[str, dict[str, float]]) -> None:
-    wanted = ("MAE", "Corr", "Has0_acc_2", "Mult_acc_2", "CCC", "Accuracy", "Macro_F1")
-    shown = [name for name in wanted if name in curves[0].scores][:3]
-    drawing, axes = figure(4.2 * len(shown), 3.8, columns=len(shown))
-    for one, metric in zip(np.atleast_1d(axes), shown, strict=True):
+def _draw(path: Path, curves: list[Curve], baselines: dict[str, dict[str, float]]) -> None:
+    shown = headline_metrics(curves[0].scores)
+    drawing, all_axes = figure(4.2 * len(shown), 3.8, columns=len(shown))
+    all_axes = np.atleast_1d(all_axes)
+    for axes, metric in zip(all_axes, shown, strict=True):
         for curve in curves:
-            one.plot(curve.rates, curve.scores[metric], marker="o", markersize=3, label=curve.name)
-        best = [values[metric] for values in floor.values()]
-        if best:
-            level = min(best) if metric == "MAE" else max(best)
-            one.axhline(
+            values = curve.scores[metric]
+            axes.plot(curve.rates, values, marker="o", markersize=3, label=curve.name)
+        if baselines:
+            level = METRICS[metric].best(scores[metric] for scores in baselines.values())
+            axes.axhline(
                 level, color=INK, linewidth=0.8, linestyle="--", label="best constant answer"
             )
-        one.set(xlabel="missing rate", ylabel=metric, title=metric)
-    np.atleast_1d(axes)[0].legend(frameon=False)
+        axes.set(xlabel="missing rate", ylabel=metric, title=metric)
+    all_axes[0].legend(frameon=False)
     save(drawing, path)
 
 

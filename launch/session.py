@@ -1,4 +1,4 @@
-"""A run from its directory to its report: prepared, resumed, trained and evaluated once."""
+"""One record of all that training works on, made from a run and taken up where the run stopped."""
 
 from __future__ import annotations
 
@@ -7,64 +7,83 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from core.command import CANNOT_GO_ON
+from core.model import Model
 from launch.checkpoints.progress import Progress
-from launch.checkpoints.store import Checkpoints, read_state
+from launch.checkpoints.store import Checkpoints, Pointer, read_state
 from launch.checkpoints.tensors import load_generators, load_moments, load_weights
 from launch.config import ConfigError, Run
-from launch.engine import load_grad_scaler, start
-from launch.loop import fit
+from launch.engine.deepspeed_engine import Engine, load_grad_scaler, start
 from launch.monitor.preemption import Stop
-from launch.reports import report
 from launch.reports.run_log import RunLog
-from launch.run_directory import open_run
+from launch.run_directory import find_run, record_run
 from launch.tasks.base import Task
 from launch.tasks.build import build_model, build_task
 
 
+class TrainingStopped(RuntimeError):
+    """Training cannot go on; the message says why and what was written about it."""
+
+    exit_code = CANNOT_GO_ON
+
+
 @dataclass(frozen=True)
 class TrainingSession:
-    """A run that is ready to go on; nothing has been trained by this process yet."""
+    """A run that is ready to go on, and what it needs for that."""
 
     run: Run
     run_dir: Path
     task: Task
+    engine: Engine
     log: RunLog
-    progress: Progress
+    checkpoints: Checkpoints
     stop: Stop
-    engine: Any
-    epochs: Iterator[dict[str, float]]  # trains; validation scores of each epoch
+
+    @property
+    def model(self) -> Model:
+        return self.engine.module.model
+
+    @property
+    def progress(self) -> Progress:
+        """Where the run stands; changes as it trains, and is saved with every checkpoint."""
+        return self.checkpoints.progress
+
+    def save(self, *pointers: Pointer) -> Path:
+        """Write a checkpoint and let ``pointers`` name it."""
+        return self.checkpoints.save(self.engine, self.task, *pointers)
 
 
 @contextmanager
 def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
     """Open or make the run's directory, and everything that training needs. The test split is not in reach."""
     stop = Stop().listen()
-    run, run_dir = open_run(run)
+    run, run_dir = find_run(run)
     torch.manual_seed(run.seed)
     task = build_task(run)
     model = build_model(run, task.data)
+    run_dir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(run_dir, Progress(), run.keep)
     with RunLog(run_dir, quiet=quiet) as log:
         engine = resume(run, model, task, checkpoints, log)
-        epochs = fit(engine, task, run, run_dir, log, checkpoints, stop)
-        yield TrainingSession(run, run_dir, task, log, checkpoints.progress, stop, engine, epochs)
+        record_run(run, run_dir)
+        yield TrainingSession(run, run_dir, task, engine, log, checkpoints, stop)
 
 
-def train(run: Run, *, quiet: bool = False) -> dict[str, dict[str, float]]:
-    """Train, then evaluate the best checkpoint once on validation and test, and write the report."""
-    with prepare(run, quiet=quiet) as it:
-        for scores in it.epochs:
-            it.log.say(_line(scores, it.run))
-        it.stop.nothing_to_save = True  # from here on a signal ends this process at once
-        return report.finish(it.run, it.run_dir, it.task, it.log, it.engine.device)
+def unrecorded(run: Run, task: Task, engine: Engine, run_dir: Path) -> TrainingSession:
+    """A session at step 0 that keeps no log, to take and measure single steps with ``launch.loop.train_step``."""
+    checkpoints = Checkpoints(run_dir, Progress(), run.keep)
+    return TrainingSession(run, run_dir, task, engine, RunLog(None), checkpoints, Stop())
 
 
-def resume(run: Run, model: Any, task: Any, checkpoints: Checkpoints, log: RunLog) -> Any:
-    """The engine, at the newest whole checkpoint if there is one."""
+def resume(run: Run, model: Model, task: Task, checkpoints: Checkpoints, log: RunLog) -> Engine:
+    """The engine, at the newest whole checkpoint if there is one.
+
+    Raises:
+        ConfigError: there are checkpoints, and none is whole.
+    """
     folder, complaints = checkpoints.find("last")
     for complaint in complaints:
         log.say(complaint)
@@ -75,34 +94,25 @@ def resume(run: Run, model: Any, task: Any, checkpoints: Checkpoints, log: RunLo
             )
         return start(model, run)
     state = read_state(folder)
-    load_weights(folder, state.shapes, model)
+    load_weights(folder, state.shapes, model)  # before the engine cuts the parameters up
     engine = start(model, run)
     load_moments(folder, state.adam_step, engine, model)
     load_grad_scaler(engine, state.loss_scale)
     task.load_state_dict(state.task)
-    vars(checkpoints.progress).update(vars(state.progress))
-    load_generators(folder, state.ranks, (run.seed, state.progress.step))
+    progress = checkpoints.progress
+    vars(progress).update(vars(state.progress))
+    load_generators(folder, state.ranks, (run.seed, progress.step))
     checkpoints.newest = folder.name
-    log.say(
-        f"going on at epoch {state.progress.epoch + 1}, step {state.progress.step}, from {folder}"
-    )
-    if state.progress.best_epoch >= 0:
-        _, complaints = checkpoints.find("best")
-        for complaint in complaints:
-            log.say(f"{complaint}; the best of the epochs to come takes its place")
-            checkpoints.progress.best, checkpoints.progress.best_epoch = math.inf, -1
+    log.say(f"going on at epoch {progress.epoch + 1}, step {progress.step}, from {folder}")
+    if progress.best_epoch >= 0:
+        _look_for_best(checkpoints, log)
     return engine
 
 
-def _line(scores: dict[str, float], run: Run) -> str:
-    """One epoch in one line: the loss, what selection goes by, and how fast it went."""
-    loss = sum(value for name, value in scores.items() if name.startswith("loss_"))
-    others = [
-        name for name in ("MAE", "Corr", "Accuracy", "Macro_F1", "Hits@1", "MRR") if name in scores
-    ]
-    shown = list(dict.fromkeys([run.select, *others]))[:3]
-    numbers = "  ".join(f"{name} {scores[name]:.4f}" for name in shown if name in scores)
-    return (
-        f"epoch {int(scores['epoch']) + 1}/{run.epochs}  loss {loss:.4f}  valid {numbers}  "
-        f"{scores['samples_per_second']:.0f} samples/s, {scores['data_wait']:.1%} waiting for data"
-    )
+def _look_for_best(checkpoints: Checkpoints, log: RunLog) -> None:
+    """Forget the best epoch when its checkpoint is damaged: nothing else could be evaluated at the end."""
+    _, complaints = checkpoints.find("best")
+    for complaint in complaints:
+        log.say(f"{complaint}; the best of the epochs to come takes its place")
+        checkpoints.progress.best = math.inf
+        checkpoints.progress.best_epoch = -1

@@ -12,9 +12,9 @@ import sys
 
 from launch.command_line import read, settings_parser
 from launch.config import Run, load_recipe, override, recipe_names, to_dict
-from launch.engine import init_processes, shutdown_processes
+from launch.engine.processes import init_processes, shutdown_processes
+from launch.loop import train
 from launch.monitor.rank_command import run_rank
-from launch.session import train
 
 DESCRIPTION = """Train a recipe; the same command with the same run_dir goes on where it stopped.
 

@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from launch.config import ConfigError
-from launch.engine import parameter_groups
+from launch.engine.optimizer import parameter_groups
 from launch.tasks.build import build_model, build_task
 from tune.overrides import values
 from tune.settings import Search

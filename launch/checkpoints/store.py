@@ -8,11 +8,13 @@ How one comes to be: every rank writes its file into a folder of another name, f
 and tells the others its size and hash, or why it could not. When all could, rank 0 writes the manifest, flushes, and
 renames the folder; only then do ``last`` and ``best`` point to it. A process that dies anywhere in between leaves the
 checkpoints before it as they were. ``run_dir`` must be on a file system that all machines of the run share.
+
+Stricter than ``core.files``: a checkpoint is many files of many machines that count only together, and each is read
+back, because a disk that lies is found out months later otherwise.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,22 +22,25 @@ import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 from pydantic import TypeAdapter, ValidationError
 
 from core import distributed
 from core.command import NO_ROOM
-from core.model import Model
+from core.files import sha256_of_bytes, sha256_of_file, sync_folder
 from launch.checkpoints import zero
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.tensors import adam_step, rank_tensors
 from launch.config import ConfigError
-from launch.engine import grad_scaler_state
+from launch.engine.deepspeed_engine import Engine, grad_scaler_state
 from launch.monitor import control_plane
+from launch.tasks.base import Task
 
 FORMAT, VERSION = "concord-checkpoint", 2
+Pointer = Literal["last", "best"]  # files that name a checkpoint
+POINTERS: tuple[Pointer, ...] = ("last", "best")
 
 
 class SaveError(RuntimeError):
@@ -52,7 +57,7 @@ class State:
     version: int
     ranks: int
     progress: Progress
-    task: dict[str, Any]  # what the task said in ``state_dict``
+    task: dict[str, Any]  # ``Task.state_dict``
     adam_step: float
     shapes: dict[str, list[int]]  # parameter -> shape
     loss_scale: dict[str, float] = field(default_factory=dict)  # of fp16
@@ -72,38 +77,23 @@ class Checkpoints:
         self.keep = keep
         self.newest = ""  # the one saved last by this process
 
-    def save(self, engine: Any, task: Any, *pointers: str) -> Path:
-        """Write one checkpoint and let ``pointers`` ("last", "best") name it.
+    def save(self, engine: Engine, task: Task, *pointers: Pointer) -> Path:
+        """Write one checkpoint and let ``pointers`` name it.
 
         Raises:
             SaveError: on every rank, when one of them could not write.
         """
-        model: Model = engine.module.model
         name = self.name
-        final, staging = self.folder / name, self.folder / f".{name}.partial"
-        tensors, rank = rank_tensors(engine, model), distributed.rank()
-        body = {f"rank-{rank:05d}.safetensors": safetensors.torch.save(tensors)}
-        if rank == 0:
-            state = State(
-                *(FORMAT, VERSION, distributed.world_size(), self.progress, task.state_dict()),
-                adam_step=adam_step(engine, model),
-                shapes={
-                    name: zero.shape(parameter) for name, parameter in model.named_parameters()
-                },
-                loss_scale=grad_scaler_state(engine),
-            )
-            body["state.json"] = json.dumps(asdict(state)).encode()
+        final = self.folder / name
+        staging = self.folder / f".{name}.partial"
+        contents = self._contents(engine, task)
         try:
-            _all(lambda: self._prepare(staging) if rank == 0 else None)
-            said = _all(
-                lambda: json.dumps(
-                    [_write(staging / file, content) for file, content in body.items()]
-                )
-            )
-            files = [file for rank_said in said for file in json.loads(rank_said)]
-            _all(lambda: self._commit(staging, final, files, pointers) if rank == 0 else None)
+            _on_first_rank(lambda: self._make(staging))
+            entries = _on_all_ranks(lambda: json.dumps(_write_all(staging, contents)))
+            files = [entry for of_rank in entries for entry in json.loads(of_rank)]
+            _on_first_rank(lambda: self._commit(staging, final, files, pointers))
         except SaveError as error:
-            if rank == 0:
+            if distributed.rank() == 0:
                 shutil.rmtree(staging, ignore_errors=True)
             raise SaveError(
                 f"checkpoint {final} could not be written: {error}; {self._what_is_left()}"
@@ -111,55 +101,83 @@ class Checkpoints:
         self.newest = name
         return final
 
+    def _contents(self, engine: Engine, task: Task) -> dict[str, bytes]:
+        """File name -> content, of this rank's files."""
+        model, rank = engine.module.model, distributed.rank()
+        tensors = safetensors.torch.save(rank_tensors(engine, model))
+        contents = {f"rank-{rank:05d}.safetensors": tensors}
+        if rank == 0:
+            shapes = {name: zero.shape(value) for name, value in model.named_parameters()}
+            state = State(
+                format=FORMAT,
+                version=VERSION,
+                ranks=distributed.world_size(),
+                progress=self.progress,
+                task=task.state_dict(),
+                adam_step=adam_step(engine, model),
+                shapes=shapes,
+                loss_scale=grad_scaler_state(engine),
+            )
+            contents["state.json"] = json.dumps(asdict(state)).encode()
+        return contents
+
     @property
     def name(self) -> str:
         """Of the checkpoint that ``save`` would write now; a later one sorts behind an earlier one."""
-        return f"step-{self.progress.step:08d}" + (
-            "" if self.progress.epoch_steps else f"-epoch-{self.progress.epoch}"
-        )
+        step, epoch = self.progress.step, self.progress.epoch
+        within_epoch = self.progress.epoch_steps > 0
+        return f"step-{step:08d}" if within_epoch else f"step-{step:08d}-epoch-{epoch}"
 
-    def _prepare(self, staging: Path) -> None:
+    def _make(self, staging: Path) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        for left in self.folder.glob(".step-*"):  # by a process that was killed
-            shutil.rmtree(left)
+        for leftover in self.folder.glob(".step-*"):  # of a process that was killed
+            shutil.rmtree(leftover)
         staging.mkdir()
 
     def _commit(
-        self, staging: Path, final: Path, files: list[dict[str, Any]], pointers: tuple[str, ...]
+        self,
+        staging: Path,
+        final: Path,
+        files: list[dict[str, Any]],
+        pointers: tuple[Pointer, ...],
     ) -> None:
+        """On rank 0: make the staged files the checkpoint ``final``, and let ``pointers`` name it."""
+        entries = {}
         for file in files:
             if not (staging / file["name"]).is_file():
                 raise OSError(
                     f"{staging} has no {file['name']} here; run_dir must be a folder that all machines share"
                 )
-        entries = {
-            file["name"]: {"bytes": file["bytes"], "sha256": file["sha256"]} for file in files
-        }
-        _write(
-            staging / "manifest.json",
-            json.dumps({"format": FORMAT, "files": entries}, indent=1).encode(),
-        )
-        _flush(staging)
-        trash = self.folder / f".{final.name}.old"
+            entries[file["name"]] = {"bytes": file["bytes"], "sha256": file["sha256"]}
+        manifest = json.dumps({"format": FORMAT, "files": entries}, indent=1)
+        _write(staging / "manifest.json", manifest.encode())
+        sync_folder(staging)
+        replaced = self.folder / f".{final.name}.old"
         if final.exists():
-            os.replace(final, trash)
+            os.replace(final, replaced)
         os.replace(staging, final)
-        _flush(self.folder)
+        sync_folder(self.folder)
         for pointer in pointers:
-            _write(self.folder / f".{pointer}.partial", final.name.encode())
-            os.replace(self.folder / f".{pointer}.partial", self.folder / pointer)
-        _flush(self.folder)
-        kept = {self._pointed(pointer) for pointer in ("last", "best")} | set(
-            self._names()[: self.keep]
-        )
-        for path in [trash, *(self.folder / name for name in self._names() if name not in kept)]:
-            shutil.rmtree(path, ignore_errors=True)
+            partial = self.folder / f".{pointer}.partial"
+            _write(partial, final.name.encode())
+            os.replace(partial, self.folder / pointer)
+        sync_folder(self.folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+        self._remove_old()
+
+    def _remove_old(self) -> None:
+        """Keep the newest checkpoints and those that a pointer names."""
+        kept = {self._pointed(pointer) for pointer in POINTERS}
+        kept |= set(self._names()[: self.keep])
+        for name in self._names():
+            if name not in kept:
+                shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _names(self) -> list[str]:
         """Of all checkpoints, the newest first."""
         return sorted((path.name for path in self.folder.glob("step-*")), reverse=True)
 
-    def _pointed(self, pointer: str) -> str | None:
+    def _pointed(self, pointer: Pointer) -> str | None:
         try:
             return (self.folder / pointer).read_text(encoding="utf-8").strip()
         except FileNotFoundError:
@@ -171,16 +189,15 @@ class Checkpoints:
             return "there is none before it; make room and start again with the same command"
         return f"{last} before it is untouched; make room, and the same command goes on from there"
 
-    def find(self, pointer: str) -> tuple[Path | None, list[str]]:
+    def find(self, pointer: Pointer) -> tuple[Path | None, list[str]]:
         """The checkpoint that ``pointer`` names, or for "last" the newest whole one, and what was wrong with others."""
-        answer: dict[str, Any] = {}
+        found: tuple[str | None, list[str]] = (None, [])
         if distributed.rank() == 0:
-            name, complaints = self._find(pointer)
-            answer = {"name": name, "complaints": complaints}
-        answer = json.loads(control_plane.broadcast_text(json.dumps(answer)))
-        return self.folder / answer["name"] if answer["name"] else None, answer["complaints"]
+            found = self._find(pointer)
+        name, complaints = json.loads(control_plane.broadcast_text(json.dumps(found)))
+        return self.folder / name if name else None, complaints
 
-    def _find(self, pointer: str) -> tuple[str | None, list[str]]:
+    def _find(self, pointer: Pointer) -> tuple[str | None, list[str]]:
         complaints: list[str] = []
         named = self._pointed(pointer)
         names = [named] if named else []
@@ -202,23 +219,23 @@ def verify(folder: Path) -> None:
     Raises:
         ConfigError: naming the file.
     """
+    recorded = {}  # file name -> its size and SHA-256
     try:
-        files = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["files"]
-        said = {
-            str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()
-        }
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        for name, entry in manifest["files"].items():
+            recorded[str(name)] = (int(entry["bytes"]), str(entry["sha256"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"checkpoint {folder} has no readable manifest.json ({error})") from None
-    for name, (size, digest) in said.items():
+    for name, (size, digest) in recorded.items():
         path = folder / name
         if Path(name).name != name or not path.is_file():
             raise ConfigError(f"checkpoint {folder} lacks {name}")
-        if path.stat().st_size != size or _sha256(path.read_bytes()) != digest:
+        if path.stat().st_size != size or sha256_of_file(path) != digest:
             raise ConfigError(
                 f"checkpoint file {path} is not what was written: size or SHA-256 differ"
             )
-    extra = {path.name for path in folder.iterdir()} - said.keys() - {"manifest.json"}
-    if extra or "state.json" not in said:
+    extra = {path.name for path in folder.iterdir()} - recorded.keys() - {"manifest.json"}
+    if extra or "state.json" not in recorded:
         raise ConfigError(
             f"checkpoint {folder} is not what was written: {', '.join(extra) or 'no state.json'}"
         )
@@ -242,18 +259,27 @@ def read_state(folder: Path) -> State:
     return state
 
 
-def _all(act: Callable[[], str | None]) -> list[str]:
+def _on_first_rank(act: Callable[[], None]) -> None:
+    """Have rank 0 do this, and all hear whether it could."""
+    _on_all_ranks(lambda: act() if distributed.rank() == 0 else None)
+
+
+def _on_all_ranks(act: Callable[[], str | None]) -> list[str]:
     """Do this rank's part and hear the others' answers. When one of them failed, all raise alike."""
+    answer = failure = ""
     try:
-        answer, bad = act() or "", ""
+        answer = act() or ""
     except OSError as error:
-        answer, bad = "", f"rank {distributed.rank()} on {socket.gethostname()}: {error}"
-    said = control_plane.gather_text(json.dumps([answer, bad[:300]]))
-    heard = [json.loads(text) for text in said]
-    failures = [text for _, text in heard if text]
-    if failures:
-        raise SaveError("; ".join(failures[:3]))
-    return [text for text, _ in heard]
+        failure = f"rank {distributed.rank()} on {socket.gethostname()}: {error}"
+    texts = control_plane.gather_text(json.dumps([answer, failure[:300]]))
+    answers, failures = zip(*map(json.loads, texts), strict=True)
+    if any(failures):
+        raise SaveError("; ".join([text for text in failures if text][:3]))
+    return list(answers)
+
+
+def _write_all(folder: Path, contents: dict[str, bytes]) -> list[dict[str, Any]]:
+    return [_write(folder / name, content) for name, content in contents.items()]
 
 
 def _write(path: Path, content: bytes) -> dict[str, Any]:
@@ -262,19 +288,7 @@ def _write(path: Path, content: bytes) -> dict[str, Any]:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    digest = _sha256(content)
-    if _sha256(path.read_bytes()) != digest:
+    digest = sha256_of_bytes(content)
+    if sha256_of_file(path) != digest:
         raise OSError(f"{path} does not read back as it was written")
     return {"name": path.name, "bytes": len(content), "sha256": digest}
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()

@@ -19,45 +19,51 @@ from core import distributed
 from core.dropout import hash64
 from launch.checkpoints import zero
 from launch.config import ConfigError
-from launch.engine import gathered
+from launch.engine.deepspeed_engine import Engine, gathered
 
 
-def rank_tensors(engine: Any, model: nn.Module) -> dict[str, Tensor]:
+def rank_tensors(engine: Engine, model: nn.Module) -> dict[str, Tensor]:
     """This rank's part of a checkpoint, copied to the CPU. Collective: stage 3 gathers parameters that do not train."""
     rank = distributed.rank()
     tensors = {f"rng/{name}-{rank}@0": state for name, state in _generators().items()}
     frozen = {name: value for name, value in model.named_parameters() if not value.requires_grad}
     with gathered(list(frozen.values())):
         if rank == 0:
-            tensors |= {f"buffer/{name}@0": value for name, value in model.named_buffers()}
-            tensors |= {f"param/{name}@0": value.data.view(-1) for name, value in frozen.items()}
+            for name, buffer in model.named_buffers():
+                tensors[f"buffer/{name}@0"] = buffer
+            for name, parameter in frozen.items():
+                tensors[f"param/{name}@0"] = parameter.data.view(-1)
         if rank == 0 or engine.zero_optimization_stage() > 0:
             for piece in zero.pieces(engine, model):
                 tensors[f"param/{piece.name}@{piece.start}"] = piece.values
-                tensors |= {
-                    f"{key}/{piece.name}@{piece.start}": value
-                    for key, value in piece.moments.items()
-                }
-        return {
-            key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()
-        }
+                for kind, moment in piece.moments.items():
+                    tensors[f"{kind}/{piece.name}@{piece.start}"] = moment
+        return {key: _on_cpu(tensor) for key, tensor in tensors.items()}
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _generators() -> dict[str, Tensor]:
+    """State of the random generator of each kind of device."""
     states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {})
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
 
 
-def adam_step(engine: Any, model: nn.Module) -> float:
+def adam_step(engine: Engine, model: nn.Module) -> float:
     return max((float(piece.state["step"]) for piece in zero.pieces(engine, model)), default=0.0)
 
 
-class Stored:
+class StoredTensors:
     """The tensors of a checkpoint folder, read in the ranges that are asked for."""
 
     def __init__(self, folder: Path):
         self.folder = folder
         self._files: dict[Path, Any] = {}
+        # kind and name -> ranges of it: first element, key, file
         self._ranges: dict[tuple[str, str], list[tuple[int, str, Path]]] = defaultdict(list)
         for path in sorted(folder.glob("rank-*.safetensors")):
             try:
@@ -80,11 +86,12 @@ class Stored:
 
     def fill(self, kind: str, name: str, start: int, out: Tensor) -> None:
         """Copy elements ``start`` to ``start + len(out)`` of a flat tensor into ``out``."""
-        filled = 0
+        filled, end = 0, start + len(out)
         for first, key, path in self._ranges.get((kind, name), ()):
             stored = self._files[path].get_slice(key)
-            low, high = max(first, start), min(first + stored.get_shape()[0], start + len(out))
-            if low < high:
+            low = max(first, start)
+            high = min(first + stored.get_shape()[0], end)
+            if low < high:  # this range and the one that is asked for overlap
                 out[low - start : high - start].copy_(stored[low - first : high - first])
                 filled += high - low
         if filled != len(out):
@@ -95,17 +102,17 @@ class Stored:
 
 def load_weights(folder: Path, shapes: dict[str, list[int]], model: nn.Module) -> None:
     """Put a checkpoint's parameters and buffers into a model that DeepSpeed has not wrapped yet."""
-    stored = Stored(folder)
+    stored = StoredTensors(folder)
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    own = {name: list(parameter.shape) for name, parameter in parameters.items()}
-    differ = [
-        f"{name} ({shapes.get(name, 'none')} in the checkpoint, {own.get(name, 'none')} in the model)"
-        for name in dict.fromkeys([*shapes, *own])
-        if shapes.get(name) != own.get(name)
-    ]
-    differ += [f"buffer {name}" for name in set(stored.names("buffer")) ^ set(buffers)]
-    if differ:
-        raise ConfigError(f"checkpoint {folder} is of another model: {', '.join(differ[:5])}")
+    expected = {name: list(parameter.shape) for name, parameter in parameters.items()}
+    different = []
+    for name in dict.fromkeys([*shapes, *expected]):
+        found, wanted = shapes.get(name, "none"), expected.get(name, "none")
+        if found != wanted:
+            different.append(f"{name} ({found} in the checkpoint, {wanted} in the model)")
+    different += [f"buffer {name}" for name in set(stored.names("buffer")) ^ set(buffers)]
+    if different:
+        raise ConfigError(f"checkpoint {folder} is of another model: {', '.join(different[:5])}")
     for name, parameter in parameters.items():
         stored.fill("param", name, 0, parameter.data.view(-1))
     for name, buffer in buffers.items():
@@ -117,9 +124,9 @@ def load_weights(folder: Path, shapes: dict[str, list[int]], model: nn.Module) -
         buffer.copy_(value)
 
 
-def load_moments(folder: Path, step: float, engine: Any, model: nn.Module) -> None:
+def load_moments(folder: Path, step: float, engine: Engine, model: nn.Module) -> None:
     """Put a checkpoint's Adam moments into an engine, whatever stage and number of ranks either has."""
-    stored = Stored(folder)
+    stored = StoredTensors(folder)
     for piece in zero.pieces(engine, model):
         for key, moments in piece.moments.items():
             stored.fill(key, piece.name, piece.start, moments)
@@ -132,8 +139,10 @@ def load_generators(folder: Path, ranks: int, seeds: Iterable[int]) -> None:
     if ranks != distributed.world_size():
         torch.manual_seed(hash64(*seeds, rank) % 2**63)
         return
-    stored = Stored(folder)
-    for name, restore in {"cpu": torch.set_rng_state, "cuda": torch.cuda.set_rng_state}.items():
-        state = stored.whole("rng", f"{name}-{rank}")
-        if state is not None and (name == "cpu" or torch.cuda.is_available()):
-            restore(state)
+    stored = StoredTensors(folder)
+    state = stored.whole("rng", f"cpu-{rank}")
+    if state is not None:
+        torch.set_rng_state(state)
+    state = stored.whole("rng", f"cuda-{rank}")
+    if state is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state)

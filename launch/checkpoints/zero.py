@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from launch.engine.deepspeed_engine import Engine
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -23,41 +25,38 @@ class Piece:
     name: str
     start: int
     values: Tensor  # (n,) float32
-    moments: dict[
-        str, Tensor
-    ]  # of MOMENTS -> (n,) float32; made as zeros where the optimiser has none yet
+    # of MOMENTS -> (n,) float32; made as zeros where the optimiser has none yet
+    moments: dict[str, Tensor]
     state: dict[str, Any]  # the optimiser's own record that holds "step"
 
 
-def pieces(engine: Any, model: nn.Module) -> Iterator[Piece]:
+def pieces(engine: Engine, model: nn.Module) -> Iterator[Piece]:
     """This rank's pieces. Over all ranks each element of each trained parameter comes exactly once for stages 1 to 3,
     and on every rank for stage 0."""
-    stage = engine.zero_optimization_stage()
-    find = {0: _whole, 1: _fragment, 2: _fragment, 3: _share}[stage]
+    piece_of = PIECE_OF_STAGE[engine.zero_optimization_stage()]
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            piece = find(engine.optimizer, name, parameter)
+            piece = piece_of(engine.optimizer, name, parameter)
             if piece is not None:
                 yield piece
 
 
 def _whole(optimizer: Any, name: str, parameter: nn.Parameter) -> Piece:
+    """Stage 0: every rank has everything."""
     state = _state(optimizer, parameter)
-    return Piece(
-        name, 0, parameter.data.view(-1), {key: state[key].view(-1) for key in MOMENTS}, state
-    )
+    moments = {key: state[key].view(-1) for key in MOMENTS}
+    return Piece(name, 0, parameter.data.view(-1), moments, state)
 
 
 def _fragment(optimizer: Any, name: str, parameter: nn.Parameter) -> Piece | None:
-    """Stages 1 and 2: a group is one flat tensor, cut at places that are no borders of parameters."""
+    """Stages 1 and 2: a group is one flat tensor, cut without regard to where parameters begin."""
     mapping = parameter._hp_mapping  # type: ignore[attr-defined]
-    if mapping is None:  # another rank owns all of it
+    if mapping is None:  # other ranks own all of it
         return None
-    state = _state(
-        optimizer.optimizer, optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
-    )
-    place = mapping.hp_fragment_address
-    moments = {key: state[key].narrow(0, place.start, place.numel) for key in MOMENTS}
+    flat = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+    state = _state(optimizer.optimizer, flat)
+    address = mapping.hp_fragment_address
+    moments = {key: state[key].narrow(0, address.start, address.numel) for key in MOMENTS}
     return Piece(name, mapping.lp_fragment_address.start, mapping.hp_fragment, moments, state)
 
 
@@ -72,6 +71,9 @@ def _share(optimizer: Any, name: str, parameter: nn.Parameter) -> Piece | None:
     state = _state(optimizer.optimizer, flat)
     moments = {key: state[key].narrow(0, offset, count) for key in MOMENTS}
     return Piece(name, start, flat.detach().narrow(0, offset, count), moments, state)
+
+
+PIECE_OF_STAGE = {0: _whole, 1: _fragment, 2: _fragment, 3: _share}
 
 
 def _state(optimizer: torch.optim.Optimizer, owner: Tensor) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Short words between ranks, off the accelerator: who was asked to stop, whose file is written, what to load.
+"""Short texts between ranks, off the accelerator: who was asked to stop, whose file is written, what to load.
 
 They travel over a gloo group, also where tensors travel over NCCL, so that asking never waits for the accelerator.
-Without a process group there is one rank, which talks to itself.
+Without a process group there is one rank, which talks to itself. Texts are tensors of bytes, not the pickles of
+``torch.distributed.all_gather_object``: what one rank sends can run no code on another.
 """
 
 from __future__ import annotations
@@ -19,16 +20,14 @@ _group: dist.ProcessGroup | None = None
 def open_group(timeout: timedelta) -> None:
     """Collective; once, after the processes have joined."""
     global _group
-    gloo = dist.get_backend() == "gloo"
-    _group = (
-        None
-        if gloo or distributed.world_size() == 1
-        else dist.new_group(backend="gloo", timeout=timeout)
-    )
+    if dist.get_backend() == "gloo" or distributed.world_size() == 1:
+        _group = None  # the default group will do
+    else:
+        _group = dist.new_group(backend="gloo", timeout=timeout)
 
 
 def any_rank(wish: bool) -> bool:
-    """Whether this is so on any rank. Collective."""
+    """Whether any rank wishes it. Collective."""
     if distributed.world_size() == 1:
         return wish
     flag = torch.tensor([int(wish)], dtype=torch.int32)
@@ -40,23 +39,22 @@ def gather_text(text: str, limit: int = 2048) -> list[str]:
     """Every rank's text, in rank order, cut off at ``limit`` bytes. Collective."""
     if distributed.world_size() == 1:
         return [text]
-    mine = _encode(text.encode()[:limit].ljust(limit, b"\0"))
-    parts = [torch.empty_like(mine) for _ in range(distributed.world_size())]
-    dist.all_gather(parts, mine, group=_group)
-    return [bytes(part.tolist()).rstrip(b"\0").decode(errors="replace") for part in parts]
+    local = _encode(text.encode()[:limit].ljust(limit, b"\0"))
+    received = [torch.empty_like(local) for _ in range(distributed.world_size())]
+    dist.all_gather(received, local, group=_group)
+    padded = [bytes(message.tolist()) for message in received]
+    return [body.rstrip(b"\0").decode(errors="replace") for body in padded]
 
 
 def broadcast_text(text: str) -> str:
-    """What rank 0 said. Collective."""
+    """Rank 0's text, of any length. Collective."""
     if distributed.world_size() == 1:
         return text
-    size = torch.tensor([len(text.encode())], dtype=torch.int64)
+    body = _encode(text.encode())
+    size = torch.tensor([len(body)], dtype=torch.int64)
     dist.broadcast(size, 0, group=_group)
-    body = (
-        _encode(text.encode())
-        if distributed.rank() == 0
-        else torch.empty(int(size), dtype=torch.uint8)
-    )
+    if distributed.rank() > 0:
+        body = torch.empty(int(size), dtype=torch.uint8)
     dist.broadcast(body, 0, group=_group)
     return bytes(body.tolist()).decode()
 

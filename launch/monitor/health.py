@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from core import distributed
 from core.batch import Batch
+from core.files import sha256_of_bytes
 from launch.config import Run
 from launch.monitor import control_plane
 
@@ -33,7 +33,7 @@ MFU_FORMULA = (
 
 
 class Clock:
-    """Seconds of the host by part of the step. On a GPU, a part that waits for it also pays for those before."""
+    """Seconds of the host by section of a step. On a GPU, one that waits for it also pays for those before."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -43,10 +43,10 @@ class Clock:
         """Begin a new step."""
         self.seconds, self._last = {}, time.perf_counter()
 
-    def lap(self, part: str) -> None:
-        """What was done since the last lap was ``part``."""
+    def lap(self, section: str) -> None:
+        """What was done since the last lap was ``section``."""
         now = time.perf_counter()
-        self.seconds[part] = self.seconds.get(part, 0.0) + now - self._last
+        self.seconds[section] = self.seconds.get(section, 0.0) + now - self._last
         self._last = now
 
     @property
@@ -54,11 +54,15 @@ class Clock:
         return sum(self.seconds.values())
 
 
-def padding_share(parts: list[Batch]) -> float:
-    """Share of the frames in these parts that only fill shorter samples up, over all modalities."""
-    masks = [mask for part in parts for mask in getattr(part, "mask", {}).values()]
-    places = sum(mask.numel() for mask in masks)
-    return 1 - float(sum(mask.sum() for mask in masks)) / places if places else 0.0
+def padding_share(micro_batches: list[Batch]) -> float:
+    """Share of the frames in these micro-batches that only fill shorter samples up, over all modalities."""
+    frames = 0
+    real = torch.zeros((), dtype=torch.int64)
+    for batch in micro_batches:
+        for mask in getattr(batch, "mask", {}).values():  # graphs have none
+            frames += mask.numel()
+            real = real + mask.sum().cpu()
+    return 1 - float(real) / frames if frames else 0.0
 
 
 def memory() -> dict[str, float]:
@@ -89,7 +93,7 @@ class Utilisation:
             return
         with FlopCounterMode(display=False) as counter:
             yield
-        # each rank counts its own part; the ranks' parts are as equal as can be
+        # each rank counts its own samples; all have as many as can be
         self.flops_per_sample = counter.get_total_flops() * distributed.world_size() / samples
 
     def report(self, samples_per_second: float) -> dict[str, Any]:
@@ -104,28 +108,23 @@ def diverged(model: nn.Module) -> list[str]:
 
     Parameters that ZeRO 3 has cut up are nobody's copy and cannot differ.
     """
-    tensors: dict[str, Tensor] = dict(model.named_buffers())
-    tensors |= {
-        name: tensor
-        for name, tensor in model.named_parameters()
-        if not hasattr(tensor, "ds_tensor")
-    }
-    sums = {name: _checksum(tensor) for name, tensor in tensors.items()}
-    said = control_plane.gather_text(hashlib.sha256("".join(sums.values()).encode()).hexdigest())
-    different = [rank for rank, digest in enumerate(said) if digest != said[0]]
+    sums = {name: _checksum(buffer) for name, buffer in model.named_buffers()}
+    for name, parameter in model.named_parameters():
+        if not hasattr(parameter, "ds_tensor"):
+            sums[name] = _checksum(parameter)
+    digests = control_plane.gather_text(sha256_of_bytes("".join(sums.values()).encode()))
+    different = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if not different:
         return []
-    names = control_plane.broadcast_text(
-        "\n".join(f"{name}\t{value}" for name, value in sums.items())
-    )
-    first = dict(line.rsplit("\t", 1) for line in names.split("\n"))
-    own = [name for name, value in sums.items() if first.get(name) != value]
-    lists = control_plane.gather_text(", ".join(own[:5]) + (", ..." if len(own) > 5 else ""))
+    lines = "\n".join(f"{name}\t{value}" for name, value in sums.items())
+    first = dict(line.rsplit("\t", 1) for line in control_plane.broadcast_text(lines).split("\n"))
+    names = [name for name, value in sums.items() if first.get(name) != value]
+    shown = names[:5] + ["..."] * (len(names) > 5)
+    lists = control_plane.gather_text(", ".join(shown))
     return [f"rank {rank} has other values than rank 0 in {lists[rank]}" for rank in different]
 
 
 def _checksum(tensor: Tensor) -> str:
     """Of the bits of a tensor; any change of one element changes it."""
-    return hashlib.sha256(
-        tensor.detach().contiguous().view(-1).cpu().view(torch.uint8).numpy().tobytes()
-    ).hexdigest()
+    flat = tensor.detach().contiguous().view(-1).cpu()
+    return sha256_of_bytes(flat.view(torch.uint8).numpy().tobytes())

@@ -62,14 +62,13 @@ class Stop:
     @contextmanager
     def between_batches_of(self, model: nn.Module) -> Iterator[None]:
         """Within this block, every forward of ``model`` is preceded by a boundary, which may raise ``StopNow``."""
-
-        def boundary(module: nn.Module, inputs: Any) -> None:
-            watchdog.report_phase("evaluating")
-            if self.agreed():
-                raise StopNow
-
-        handle = model.register_forward_pre_hook(boundary)
+        handle = model.register_forward_pre_hook(self._boundary)
         try:
             yield
         finally:
             handle.remove()
+
+    def _boundary(self, module: nn.Module, inputs: Any) -> None:
+        watchdog.report_phase("evaluating")
+        if self.agreed():
+            raise StopNow

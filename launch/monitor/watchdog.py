@@ -2,9 +2,12 @@
 
 Collectives wait. When a process dies, its machine is cut off, or it hangs, the others would stay in their next
 collective until its time-out, holding their accelerators, and then say nothing about who was missing. Here two small
-threads per rank talk over a ``TCPStore`` of their own: each rank writes a beat every second, rank 0 reads them and
-says what it sees, and a rank that hears of a loss, or hears nothing, leaves with exit code ``LOST``. The same words
-carry a request to stop from the rank that was asked to all others.
+threads per rank talk over a ``TCPStore`` of their own: each rank writes a heartbeat every second, rank 0 reads them and
+writes its verdict, and a rank that hears of a loss, or hears nothing, leaves with exit code ``LOST``. The verdict also
+carries a request to stop from the rank that was asked to all others.
+
+Stricter than the time-outs of torch and its launchers: those end all ranks too, but do not name the one that was
+missing, and take as long as the slowest collective may.
 """
 
 from __future__ import annotations
@@ -17,7 +20,6 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any
 
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
@@ -32,40 +34,47 @@ GRACE = 10.0  # seconds for a rank to leave by itself when another has said why 
 
 @dataclass
 class Heartbeat:
-    """What a rank says of itself."""
+    """What a rank tells of itself."""
 
     count: int = 0
-    places: int = 0  # how many places it has been at; all ranks pass the same ones
-    place: str = "starting"
+    phases: int = 0  # how many phases it has entered; all ranks pass through the same ones
+    phase: str = "starting"
     host: str = ""
     stop: bool = False  # it was asked to stop
     left: bool = False
     reason: str = ""  # why it left before the end
 
 
-class Watch:
+@dataclass
+class Verdict:
+    """What rank 0 makes of all heartbeats."""
+
+    lost: str = ""  # a sentence about the rank that is gone
+    stop: bool = False  # some rank was asked to stop
+    gently: bool = False  # the lost rank left by itself: the others may still end in their own way
+
+
+class Watchdog:
     """One per process; ``begin`` makes it."""
 
     def __init__(self, store: TCPStore, lost_after: float, stalled_after: float):
         self.store, self.lost_after, self.stalled_after = store, lost_after, stalled_after
         self.rank, self.ranks = distributed.rank(), distributed.world_size()
-        self.own = Heartbeat(host=socket.gethostname())
-        self.word: dict[str, Any] = {"lost": "", "stop": False}
-        self.heard = time.monotonic()
+        self.heartbeat = Heartbeat(host=socket.gethostname())
+        self.verdict = Verdict()
+        self.heard = time.monotonic()  # when rank 0 last answered
         self.closed = threading.Event()
         self.threads: list[threading.Thread] = []
-        self._seen: dict[
-            int, tuple[Heartbeat, float]
-        ] = {}  # rank -> its newest beat, and when it came
-        self._moved = (0, time.monotonic())  # places of all ranks together, and when they last grew
+        # rank -> its newest heartbeat, and when it came
+        self._newest: dict[int, tuple[Heartbeat, float]] = {}
+        # phases of all ranks together, and when they last grew
+        self._moved = (0, time.monotonic())
         self._ending = threading.Lock()
 
     def run(self) -> None:
-        self.threads = [
-            threading.Thread(target=work, daemon=True) for work in (self._talk, self._judge)
-        ]
-        for thread in self.threads:
-            thread.start()
+        for work in (self._talk, self._obey):
+            self.threads.append(threading.Thread(target=work, daemon=True))
+            self.threads[-1].start()
 
     def close(self) -> None:
         """End the threads: one that is inside the store when the interpreter goes down would crash it."""
@@ -73,86 +82,106 @@ class Watch:
         for thread in self.threads:
             thread.join(2 * PERIOD)
 
-    def say(self) -> None:
-        self.own.count += 1
-        self.store.set(f"beat/{self.rank}", json.dumps(asdict(self.own)))
+    def beat(self) -> None:
+        self.heartbeat.count += 1
+        self.store.set(f"beat/{self.rank}", json.dumps(asdict(self.heartbeat)))
+
+    def publish(self, verdict: Verdict) -> None:
+        self.store.set("verdict", json.dumps(asdict(verdict)))
 
     def _talk(self) -> None:
         while not self.closed.is_set():
             try:
-                self.say()
+                self.beat()
                 if self.rank == 0:
-                    beats = self.store.multi_get([f"beat/{rank}" for rank in range(self.ranks)])
-                    self.store.set(
-                        "word",
-                        json.dumps(
-                            self._conclude([Heartbeat(**json.loads(beat)) for beat in beats])
-                        ),
-                    )
-                self.word = json.loads(self.store.get("word"))
+                    texts = self.store.multi_get([f"beat/{rank}" for rank in range(self.ranks)])
+                    self.publish(self._judge([Heartbeat(**json.loads(text)) for text in texts]))
+                self.verdict = Verdict(**json.loads(self.store.get("verdict")))
                 self.heard = time.monotonic()
             except (RuntimeError, ValueError):
                 pass  # no answer: the other thread counts the time
             self.closed.wait(PERIOD)
 
-    def _conclude(self, beats: list[Heartbeat]) -> dict[str, Any]:
-        """On rank 0: what the beats of all ranks mean."""
-        now, lost = time.monotonic(), ""
+    def _judge(self, beats: list[Heartbeat]) -> Verdict:
+        """On rank 0: what the heartbeats of all ranks mean."""
+        now = time.monotonic()
         for rank, beat in enumerate(beats):
-            before = self._seen.get(rank)
-            if before is None or before[0].count != beat.count:
-                self._seen[rank] = (beat, now)
-            elif not beat.left and now - before[1] > self.lost_after:
-                lost = f"{_name(rank, beat)} has not been heard of for {now - before[1]:.0f} s, last {beat.place}"
             if beat.reason:
-                return {
-                    "lost": f"{_name(rank, beat)} left: {beat.reason}",
-                    "stop": False,
-                    "gently": True,
-                }
-        places = sum(beat.places for beat in beats)
-        if places != self._moved[0]:
-            self._moved = (places, now)
-        elif now - self._moved[1] > self.stalled_after and not any(beat.left for beat in beats):
-            behind = min(beat.places for beat in beats)
-            ranks = [(rank, beat) for rank, beat in enumerate(beats) if beat.places == behind]
-            names = ", ".join(_name(rank, beat) for rank, beat in ranks[:4])
-            front = max(beats, key=lambda beat: beat.places)
-            lost = (
-                f"nothing has moved for {now - self._moved[1]:.0f} s: {names} stayed {ranks[0][1].place}, "
-                f"the others wait {front.place}"
-            )
-        return {"lost": lost, "stop": any(beat.stop for beat in beats)}
+                return _left(rank, beat)
+        silent, stalled = self._silent(beats, now), self._stalled(beats, now)
+        return Verdict(lost=stalled or silent, stop=any(beat.stop for beat in beats))
 
-    def _judge(self) -> None:
+    def _silent(self, beats: list[Heartbeat], now: float) -> str:
+        """A sentence about a rank whose heartbeat has not changed for too long; empty when there is none."""
+        sentence = ""
+        for rank, beat in enumerate(beats):
+            newest, since = self._newest.get(rank, (None, now))
+            if newest is None or newest.count != beat.count:
+                self._newest[rank] = (beat, now)
+            elif not beat.left and now - since > self.lost_after:
+                sentence = f"{_name(rank, beat)} has not been heard of for {now - since:.0f} s, last {beat.phase}"
+        return sentence
+
+    def _stalled(self, beats: list[Heartbeat], now: float) -> str:
+        """A sentence about those that stayed behind when no rank has moved on for too long; empty when all is well."""
+        phases = sum(beat.phases for beat in beats)
+        before, since = self._moved
+        if phases != before:
+            self._moved = (phases, now)
+            return ""
+        if now - since <= self.stalled_after or any(beat.left for beat in beats):
+            return ""
+        last = min(beats, key=lambda beat: beat.phases)
+        first = max(beats, key=lambda beat: beat.phases)
+        behind = []
+        for rank, beat in enumerate(beats):
+            if beat.phases == last.phases:
+                behind.append(_name(rank, beat))
+        return (
+            f"nothing has moved for {now - since:.0f} s: {', '.join(behind[:4])} stayed {last.phase}, "
+            f"the others wait {first.phase}"
+        )
+
+    def _obey(self) -> None:
+        """Leave when the verdict says that a rank is lost, or when there is none any more."""
         while not self.closed.wait(PERIOD / 2):
             silence = time.monotonic() - self.heard
-            if what := self.word["lost"]:
-                # with rank 0 goes the store, so it stays until the others have heard
-                grace = GRACE if self.word.get("gently") else 2 * PERIOD if self.rank == 0 else 0.0
-                if not self.closed.wait(grace):
-                    self._end(what, speak=self.rank == 0)
+            verdict = self.verdict
+            if verdict.lost:
+                if not self.closed.wait(self._grace(verdict)):
+                    self._end(verdict.lost, speak=self.rank == 0)
             elif silence > self.lost_after:
                 self._end(f"rank 0 has not answered for {silence:.0f} s", speak=True)
 
-    def _end(self, what: str, *, speak: bool) -> None:
+    def _grace(self, verdict: Verdict) -> float:
+        """Seconds between the verdict and the end."""
+        if verdict.gently:
+            return GRACE
+        # with rank 0 goes the store, so it stays until the others have heard
+        return 2 * PERIOD if self.rank == 0 else 0.0
+
+    def _end(self, reason: str, *, speak: bool) -> None:
         """Leave without waiting for anything: the main thread is in a collective that will not return."""
         with self._ending:
             if speak:
                 print(
-                    f"error: {what}; rank {self.rank} on {self.own.host} leaves. The same command goes on from the "
-                    "last checkpoint",
+                    f"error: {reason}; rank {self.rank} on {self.heartbeat.host} leaves. The same command goes on "
+                    "from the last checkpoint",
                     file=sys.stderr,
                     flush=True,
                 )
             os._exit(LOST)
 
 
+def _left(rank: int, beat: Heartbeat) -> Verdict:
+    return Verdict(f"{_name(rank, beat)} left: {beat.reason}", gently=True)
+
+
 def _name(rank: int, beat: Heartbeat) -> str:
     return f"rank {rank} on {beat.host}"
 
 
-_watch: Watch | None = None
+_watchdog: Watchdog | None = None
 
 
 def begin(timeout: float, lost_after: float = LOST_AFTER) -> None:
@@ -160,66 +189,65 @@ def begin(timeout: float, lost_after: float = LOST_AFTER) -> None:
 
     Args:
         timeout: seconds without any rank moving on, after which the one that stayed behind is named and all leave.
+        lost_after: seconds of silence after which a rank counts as gone.
     """
-    global _watch
+    global _watchdog
     if distributed.world_size() == 1:
         return
     address, patience = os.environ["MASTER_ADDR"], timedelta(seconds=lost_after)
     first = distributed.rank() == 0
     if first:
         store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=patience)
-        store.set("word", json.dumps({"lost": "", "stop": False}))
+        store.set("verdict", json.dumps(asdict(Verdict())))
     port = int(control_plane.broadcast_text(str(store.port) if first else ""))
     if not first:
         store = TCPStore(address, port, is_master=False, timeout=patience)
-    watch = Watch(store, lost_after, timeout)
-    watch.say()
-    control_plane.any_rank(False)  # every rank has said something before rank 0 asks
-    _watch = watch
-    watch.run()
+    watchdog = Watchdog(store, lost_after, timeout)
+    watchdog.beat()
+    control_plane.any_rank(False)  # every rank has written a heartbeat before rank 0 reads them
+    _watchdog = watchdog
+    watchdog.run()
 
 
-def report_phase(place: str) -> None:
-    """This rank is now ``place`` ("at step 3, exchanging gradients")."""
-    if _watch is not None:
-        _watch.own.place = place
-        _watch.own.places += 1
+def report_phase(phase: str) -> None:
+    """This rank has entered a phase ("at step 3, exchanging gradients")."""
+    if _watchdog is not None:
+        _watchdog.heartbeat.phase = phase
+        _watchdog.heartbeat.phases += 1
 
 
 def ask_stop() -> None:
     """Have every rank told to stop. Safe in a signal handler."""
-    if _watch is not None:
-        _watch.own.stop = True
+    if _watchdog is not None:
+        _watchdog.heartbeat.stop = True
 
 
 def stop_asked() -> bool:
     """Whether some rank was asked to stop."""
-    return _watch is not None and bool(_watch.word["stop"])
+    return _watchdog is not None and _watchdog.verdict.stop
 
 
 def leave(reason: str = "") -> None:
     """Stop watching, because this process ends. A reason makes the other ranks end, too."""
-    global _watch
-    if _watch is None:
+    global _watchdog
+    if _watchdog is None:
         return
-    watch, _watch = _watch, None
-    watch.close()
-    watch.own.left, watch.own.reason = True, reason[:300]
+    watchdog, _watchdog = _watchdog, None
+    watchdog.close()
+    heartbeat = watchdog.heartbeat
+    heartbeat.left, heartbeat.reason = True, reason[:300]
     try:
-        watch.say()
-        if watch.rank == 0 and reason:
-            watch.store.set(
-                "word",
-                json.dumps({"lost": f"{_name(0, watch.own)} left: {reason[:300]}", "gently": True}),
-            )
+        watchdog.beat()
+        if watchdog.rank == 0 and reason:  # nobody judges after this one
+            watchdog.publish(_left(0, heartbeat))
     except RuntimeError:
         pass  # rank 0 left before
 
 
 def wait_for_verdict(error: Exception) -> None:
-    """A collective failed. Give the watch the time to find out who is missing; it then ends this process."""
-    if _watch is not None and _is_of_communication(error):
-        time.sleep(_watch.lost_after + 2 * GRACE)
+    """A collective failed. Give the watchdog the time to find out who is missing; it then ends this process."""
+    if _watchdog is not None and _is_of_communication(error):
+        time.sleep(_watchdog.lost_after + 2 * GRACE)
 
 
 def _is_of_communication(error: Exception) -> bool:

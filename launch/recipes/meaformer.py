@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 
 from core.models.meaformer import MEAformer
 from launch.config import Group, Optim, Run
-from launch.tasks.alignment import AlignmentOptions
+from launch.tasks.alignment_options import AlignmentOptions
 
 
 def dbp15k_zh_en() -> Run:

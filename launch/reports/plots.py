@@ -1,4 +1,4 @@
-"""How every picture of the project looks."""
+"""How every plot of the project looks."""
 
 from __future__ import annotations
 

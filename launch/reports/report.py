@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from core import distributed
+from core.files import write_atomically
+from core.metrics.declared import headline_metrics, metric_of
 from core.model import Model
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import Checkpoints, read_state
@@ -17,6 +18,7 @@ from launch.checkpoints.tensors import load_weights
 from launch.config import ConfigError, Run
 from launch.reports.plots import figure, save
 from launch.reports.run_log import RunLog
+from launch.reports.tables import score_table
 from launch.tasks.base import EvaluationResult, Task
 from launch.tasks.build import build_model
 
@@ -25,9 +27,7 @@ def best_model(run: Run, run_dir: Path, task: Task, device: torch.device) -> tup
     """The model of the best epoch, and the progress that its checkpoint was saved with."""
     folder, complaints = Checkpoints(run_dir, Progress()).find("best")
     if folder is None:
-        raise ConfigError(
-            f"{run_dir} has no whole best checkpoint" + "".join(f"; {text}" for text in complaints)
-        )
+        raise ConfigError("; ".join([f"{run_dir} has no whole best checkpoint", *complaints]))
     model = build_model(run, task.data)
     state = read_state(folder)
     load_weights(folder, state.shapes, model)
@@ -46,15 +46,14 @@ def finish(
         scores["test"] = final.scores
     if distributed.rank() == 0:
         write_scores(run_dir / "scores.json", scores)
-        events = read_events(run_dir)
-        plots = [_draw_losses(run_dir, events), *final.plots]
-        text = _report(run, scores, progress.best_epoch, events, plots, final.remarks)
-        (run_dir / "report.md").write_text(text, encoding="utf-8")
+        epochs = read_events(run_dir)["epoch"]
+        plots = [_draw_losses(run_dir, epochs), *final.plots]
+        text = _report(run, scores, progress.best_epoch, epochs, plots, final.remarks)
+        write_atomically(run_dir / "report.md", text)
         for split, values in scores.items():
             log.event(split, progress.step, values)
-            log.say(
-                f"{split:>5}: " + "  ".join(f"{name} {value:.4f}" for name, value in values.items())
-            )
+            numbers = [f"{name} {metric_of(name).text(value)}" for name, value in values.items()]
+            log.say(f"{split:>5}: {'  '.join(numbers)}")
         for remark in final.remarks:
             log.say(remark)
         log.say(f"report: {run_dir / 'report.md'}")
@@ -62,10 +61,8 @@ def finish(
 
 
 def write_scores(path: Path, scores: dict[str, dict[str, float]]) -> None:
-    """``{"valid": {...}, "test": {...}}``, replaced as a whole."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    """``{"valid": {...}, "test": {...}}``."""
+    write_atomically(path, json.dumps(scores, indent=1) + "\n")
 
 
 def read_events(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
@@ -80,51 +77,35 @@ def read_events(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
     return {kind: [by_step[step] for step in sorted(by_step)] for kind, by_step in events.items()}
 
 
-def _draw_losses(run_dir: Path, events: dict[str, list[dict[str, Any]]]) -> tuple[str, str]:
+def _draw_losses(run_dir: Path, epochs: list[dict[str, Any]]) -> tuple[str, str]:
     drawing, (left, right) = figure(10, 3.8, columns=2)
-    epochs = [event["epoch"] + 1 for event in events["epoch"]]
-    marker = "o" if len(epochs) < 3 else None
-    for name in sorted(key for key in events["epoch"][0] if key.startswith("loss_")):
-        left.plot(
-            epochs,
-            [event[name] for event in events["epoch"]],
-            label=name.removeprefix("loss_"),
-            marker=marker,
-        )
+    numbers = [event["epoch"] + 1 for event in epochs]
+    marker = "o" if len(epochs) < 3 else None  # a line of one point would not be seen
+    losses = sorted(key for key in epochs[0] if key.startswith("loss_"))
+    for name in losses:
+        values = [event[name] for event in epochs]
+        left.plot(numbers, values, label=name.removeprefix("loss_"), marker=marker)
     left.set(xlabel="epoch", ylabel="training loss", title="Losses by name")
     left.legend(frameon=False)
-    named = [
-        name
-        for name in ("MAE", "Corr", "Accuracy", "Macro_F1", "MRR", "Hits@1")
-        if name in events["epoch"][0]
-    ]
-    for name in named[:2]:
-        right.plot(epochs, [event[name] for event in events["epoch"]], label=name, marker=marker)
+    for name in headline_metrics(epochs[0])[:2]:
+        right.plot(numbers, [event[name] for event in epochs], label=name, marker=marker)
     right.set(xlabel="epoch", ylabel="validation score", title="Validation")
     right.legend(frameon=False)
-    return "Training losses by name, and validation scores, by epoch.", save(
-        drawing, run_dir / "curves.png"
-    )
+    caption = "Training losses by name, and validation scores, by epoch."
+    return caption, save(drawing, run_dir / "curves.png")
 
 
 def _report(
     run: Run,
     scores: dict[str, dict[str, float]],
     best_epoch: int,
-    events: dict[str, list[dict[str, Any]]],
+    epochs: list[dict[str, Any]],
     plots: list[tuple[str, str]],
     remarks: list[str],
 ) -> str:
-    names = list(scores["valid"])
-    rows = [
-        f"| {split} | "
-        + " | ".join(f"{values[name]:.4f}" if name in values else "" for name in names)
-        + " |"
-        for split, values in scores.items()
-    ]
-    epochs = events["epoch"]
     seconds = sum(event["seconds"] for event in epochs)
-    wait = sum(event["seconds"] * event["data_wait"] for event in epochs) / max(seconds, 1e-9)
+    waiting = sum(event["seconds"] * event["data_wait"] for event in epochs)
+    wait = waiting / max(seconds, 1e-9)
     lines = [
         f"# {run.recipe}",
         "",
@@ -132,9 +113,7 @@ def _report(
         f"Data `{run.data}`, seed {run.seed}, global batch {run.batch_size}. Selected by validation {run.select} at "
         f"epoch {best_epoch + 1} of {len(epochs)}; the test split was evaluated once, after that.",
         "",
-        "| split | " + " | ".join(names) + " |",
-        "|---" * (len(names) + 1) + "|",
-        *rows,
+        score_table("split", scores),
         "",
         f"Training took {seconds:.0f} s, {epochs[-1]['samples_per_second']:.0f} samples/s in the last epoch, "
         f"{wait:.1%} of the time waiting for data.",

@@ -5,24 +5,28 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from core import distributed
+from core.metrics.declared import headline_metrics, metric_of
+from launch.config import Run
 
 
 class RunLog:
-    """Use as a context manager; ``log.jsonl`` and the TensorBoard files appear in ``run_dir``."""
+    """Use as a context manager; ``log.jsonl`` and the TensorBoard files appear in ``run_dir``; None: no record."""
 
-    def __init__(self, run_dir: Path, steps_per_epoch: int = 0, *, quiet: bool = False):
-        self.writes = distributed.rank() == 0
+    def __init__(self, run_dir: Path | None, *, quiet: bool = False):
         self.bar: tqdm | None = None
         self.quiet = quiet
-        if self.writes:
+        self.writes = False
+        if run_dir is not None and distributed.rank() == 0:
             from torch.utils.tensorboard import SummaryWriter
 
+            self.writes = True
             self._lines = (run_dir / "log.jsonl").open("a", encoding="utf-8")
             self._board = SummaryWriter(str(run_dir / "tensorboard"))
 
@@ -74,3 +78,20 @@ class RunLog:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
+
+
+def prefixed(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
+    """The values under ``prefix_name``, as they stand in the log."""
+    return {f"{prefix}_{name}": value for name, value in values.items()}
+
+
+def epoch_line(scores: dict[str, float], run: Run) -> str:
+    """One epoch in one line: the loss, what selection goes by, and how fast it went."""
+    loss = sum(value for name, value in scores.items() if name.startswith("loss_"))
+    headlines = headline_metrics(scores)
+    shown = list(dict.fromkeys([run.select, *headlines]))[:3]
+    numbers = "  ".join(f"{name} {metric_of(name).text(scores[name])}" for name in shown)
+    return (
+        f"epoch {int(scores['epoch']) + 1}/{run.epochs}  loss {loss:.4f}  valid {numbers}  "
+        f"{scores['samples_per_second']:.0f} samples/s, {scores['data_wait']:.1%} waiting for data"
+    )

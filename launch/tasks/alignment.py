@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from core import distributed
 from core.batch import Batch
+from core.files import sha256_of_bytes
+from core.metrics.declared import shown_metrics
 from core.metrics.ranking import (
     all_ranks,
     mutual_nearest,
@@ -28,29 +28,14 @@ from core.metrics.ranking import (
 from core.model import DataSpec, Model
 from data_shards.graph import Graphs, load_graphs
 from data_shards.reading.sampler import Sampler, even_split
-from data_shards.shards.manifest import DataError
+from data_shards.shards.manifest import DataError, Manifest
 from launch.config import ConfigError, Run
 from launch.reports.plots import COLORS, figure, save
-from launch.tasks.base import EvaluationResult
+from launch.tasks.alignment_options import alignment_options
+from launch.tasks.base import EvaluationResult, objective_of, precision_context
 
-SUMMARY = ("Hits@1", "Hits@10", "Hits@50", "MR", "MRR")
-
-
-@dataclass(frozen=True)
-class AlignmentOptions:
-    """``Run.task_options`` of this task."""
-
-    csls: int = 3  # neighbours; 0: scores without CSLS only
-    seeds: Literal["links", "image", "words", "chars"] = (
-        "links"  # a view: unsupervised, its most similar pairs instead
-    )
-    num_seeds: int = 1000  # of them
-    iterate_from: int = 0  # first epoch after which the model proposes links; 0: never
-    propose_every: int = 5
-    restart_every: int = (
-        50  # probation: candidates must stay mutual nearest neighbours since the last restart
-    )
-    commit_every: int = 50
+SUMMARY = tuple(shown_metrics("alignment"))
+DIRECTIONS = ("", "r2l/")  # prefixes of scores: from left to right, and from right to left
 
 
 class AlignmentTask:
@@ -61,28 +46,21 @@ class AlignmentTask:
             raise ConfigError(
                 "max_micro_batch has no use here: each part would encode the whole graph again; leave it 0"
             )
-        self.run, self.options = run, _options(run)
-        self.device = (
-            torch.device("cuda", torch.cuda.current_device())
-            if torch.cuda.is_available()
-            else torch.device("cpu")
-        )
-        views = tuple(run.options.views)
-        self.graphs: Graphs = self._load(views)
+        self.run = run
+        self.options = alignment_options(run)
+        self.device = torch.device("cpu")
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", torch.cuda.current_device())
+        self.graphs: Graphs = self._load(tuple(run.options.views))
+        self.manifest: Manifest = self.graphs.manifest
         self.data: DataSpec = self.graphs.spec()
-        self.given = (
-            self.graphs.links["train"]
-            if self.options.seeds == "links"
-            else self._seeds(self.options.seeds)
-        )
-        self.proposed = self.given.new_empty(0, 2)  # links in use beside the given ones
+        self.seed_links = self._seed_links()  # (L, 2), where training begins
+        self.proposed = self.seed_links.new_empty(0, 2)  # links of the model, in use beside them
         self.candidates: Tensor | None = None  # those on probation; None: no probation is under way
         self._begun = -1  # the last epoch that ``begin_epoch`` has seen
-        self._position = self._following = (
-            0,
-            0,
-        )  # epoch, steps of it that are done; and once the one at hand is
-        self._identity = hashlib.sha256(self.graphs.manifest.to_json().encode()).hexdigest()
+        # epoch, and steps of it that are done; and the same once the step at hand is done
+        self._position = self._following = (0, 0)
+        self._identity = sha256_of_bytes(self.manifest.to_json().encode())
 
     def _load(self, views: tuple[str, ...]) -> Graphs:
         cache = Path(self.run.cache) if self.run.cache else None
@@ -92,11 +70,11 @@ class AlignmentTask:
 
     @property
     def links(self) -> Tensor:
-        """(L, 2) links to train on; those proposed come last, so that the given ones keep their numbers."""
-        return torch.cat([self.given, self.proposed])
+        """(L, 2) links to train on; those proposed come last, so that the seeds keep their numbers."""
+        return torch.cat([self.seed_links, self.proposed])
 
     @property
-    def _order(self) -> Sampler:
+    def _sampler(self) -> Sampler:
         return Sampler(
             (len(self.links),),
             self.run.batch_size,
@@ -105,20 +83,23 @@ class AlignmentTask:
         )
 
     def steps(self, epoch: int) -> int:
-        return self._order.steps
+        return self._sampler.steps
 
     def batches(self, epoch: int) -> Iterator[list[Batch]]:
-        links, order = self.links, self._order
-        plan = order.epoch(epoch, lambda shard: np.ones(len(links), np.int64))
+        links, sampler = self.links, self._sampler
+        plan = sampler.epoch(epoch, lambda shard: np.ones(len(links), np.int64))
         done = self._position[1] if self._position[0] == epoch else 0
         ranks, rank = distributed.world_size(), distributed.rank()
-        for step in range(done, order.steps):
+        for step in range(done, sampler.steps):
             _, rows = plan.batch(step)
-            mine = rows[even_split(len(rows), ranks)[rank]]
-            index = torch.from_numpy(mine if len(mine) else rows[:1]).to(self.device)
-            weight = torch.full((len(index),), float(len(mine) > 0), device=self.device)
+            local = rows[even_split(len(rows), ranks)[rank]]
+            weight = 1.0
+            if not len(local):  # more ranks than links: this one computes a row that does not count
+                local, weight = rows[:1], 0.0
+            index = torch.from_numpy(local).to(self.device)
+            weights = torch.full((len(index),), weight, device=self.device)
             self._following = (epoch, step + 1)
-            yield [self.graphs.batch(index, links[index], weight, ranks / len(rows))]
+            yield [self.graphs.batch(index, links[index], weights, ranks / len(rows))]
             self.mark_consumed()
 
     def mark_consumed(self) -> None:
@@ -130,11 +111,8 @@ class AlignmentTask:
             return
         self._begun = epoch
         options = self.options
-        if (
-            not options.iterate_from
-            or epoch <= options.iterate_from
-            or epoch % options.propose_every
-        ):
+        iterating = 0 < options.iterate_from < epoch
+        if not iterating or epoch % options.propose_every:
             return
         found = self._propose(model)
         restart = epoch % options.restart_every == options.propose_every % options.restart_every
@@ -148,19 +126,23 @@ class AlignmentTask:
     def _propose(self, model: Model) -> Tensor:
         """(M, 2) mutual nearest neighbours among all entities that no training link holds; the same on every rank."""
         joint = self.embed(model)
-        left, right = (self.open_entities(side) for side in (0, 1))
+        left, right = self.open_entities(0), self.open_entities(1)
+        found = self.seed_links[:0]
         if distributed.rank() == 0:
             pairs, _ = mutual_nearest(joint[left], joint[right])
             found = torch.stack([left[pairs[:, 0]], right[pairs[:, 1]]], 1)
-        else:
-            found = self.given[:0]
         return distributed.gather_rows(found)  # one rank decides: others may round differently
 
     def open_entities(self, side: int) -> Tensor:
         """Entities of one graph (0 left, 1 right) that no training link holds."""
-        taken = torch.zeros(self.graphs.num_entities, dtype=torch.bool, device=self.device)
-        taken[self.links.flatten()] = True
-        return ((self.graphs.side == side) & ~taken).nonzero().squeeze(1)
+        linked = self._entities_of(self.links)
+        return ((self.graphs.side == side) & ~linked).nonzero().squeeze(1)
+
+    def _entities_of(self, links: Tensor) -> Tensor:
+        """(N,) bool: which entities these links hold."""
+        linked = torch.zeros(self.graphs.num_entities, dtype=torch.bool, device=self.device)
+        linked[links.flatten()] = True
+        return linked
 
     def embed(self, model: Model) -> Tensor:
         """(N, D) joint embeddings of all entities."""
@@ -176,56 +158,63 @@ class AlignmentTask:
     def _joint(self, model: Model, links: Tensor, *, links_only: bool) -> Tensor:
         training = model.training
         model.eval()
-        precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.run.precision)
-        batch = self.graphs.batch(
-            links[:, 0], links, torch.ones(len(links), device=self.device), 1 / len(links)
-        )
-        with torch.autocast(self.device.type, dtype=precision, enabled=precision is not None):
+        weight = torch.ones(len(links), device=self.device)
+        batch = self.graphs.batch(links[:, 0], links, weight, 1 / len(links))
+        with precision_context(self.device, self.run.precision):
             joint: Tensor = model(replace(batch, links_only=links_only)).joint.float()
         model.train(training)
         return joint
 
-    def _pairs(self, split: str) -> Tensor:
+    def _links_of(self, split: str) -> Tensor:
         if split not in self.graphs.links:
             raise DataError(
                 f"{self.run.data} has no links {split!r}; it has {', '.join(self.graphs.links)}"
             )
         return self.graphs.links[split]
 
+    def score_names(self) -> list[str]:
+        among_all = [f"all/{direction}{name}" for direction in DIRECTIONS for name in SUMMARY]
+        return _ranked_names(self.options.csls) + among_all
+
+    def constant_baselines(self, split: str) -> dict[str, dict[str, float]]:
+        return {}  # no entity is everyone's partner
+
     def evaluate(self, model: Model, split: str, device: torch.device) -> dict[str, float]:
-        links = self._pairs(split)
+        links = self._links_of(split)
         if split != "valid":
-            return self._ranked(*self.embed_pairs(model, links))[0]
+            left, right = self.embed_pairs(model, links)
+            scores, _ = self._ranked(left, right)
+            return scores
         joint = self.embed(model)
-        pairs = joint[links[:, 0]], joint[links[:, 1]]
-        return self._ranked(*pairs)[0] | self._ranked_among_all(joint, links)
+        scores, _ = self._ranked(joint[links[:, 0]], joint[links[:, 1]])
+        return scores | self._ranked_among_all(joint, links)
 
     def _ranked_among_all(self, joint: Tensor, links: Tensor) -> dict[str, float]:
-        """Scores of links among all entities that no given link holds: the few links of validation are too easily told
+        """Scores of links among all entities that no seed link holds: the few links of validation are too easily told
         apart to select by, and this takes no knowledge of other links. The same on every rank."""
         values = torch.zeros(2, len(SUMMARY), dtype=torch.float64)
         if distributed.rank() == 0:
-            known = torch.zeros(self.graphs.num_entities, dtype=torch.bool, device=self.device)
-            known[torch.cat([self.given, links]).flatten()] = True
+            known = self._entities_of(torch.cat([self.seed_links, links]))
             for side in (0, 1):
                 others = joint[(self.graphs.side == 1 - side) & ~known]
-                found = summary(
-                    ranks_among(joint[links[:, side]], joint[links[:, 1 - side]], others)
-                )
-                values[side] = torch.tensor([found[name] for name in SUMMARY], dtype=torch.float64)
+                ranks = ranks_among(joint[links[:, side]], joint[links[:, 1 - side]], others)
+                scores = summary(ranks)
+                values[side] = torch.tensor([scores[name] for name in SUMMARY], dtype=torch.float64)
         values = distributed.all_reduce_sum(values.to(self.device))
-        names = [f"all/{direction}{name}" for direction in ("", "r2l/") for name in SUMMARY]
+        names = [f"all/{direction}{name}" for direction in DIRECTIONS for name in SUMMARY]
         return dict(zip(names, values.flatten().tolist(), strict=True))
 
     def _ranked(
         self, left: Tensor, right: Tensor
     ) -> tuple[dict[str, float], tuple[np.ndarray, np.ndarray]]:
         """Scores of (L, D) aligned rows, the same on every rank; and on the first rank both directions' plain ranks."""
-        names = _score_names(self.options.csls)
-        values, ranks = torch.zeros(len(names), dtype=torch.float64), (np.empty(0), np.empty(0))
+        names = _ranked_names(self.options.csls)
+        values = torch.zeros(len(names), dtype=torch.float64)
+        ranks = (np.empty(0), np.empty(0))
         if distributed.rank() == 0:
             found = all_ranks(left, right, self.options.csls)
-            scores, ranks = scores_of(found), (found[0][0], found[1][0])
+            scores = scores_of(found)
+            ranks = (found[0][0], found[1][0])
             values = torch.tensor([scores[name] for name in names], dtype=torch.float64)
         values = distributed.all_reduce_sum(values.to(self.device))
         return dict(zip(names, values.tolist(), strict=True)), ranks
@@ -233,7 +222,7 @@ class AlignmentTask:
     def final(
         self, model: Model, split: str, device: torch.device, run_dir: Path
     ) -> EvaluationResult:
-        links = self._pairs(split)
+        links = self._links_of(split)
         left, right = self.embed_pairs(model, links)
         scores, ranks = self._ranked(left, right)
         if distributed.rank() > 0:
@@ -254,7 +243,7 @@ class AlignmentTask:
         remarks = []
         if self.options.seeds != "links":
             remarks.append(
-                f"Unsupervised: trained on {len(self.given)} pairs of like {self.options.seeds}, no gold links."
+                f"Unsupervised: trained on {len(self.seed_links)} pairs of like {self.options.seeds}, no gold links."
             )
         if len(self.proposed):
             gold = torch.cat(list(self.graphs.links.values()))
@@ -270,18 +259,12 @@ class AlignmentTask:
         return [split for split in ("train", "valid", "test") if split in self.graphs.links]
 
     def objective(self, scores: dict[str, float]) -> float:
-        if self.run.select not in scores:
-            raise ConfigError(
-                f"select={self.run.select!r} is no score of this task; there are {', '.join(scores)}"
-            )
-        return scores[self.run.select] * (1.0 if self.run.goal == "min" else -1.0)
+        return objective_of(self.run, scores)
 
-    def sample_ids(self, parts: list[Batch]) -> list[str]:
-        links = self.links[torch.cat([part.index[part.weight > 0] for part in parts])]
-        return [
-            f"{left} - {right}"
-            for left, right in zip(*(self.graphs.ids(side) for side in links.T), strict=True)
-        ]
+    def sample_ids(self, micro_batches: list[Batch]) -> list[str]:
+        index = torch.cat([batch.index[batch.weight > 0] for batch in micro_batches])
+        left, right = (self.graphs.ids(side) for side in self.links[index].T)
+        return [f"{one} - {other}" for one, other in zip(left, right, strict=True)]
 
     def wait_seconds(self) -> float:
         return 0.0  # everything is on the device
@@ -289,15 +272,19 @@ class AlignmentTask:
     def skipped(self) -> int:
         return 0  # damage is refused
 
-    def _seeds(self, view: str) -> Tensor:
-        """(num_seeds, 2) pairs of the two graphs whose ``view`` is most alike, each entity at most once."""
+    def _seed_links(self) -> Tensor:
+        """(L, 2) training links, or as many pairs of the two graphs as asked whose view is most alike, each entity at
+        most once."""
+        view = self.options.seeds
+        if view == "links":
+            return self.graphs.links["train"]
         graphs = self.graphs if view in self.graphs.views else self._load((view,))
-        sides = [
-            ((graphs.side == side) & graphs.present[view]).nonzero().squeeze(1) for side in (0, 1)
-        ]
-        left, right = (unit(graphs.views[view][side]) for side in sides)
-        pairs = greedy_pairs(left, right, self.options.num_seeds)
-        return torch.stack([sides[0][pairs[:, 0]], sides[1][pairs[:, 1]]], 1)
+        has_view = graphs.present[view]
+        left = ((graphs.side == 0) & has_view).nonzero().squeeze(1)
+        right = ((graphs.side == 1) & has_view).nonzero().squeeze(1)
+        features = graphs.views[view]
+        pairs = greedy_pairs(unit(features[left]), unit(features[right]), self.options.num_seeds)
+        return torch.stack([left[pairs[:, 0]], right[pairs[:, 1]]], 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -319,13 +306,12 @@ class AlignmentTask:
                 )
         self._position = self._following = tuple(state["position"])
         self._begun = state["begun"]
-        self.proposed = self._pairs_of(state["proposed"])
-        self.candidates = (
-            None if state["candidates"] is None else self._pairs_of(state["candidates"])
-        )
+        self.proposed = self._read_links(state["proposed"])
+        saved = state["candidates"]
+        self.candidates = None if saved is None else self._read_links(saved)
 
-    def _pairs_of(self, pairs: list[list[int]]) -> Tensor:
-        return torch.tensor(pairs, dtype=torch.int64, device=self.device).reshape(-1, 2)
+    def _read_links(self, links: list[list[int]]) -> Tensor:
+        return torch.tensor(links, dtype=torch.int64, device=self.device).reshape(-1, 2)
 
 
 def greedy_pairs(left: Tensor, right: Tensor, wanted: int) -> Tensor:
@@ -334,7 +320,8 @@ def greedy_pairs(left: Tensor, right: Tensor, wanted: int) -> Tensor:
     Mutual nearest neighbours are exactly the pairs that the greedy choice makes next among their rows, so rounds of
     them give the greedy result without sorting all pairs.
     """
-    open_left, open_right = (torch.arange(len(side), device=side.device) for side in (left, right))
+    open_left = torch.arange(len(left), device=left.device)
+    open_right = torch.arange(len(right), device=right.device)
     pairs, scores = open_left.new_empty(0, 2), left.new_empty(0)
     while len(open_left) and len(open_right):
         found, similarity = mutual_nearest(left[open_left], right[open_right])
@@ -347,41 +334,29 @@ def greedy_pairs(left: Tensor, right: Tensor, wanted: int) -> Tensor:
     return pairs[scores.argsort(descending=True, stable=True)[:wanted]]
 
 
-def _options(run: Run) -> AlignmentOptions:
-    try:
-        unknown = set(run.task_options) - set(AlignmentOptions.__dataclass_fields__)
-        if unknown:
-            known = ", ".join(AlignmentOptions.__dataclass_fields__)
-            raise ConfigError(f"task_options has no {min(unknown)!r}; there are {known}")
-        return TypeAdapter(AlignmentOptions).validate_python(run.task_options)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(["task_options", *map(str, first["loc"])])
-        raise ConfigError(f"{key}={first['input']!r}: {first['msg']}") from None
-
-
-def _score_names(csls: int) -> list[str]:
-    return [
-        f"{p}{d}{name}"
-        for p in ("", "csls/")[: 2 if csls else 1]
-        for d in ("", "r2l/")
-        for name in SUMMARY
-    ]
+def _ranked_names(csls: int) -> list[str]:
+    """Names of the scores of aligned pairs: plain, and with CSLS where it is asked for."""
+    names = []
+    for variant in ["", "csls/"] if csls else [""]:
+        for direction in DIRECTIONS:
+            names += [f"{variant}{direction}{name}" for name in SUMMARY]
+    return names
 
 
 def _contains(pairs: Tensor, asked: Tensor, num_entities: int) -> Tensor:
     """(M,) bool: which of the (M, 2) asked pairs are among ``pairs``."""
-    return torch.isin(
-        asked[:, 0] * num_entities + asked[:, 1], pairs[:, 0] * num_entities + pairs[:, 1]
-    )
+    asked_keys = asked[:, 0] * num_entities + asked[:, 1]
+    keys = pairs[:, 0] * num_entities + pairs[:, 1]
+    return torch.isin(asked_keys, keys)
 
 
 def _draw(run_dir: Path, split: str, ranks: tuple[np.ndarray, np.ndarray]) -> tuple[str, str]:
     drawing, axes = figure(6, 3.8)
-    for found, name, color in zip(ranks, ("left to right", "right to left"), COLORS, strict=False):
-        axes.plot(
-            np.sort(found), np.arange(1, len(found) + 1) / len(found), label=name, color=color
-        )
+    for directed, name, color in zip(
+        ranks, ("left to right", "right to left"), COLORS[:2], strict=True
+    ):
+        share = np.arange(1, len(directed) + 1) / len(directed)
+        axes.plot(np.sort(directed), share, label=name, color=color)
     axes.set(
         xscale="log",
         ylim=(0, 1),
@@ -390,6 +365,5 @@ def _draw(run_dir: Path, split: str, ranks: tuple[np.ndarray, np.ndarray]) -> tu
         title=f"Rank of the right partner ({split})",
     )
     axes.legend(frameon=False)
-    return f"Share of {split} links whose partner is among the k most similar candidates.", save(
-        drawing, run_dir / "ranks.png"
-    )
+    caption = f"Share of {split} links whose partner is among the k most similar candidates."
+    return caption, save(drawing, run_dir / "ranks.png")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,6 +12,8 @@ import torch
 
 from core.batch import Batch
 from core.model import DataSpec, Model
+from data_shards.shards.manifest import Manifest
+from launch.config import Run
 
 
 @dataclass(frozen=True)
@@ -18,9 +21,7 @@ class EvaluationResult:
     """The last evaluation of a split, and what was written about it."""
 
     scores: dict[str, float]
-    plots: list[tuple[str, str]] = field(
-        default_factory=list
-    )  # (caption, file name in the run directory)
+    plots: list[tuple[str, str]] = field(default_factory=list)  # caption, file in the run directory
     remarks: list[str] = field(default_factory=list)  # sentences for the report
 
 
@@ -28,13 +29,14 @@ class Task(Protocol):
     """One data set with its scores. ``SentimentTask`` and ``AlignmentTask`` implement it; nothing else knows which."""
 
     data: DataSpec
+    manifest: Manifest  # of the shards; says in ``task`` which task this is
 
     def steps(self, epoch: int) -> int:
         """Optimiser steps of this epoch, the same on every rank."""
         ...
 
     def batches(self, epoch: int) -> Iterator[list[Batch]]:
-        """What is left of this epoch: per optimiser step, the parts (micro-batches) of this rank."""
+        """What is left of this epoch: per optimiser step, the micro-batches of this rank."""
         ...
 
     def mark_consumed(self) -> None:
@@ -43,6 +45,10 @@ class Task(Protocol):
 
     def begin_epoch(self, epoch: int, model: Model) -> None:
         """Told before each epoch, in case the data depend on the model (new links, say)."""
+        ...
+
+    def score_names(self) -> list[str]:
+        """What ``evaluate`` gives for the validation split, which a run may select by."""
         ...
 
     def evaluate(self, model: Model, split: str, device: torch.device) -> dict[str, float]:
@@ -59,12 +65,16 @@ class Task(Protocol):
         """The splits that there are, among "train", "valid", "test"."""
         ...
 
+    def constant_baselines(self, split: str) -> dict[str, dict[str, float]]:
+        """Name of a constant answer -> its scores on a split; empty where the task has none."""
+        ...
+
     def objective(self, scores: dict[str, float]) -> float:
         """What selection minimises."""
         ...
 
-    def sample_ids(self, parts: list[Batch]) -> list[str]:
-        """The samples of a step by the names their source gave them, for messages."""
+    def sample_ids(self, micro_batches: list[Batch]) -> list[str]:
+        """The samples of a step by the names that the raw data gave them, for messages."""
         ...
 
     def wait_seconds(self) -> float:
@@ -76,7 +86,19 @@ class Task(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain JSON: the position in the stream, and what else the task has gathered."""
+        """Plain JSON: the position in the stream, and what else the task has learnt of its data."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def objective_of(run: Run, scores: dict[str, float]) -> float:
+    """The score that the run selects by, negated where more is better."""
+    score = scores[run.select]
+    return score if run.goal == "min" else -score
+
+
+def precision_context(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """How a model is evaluated: in the precision that it was trained in."""
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    return torch.autocast(device.type, dtype=kind, enabled=kind is not None)

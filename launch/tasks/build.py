@@ -9,14 +9,26 @@ from launch.tasks.base import Task
 
 
 def build_task(run: Run) -> Task:
-    """The task that the run's model names; opens its data."""
+    """The task that the run's model names; opens its data.
+
+    Raises:
+        ConfigError: the run selects by a score that the task does not give.
+    """
+    task: Task
     if MODELS[run.model].task == "alignment":
         from launch.tasks.alignment import AlignmentTask
 
-        return AlignmentTask(run)
-    from launch.tasks.sentiment import SentimentTask
+        task = AlignmentTask(run)
+    else:
+        from launch.tasks.sentiment import SentimentTask
 
-    return SentimentTask(run)
+        task = SentimentTask(run)
+    if run.select not in task.score_names():
+        raise ConfigError(
+            f"select={run.select!r} is no score of metrics={run.metrics}; "
+            f"there are {', '.join(task.score_names())}"
+        )
+    return task
 
 
 def build_model(run: Run, data: DataSpec) -> Model:

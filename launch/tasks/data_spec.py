@@ -13,14 +13,14 @@ from data_shards.shards.manifest import Manifest
 def sentiment_spec(manifest: Manifest, folder: Path | None) -> DataSpec:
     """Of sentiment shards. ``folder`` is where the codebook lies, if the folder has one; None for remote shards."""
     modalities = {name: spec for name, spec in manifest.fields.items() if name not in LABELS}
-    floats = {name: spec.dtype.startswith("float") for name, spec in modalities.items()}
+    widths = {}
+    for name, spec in modalities.items():
+        holds_features = spec.dtype.startswith("float")  # else token ids
+        widths[name] = int(spec.shape[-1] or 0) if holds_features else 0
     tokenizer = manifest.tokenizer or {}
     return DataSpec(
         task="sentiment",
-        features={
-            name: int(spec.shape[-1] or 0) if floats[name] else 0
-            for name, spec in modalities.items()
-        },
+        features=widths,
         max_length={name: manifest.max_length.get(name, 0) for name in modalities},
         label_range=(manifest.labels.low, manifest.labels.high),
         label_resolution=manifest.labels.resolution,

@@ -1,4 +1,4 @@
-"""What a model said about each sample: as a table, and as plots."""
+"""A model's predictions for each sample: as a table, and as plots."""
 
 from __future__ import annotations
 
@@ -7,22 +7,29 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import confusion_matrix
+from scipy.special import softmax
+from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from data_shards.shards.manifest import Labels
 from launch.reports.plots import INK, figure, save
+
+# CH-SIMS names five classes of scores in [-1, 1]; a score belongs to the first whose edge it does not exceed.
+SIMS_EDGES = (-0.7, -0.1, 0.1, 0.7)
+SIMS_CLASSES = ("negative", "weakly neg.", "neutral", "weakly pos.", "positive")
+RANGES = 6  # into which a scale of many points is cut
 
 
 @dataclass(frozen=True)
 class Predictions:
     """Of all samples of a split, in the split's order, the same on every rank."""
 
-    index: np.ndarray  # (N,) place in the split
+    index: np.ndarray  # (N,) number of the sample in the split
     prediction: np.ndarray  # (N,) scores, or (N, classes) logits
     label: np.ndarray  # (N,)
 
     @staticmethod
     def of(index: np.ndarray, prediction: np.ndarray, label: np.ndarray) -> Predictions:
+        """From rows in any order."""
         order = np.argsort(index, kind="stable")
         return Predictions(index[order], prediction[order], label[order])
 
@@ -32,42 +39,45 @@ class Predictions:
         return self.prediction.argmax(-1)
 
 
-def write_predictions(path: Path, ids: list[str], said: Predictions, labels: Labels) -> None:
+def write_predictions(path: Path, ids: list[str], predictions: Predictions, labels: Labels) -> None:
     """One row per sample: id, label, prediction, and the probability of each class where there are classes."""
-    table = pd.DataFrame({"id": ids, "label": said.label})
+    table = pd.DataFrame({"id": ids, "label": predictions.label})
     if labels.kind == "classes":
-        logits = said.prediction - said.prediction.max(-1, keepdims=True)
-        chances = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-        table["label"] = [labels.names[int(label)] for label in said.label]
-        table["prediction"] = [labels.names[number] for number in said.classes]
+        probabilities = softmax(predictions.prediction, axis=-1)
+        table["label"] = [labels.names[int(label)] for label in predictions.label]
+        table["prediction"] = [labels.names[number] for number in predictions.classes]
         for number, name in enumerate(labels.names):
-            table[f"p_{name}"] = chances[:, number]
+            table[f"p_{name}"] = probabilities[:, number]
     else:
-        table["prediction"] = said.prediction
-        table["error"] = said.prediction - said.label
+        table["prediction"] = predictions.prediction
+        table["error"] = predictions.prediction - predictions.label
     table.to_csv(path, index=False)
 
 
-def draw(run_dir: Path, split: str, said: Predictions, labels: Labels) -> list[tuple[str, str]]:
-    """Pictures of one split's predictions: (caption, file name)."""
+def draw(
+    run_dir: Path, split: str, predictions: Predictions, labels: Labels
+) -> list[tuple[str, str]]:
+    """Plots of one split's predictions: (caption, file name)."""
     plots = []
     if labels.kind != "classes":
-        plots.append(_draw_scatter(run_dir, split, said, labels))
-    plots.append(_draw_confusion(run_dir, split, said, labels))
+        plots.append(_draw_scatter(run_dir, split, predictions, labels))
+    plots.append(_draw_confusion(run_dir, split, predictions, labels))
     return plots
 
 
-def _draw_scatter(run_dir: Path, split: str, said: Predictions, labels: Labels) -> tuple[str, str]:
+def _draw_scatter(
+    run_dir: Path, split: str, predictions: Predictions, labels: Labels
+) -> tuple[str, str]:
     drawing, axes = figure(5.2, 5.0)
     low, high = labels.low, labels.high
     axes.plot([low, high], [low, high], color=INK, linewidth=0.8, linestyle="--", label="perfect")
     axes.scatter(
-        said.label,
-        said.prediction,
+        predictions.label,
+        predictions.prediction,
         s=14,
         alpha=0.45,
         linewidths=0,
-        label=f"{len(said.label)} {split} samples",
+        label=f"{len(predictions.label)} {split} samples",
     )
     axes.set(
         xlabel="true score",
@@ -76,59 +86,65 @@ def _draw_scatter(run_dir: Path, split: str, said: Predictions, labels: Labels) 
         xlim=(low - 0.2, high + 0.2),
     )
     axes.legend(loc="upper left", frameon=False)
-    return f"Predicted against true scores on the {split} split.", save(
-        drawing, run_dir / f"{split}_scatter.png"
-    )
+    caption = f"Predicted against true scores on the {split} split."
+    return caption, save(drawing, run_dir / f"{split}_scatter.png")
 
 
 def _draw_confusion(
-    run_dir: Path, split: str, said: Predictions, labels: Labels
+    run_dir: Path, split: str, predictions: Predictions, labels: Labels
 ) -> tuple[str, str]:
     if labels.kind == "classes":
         names = list(labels.names)
-        truth, answer = said.label.astype(int), said.classes
+        truth, answer = predictions.label.astype(int), predictions.classes
     else:
-        steps = np.arange(round(labels.low), round(labels.high) + 1)
-        if len(steps) < 4:  # scores in [-1, 1]: the five classes of SIMS
-            edges = np.array([-0.7, -0.1, 0.1, 0.7])
-            names = ["negative", "weakly neg.", "neutral", "weakly pos.", "positive"]
-            truth, answer = (
-                np.digitize(said.label, edges, right=True),
-                np.digitize(said.prediction, edges, right=True),
-            )
-        elif len(steps) > 12:  # a scale of many points: six equal ranges
-            edges = np.linspace(labels.low, labels.high, 7)
-            names = [f"{a:.0f}-{b:.0f}" for a, b in zip(edges[:-1], edges[1:], strict=True)]
-            truth, answer = (
-                np.digitize(values, edges[1:-1]) for values in (said.label, said.prediction)
-            )
-        else:
-            names = [str(step) for step in steps]
-            truth, answer = (
-                (np.round(np.clip(values, labels.low, labels.high)) - steps[0]).astype(int)
-                for values in (said.label, said.prediction)
-            )
+        names = _class_names(labels)
+        truth = _class_numbers(predictions.label, labels)
+        answer = _class_numbers(predictions.prediction, labels)
     counts = confusion_matrix(truth, answer, labels=range(len(names)))
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     drawing, axes = figure(5.6, 5.0)
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row in range(len(names)):
-        for column in range(len(names)):
-            color = "white" if shares[row, column] > 0.55 else INK
-            axes.text(
-                column,
-                row,
-                str(counts[row, column]),
-                ha="center",
-                va="center",
-                color=color,
-                fontsize=8,
-            )
-    axes.set(xlabel="predicted class", ylabel="true class", title="Confusion by class")
-    axes.set_xticks(range(len(names)), names, rotation=0 if max(map(len, names)) < 4 else 30)
-    axes.set_yticks(range(len(names)), names)
-    axes.grid(False)
-    return (
-        f"Confusion by class on the {split} split: counts, shaded by share of the true class.",
-        save(drawing, run_dir / f"{split}_confusion.png"),
+    short = max(map(len, names)) < 4
+    display = ConfusionMatrixDisplay(shares, display_labels=names)
+    display.plot(
+        ax=axes,
+        cmap="Blues",
+        colorbar=False,
+        xticks_rotation=0 if short else 30,
+        im_kw={"vmin": 0, "vmax": 1},
+        text_kw={"fontsize": 8},
     )
+    # the shade is the share of the true class, the number a count
+    for text, count in zip(display.text_.flat, counts.flat, strict=True):
+        text.set_text(str(count))
+    axes.set(xlabel="predicted class", ylabel="true class", title="Confusion by class")
+    axes.grid(False)
+    caption = f"Confusion by class on the {split} split: counts, shaded by share of the true class."
+    return caption, save(drawing, run_dir / f"{split}_confusion.png")
+
+
+def _points(labels: Labels) -> np.ndarray:
+    """The whole numbers of the scale."""
+    return np.arange(round(labels.low), round(labels.high) + 1)
+
+
+def _class_names(labels: Labels) -> list[str]:
+    """Names of the classes in which scores are counted: the scale's points, or fewer and wider where it has many."""
+    points = _points(labels)
+    if len(points) < 4:
+        return list(SIMS_CLASSES)
+    if len(points) <= 2 * RANGES:
+        return [str(point) for point in points]
+    edges = np.linspace(labels.low, labels.high, RANGES + 1)
+    return [f"{low:.0f}-{high:.0f}" for low, high in zip(edges[:-1], edges[1:], strict=True)]
+
+
+def _class_numbers(scores: np.ndarray, labels: Labels) -> np.ndarray:
+    """(N,) the class of each score, by number of ``_class_names``."""
+    points = _points(labels)
+    if len(points) < 4:
+        return np.digitize(scores, SIMS_EDGES, right=True)
+    if len(points) <= 2 * RANGES:
+        nearest = np.round(np.clip(scores, labels.low, labels.high))
+        return (nearest - points[0]).astype(int)
+    edges = np.linspace(labels.low, labels.high, RANGES + 1)
+    return np.digitize(scores, edges[1:-1])

@@ -13,7 +13,8 @@ import torch
 from core import distributed
 from core.batch import Batch, Utterances
 from core.metrics.classification import scores as class_scores
-from core.metrics.regression import collapsed
+from core.metrics.declared import shown_metrics
+from core.metrics.regression import collapsed, constant_baselines
 from core.metrics.regression import scores as sentiment_scores
 from core.model import DataSpec, Model
 from data_shards.batches import utterances
@@ -22,8 +23,8 @@ from data_shards.reading.reader import Arrays
 from data_shards.shards.manifest import DataError, Labels, Manifest
 from data_shards.stream import Stream
 from launch.config import ConfigError, Run
-from launch.deepspeed_config import micro_batches
-from launch.tasks.base import EvaluationResult
+from launch.engine.deepspeed_config import num_micro_batches
+from launch.tasks.base import EvaluationResult, objective_of, precision_context
 from launch.tasks.data_spec import sentiment_spec
 from launch.tasks.predictions import Predictions, draw, write_predictions
 
@@ -52,20 +53,9 @@ class SentimentTask:
             )
         if run.classes == "sign":
             self.manifest = by_sign(self.manifest)
-        self.data: DataSpec = sentiment_spec(
-            self.manifest, Path(run.data) if "://" not in run.data else None
-        )
+        folder = None if "://" in run.data else Path(run.data)
+        self.data: DataSpec = sentiment_spec(self.manifest, folder)
         self._waited = 0.0
-        if run.select not in self._score_names():
-            known = ", ".join(self._score_names())
-            raise ConfigError(
-                f"select={run.select!r} is no score of metrics={run.metrics}; there are {known}"
-            )
-
-    def _score_names(self) -> list[str]:
-        classes = self.run.metrics == "classes"
-        two = np.eye(2) if classes else np.array([0.0, 1.0])
-        return list(self.score(Predictions(np.arange(2), two, np.arange(2.0))))
 
     def _stream(self, split: str, *, shuffle: bool) -> Stream:
         run, loading = self.run, self.run.loading
@@ -75,7 +65,7 @@ class SentimentTask:
             global_batch=run.batch_size if shuffle else run.eval_batch_size,
             rank=distributed.rank(),
             ranks=distributed.world_size(),
-            micro_batches=micro_batches(run) if shuffle else 1,
+            micro_batches=num_micro_batches(run) if shuffle else 1,
             seed=run.seed,
             shuffle=shuffle,
             window=loading.window,
@@ -96,21 +86,22 @@ class SentimentTask:
         """Nothing here depends on the model."""
 
     def batches(self, epoch: int) -> Iterator[list[Batch]]:
-        for parts in self.train.epoch(epoch):
-            yield [self._prepare(part, "train", epoch) for part in parts]
+        for micro_batches in self.train.epoch(epoch):
+            yield [self._prepare(arrays, "train", epoch) for arrays in micro_batches]
 
     def mark_consumed(self) -> None:
         self.train.mark_consumed()
 
-    def _prepare(self, part: Any, split: str, epoch: int) -> Utterances:
-        batch = utterances(part)
+    def _prepare(self, arrays: Arrays, split: str, epoch: int) -> Utterances:
+        batch = utterances(arrays)
         if self.run.classes == "sign":
             batch = replace(batch, label=batch.label.sign() + 1)  # 0, 1, 2
         return apply_missing_mask(batch, self.run.missing, split=split, epoch=epoch)
 
-    def part_arrays(self, split: str) -> Iterator[list[Arrays]]:
-        """This rank's parts of a split in file order, as they come from the shards."""
-        return self._stream(split, shuffle=False).epoch(0)
+    def _arrays(self, split: str) -> Iterator[Arrays]:
+        """This rank's batches of a split in file order, as they come from the shards."""
+        for (arrays,) in self._stream(split, shuffle=False).epoch(0):
+            yield arrays
 
     @torch.no_grad()
     def predict(self, model: Model, split: str, device: torch.device) -> Predictions:
@@ -121,26 +112,28 @@ class SentimentTask:
         training = model.training
         model.eval()
         index, prediction, label = [], [], []
-        precision = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.run.precision)
-        for (part,) in self.part_arrays(split):
-            batch = self._prepare(part, split, 0).to(device)
-            with torch.autocast(device.type, dtype=precision, enabled=precision is not None):
+        for arrays in self._arrays(split):
+            batch = self._prepare(arrays, split, 0).to(device)
+            with precision_context(device, self.run.precision):
                 score = model(batch).score.float()
             real = batch.weight > 0
             index.append(batch.index[real])
             prediction.append(score[real])
             label.append(batch.label[real])
         model.train(training)
-        parts = (torch.cat(index), torch.cat(prediction), torch.cat(label))
-        sizes = distributed.gather_sizes(len(parts[0]), device)
-        return Predictions.of(
-            *(distributed.gather_rows(rows, sizes).cpu().numpy() for rows in parts)
-        )
+        columns = [torch.cat(index), torch.cat(prediction), torch.cat(label)]
+        sizes = distributed.gather_sizes(len(columns[0]), device)
+        gathered = [distributed.gather_rows(column, sizes).cpu().numpy() for column in columns]
+        return Predictions.of(*gathered)
 
-    def score(self, said: Predictions) -> dict[str, float]:
+    def score_names(self) -> list[str]:
+        return shown_metrics(self.run.metrics)
+
+    def score(self, predictions: Predictions) -> dict[str, float]:
+        """The metrics of the run."""
         if self.run.metrics == "classes":
-            return class_scores(said.prediction, said.label)
-        return sentiment_scores(said.prediction, said.label, self.run.metrics)
+            return class_scores(predictions.prediction, predictions.label)
+        return sentiment_scores(predictions.prediction, predictions.label, self.run.metrics)
 
     def evaluate(self, model: Model, split: str, device: torch.device) -> dict[str, float]:
         return self.score(self.predict(model, split, device))
@@ -148,43 +141,49 @@ class SentimentTask:
     def final(
         self, model: Model, split: str, device: torch.device, run_dir: Path
     ) -> EvaluationResult:
-        said = self.predict(model, split, device)
-        scores = self.score(said)
+        predictions = self.predict(model, split, device)
+        scores = self.score(predictions)
         if distributed.rank() > 0:
             return EvaluationResult(scores)
-        write_predictions(
-            run_dir / "predictions.csv", self.ids(split, said.index), said, self.manifest.labels
-        )
-        return EvaluationResult(
-            scores, draw(run_dir, split, said, self.manifest.labels), self._remarks(said, split)
-        )
+        ids = self.ids(split, predictions.index)
+        write_predictions(run_dir / "predictions.csv", ids, predictions, self.manifest.labels)
+        plots = draw(run_dir, split, predictions, self.manifest.labels)
+        return EvaluationResult(scores, plots, self._remarks(predictions, split))
 
-    def _remarks(self, said: Predictions, split: str) -> list[str]:
-        remarks = [
-            "The data are synthetic: generated to try the software, they say nothing about people."
-        ]
-        remarks = remarks if self.manifest.synthetic else []
+    def _remarks(self, predictions: Predictions, split: str) -> list[str]:
+        remarks = []
+        if self.manifest.synthetic:
+            remarks.append(
+                "The data are synthetic: generated to try the software, they say nothing about people."
+            )
         if self.run.metrics != "classes":
-            warning = collapsed(said.prediction, said.label, self.run.metrics)
-            remarks += [f"On {split}, {warning}"] if warning else []
+            warning = collapsed(predictions.prediction, predictions.label, self.run.metrics)
+            if warning:
+                remarks.append(f"On {split}, {warning}")
         return remarks
+
+    def constant_baselines(self, split: str) -> dict[str, dict[str, float]]:
+        if self.run.metrics == "classes":
+            return {}
+        labels = [arrays.arrays["label"].numpy() for arrays in self._arrays(split)]
+        return constant_baselines(np.concatenate(labels), self.run.metrics)
 
     def splits(self) -> list[str]:
         return [split for split in ("train", "valid", "test") if split in self.manifest.splits]
 
     def objective(self, scores: dict[str, float]) -> float:
-        return scores[self.run.select] * (1.0 if self.run.goal == "min" else -1.0)
+        return objective_of(self.run, scores)
 
-    def sample_ids(self, parts: list[Batch]) -> list[str]:
-        index = torch.cat([part.index[part.weight > 0] for part in parts]).cpu().numpy()
-        return self.train.ids(index)
+    def sample_ids(self, micro_batches: list[Batch]) -> list[str]:
+        index = torch.cat([batch.index[batch.weight > 0] for batch in micro_batches])
+        return self.train.ids(index.cpu().numpy())
 
     def ids(self, split: str, index: np.ndarray) -> list[str]:
         return self._stream(split, shuffle=False).ids(index)
 
     def wait_seconds(self) -> float:
-        waited, self._waited = self.train.wait_seconds - self._waited, self.train.wait_seconds
-        return waited
+        before, self._waited = self._waited, self.train.wait_seconds
+        return self._waited - before
 
     def skipped(self) -> int:
         return self.train.skipped

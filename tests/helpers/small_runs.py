@@ -106,7 +106,7 @@ def train_all(runs: list[Run], steps: int, absent: str = "") -> list[dict[str, A
     Args:
         absent: a modality that half of each global batch lacks.
     """
-    from launch.engine import init_processes, shutdown_processes
+    from launch.engine.processes import init_processes, shutdown_processes
 
     init_processes()
     results = [train_one(run, steps, absent) for run in runs]
@@ -116,7 +116,7 @@ def train_all(runs: list[Run], steps: int, absent: str = "") -> list[dict[str, A
 
 def first_steps(runs: list[Run], folder: Path) -> None:
     """On a rank: take the first step of each run, and save it below ``folder`` under the run's place in the list."""
-    from launch.engine import init_processes, shutdown_processes
+    from launch.engine.processes import init_processes, shutdown_processes
 
     init_processes()
     for place, run in enumerate(runs):
@@ -128,11 +128,11 @@ def stored_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
     """All of the last checkpoint, put together: "param NAME", "exp_avg NAME", "exp_avg_sq NAME", "buffer NAME"."""
     from launch.checkpoints.progress import Progress
     from launch.checkpoints.store import Checkpoints, read_state
-    from launch.checkpoints.tensors import Stored
+    from launch.checkpoints.tensors import StoredTensors
 
     folder, _ = Checkpoints(run_dir, Progress()).find("last")
     assert folder is not None
-    stored, whole = Stored(folder), {}
+    stored, whole = StoredTensors(folder), {}
     for name, shape in read_state(folder).shapes.items():
         for kind in ("param", "exp_avg", "exp_avg_sq"):
             whole[f"{kind} {name}"] = torch.empty(torch.Size(shape).numel())
@@ -146,18 +146,19 @@ def train_one(
     run: Run, steps: int, absent: str = "", save_to: Path | None = None
 ) -> dict[str, Any]:
     from core import distributed
-    from launch.checkpoints.progress import Progress
-    from launch.checkpoints.store import Checkpoints
-    from launch.engine import learning_rate_factor, set_learning_rates, start
+    from launch.engine.deepspeed_engine import start
+    from launch.engine.optimizer import learning_rate_factor, set_learning_rates
+    from launch.loop import train_step
     from launch.monitor.health import Clock
-    from launch.step import train_step
+    from launch.session import unrecorded
     from launch.tasks.build import build_model, build_task
 
     torch.manual_seed(run.seed)
     task = build_task(run)
     model = build_model(run, task.data)
     engine = start(model, run)
-    progress, losses, norms, rates = Progress(), [], [], {}
+    session = unrecorded(run, task, engine, save_to or Path("."))
+    progress, losses, norms, rates = session.progress, [], [], {}
     for epoch in range(1000):
         task.begin_epoch(epoch, model)
         model.begin_epoch(epoch)
@@ -168,15 +169,15 @@ def train_one(
                     parts, distributed.rank(), distributed.world_size(), absent
                 )
             rates = set_learning_rates(
-                engine, run, learning_rate_factor(run, progress.step, steps, epoch)
+                engine.optimizer, run, learning_rate_factor(run, progress.step, steps, epoch)
             )
-            taken = train_step(engine, parts, progress, run, task, Path("."), Clock())
+            result = train_step(session, parts, Clock())
             progress.step += 1
-            losses.append(sum(taken.losses.values()))
-            norms.append(taken.grad_norm)
+            losses.append(sum(result.losses.values()))
+            norms.append(result.grad_norm)
             if progress.step == steps:
                 if save_to is not None:
-                    Checkpoints(save_to, progress).save(engine, task, "last")
+                    session.save("last")
                 scores = task.evaluate(model, "valid", engine.device)
                 return {"losses": losses, "norms": norms, "rates": rates, "scores": scores}
     raise AssertionError("an epoch has no steps")

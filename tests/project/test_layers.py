@@ -13,7 +13,7 @@ HOMES = {
     "transformers": ("core/encoders/text.py", "core/encoders/text_attention.py", "data_shards/"),
     "triton": ("core/kernels/",),
     "webdataset": ("data_shards/",),
-    "deepspeed": ("launch/engine.py",),
+    "deepspeed": ("launch/engine/deepspeed_engine.py",),
     "ray": ("tune/",),
     "optuna": ("tune/",),
 }

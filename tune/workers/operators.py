@@ -15,7 +15,8 @@ from pathlib import Path
 from tune.workers.environment import environment
 
 START = (
-    "from launch.engine import init_processes, shutdown_processes; from tune.workers.child import die_with_parent; "
+    "from launch.engine.processes import init_processes, shutdown_processes; "
+    "from tune.workers.child import die_with_parent; "
     "die_with_parent(); init_processes(); shutdown_processes()"
 )
 

@@ -17,7 +17,8 @@ from typing import Any, TextIO
 import torch
 
 from core import distributed
-from launch.engine import init_processes, shutdown_processes
+from launch.engine.processes import init_processes, shutdown_processes
+from launch.loop import fit
 from launch.monitor.rank_command import run_rank
 from launch.reports.report import read_events
 from launch.session import TrainingSession, prepare
@@ -26,39 +27,39 @@ from tune.workers.child import die_with_parent, enter_folder, serve_store
 from tune.workers.environment import RESULTS
 
 
-def past(it: TrainingSession) -> list[dict[str, Any]]:
+def past(session: TrainingSession) -> list[dict[str, Any]]:
     """What the log says of the epochs before the checkpoint that this process goes on from."""
-    if not (it.run_dir / "log.jsonl").is_file():
+    if not (session.run_dir / "log.jsonl").is_file():
         return []
     events = [
         event
-        for event in read_events(it.run_dir).get("epoch", [])
-        if event["epoch"] < it.progress.epoch
+        for event in read_events(session.run_dir).get("epoch", [])
+        if event["epoch"] < session.progress.epoch
     ]
     return sorted(events, key=lambda event: event["epoch"])
 
 
-def results(it: TrainingSession) -> Iterator[dict[str, Any]]:
+def results(session: TrainingSession) -> Iterator[dict[str, Any]]:
     """One result per epoch, from the first: read back where there is a checkpoint behind it, else trained."""
-    for event in past(it):
-        last = it.progress.epoch == event["epoch"] + 1 and over(it)
-        yield result(it, event, last)
-    for scores in it.epochs:
-        yield result(it, scores, over(it))
+    for event in past(session):
+        last = session.progress.epoch == event["epoch"] + 1 and over(session)
+        yield result(session, event, last)
+    for scores in fit(session):
+        yield result(session, scores, over(session))
 
 
-def over(it: TrainingSession) -> bool:
-    return it.progress.finished or it.progress.epoch >= it.run.epochs
+def over(session: TrainingSession) -> bool:
+    return session.progress.finished or session.progress.epoch >= session.run.epochs
 
 
-def result(it: TrainingSession, event: dict[str, Any], last: bool) -> dict[str, Any]:
+def result(session: TrainingSession, event: dict[str, Any], last: bool) -> dict[str, Any]:
     skipped = ("kind", "step", "time", "epoch", "steps")
     numbers = {
         key: value
         for key, value in event.items()
         if key not in skipped and isinstance(value, int | float)
     }
-    objective = it.task.objective(numbers)
+    objective = session.task.objective(numbers)
     return {
         "epoch": int(event["epoch"]) + 1,
         "objective": objective,
@@ -78,10 +79,10 @@ def work(arguments: list[str]) -> None:
     run = parse(arguments)
     init_processes(run.timeout)
     first = distributed.rank() == 0
-    with prepare(run, quiet=True) as it:
+    with prepare(run, quiet=True) as session:
         out = os.fdopen(int(os.environ[RESULTS]), "w", encoding="utf-8") if first else None
-        todo = results(it)
-        while wanted(sys.stdin if first else None, it.engine.device):
+        todo = results(session)
+        while wanted(sys.stdin if first else None, session.engine.device):
             body = next(todo, None)
             if body is None:
                 break

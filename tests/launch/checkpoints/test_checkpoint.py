@@ -220,18 +220,18 @@ def test_weights_of_another_model_are_refused_by_parameter(tmp_path: Path):
 def save_once(run: Run, run_dir: Path, limit: int) -> str:
     """On a rank: train two steps, save, then save again where rank 1 may write no more than ``limit`` bytes a file."""
     from core import distributed
-    from launch.engine import init_processes, shutdown_processes
+    from launch.engine.processes import init_processes, shutdown_processes
     from launch.session import prepare
 
     init_processes()
-    with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as it:
-        checkpoints = Checkpoints(run_dir, it.progress, 2)
-        checkpoints.save(it.engine, it.task, "last")
-        it.progress.step = 7
+    with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as session:
+        checkpoints = Checkpoints(run_dir, session.progress, 2)
+        checkpoints.save(session.engine, session.task, "last")
+        session.progress.step = 7
         if distributed.rank() == 1:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         try:
-            checkpoints.save(it.engine, it.task, "last")
+            checkpoints.save(session.engine, session.task, "last")
             said = "saved"
         except SaveError as error:
             said = str(error)
@@ -251,24 +251,27 @@ def test_when_one_rank_cannot_write_all_ranks_say_which_and_why(data: Path, tmp_
 
 def contents(runs: list[Run], run_dir: Path, copies: Path) -> None:
     """On a rank: train an epoch if nobody has, then load into each run in turn and save a copy from there."""
-    from launch.engine import init_processes, shutdown_processes
+    from launch.engine.processes import init_processes, shutdown_processes
+    from launch.loop import fit
     from launch.session import prepare
 
     init_processes()
     for place, run in enumerate(runs):
-        with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as it:
-            if it.progress.step == 0:
-                next(it.epochs)
-            Checkpoints(copies / str(place), it.progress).save(it.engine, it.task, "last")
+        with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as session:
+            if session.progress.step == 0:
+                next(fit(session))
+            Checkpoints(copies / str(place), session.progress).save(
+                session.engine, session.task, "last"
+            )
     shutdown_processes()
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """All of a checkpoint, put together."""
-    from launch.checkpoints.tensors import Stored
+    from launch.checkpoints.tensors import StoredTensors
 
     (path,) = folder.glob("checkpoints/step-*")
-    state, stored = read_state(path), Stored(path)
+    state, stored = read_state(path), StoredTensors(path)
     whole = {f"buffer {name}": stored.whole("buffer", name) for name in stored.names("buffer")}
     for name, shape in state.shapes.items():
         for kind in ("param", "exp_avg", "exp_avg_sq"):
@@ -314,12 +317,13 @@ def die_while_saving(run: Run, run_dir: Path, rank: int, moment: str) -> None:
     import signal
 
     from core import distributed
-    from launch.engine import init_processes
+    from launch.engine.processes import init_processes
+    from launch.loop import fit
     from launch.session import prepare
 
     init_processes(lost_after=12)
-    with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as it:
-        next(it.epochs)
+    with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as session:
+        next(fit(session))
         if distributed.rank() == rank:
             real = {"write": store._write, "flush": store._flush, "replace": os.replace}[moment]
 
@@ -333,8 +337,8 @@ def die_while_saving(run: Run, run_dir: Path, rank: int, moment: str) -> None:
                 store.os.replace = die
             else:
                 setattr(store, f"_{moment}", die)
-        it.progress.step += 100
-        Checkpoints(run_dir, it.progress).save(it.engine, it.task, "last")
+        session.progress.step += 100
+        Checkpoints(run_dir, session.progress).save(session.engine, session.task, "last")
 
 
 @pytest.mark.parametrize(("rank", "moment"), [(1, "write"), (0, "flush"), (0, "replace")])

@@ -37,7 +37,8 @@ def whole(run: Run, kill: tuple[int, int] | None = None, how: str = "step") -> l
     from core import distributed
     from launch import loop
     from launch.checkpoints import store
-    from launch.engine import init_processes, shutdown_processes
+    from launch.engine.processes import init_processes, shutdown_processes
+    from launch.loop import fit
     from launch.monitor.rank_command import run_rank
     from launch.session import prepare
 
@@ -51,7 +52,7 @@ def whole(run: Run, kill: tuple[int, int] | None = None, how: str = "step") -> l
         real = loop.train_step
 
         def step(*arguments: Any) -> Any:
-            if arguments[2].step == kill[1]:
+            if arguments[0].progress.step == kill[1]:
                 if how == "step":
                     die()
                 elif how == "write":
@@ -64,9 +65,9 @@ def whole(run: Run, kill: tuple[int, int] | None = None, how: str = "step") -> l
     rates: list[float] = []
 
     def work() -> None:
-        with prepare(run, quiet=True) as it:
-            list(it.epochs)
-            rates.extend(group["lr"] for group in it.engine.optimizer.param_groups)
+        with prepare(run, quiet=True) as session:
+            list(fit(session))
+            rates.extend(group["lr"] for group in session.engine.optimizer.param_groups)
 
     code = run_rank(work)
     if code:

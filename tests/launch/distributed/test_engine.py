@@ -23,10 +23,11 @@ from core.losses.supcon import SupCon
 from core.losses.uncertainty import Uncertainty
 from core.models.hscl import HSCL
 from core.recompute import recompute_layers
-from launch import engine
 from launch.config import ConfigError, Run
-from launch.deepspeed_config import deepspeed_config, micro_batches, refuse_impossible
-from launch.engine import learning_rate_factor, refuse_stale_build_lock
+from launch.engine import processes
+from launch.engine.deepspeed_config import deepspeed_config, num_micro_batches, refuse_impossible
+from launch.engine.optimizer import learning_rate_factor
+from launch.engine.processes import refuse_stale_build_lock
 
 RUN = Run(model="hscl", options=None, batch_size=30)
 
@@ -81,7 +82,7 @@ def test_the_configuration_leaves_no_default_that_matters():
 
 @pytest.mark.parametrize(("most", "parts"), [(0, 1), (30, 1), (29, 2), (8, 4), (1, 30)])
 def test_micro_batches_follow_from_the_largest_one(most: int, parts: int):
-    assert micro_batches(replace(RUN, max_micro_batch=most)) == parts
+    assert num_micro_batches(replace(RUN, max_micro_batch=most)) == parts
 
 
 def with_file(tmp_path: Path, body: dict[str, Any]) -> dict[str, Any]:
@@ -167,8 +168,8 @@ def test_a_build_that_is_killed_while_others_wait_is_named(
         codes.append(code)
         left.set()
 
-    monkeypatch.setattr(engine.os, "_exit", leave)
-    with engine._build_lock_watched(0.05):
+    monkeypatch.setattr(processes.os, "_exit", leave)
+    with processes._build_lock_watched(0.05):
         assert left.wait(20)
     assert codes[0] == 2
     assert f"rm {lock}" in capfd.readouterr().err
@@ -203,7 +204,8 @@ class Learnt(nn.Module):
 
 def train_learnt(runs: list[Run], steps: int) -> list[dict[str, Any]]:
     """On a rank: ``train_one`` for each run of HSCL with ``Learnt``, and what has become of its two parameters."""
-    from launch.engine import gathered, init_processes, shutdown_processes
+    from launch.engine.deepspeed_engine import gathered
+    from launch.engine.processes import init_processes, shutdown_processes
 
     init_processes()
     made, before = [], HSCL.__init__

@@ -34,7 +34,8 @@ def watched(run: Run, seen: str, kill_at: int = -1) -> list[dict[str, float]]:
     """
     from core import distributed
     from launch import loop
-    from launch.engine import init_processes, shutdown_processes
+    from launch.engine.processes import init_processes, shutdown_processes
+    from launch.loop import fit
     from launch.session import prepare
 
     init_processes(lost_after=20)
@@ -43,17 +44,18 @@ def watched(run: Run, seen: str, kill_at: int = -1) -> list[dict[str, float]]:
     path.parent.mkdir(exist_ok=True)
     with path.open("w") as file:
 
-        def record(engine: Any, parts: list[Any], progress: Any, *rest: Any) -> Any:
-            if progress.step == kill_at:
+        def record(session: Any, parts: list[Any], *rest: Any) -> Any:
+            step = session.progress.step
+            if step == kill_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             samples = [int(at) for part in parts for at in part.index[part.weight > 0]]
-            file.write(json.dumps([progress.step, samples]) + "\n")
+            file.write(json.dumps([step, samples]) + "\n")
             file.flush()
-            return real(engine, parts, progress, *rest)
+            return real(session, parts, *rest)
 
         loop.train_step = record
-        with prepare(run, quiet=True) as it:
-            scores = list(it.epochs)
+        with prepare(run, quiet=True) as session:
+            scores = list(fit(session))
     shutdown_processes()
     return scores
 

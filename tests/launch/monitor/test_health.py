@@ -73,9 +73,9 @@ def poisoned(run: Run, run_dir: Path, what: str) -> dict[str, Any]:
     """On a rank: train; in the third step a loss, or only its gradient, becomes not finite on rank 1 alone."""
     from core import distributed
     from core.models.baseline import Baseline
-    from launch.engine import init_processes, shutdown_processes
-    from launch.session import prepare
-    from launch.step import TrainingStopped
+    from launch.engine.processes import init_processes, shutdown_processes
+    from launch.loop import fit
+    from launch.session import TrainingStopped, prepare
 
     init_processes()
     real, count = Baseline.losses, [0]
@@ -101,12 +101,12 @@ def poisoned(run: Run, run_dir: Path, what: str) -> dict[str, Any]:
 
     Baseline.losses = losses  # type: ignore[method-assign]
     said, moved = "", False
-    with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as it:
-        model, engine = it.engine.module.model, it.engine
+    with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as session:
+        model, engine = session.model, session.engine
         try:
-            from launch.engine import gathered
+            from launch.engine.deepspeed_engine import gathered
 
-            real_report = it.task.sample_ids
+            real_report = session.task.sample_ids
             before: list[torch.Tensor] = []
 
             def note(parts: Any) -> list[str]:
@@ -114,8 +114,8 @@ def poisoned(run: Run, run_dir: Path, what: str) -> dict[str, Any]:
                     before.extend(value.detach().clone() for value in model.parameters())
                 return real_report(parts)
 
-            it.task.sample_ids = note  # called between the check and the stop
-            next(it.epochs)
+            session.task.sample_ids = note  # called between the check and the stop
+            next(fit(session))
         except TrainingStopped as error:
             said = str(error)
         with gathered(list(model.parameters())):
@@ -158,7 +158,9 @@ def spoilt_embedding(run: Run, run_dir: Path) -> dict[str, Any]:
     """On a rank: train; in the third step one embedding of one sample of the last rank becomes not finite, from which
     the fused contrast can make no loss."""
     from core import distributed
-    from launch.engine import TrainStep, init_processes
+    from launch.engine.deepspeed_engine import TrainStep
+    from launch.engine.processes import init_processes
+    from launch.loop import fit
     from launch.monitor.rank_command import run_rank
     from launch.session import prepare
 
@@ -175,9 +177,9 @@ def spoilt_embedding(run: Run, run_dir: Path) -> dict[str, Any]:
 
     def work() -> None:
         init_processes()
-        with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as it:
-            names.append(it.task)
-            next(it.epochs)
+        with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as session:
+            names.append(session.task)
+            next(fit(session))
 
     TrainStep.run = spoil  # type: ignore[method-assign]
     names: list[Any] = []
@@ -222,27 +224,26 @@ def drifted(run: Run, run_dir: Path, drift: bool) -> str:
     """On a rank: train; after the second step one weight of rank 1 changes by itself."""
     from core import distributed
     from launch import loop
-    from launch.engine import init_processes, shutdown_processes
-    from launch.session import prepare
-    from launch.step import TrainingStopped
+    from launch.engine.processes import init_processes, shutdown_processes
+    from launch.session import TrainingStopped, prepare
 
     init_processes()
     real = loop.train_step
 
-    def step(engine: Any, *others: Any) -> Any:
-        taken = real(engine, *others)
-        if drift and distributed.rank() == 1 and others[1].step == 1:
-            next(iter(engine.module.model.parameters())).data.view(-1)[0] += 1e-7
-        return taken
+    def step(session: Any, *others: Any) -> Any:
+        result = real(session, *others)
+        if drift and distributed.rank() == 1 and session.progress.step == 1:
+            next(iter(session.model.parameters())).data.view(-1)[0] += 1e-7
+        return result
 
     loop.train_step = step
     said = ""
-    with prepare(replace(run, run_dir=str(run_dir), check_every=1), quiet=True) as it:
+    with prepare(replace(run, run_dir=str(run_dir), check_every=1), quiet=True) as session:
         try:
-            next(it.epochs)
+            next(loop.fit(session))
         except TrainingStopped as error:
             said = str(error)
-        name = next(name for name, _ in it.engine.module.model.named_parameters())
+        name = next(name for name, _ in session.engine.module.model.named_parameters())
     shutdown_processes()
     return said.replace(name, "the first parameter")
 
@@ -259,12 +260,13 @@ def test_ranks_whose_parameters_differ_are_named(data: Path, tmp_path: Path):
 
 def one_epoch(run: Run) -> None:
     """On a rank: train the first epoch."""
-    from launch.engine import init_processes, shutdown_processes
+    from launch.engine.processes import init_processes, shutdown_processes
+    from launch.loop import fit
     from launch.session import prepare
 
     init_processes()
-    with prepare(run, quiet=True) as it:
-        next(it.epochs)
+    with prepare(run, quiet=True) as session:
+        next(fit(session))
     shutdown_processes()
 
 

@@ -17,7 +17,7 @@ from small_runs import sentiment_data, small_run
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import Checkpoints, read_state
 from launch.config import Run
-from launch.fetch import Fetcher
+from launch.monitor.interruptible_iterator import InterruptibleIterator
 from launch.monitor.preemption import PREEMPTED
 from launch.monitor.watchdog import LOST
 
@@ -30,7 +30,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def signalled(run: Run, place: str, number: int, times: int = 1) -> None:
     """On a rank: train through ``main``; rank 1 sends itself a signal when it is at ``place``."""
     from core import distributed
-    from launch import step
+    from launch import loop
     from launch.config import to_dict
     from launch.tasks import sentiment
     from launch.train import main
@@ -63,7 +63,7 @@ def signalled(run: Run, place: str, number: int, times: int = 1) -> None:
 
         sentiment.SentimentTask.batches = hang
     elif place == "step":
-        before(step, "_mean")
+        before(loop, "mean_over_ranks")
     elif place == "save":
         before(Checkpoints, "save")
     elif place == "evaluation":
@@ -118,7 +118,8 @@ def fall_silent(run: Run, how: str, lost_after: float, timeout: float) -> None:
     """
     from core import distributed
     from launch import loop
-    from launch.engine import init_processes
+    from launch.engine.processes import init_processes
+    from launch.loop import fit
     from launch.monitor import watchdog
     from launch.session import prepare
 
@@ -126,9 +127,9 @@ def fall_silent(run: Run, how: str, lost_after: float, timeout: float) -> None:
     real = loop.train_step
 
     def stay(*arguments: Any) -> Any:
-        if arguments[2].step == 3 and watchdog._watch is not None:
-            watchdog._watch.stalled_after, watchdog._watch.lost_after = timeout, lost_after
-        if distributed.rank() == 1 and arguments[2].step == 3:
+        if arguments[0].progress.step == 3 and watchdog._watchdog is not None:
+            watchdog._watchdog.stalled_after, watchdog._watchdog.lost_after = timeout, lost_after
+        if distributed.rank() == 1 and arguments[0].progress.step == 3:
             time.sleep(2.5)  # the others have heard where it is
             if how == "process":
                 os.kill(os.getpid(), signal.SIGSTOP)
@@ -136,9 +137,9 @@ def fall_silent(run: Run, how: str, lost_after: float, timeout: float) -> None:
         return real(*arguments)
 
     loop.train_step = stay
-    with prepare(run, quiet=True) as it:
+    with prepare(run, quiet=True) as session:
         try:
-            list(it.epochs)
+            list(fit(session))
         except (
             RuntimeError
         ) as error:  # as the command does: the other rank may be gone before this one has heard why
@@ -206,14 +207,14 @@ def test_the_wait_for_a_batch_can_be_given_up_and_taken_up_again():
         gate.wait()
         yield 2
 
-    fetcher = Fetcher(source())
-    assert fetcher.next(lambda: False) == 1
-    assert fetcher.next(lambda: True) is None
-    assert fetcher.waiting
+    batches = InterruptibleIterator(source())
+    assert batches.next(lambda: False) == 1
+    assert batches.next(lambda: True) is None
+    assert batches.waiting
     gate.set()
-    assert fetcher.next(lambda: False) == 2
-    assert fetcher.next(lambda: False) is None
-    assert not fetcher.waiting
+    assert batches.next(lambda: False) == 2
+    assert batches.next(lambda: False) is None
+    assert not batches.waiting
 
 
 def test_an_error_of_the_source_comes_through_and_the_source_is_closed():
@@ -226,10 +227,10 @@ def test_an_error_of_the_source_comes_through_and_the_source_is_closed():
         finally:
             closed.set()
 
-    fetcher = Fetcher(source())
-    assert fetcher.next(lambda: False) == 1
+    batches = InterruptibleIterator(source())
+    assert batches.next(lambda: False) == 1
     with pytest.raises(ValueError, match="bad shard"):
-        fetcher.next(lambda: False)
+        batches.next(lambda: False)
     early = threading.Event()
 
     def endless():
@@ -239,9 +240,9 @@ def test_an_error_of_the_source_comes_through_and_the_source_is_closed():
         finally:
             early.set()
 
-    fetcher = Fetcher(endless())
-    fetcher.next(lambda: False)
-    fetcher.close()
+    batches = InterruptibleIterator(endless())
+    batches.next(lambda: False)
+    batches.close()
     assert closed.wait(10)
     assert early.wait(10)
 
@@ -249,7 +250,7 @@ def test_an_error_of_the_source_comes_through_and_the_source_is_closed():
 def lonely(seconds: float) -> bool:
     """On a rank: stop watching without a reason, and see that the other lives on."""
     from core import distributed
-    from launch.engine import init_processes
+    from launch.engine.processes import init_processes
     from launch.monitor import watchdog
 
     init_processes(lost_after=6)

@@ -27,8 +27,10 @@ from data_shards.sources.base import Options
 from data_shards.sources.knowledge_graphs import EntityOptions
 from launch.align import predict
 from launch.config import ConfigError, Run, load_recipe, override, recipe_names
-from launch.engine import learning_rate_factor
-from launch.tasks.alignment import AlignmentOptions, AlignmentTask, greedy_pairs
+from launch.engine.optimizer import learning_rate_factor
+from launch.tasks.alignment import AlignmentTask, greedy_pairs
+from launch.tasks.alignment_options import AlignmentOptions
+from launch.tasks.build import build_task
 
 CONFIGS: dict[str, Any] = {
     "mclea": MCLEA.Config(graph_hidden=12, hidden=8),
@@ -312,7 +314,7 @@ def test_scores_of_a_perfect_model_are_perfect_and_its_files_complete(
 @pytest.mark.parametrize("view", ["chars", "image"])
 def test_the_most_alike_names_or_images_replace_gold_links(shards: Path, view: str) -> None:
     task = AlignmentTask(run_of(shards, seeds=view, num_seeds=15))
-    ids = [[int(entity) for entity in task.graphs.ids(link)] for link in task.given]
+    ids = [[int(entity) for entity in task.graphs.ids(link)] for link in task.seed_links]
     assert len(ids) == 15
     assert all(
         right == left + SECOND for left, right in ids
@@ -363,11 +365,12 @@ def test_settings_that_cannot_be_used_are_refused(
 
 
 def test_a_wrong_score_or_split_is_answered_with_those_there_are(shards: Path) -> None:
-    task = AlignmentTask(replace(run_of(shards), select="MAE"))
+    run = replace(run_of(shards), metrics="alignment")
     with pytest.raises(
-        ConfigError, match=r"select='MAE' is no score of this task; there are Hits@1"
+        ConfigError, match=r"select='MAE' is no score of metrics=alignment; there are Hits@1"
     ):
-        task.objective({"Hits@1": 1.0})
+        build_task(replace(run, select="MAE"))
+    task = AlignmentTask(run)
     with pytest.raises(ValueError, match="no links 'dev'; it has train, valid, test"):
         task.evaluate(new_model(task), "dev", task.device)
 

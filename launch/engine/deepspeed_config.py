@@ -16,10 +16,14 @@ from core import distributed
 from launch.config import ConfigError, Run
 
 
-def micro_batches(run: Run) -> int:
-    """Parts in which a rank takes its share of the global batch."""
-    share = math.ceil(run.batch_size / distributed.world_size())
-    return math.ceil(share / run.max_micro_batch) if run.max_micro_batch else 1
+def num_micro_batches(run: Run) -> int:
+    """In how many micro-batches a rank takes its samples of the global batch."""
+    local = math.ceil(run.batch_size / distributed.world_size())
+    return math.ceil(local / run.max_micro_batch) if run.max_micro_batch else 1
+
+
+def _largest_micro_batch(run: Run) -> int:
+    return math.ceil(run.batch_size / (distributed.world_size() * num_micro_batches(run)))
 
 
 def refuse_impossible(
@@ -31,7 +35,7 @@ def refuse_impossible(
         frozen: some of the model's parameters are not trained.
         batch_norm: the model has a BatchNorm, which torch cannot synchronise on every device, nor over micro-batches.
     """
-    if batch_norm and (distributed.world_size() > 1 or micro_batches(run) > 1):
+    if batch_norm and (distributed.world_size() > 1 or num_micro_batches(run) > 1):
         raise ConfigError(
             f"model {run.model!r} with these options normalises over the samples that one process sees at a time "
             "(BatchNorm), so its result would depend on the number of processes and micro-batches; use one process and "
@@ -63,13 +67,10 @@ def refuse_impossible(
 
 def deepspeed_config(run: Run) -> dict[str, Any]:
     """The complete configuration: the recipe's, with what ``deepspeed=FILE`` says laid over it."""
-    parts = micro_batches(run)
-    ours: dict[str, Any] = {
+    config: dict[str, Any] = {
         # DeepSpeed uses these only for arithmetic; the stream deals out the true global batch
-        "train_micro_batch_size_per_gpu": math.ceil(
-            run.batch_size / (distributed.world_size() * parts)
-        ),
-        "gradient_accumulation_steps": parts,
+        "train_micro_batch_size_per_gpu": _largest_micro_batch(run),
+        "gradient_accumulation_steps": num_micro_batches(run),
         "gradient_clipping": run.optim.clip,
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
@@ -89,7 +90,7 @@ def deepspeed_config(run: Run) -> dict[str, Any]:
         "memory_breakdown": False,
         "dump_state": False,
     }
-    return _merge(ours, _read(run.deepspeed, run), "") if run.deepspeed else ours
+    return _merge(config, _read(run.deepspeed, run)) if run.deepspeed else config
 
 
 def _zero(run: Run) -> dict[str, Any]:
@@ -123,48 +124,58 @@ _SET_ELSEWHERE = {
 
 
 def _read(path: str, run: Run) -> dict[str, Any]:
+    """The user's file, without what agrees with the run.
+
+    Raises:
+        ConfigError: it cannot be read, or says something else than the run.
+    """
     try:
-        theirs = json.loads(Path(path).read_text(encoding="utf-8"))
+        settings = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ConfigError(f"deepspeed={path}: {error}") from None
     for section, instead in _SET_ELSEWHERE.items():
-        if section in theirs:
+        if section in settings:
             raise ConfigError(
                 f"{path} has a section {section!r}, but the recipe decides that; set {instead}"
             )
-    world, parts = distributed.world_size(), micro_batches(run)
-    expected = {
-        "train_batch_size": run.batch_size,
-        "train_micro_batch_size_per_gpu": math.ceil(run.batch_size / (world * parts)),
-        "gradient_accumulation_steps": parts,
-        "gradient_clipping": run.optim.clip,
-    }
-    for key, value in expected.items():
-        if theirs.get(key, "auto") not in ("auto", value):
-            raise ConfigError(
-                f"{path} says {key} = {theirs[key]}, but batch_size={run.batch_size} on {world} process(es) with "
-                f"max_micro_batch={run.max_micro_batch} and optim.clip={run.optim.clip:g} makes it {value}; "
-                "leave it out of the file, or change the run"
-            )
-        theirs.pop(key, None)
-    stage = theirs.get("zero_optimization", {}).get("stage", run.zero_stage)
+    _refuse_other_sizes(path, settings, run)
+    stage = settings.get("zero_optimization", {}).get("stage", run.zero_stage)
     if stage not in ("auto", run.zero_stage):
         raise ConfigError(
             f"{path} says stage {stage}, the run zero_stage={run.zero_stage}; set zero_stage={stage}"
         )
     for key in ("fp16", "bf16"):
-        if theirs.get(key, {}).get("enabled"):
+        if settings.get(key, {}).get("enabled"):
             raise ConfigError(
                 f"{path} enables {key}, which would train the weights themselves in it; set precision={key}"
             )
-    return theirs
+    return settings
 
 
-def _merge(base: dict[str, Any], over: dict[str, Any], where: str) -> dict[str, Any]:
+def _refuse_other_sizes(path: str, settings: dict[str, Any], run: Run) -> None:
+    """Take the sizes that follow from the run out of ``settings``, which must agree where it names them."""
+    expected = {
+        "train_batch_size": run.batch_size,
+        "train_micro_batch_size_per_gpu": _largest_micro_batch(run),
+        "gradient_accumulation_steps": num_micro_batches(run),
+        "gradient_clipping": run.optim.clip,
+    }
+    for key, value in expected.items():
+        found = settings.pop(key, "auto")
+        if found not in ("auto", value):
+            raise ConfigError(
+                f"{path} says {key} = {found}, but batch_size={run.batch_size} on "
+                f"{distributed.world_size()} process(es) with max_micro_batch={run.max_micro_batch} and "
+                f"optim.clip={run.optim.clip:g} makes it {value}; leave it out of the file, or change the run"
+            )
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with what ``over`` says; "auto" leaves it as it is."""
     merged = dict(base)
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(base.get(key), dict):
-            merged[key] = _merge(base[key], value, f"{where}{key}.")
+            merged[key] = _merge(base[key], value)
         elif value != "auto":
             merged[key] = value
     return merged

@@ -1,0 +1,207 @@
+"""The engine around a model and its losses. DeepSpeed is imported here and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import fields, replace
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from core.batch import Batch
+from core.dropout import number_dropouts, sample_masks
+from core.kernels.supcr.grouping import RowError
+from core.model import Model, Output
+from core.recompute import recompute_layers
+from launch.config import ConfigError, Run
+from launch.engine.deepspeed_config import deepspeed_config, refuse_impossible
+from launch.engine.optimizer import optimizer_for
+
+# From a micro-batch's global-batch rows to a scalar with the gradient that the losses of the whole batch have there.
+Surrogate = Callable[[Mapping[str, Tensor]], Tensor]
+SURROGATE = "surrogate of the global-batch losses"  # its name among the losses of a micro-batch
+
+
+class TrainStep(nn.Module):
+    """A model and its losses as one forward, so that every parameter is used inside the engine.
+
+    Losses are computed in float32 whatever precision the layers run in.
+    """
+
+    model: Model
+
+    def __init__(self, model: Model, seed: int):
+        super().__init__()
+        self.model = model
+        number_dropouts(model)
+        self.seed = seed
+
+    def forward(
+        self, batch: Batch, step: int, surrogate: Surrogate | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Named losses of this part of the global batch, and the rows of it for the model's memory bank.
+
+        Args:
+            step: optimiser step since the start of the run, which keys the dropout masks.
+            surrogate: what stands in for ``model.global_batch_losses``, with the same gradient, where a first pass over
+                all micro-batches has found it.
+        """
+        output = self.run(batch, step)
+        with torch.autocast(batch.index.device.type, enabled=False):
+            losses = self.model.losses(output, batch)
+            rows = self.model.global_batch_rows(output)
+            if surrogate is None:
+                losses |= self.global_batch_losses(rows, batch.target, batch.weight)
+            else:
+                losses[SURROGATE] = surrogate(rows)
+            return losses, self.model.memory_bank_rows(output, batch)
+
+    def global_batch_losses(
+        self, rows: Mapping[str, Tensor], target: Tensor, weight: Tensor
+    ) -> dict[str, Tensor]:
+        """``model.global_batch_losses``; its losses are nan where it refuses rows, which all ranks then do together, so
+        that the run ends with the report that any other loss ends with that is not finite."""
+        try:
+            return self.model.global_batch_losses(rows, target, weight)
+        except RowError:
+            zeros = {name: torch.zeros_like(value) for name, value in rows.items()}
+            names = self.model.global_batch_losses(zeros, target, weight)
+            sums = [value.sum() for value in rows.values()]
+            nan = torch.stack(sums).sum() * math.nan  # with a path back to the rows, for backward
+            return dict.fromkeys(names, nan)
+
+    def run(self, batch: Batch, step: int) -> Output:
+        """The model's output in float32, with this step's dropout masks."""
+        with sample_masks(self.seed, step, batch.index):
+            return _float32(self.model(batch))
+
+
+def _float32(output: Output) -> Output:
+    widened = {field.name: _widen(getattr(output, field.name)) for field in fields(output)}
+    return replace(output, **widened)
+
+
+def _widen(value: Any) -> Any:
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return value.float()
+    if isinstance(value, dict):
+        return {key: _widen(item) for key, item in value.items()}
+    return value
+
+
+class Engine(Protocol):
+    """What is used of a DeepSpeed engine. It averages gradients over ranks and over micro-batches."""
+
+    module: TrainStep
+    device: torch.device
+    optimizer: Any  # torch's at stage 0; DeepSpeed's own around it at stages 1 to 3
+    torch_autocast_z0_gradscaler: torch.amp.GradScaler | None  # of fp16 at stage 0
+
+    def __call__(
+        self, batch: Batch, step: int, surrogate: Surrogate | None = None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """``TrainStep.forward`` in the engine's precision."""
+        ...
+
+    def train(self) -> Any: ...
+
+    def backward(self, loss: Tensor) -> Any:
+        """Add the gradient of one micro-batch's loss; with the last one, exchange gradients between ranks."""
+        ...
+
+    def step(self) -> None:
+        """Once for each micro-batch; the optimiser moves with the last one of a step."""
+        ...
+
+    def zero_optimization_stage(self) -> int: ...
+
+    def get_global_grad_norm(self) -> float: ...
+
+    def torch_autocast_enabled(self) -> bool: ...
+
+    def torch_autocast_dtype(self) -> torch.dtype: ...
+
+
+def start(model: Model, run: Run) -> Engine:
+    """The DeepSpeed engine around ``TrainStep(model)``."""
+    import deepspeed
+
+    frozen = any(not parameter.requires_grad for parameter in model.parameters())
+    batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
+    refuse_impossible(run, gpu=torch.cuda.is_available(), frozen=frozen, batch_norm=batch_norm)
+    step = TrainStep(model, run.seed)
+    if run.recompute and not recompute_layers(model):
+        raise ConfigError(
+            f"recompute=true has no effect: model {run.model!r} has no layers in a ModuleList"
+        )
+    if run.compile:
+        model.compile()
+    engine: Engine
+    engine, *_ = deepspeed.initialize(
+        model=step,
+        optimizer=optimizer_for(model, run),
+        config=deepspeed_config(run),
+        dist_init_required=False,
+    )
+    return engine
+
+
+def init_deepspeed(patience: timedelta) -> None:
+    """Join torch's process group through DeepSpeed, which compiles an operator for it the first time."""
+    import deepspeed
+
+    deepspeed.init_distributed(timeout=patience, verbose=False)
+
+
+def optimizer_step(engine: Engine) -> float:
+    """Let the optimiser move if the global gradient is finite; the gradient's norm before clipping, else inf or nan.
+
+    Stages 1 to 3 compute the norm themselves and stay where they are when it is not finite; stage 0 would go on.
+    """
+    scaler = engine.torch_autocast_z0_gradscaler
+    if engine.zero_optimization_stage() > 0:
+        engine.step()
+        overflow = engine.optimizer.overflow
+        return math.inf if overflow else float(engine.get_global_grad_norm())
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    scale = 1.0 if scaler is None else scaler.get_scale()
+    norm = float(nn.utils.get_total_norm(gradients)) / scale
+    if math.isfinite(norm) or scaler is not None:  # a scaler skips the step itself
+        engine.step()
+    return norm
+
+
+def engine_autocast(engine: Engine) -> AbstractContextManager[Any]:
+    """The precision that the engine's own forward runs in."""
+    device_type = torch.device(engine.device).type
+    return torch.autocast(
+        device_type,
+        dtype=engine.torch_autocast_dtype(),
+        enabled=engine.torch_autocast_enabled(),
+    )
+
+
+def grad_scaler_state(engine: Engine) -> dict[str, float]:
+    """The state of fp16's loss scale; empty in other precisions."""
+    scaler = engine.torch_autocast_z0_gradscaler
+    return {} if scaler is None else scaler.state_dict()
+
+
+def load_grad_scaler(engine: Engine, state: dict[str, float]) -> None:
+    if engine.torch_autocast_z0_gradscaler is not None and state:
+        engine.torch_autocast_z0_gradscaler.load_state_dict(state)
+
+
+def gathered(parameters: list[nn.Parameter]) -> AbstractContextManager[Any]:
+    """Within this block every rank sees the parameters whole, for reading; all ranks must enter it."""
+    if not any(hasattr(parameter, "ds_tensor") for parameter in parameters):
+        return nullcontext()
+    import deepspeed
+
+    gather: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parameters)
+    return gather

@@ -1,0 +1,99 @@
+"""The optimiser of a model's parameter groups, and the learning rate of each step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from core.model import Model
+from launch.config import ConfigError, Run
+
+ALGORITHMS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+def optimizer_for(model: Model, run: Run) -> torch.optim.Optimizer:
+    algorithm = ALGORITHMS[run.optim.algorithm]
+    return algorithm(parameter_groups(model, run), betas=run.optim.betas, eps=run.optim.eps)
+
+
+def parameter_groups(model: Model, run: Run) -> list[dict[str, Any]]:
+    """The optimiser's groups: the model names them, the recipe gives each its rate.
+
+    Raises:
+        ConfigError: a group has no rate, or a parameter no group, or DeepSpeed cannot train a parameter.
+    """
+    groups = []
+    grouped: set[int] = set()  # ids of the parameters that have a group
+    for name, parameters in model.param_groups().items():
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        if not trained:
+            continue
+        if name not in run.optim.groups:
+            raise ConfigError(
+                f"model {run.model!r} has a parameter group {name!r}, but optim.groups of recipe "
+                f"{run.recipe!r} only names {', '.join(run.optim.groups)}"
+            )
+        grouped.update(map(id, trained))
+        setting = run.optim.groups[name]
+        groups.append(
+            {
+                "params": trained,
+                "lr": setting.lr,
+                "weight_decay": setting.weight_decay,
+                "name": name,
+            }
+        )
+    _refuse_untrainable(model, run, grouped)
+    return groups
+
+
+def _refuse_untrainable(model: Model, run: Run, grouped: set[int]) -> None:
+    """Raise for parameters that no group holds, and for those that DeepSpeed cannot train."""
+    forgotten = []
+    scalars = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and id(parameter) not in grouped:
+            forgotten.append(name)
+        if parameter.ndim == 0:
+            scalars.append(name)
+    if forgotten:
+        raise ConfigError(
+            f"model {run.model!r} puts these parameters into no group: {', '.join(forgotten[:5])}"
+        )
+    if scalars:
+        raise ConfigError(
+            "DeepSpeed needs parameters of at least one dimension; shape (1,) for: "
+            + ", ".join(scalars)
+        )
+
+
+def learning_rate_factor(run: Run, step: int, steps: int, epoch: int) -> float:
+    """What every group's rate is multiplied by at ``step`` of ``steps``: a function, so that nothing needs saving."""
+    optim = run.optim
+    warmup_steps = math.ceil(optim.warmup * steps)
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    done = (step - warmup_steps) / max(1, steps - warmup_steps)
+    if optim.schedule == "linear":
+        return max(0.0, 1.0 - done)
+    if optim.schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    if optim.schedule == "step":
+        return float(optim.gamma ** (epoch // optim.step_epochs))
+    return 1.0
+
+
+def set_learning_rates(optimizer: Any, run: Run, factor: float) -> dict[str, float]:
+    """Give every group of the optimiser its rate for the coming step; the rates by group name.
+
+    Args:
+        optimizer: torch's, or DeepSpeed's around it; anything with torch's ``param_groups``.
+    """
+    rates = {}
+    for group in optimizer.param_groups:
+        name = group["name"]
+        rates[name] = run.optim.groups[name].lr * factor
+        group["lr"] = rates[name]
+    return rates

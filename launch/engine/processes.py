@@ -1,0 +1,137 @@
+"""Starting and ending the processes of a run, and the lock that a killed build of DeepSpeed leaves behind."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import torch
+
+from launch.config import ConfigError
+from launch.engine.deepspeed_engine import init_deepspeed
+from launch.monitor import control_plane, watchdog
+
+COMPILERS = {"ninja", "c++", "g++", "clang++", "cc1plus", "nvcc", "cicc"}
+
+
+def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AFTER) -> None:
+    """Join the processes that a launcher started (``deepspeed``, ``torchrun``), or be the only one.
+
+    Args:
+        timeout: seconds that the ranks may wait for one of them.
+        lost_after: seconds of silence after which a rank counts as gone.
+    """
+    if not torch.cuda.is_available():
+        # otherwise DeepSpeed warns that it found no GPU
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    # DeepSpeed's own
+    warnings.filterwarnings(
+        "ignore", message=".*is deprecated. Please use.*", category=FutureWarning
+    )
+    _use_own_ninja()
+    if "RANK" not in os.environ:
+        _be_the_only_process()
+    refuse_stale_build_lock()
+    # the watchdog names the rank that is missing and should be first; the collectives' own time-out is the second net
+    patience = timedelta(seconds=timeout + 60)
+    with _build_lock_watched():
+        init_deepspeed(patience)
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    control_plane.open_group(patience)
+    watchdog.begin(timeout, lost_after)
+
+
+def shutdown_processes() -> None:
+    """Leave together, at the end of the work."""
+    if torch.distributed.is_initialized():
+        control_plane.any_rank(False)
+        watchdog.leave()
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def _be_the_only_process() -> None:
+    """Set what a launcher would; several runs may share a machine, so the port is one that is free now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(
+        RANK="0",
+        LOCAL_RANK="0",
+        WORLD_SIZE="1",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(port),
+    )
+
+
+def _use_own_ninja() -> None:
+    """Put the ninja of this Python first: one of another version cannot read its records, takes DeepSpeed's operator
+    for outdated, and compiles it again for two minutes while all other runs on the machine wait."""
+    folder = Path(sys.executable).parent
+    search_path = os.environ.get("PATH", "")
+    is_first = search_path.split(os.pathsep)[0] == str(folder)
+    if (folder / "ninja").is_file() and not is_first:
+        os.environ["PATH"] = f"{folder}{os.pathsep}{search_path}"
+
+
+@contextmanager
+def _build_lock_watched(period: float = 30.0) -> Iterator[None]:
+    """End this process, with the lock's name, when the build that it waits for was killed meanwhile."""
+    done = threading.Event()
+    threading.Thread(target=_end_at_stale_lock, args=(done, period), daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _end_at_stale_lock(done: threading.Event, period: float) -> None:
+    while not done.wait(period):
+        try:
+            refuse_stale_build_lock(idle=300, busy=math.inf)
+        except ConfigError as error:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+            os._exit(2)
+
+
+def refuse_stale_build_lock(
+    root: Path | None = None, *, idle: float = 5, busy: float = 300
+) -> None:
+    """Name the lock that a process leaves when it is killed while it compiles an operator of DeepSpeed: every later
+    run would wait for it, forever and without a word.
+
+    Args:
+        idle: seconds after which a lock is stale when no compiler runs on this machine.
+        busy: the same when one does; a build takes two minutes.
+
+    Raises:
+        ConfigError: with the command that removes it.
+    """
+    from torch.utils.cpp_extension import get_default_build_root  # slow to import
+
+    root = root or Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    for lock in [*root.glob("*/lock"), *root.glob("*/*/lock")]:
+        try:
+            age = time.time() - lock.stat().st_mtime
+        except FileNotFoundError:  # the build has ended
+            continue
+        if age > busy or (age > idle and not _compiler_runs()):
+            raise ConfigError(
+                f"{lock} was left {age:.0f} s ago by an interrupted build of a DeepSpeed operator, and every run "
+                f"would wait for it forever; if no machine is compiling there now, remove it: rm {lock}"
+            )
+
+
+def _compiler_runs() -> bool:
+    return any(process.info["name"] in COMPILERS for process in psutil.process_iter(["name"]))
