@@ -14,17 +14,17 @@ from typing import Any
 
 from torch import nn
 
+from core.command import STOPPED
 from launch.monitor import control_plane, watchdog
 
-PREEMPTED = 75  # exit code: stopped on request, everything saved, start again to go on (EX_TEMPFAIL of sysexits.h)
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Preempted(SystemExit):
-    """Leaves the process with ``PREEMPTED``. ``stuck``: a thread still waits for data that may never come."""
+    """Leaves the process with ``STOPPED``. ``stuck``: a thread still waits for data that may never come."""
 
     def __init__(self, *, stuck: bool = False) -> None:
-        super().__init__(PREEMPTED)
+        super().__init__(STOPPED)
         self.stuck = stuck
 
 
