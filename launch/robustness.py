@@ -22,7 +22,7 @@ import torch
 from core import distributed
 from core.files import write_atomically
 from core.metrics.declared import METRICS, headline_metrics
-from core.metrics.missing_rates import auilc
+from core.metrics.regression import auilc
 from data_shards.missing import Missing
 from launch.command_line import read, settings_parser
 from launch.config import ConfigError, Run, override

@@ -108,3 +108,8 @@ def metric_of(score: str) -> Metric:
         KeyError: no metric has this name.
     """
     return METRICS[score.rsplit("/", 1)[-1]]
+
+
+def score_text(score: str, value: float) -> str:
+    """Name and value as they are printed: ``MAE 0.7132``."""
+    return f"{score} {metric_of(score).text(value)}"

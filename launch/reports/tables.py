@@ -22,7 +22,8 @@ def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]]) -
 def score_table(
     first_column: str, rows: Mapping[str, Mapping[str, float]], names: Sequence[str] | None = None
 ) -> str:
-    """A table of scores, one row for each entry of ``rows``; a score that a row lacks is left blank.
+    """A table of scores, one row for each entry of ``rows``; a score that a row lacks is left
+    blank.
 
     Args:
         names: the scores to show; by default those of the first row.
