@@ -27,10 +27,7 @@ MOST_FILES, MOST_LINES, FEWEST_LINES = 14, 400, 30
 # file -> why it is short and yet on its own
 SHORT = {
     "concord/losses.py": "the name concord.losses",
-    "core/losses/task.py": "one loss, one file",
-    "core/metrics/missing_rates.py": "one formula, with the papers it comes from",
-    "core/models/central_moments.py": "one formula of one paper",
-    "core/models/simam.py": "one formula of one paper",
+    "core/rows.py": "one L2-normalisation, which losses and metrics share",
     "launch/checkpoints/progress.py": "the record that store, loop and session share",
 }
 # imported nowhere, and needed all the same
