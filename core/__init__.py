@@ -1,1 +1,1 @@
-"""Models, losses, kernels and metrics. Imports torch and NumPy; writes no files and parses no arguments."""
+"""Models, losses, kernels and metrics on torch and NumPy; and what all packages share: files, words, exit codes."""

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from core.arguments import command_parser, parse
+from core.command import run
 from core.files import sha256_of_bytes, write_atomically
-from data_shards.command import run
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
 from data_shards.shards.manifest import MANIFEST, DataError, Manifest, read_manifest
@@ -147,12 +148,12 @@ def _main(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_shards.codebook", description=__doc__)
+    parser = command_parser("codebook", __doc__)
     parser.add_argument("data", type=Path, metavar="DIR", help="a shard folder")
     parser.add_argument("--clusters", type=int, default=CLUSTERS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--modalities", nargs="+", metavar="NAME", help="default: all but text")
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     return run(lambda: _main(arguments))
 
 

@@ -21,8 +21,9 @@ from typing import Any, get_args
 
 from filelock import FileLock, Timeout
 
+from core.arguments import command_parser, parse
+from core.command import run
 from core.files import sha256_of_bytes, write_atomically
-from data_shards.command import run
 from data_shards.shards.frame_moments import Moments
 from data_shards.shards.jobs import RECORDS, Record, plan_jobs, run_jobs
 from data_shards.shards.manifest import (
@@ -229,7 +230,7 @@ def _parse_fraction(text: str) -> float:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m data_shards.convert", description=__doc__)
+    parser = command_parser("convert", __doc__)
     parser.add_argument(
         "raw",
         type=Path,
@@ -262,7 +263,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--force", action="store_true", help="write anew over a finished conversion"
     )
     knowledge_graphs.add_arguments(parser)
-    return parser.parse_args(argv)
+    return parse(parser, argv)
 
 
 def _main(arguments: argparse.Namespace) -> None:
@@ -306,7 +307,7 @@ def main(argv: list[str] | None = None) -> int:
     """The command; its exit code."""
     arguments = _arguments(argv)
     again = f"run the same command again: finished shards are kept in {arguments.out}"
-    return run(lambda: _main(arguments), again)
+    return run(lambda: _main(arguments), when_stopped=again)
 
 
 if __name__ == "__main__":

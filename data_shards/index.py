@@ -14,7 +14,8 @@ import os
 import sys
 from pathlib import Path
 
-from data_shards.command import run
+from core.arguments import command_parser, parse
+from core.command import run
 from data_shards.shards.folder_indexer import index_folder, restore_indexes
 from data_shards.shards.manifest import MANIFEST
 
@@ -38,7 +39,7 @@ def _main(options: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_shards.index", description=__doc__)
+    parser = command_parser("index", __doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument(
         "--split", help="the split that all tars belong to (default: the start of each name)"
@@ -48,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         "--leave-out", action="append", default=[], metavar="FIELD", help="do not index this field"
     )
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    options = parser.parse_args(argv)
+    options = parse(parser, argv)
     return run(lambda: _main(options))
 
 

@@ -7,13 +7,13 @@ meaningless.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from data_shards.command import run
+from core.arguments import command_parser, parse
+from core.command import run
 from data_shards.reading.contents import Contents, examine
 from data_shards.shards.manifest import DataError, Labels, Manifest
 
@@ -243,9 +243,9 @@ def _main(source: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_shards.inspect", description=__doc__)
+    parser = command_parser("inspect", __doc__)
     parser.add_argument("data", metavar="DIR", help="a shard folder, or its URL")
-    options = parser.parse_args(argv)
+    options = parse(parser, argv)
     return run(lambda: _main(options.data))
 
 

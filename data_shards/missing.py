@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Literal
+from typing import Annotated, Literal
 from zlib import crc32
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt
 
 from core.batch import Utterances
 from data_shards.shards.manifest import DataError
 
 Bools = NDArray[np.bool_]
+UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,18 @@ class Missing:
     """
 
     protocol: Literal["none", "frames", "blocks", "modality"] = "none"
-    rate: float = 0.0
+    rate: UnitInterval = 0.0  # probability, or share, of what is dropped
     # from which frames or blocks are dropped
     modalities: tuple[str, ...] = ("text", "audio", "vision")
     # what "modality" takes away, equally likely
     sets: tuple[str, ...] = ("vision", "audio", "text", "text+audio")
-    # "random": in training a sample's rate is 0 in one half of all cases, else uniform, drawn anew
-    # in each epoch (LNLN)
+    # random: in training a sample's rate is 0 in one half of all cases, else uniform, drawn anew each epoch (LNLN)
     train: Literal["fixed", "random", "complete"] = "fixed"
     redraw: bool = False  # with train="fixed": other frames in each training epoch
-    seed: int = 111
-    # legacy: the masks of TFR-Net's released code ("frames" only)
+    seed: NonNegativeInt = 111
+    # numpy_legacy: the masks of TFR-Net's released code ("frames" only)
     rng: Literal["counter", "numpy_legacy"] = "counter"
+    # modality -> seed of the released code
     legacy_seeds: dict[str, int] = field(
         default_factory=lambda: {"text": 111, "audio": 1111, "vision": 11111}
     )

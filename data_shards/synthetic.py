@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.command import run
+from core.arguments import command_parser, parse
+from core.command import run
 from data_shards.shards.manifest import DataError
 from data_shards.sources.pickles import save_pickle
 
@@ -187,11 +188,11 @@ def _main(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_shards.synthetic", description=__doc__)
+    parser = command_parser("synthetic", __doc__)
     parser.add_argument("out", type=Path, metavar="OUT.pkl")
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
+    arguments = parse(parser, argv)
     return run(lambda: _main(arguments))
 
 

@@ -7,7 +7,6 @@ Each corrupt file is one line.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -22,8 +21,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from core.arguments import command_parser, parse
+from core.command import DAMAGED, DONE, run
 from core.files import sha256_of_file
-from data_shards.command import run
 from data_shards.reading.open_shards import OpenShard
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import Folder
@@ -201,7 +201,7 @@ def _print_findings(findings: list[Finding], seconds: float) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m data_shards.verify", description=__doc__)
+    parser = command_parser("verify", __doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument(
         "--deep", action="store_true", help="look at every member of every tar, too"
@@ -209,18 +209,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--workers", type=int, help="threads, or with --deep processes (default: one per core)"
     )
-    options = parser.parse_args(argv)
-    findings: list[Finding] = []
+    options = parse(parser, argv)
 
-    def work() -> None:
+    def work() -> int:
         started = time.perf_counter()
-        findings.extend(
-            verify(options.folder, deep=options.deep, workers=options.workers, progress=True)
-        )
+        findings = verify(options.folder, deep=options.deep, workers=options.workers, progress=True)
         _print_findings(findings, time.perf_counter() - started)
+        return DAMAGED if any(finding.corruption for finding in findings) else DONE
 
-    code = run(work)
-    return code or int(any(finding.corruption for finding in findings))
+    return run(work)
 
 
 if __name__ == "__main__":

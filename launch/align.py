@@ -7,7 +7,6 @@ Candidates are the entities that no training link holds, or with ``--entities te
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -16,9 +15,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from core import command
+from core.files import write_atomically
 from core.metrics.ranking import Candidates, mean_of_nearest, mutual_nearest, tiles, unit
 from core.models import MODELS
-from data_shards.shards.manifest import DataError
+from launch.command_line import read, settings_parser
 from launch.config import ConfigError, override
 from launch.evaluate import read_run
 from launch.reports.report import best_model
@@ -83,12 +84,29 @@ def align(run_dir: Path, changes: list[str], method: str, entities: str, csls: i
     return pd.DataFrame(table)
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m launch.align", description=__doc__)
-    parser.add_argument("run", type=Path, help="directory of a finished run")
-    parser.add_argument("changes", nargs="*", help="key=value changes of the run, such as data=DIR")
-    parser.add_argument("--out", type=Path, required=True, help="CSV file of the pairs")
-    parser.add_argument("--method", choices=["mutual", "assignment"], default="mutual")
+def main(arguments: list[str] | None = None) -> int:
+    def work() -> None:
+        line = read(_parser(), arguments)
+        run_dir, options = Path(line.name("a run's directory")), line.options
+        table = align(run_dir, line.changes, options.method, options.entities, options.csls)
+        write_atomically(options.out, table.to_csv(index=False))
+        print(f"{len(table)} pairs are in {options.out}")
+
+    return command.run(work, refused=(command.Refused, OSError))
+
+
+def _parser() -> argparse.ArgumentParser:
+    usage = "RUN --out FILE [data=DIR] [key=value ...] [options]"
+    parser = settings_parser("align", __doc__, usage)
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE", help="CSV file of the pairs"
+    )
+    parser.add_argument(
+        "--method",
+        choices=["mutual", "assignment"],
+        default="mutual",
+        help="mutual nearest neighbours, or the one-to-one pairing with the greatest sum",
+    )
     parser.add_argument(
         "--entities",
         choices=["open", "test"],
@@ -96,23 +114,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         help="open: all without a training link",
     )
     parser.add_argument(
-        "--csls", type=int, default=3, help="neighbours for an assignment; 0: plain cosines"
+        "--csls",
+        type=int,
+        default=3,
+        metavar="NEIGHBOURS",
+        help="for an assignment; 0: plain cosines",
     )
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    given = _arguments(argv)
-    try:
-        table = align(given.run, given.changes, given.method, given.entities, given.csls)
-        partial = given.out.with_name(given.out.name + ".partial")
-        table.to_csv(partial, index=False)
-        os.replace(partial, given.out)
-    except (ConfigError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(f"{len(table)} pairs are in {given.out}")
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

@@ -7,17 +7,30 @@ import difflib
 import importlib
 import json
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+)
 
+from core.command import Refused
 from core.models import MODELS
-from data_shards.missing import Missing
+from data_shards.missing import Missing, UnitInterval
+
+# The comment at a field is its help: ``concord train RECIPE --help`` prints it, with type, bounds and value.
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class ConfigError(ValueError):
+class ConfigError(Refused):
     """A recipe, key or value that cannot be used; the message says what to write instead."""
 
 
@@ -25,110 +38,111 @@ class ConfigError(ValueError):
 class Group:
     """How the parameters of one of the model's groups (``Model.param_groups``) are optimised."""
 
-    lr: float = 1e-3
-    weight_decay: float = 0.0
+    lr: PositiveFloat = 1e-3  # learning rate, at its highest
+    weight_decay: NonNegativeFloat = 0.0
 
 
 @dataclass(frozen=True)
 class Optim:
-    algorithm: Literal["adam", "adamw"] = (
-        "adamw"  # adam couples the weight decay to the gradient, adamw does not
-    )
+    """The optimiser and how its rates change."""
+
+    # adam couples the weight decay to the gradient, adamw does not
+    algorithm: Literal["adam", "adamw"] = "adamw"
     groups: dict[str, Group] = field(default_factory=lambda: {"main": Group()})
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    clip: float = 0.0  # largest gradient norm; 0: no clipping
-    schedule: Literal["constant", "step", "linear", "cosine"] = "constant"
-    warmup: float = 0.0  # part of all steps in which the rate rises from 0
-    step_epochs: int = 10  # for "step": epochs between two drops
-    gamma: float = 0.1  # for "step": factor of a drop
+    betas: tuple[Beta, Beta] = (0.9, 0.999)  # decay of the two moments
+    eps: PositiveFloat = 1e-8  # added to the root of the second moment
+    clip: NonNegativeFloat = 0.0  # largest gradient norm; 0: no clipping
+    schedule: Literal["constant", "step", "linear", "cosine"] = "constant"  # of the rates
+    warmup: UnitInterval = 0.0  # part of all steps in which the rate rises from 0
+    step_epochs: PositiveInt = 10  # for "step": epochs between two drops
+    gamma: PositiveFloat = 0.1  # for "step": factor of a drop
 
 
 @dataclass(frozen=True)
 class Loading:
     """How samples are streamed. Nothing here changes which samples a step sees, except ``window`` and ``bucket``."""
 
-    window: int = 16  # shards among which samples are shuffled
+    window: PositiveInt = 16  # shards among which samples are shuffled
     bucket: bool = False  # group samples of like length, planned globally
-    drop_last: bool = False
-    prefetch: int = 2  # batches prepared ahead
+    drop_last: bool = False  # leave out the samples that fill no whole batch
+    prefetch: NonNegativeInt = 2  # batches prepared ahead
 
 
 @dataclass(frozen=True)
 class Run:
-    """A whole run. ``options`` is the model's own Config."""
+    """A whole run: what is trained on which data, and how. ``options`` are the model's own."""
 
-    model: str
+    model: str  # key of the registry in core/models
     options: Any
     optim: Optim = Optim()
-    data: str = ""  # shard folder or URL
+    data: str = ""  # shard folder or URL; a folder is kept as an absolute path
     cache: str = ""  # folder for remote shards; by default one of the user's cache folder
-    cache_gb: float = 50.0
-    on_corrupt: Literal["fail", "skip"] = (
-        "fail"  # what happens to a damaged shard; skip: it is left out, and counted
-    )
-    max_skipped_fraction: float = (
-        0.01  # with skip: the share of a split's samples that may be left out
-    )
-    run_dir: str = ""  # default: runs/<recipe>-<time>
+    cache_gb: PositiveFloat = 50.0  # most that remote shards may take there, in 10^9 bytes
+    # what happens to a damaged shard; skip: it is left out, and counted
+    on_corrupt: Literal["fail", "skip"] = "fail"
+    # with skip: the share of a split's samples that may be left out
+    max_skipped_fraction: UnitInterval = 0.01
+    run_dir: str = ""  # folder of the run; by default runs/<recipe>-<time>
     recipe: str = ""  # name of the recipe this came from
-    batch_size: int = 32  # of one optimiser step, over all ranks and micro-batches
-    max_micro_batch: int = 0  # most samples a rank takes at once; 0: all of its share
-    eval_batch_size: int = 128
-    epochs: int = 20
-    patience: int = 8  # epochs without a better validation score before stopping; 0: never
-    seed: int = 1111
+    batch_size: PositiveInt = 32  # of one optimiser step, over all ranks and micro-batches
+    max_micro_batch: NonNegativeInt = 0  # most samples a rank takes at once; 0: all of its share
+    eval_batch_size: PositiveInt = 128  # of evaluations
+    epochs: PositiveInt = 20
+    # epochs without a better validation score before stopping; 0: never
+    patience: NonNegativeInt = 8
+    seed: NonNegativeInt = 1111  # of the order, the first weights, dropout and masks
+    # which scores are computed: those of MOSI and MOSEI, CH-SIMS, depression, MMMO; of classes; of alignment
     metrics: Literal["mosi", "sims", "phq", "mmmo", "classes", "alignment"] = "mosi"
-    classes: Literal["given", "sign"] = (
-        "given"  # sign: scores become the classes negative, neutral and positive
-    )
+    # sign: scores become the classes negative, neutral and positive
+    classes: Literal["given", "sign"] = "given"
     select: str = "MAE"  # validation score that picks the best epoch
-    goal: Literal["min", "max"] = "min"
+    goal: Literal["min", "max"] = "min"  # whether the best is the lowest or the highest
     missing: Missing = Missing()
     loading: Loading = Loading()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    # what ranks share: 0 nothing, 1 optimiser state, 2 gradients too, 3 parameters too
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload: bool = False  # keep optimiser state in CPU memory
-    recompute: bool = (
-        False  # keep only the layers' inputs for the backward pass and compute the rest again
-    )
+    # keep only the layers' inputs for the backward pass and compute the rest again
+    recompute: bool = False
     compile: bool = False  # torch.compile of the model
-    cache_contrast: bool = (
-        True  # with micro-batches: contrastive losses still see the whole global batch (two passes)
-    )
+    # with micro-batches: contrastive losses still see the whole global batch (two passes)
+    cache_contrast: bool = True
     deepspeed: str = ""  # a DeepSpeed JSON file; what it leaves out comes from here
-    save_every: int = 0  # steps between checkpoints within an epoch; 0: only after each epoch
-    keep: int = 2  # newest checkpoints that stay, besides the best
-    check_every: int = 0  # steps between two comparisons of all ranks' parameters; 0: never
-    timeout: float = 1800.0  # seconds that ranks wait for one of them before they name it and leave
-    task_options: dict[str, Any] = field(
-        default_factory=dict
-    )  # of the task (alignment: iterative learning)
+    # steps between checkpoints within an epoch; 0: only after each epoch
+    save_every: NonNegativeInt = 0
+    keep: PositiveInt = 2  # newest checkpoints that stay, besides the best
+    # steps between two comparisons of all ranks' parameters; 0: never
+    check_every: NonNegativeInt = 0
+    # seconds that ranks wait for one of them before they name it and leave
+    timeout: PositiveFloat = 1800.0
+    # of the task (alignment: iterative learning)
+    task_options: dict[str, Any] = field(default_factory=dict)
+
+
+def recipe_functions() -> dict[str, Callable[[], Run]]:
+    """Every recipe by its name, ``model/data_set``."""
+    import launch.recipes
+
+    functions: dict[str, Callable[[], Run]] = {}
+    for module in pkgutil.iter_modules(launch.recipes.__path__):
+        recipes = importlib.import_module(f"launch.recipes.{module.name}").RECIPES
+        functions |= {f"{module.name}/{name}": function for name, function in recipes.items()}
+    return dict(sorted(functions.items()))
 
 
 def recipe_names() -> list[str]:
-    """Every recipe as ``model/data_set``."""
-    import launch.recipes
-
-    names = []
-    for module in pkgutil.iter_modules(launch.recipes.__path__):
-        recipes = importlib.import_module(f"launch.recipes.{module.name}")
-        names += [f"{module.name}/{name}" for name in recipes.RECIPES]
-    return sorted(names)
+    return list(recipe_functions())
 
 
 def load_recipe(name: str) -> Run:
     """The run that recipe ``model/data_set`` stands for."""
-    import launch.recipes
-
-    module, _, function = name.partition("/")
-    if module in (found.name for found in pkgutil.iter_modules(launch.recipes.__path__)):
-        recipes = importlib.import_module(f"launch.recipes.{module}").RECIPES
-        if function in recipes:
-            run: Run = recipes[function]()
-            return dataclasses.replace(run, recipe=name)
-    names = recipe_names()
-    raise ConfigError(f"no recipe {name!r}{suggest(name, names)}; there are: {', '.join(names)}")
+    functions = recipe_functions()
+    if name not in functions:
+        raise ConfigError(
+            f"no recipe {name!r}{suggest(name, functions)}; there are: {', '.join(functions)}"
+        )
+    return dataclasses.replace(functions[name](), recipe=name)
 
 
 def override(run: Run, changes: Sequence[str]) -> Run:
@@ -148,21 +162,36 @@ def to_dict(run: Run) -> dict[str, Any]:
     return asdict(run)
 
 
-RENAMED = {
-    "on_damage": "on_corrupt",
-    "damage_budget": "max_skipped_fraction",
-}  # old name -> name; still read
+# old name -> name; old names are still read
+RENAMED = {"on_damage": "on_corrupt", "damage_budget": "max_skipped_fraction"}
 
 
 def from_dict(tree: dict[str, Any]) -> Run:
     """The inverse of ``to_dict``, checked against the declared types; old names of settings are read too."""
     tree = {RENAMED.get(key, key): value for key, value in tree.items()}
-    if tree.get("model") not in MODELS:
-        raise ConfigError(
-            f"no model {tree.get('model')!r}{suggest(str(tree.get('model')), list(MODELS))}"
-        )
-    options = _validate(MODELS[tree["model"]].Config, tree["options"], "options.")
-    return dataclasses.replace(_validate(Run, {**tree, "options": None}, ""), options=options)
+    name = tree.get("model")
+    if name not in MODELS:
+        raise ConfigError(f"no model {name!r}{suggest(str(name), MODELS)}")
+    options = _validate(MODELS[name].Config, tree["options"], "options.")
+    run: Run = _validate(Run, {**tree, "options": None}, "")
+    task_options_of(run)
+    return dataclasses.replace(run, options=options)
+
+
+def task_options_of(run: Run) -> Any:
+    """``run.task_options`` as the task's own dataclass; None for a task that has none.
+
+    Raises:
+        ConfigError: options that the task does not have.
+    """
+    task = MODELS[run.model].task
+    if task == "alignment":
+        from launch.tasks.alignment_options import alignment_options  # which imports this file
+
+        return alignment_options(run)
+    if run.task_options:
+        raise ConfigError(f"task_options={run.task_options}: a {task} run has none")
+    return None
 
 
 def _validate(kind: type, tree: dict[str, Any], prefix: str) -> Any:
@@ -175,6 +204,7 @@ def _validate(kind: type, tree: dict[str, Any], prefix: str) -> Any:
 
 
 def _literal(value: str) -> Any:
+    """JSON, or a word, or a list of such between commas."""
     try:
         return json.loads(value)
     except json.JSONDecodeError:
@@ -182,25 +212,50 @@ def _literal(value: str) -> Any:
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
-    place = tree
-    *path, last = key.split(".")
-    for depth, part in enumerate(path):
-        _require(place, part, ".".join(path[:depth]), key)
-        place = place[part]
-    _require(place, last, ".".join(path), key)
-    if isinstance(place[last], list | tuple) and not isinstance(value, list):
+    """Put ``value`` where the dotted ``key`` leads; the key must be there already."""
+    node: Any = tree
+    *folders, last = key.split(".")
+    for depth, part in enumerate([*folders, last]):
+        if not isinstance(node, dict) or part not in node:
+            raise ConfigError(_no_such_key(tree, key, depth, node))
+        if depth < len(folders):
+            node = node[part]
+    if isinstance(node[last], list | tuple) and not isinstance(value, list):
         value = [value]
-    place[last] = value
+    node[last] = value
 
 
-def _require(place: Any, part: str, where: str, key: str) -> None:
-    if not isinstance(place, dict) or part not in place:
-        known = list(place) if isinstance(place, dict) else []
-        inside = f" in {where!r}" if where else ""
-        raise ConfigError(f"no option {key!r}: there is no {part!r}{inside}{suggest(part, known)}")
+def _no_such_key(tree: dict[str, Any], key: str, depth: int, node: Any) -> str:
+    """What is wrong with ``key``, whose part at ``depth`` is not in ``node``, and which key may be meant."""
+    parts = key.split(".")
+    siblings = list(node) if isinstance(node, dict) else []
+    inside = f" in {'.'.join(parts[:depth])!r}" if depth else ""
+    hint = suggest(parts[depth], siblings)
+    ending = nearest_ending(parts[-1], leaves(tree))
+    last_is_wrong = depth == len(parts) - 1
+    if ending and (last_is_wrong or not hint):
+        hint = f"; did you mean {ending!r}?"
+    return f"no option {key!r}: there is no {parts[depth]!r}{inside}{hint}"
 
 
-def suggest(word: str, words: Sequence[str]) -> str:
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= leaves(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def nearest_ending(word: str, keys: Iterable[str]) -> str:
+    """The dotted key that ends in ``word``; of several the main group's, then the shortest. "" if none does."""
+    ending = [key for key in keys if key.rpartition(".")[2] == word]
+    return min(ending, key=lambda key: (".main." not in key, len(key)), default="")
+
+
+def suggest(word: str, words: Iterable[str]) -> str:
     """The end of a sentence that asks whether the nearest of ``words`` was meant; empty when none is near."""
-    close = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""

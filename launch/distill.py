@@ -21,9 +21,14 @@ from data_shards.missing import Missing
 from launch.config import ConfigError, Run
 from launch.engine.processes import init_processes, shutdown_processes
 from launch.loop import train
+from launch.monitor.rank_command import run_rank
 from launch.reports.report import best_model
 from launch.tasks.build import build_task
-from launch.train import exit_code, parse
+from launch.train import parse
+
+DESCRIPTION = """Train a teacher on complete data, then its student, the run that the command line asks for.
+
+The teacher is the same run with nothing missing, in run_dir/teacher; both go on where they stopped."""
 
 
 def distill(run: Run) -> dict[str, dict[str, float]]:
@@ -63,12 +68,12 @@ def export_teacher(run: Run, folder: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     def work() -> None:
-        run = parse(sys.argv[1:] if arguments is None else arguments)
+        run = parse(arguments, "distill", DESCRIPTION)
         init_processes(run.timeout)
         distill(run)
         shutdown_processes()
 
-    return exit_code(work)
+    return run_rank(work)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Score a finished run again from its checkpoint alone: ``python -m launch.evaluate RUN [data=DIR] [split=test]``."""
+"""Score a finished run again from its checkpoint alone: ``python -m launch.evaluate RUN [data=DIR] [--split test]``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 
 from core import distributed
-from data_shards.shards.manifest import DataError
+from launch.command_line import read, settings_parser
 from launch.config import ConfigError, Run, from_dict, override
 from launch.engine.processes import init_processes, shutdown_processes
+from launch.monitor.rank_command import run_rank
 from launch.reports.report import best_model
 from launch.tasks.build import build_task
 
-USAGE = "usage: python -m launch.evaluate RUN [data=DIR] [split=test] [key=value ...]"
+DESCRIPTION = "Score a finished run again, from its best checkpoint alone."
 
 
 def read_run(run_dir: Path) -> Run:
@@ -39,25 +40,19 @@ def evaluate(run_dir: Path, changes: list[str], split: str) -> dict[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    words = sys.argv[1:] if arguments is None else arguments
-    if not words or words[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if words else 2
-    run_dir, changes = Path(words[0]), words[1:]
-    split = next((word.partition("=")[2] for word in changes if word.startswith("split=")), "test")
-    try:
+    def work() -> None:
+        usage = "RUN [data=DIR] [key=value ...] [--split test]"
+        parser = settings_parser("evaluate", DESCRIPTION, usage)
+        parser.add_argument("--split", default="test", help="which split to score")
+        line = read(parser, arguments, also_settings=["split"])
+        run_dir, split = Path(line.name("a run's directory")), line.options.split
         init_processes()
-        scores = evaluate(
-            run_dir, [word for word in changes if not word.startswith("split=")], split
-        )
+        scores = evaluate(run_dir, line.changes, split)
         if distributed.rank() == 0:
             print(json.dumps({split: scores}, indent=1))
         shutdown_processes()
-        return 0
-    except (ConfigError, DataError, OSError) as error:
-        if distributed.rank() == 0:
-            print(f"error: {error}", file=sys.stderr)
-        return 2
+
+    return run_rank(work)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ The folder has the layout of a model hub; ``core.bundle.load`` reads it. It hold
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from dataclasses import asdict
@@ -14,9 +13,9 @@ from typing import Any
 
 import torch
 
-from core import bundle
-from data_shards.shards.manifest import DataError
-from launch.config import ConfigError, Run, override
+from core import bundle, command
+from launch.command_line import read, settings_parser
+from launch.config import Run, override
 from launch.evaluate import read_run
 from launch.reports.provenance import provenance
 from launch.reports.report import best_model
@@ -106,24 +105,18 @@ def _card(run: Run, out: Path, task: Task, scores: dict[str, dict[str, float]]) 
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.export", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's directory")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to make")
-    parser.add_argument(
-        "changes", nargs="*", metavar="key=value", help="for example data=DIR, if the data moved"
-    )
-    words = parser.parse_args(arguments)
-    try:
-        export(words.run, words.out, words.changes)
-    except (ConfigError, DataError, ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(
-        f'{words.out} holds the model; load it with: from core.bundle import load; load("{words.out}")'
-    )
-    return 0
+    def work() -> None:
+        usage = "RUN --out DIR [data=DIR] [key=value ...]"
+        parser = settings_parser("export", __doc__, usage)
+        parser.add_argument(
+            "--out", type=Path, required=True, metavar="DIR", help="the folder to make"
+        )
+        line = read(parser, arguments)
+        out: Path = line.options.out
+        export(Path(line.name("a run's directory")), out, line.changes)
+        print(f'{out} holds the model; load it with: from core.bundle import load; load("{out}")')
+
+    return command.run(work)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Scores of finished runs over rates of missing data, beside those of constant answers, in one table and plot.
 
-    python -m launch.robustness RUN [RUN ...] [rates=0:1:0.1] [protocol=A|B] [missing.protocol=frames] [out=DIR]
+    python -m launch.robustness RUN [RUN ...] [--rates 0:1:0.1] [--protocol A|B] [missing.protocol=frames] [--out DIR]
 
 Protocol B (Lian et al., NeurIPS 2024) scores one run at every rate. Protocol A (Yuan et al., ACM MM 2021) has a run
 for each rate, trained under it: RUN is then the folder of these runs, each scored at the rate in its ``config.json``.
@@ -9,6 +9,7 @@ Published areas are over rates from 0 to 1, of CH-SIMS from 0 to 0.5, so that is
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from dataclasses import dataclass, replace
@@ -23,17 +24,16 @@ from core.files import write_atomically
 from core.metrics.declared import METRICS, headline_metrics
 from core.metrics.regression import auilc
 from data_shards.missing import Missing
+from launch.command_line import read, settings_parser
 from launch.config import ConfigError, Run, override
 from launch.engine.processes import init_processes, shutdown_processes
 from launch.evaluate import read_run
+from launch.monitor.rank_command import run_rank
 from launch.reports.plots import INK, figure, save
 from launch.reports.report import best_model
 from launch.reports.tables import score_table
 from launch.tasks.base import Task
 from launch.tasks.build import build_task
-from launch.train import exit_code
-
-USAGE = "usage: python -m launch.robustness RUN [RUN ...] [rates=0:1:0.1] [protocol=A|B] [out=DIR] [key=value ...]"
 
 
 @dataclass(frozen=True)
@@ -207,53 +207,73 @@ def _draw(path: Path, curves: list[Curve], baselines: dict[str, dict[str, float]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    words = sys.argv[1:] if arguments is None else arguments
-    if not words or words[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if words else 2
-
     def work() -> None:
-        folders = [Path(word) for word in words if "=" not in word]
-        given = dict(word.split("=", 1) for word in words if "=" in word)
-        rates = parse_rates(given.pop("rates")) if "rates" in given else []
-        protocol = given.pop("protocol", "B").upper()
-        out = Path(given.pop("out", "")) if "out" in given else folders[0] / "robustness"
+        line = read(_parser(), arguments, also_settings=["rates", "protocol", "out"])
+        folders = [Path(name) for name in line.names]
+        if not folders:
+            raise ConfigError("name a run's directory, or several")
+        protocol = line.options.protocol
         if protocol not in ("A", "B"):
             raise ConfigError(
                 f"protocol={protocol} is neither A (a run for each rate) nor B (one run at every rate)"
             )
-        changes = [f"{key}={value}" for key, value in given.items()]
+        rates = parse_rates(line.options.rates) if line.options.rates else []
+        out = line.options.out or folders[0] / "robustness"
         init_processes()
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        curves = [
-            many_runs(folder, changes, device)
-            if protocol == "A"
-            else one_run(folder, rates, changes, device)
-            for folder in folders
-        ]
-        for curve in curves:
-            if curve.scores.keys() != curves[0].scores.keys():
-                raise ConfigError(
-                    f"{curve.name} has other scores than {curves[0].name}; compare runs of one metrics="
-                )
-        first = (
-            folders[0]
-            if protocol == "B"
-            else next(path.parent for path in sorted(folders[0].glob("*/config.json")))
-        )
-        floor = constant_answers(replace(override(read_run(first), changes), missing=Missing()))
-        if distributed.rank() == 0:
-            write(out, curves, floor, protocol)
-            for curve in curves:
-                print(
-                    curve.name,
-                    *(f"AUILC {name} {value:.4f}" for name, value in curve.areas().items()),
-                    sep="  ",
-                )
-            print(f"table and plot: {out / 'robustness.md'}")
+        compare(folders, line.changes, protocol, rates, out)
         shutdown_processes()
 
-    return exit_code(work)
+    return run_rank(work)
+
+
+def _parser() -> argparse.ArgumentParser:
+    usage = "RUN [RUN ...] [key=value ...] [--rates 0:1:0.1] [--protocol A|B] [--out DIR]"
+    parser = settings_parser("robustness", __doc__, usage)
+    parser.add_argument(
+        "--rates",
+        metavar="FIRST:LAST:STEP",
+        help="of missing data, or a list such as 0,0.3,0.5 (default: 0:1:0.1, of CH-SIMS 0:0.5:0.1)",
+    )
+    parser.add_argument(
+        "--protocol",
+        type=str.upper,
+        metavar="A|B",
+        default="B",
+        help="A: a run for each rate in each folder; B: one run at every rate",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="for table and plot (default: RUN/robustness)"
+    )
+    return parser
+
+
+def compare(
+    folders: list[Path], changes: list[str], protocol: str, rates: list[float], out: Path
+) -> None:
+    """Score the runs of all folders and write table and plot. Collective; rank 0 writes."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    curves = []
+    for folder in folders:
+        if protocol == "A":
+            curves.append(many_runs(folder, changes, device))
+        else:
+            curves.append(one_run(folder, rates, changes, device))
+    for curve in curves:
+        if curve.scores.keys() != curves[0].scores.keys():
+            raise ConfigError(
+                f"{curve.name} has other scores than {curves[0].name}; compare runs of one metrics="
+            )
+    first = folders[0]
+    if protocol == "A":
+        first = min(folders[0].glob("*/config.json")).parent
+    run = override(read_run(first), changes)
+    floor = constant_answers(replace(run, missing=Missing()))
+    if distributed.rank() == 0:
+        write(out, curves, floor, protocol)
+        for curve in curves:
+            areas = [f"AUILC {name} {value:.4f}" for name, value in curve.areas().items()]
+            print(curve.name, *areas, sep="  ")
+        print(f"table and plot: {out / 'robustness.md'}")
 
 
 if __name__ == "__main__":

@@ -3,60 +3,79 @@
 from __future__ import annotations
 
 import json
-import os
 import time
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from core import distributed
-from launch.config import RENAMED, ConfigError, Run, from_dict, to_dict
+from core.files import write_atomically
+from launch.config import RENAMED, ConfigError, Run, to_dict
 from launch.reports.provenance import provenance
 
 # Where a run computes, not what: the same run may go on with other values of these.
-MAY_CHANGE = (
-    *(
-        "run_dir",
-        "max_micro_batch",
-        "eval_batch_size",
-        "zero_stage",
-        "offload",
-        "recompute",
-        "compile",
-        "deepspeed",
-    ),
-    *("save_every", "keep", "check_every", "timeout"),
-)
+MAY_CHANGE = {
+    "run_dir",
+    "max_micro_batch",
+    "eval_batch_size",
+    "zero_stage",
+    "offload",
+    "recompute",
+    "compile",
+    "deepspeed",
+    "save_every",
+    "keep",
+    "check_every",
+    "timeout",
+}
 
 
-def open_run(run: Run) -> tuple[Run, Path]:
-    """The run's directory, with ``config.json`` in it; a directory that is there already must hold the same run."""
+def find_run(run: Run) -> tuple[Run, Path]:
+    """The run with its data and directory filled in. Nothing is written yet: ``record_run`` does.
+
+    Raises:
+        ConfigError: no data, or the directory holds another run.
+    """
     if not run.data:
         raise ConfigError(
             "no data: give the shard folder as data=DIR; make one with python -m data_shards.convert"
         )
     folder = run.run_dir or f"runs/{run.recipe.replace('/', '-')}-{_start_time()}"
-    run_dir = Path(folder)
-    path = run_dir / "config.json"
-    tree = to_dict(run)
+    run = replace(run, run_dir=folder, data=absolute(run.data))
+    path = Path(folder) / "config.json"
     if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))["run"]
-        before = {RENAMED.get(key, key): value for key, value in before.items()}
-        fixed = [key for key in tree if key in before and key not in MAY_CHANGE]
-        differ = [key for key in fixed if json.loads(json.dumps(tree[key])) != before[key]]
+        differ = _differences(run, json.loads(path.read_text(encoding="utf-8"))["run"])
         if differ:
             raise ConfigError(
-                f"{run_dir} holds a run with another {', '.join(differ)} (see {path}); "
+                f"{folder} holds a run with another {', '.join(differ)} (see {path}); "
                 "give the same values to go on with it, or another run_dir"
             )
-    elif distributed.rank() == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        body = {"run": tree, "provenance": provenance()}
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-        os.replace(partial, path)
-    return from_dict({**tree, "run_dir": folder}), run_dir
+    return run, Path(folder)
+
+
+def record_run(run: Run, run_dir: Path) -> None:
+    """Write ``config.json``, once everything stands: a start that fails leaves no run that the next must match."""
+    path = run_dir / "config.json"
+    if distributed.rank() == 0 and not path.is_file():
+        body = {"run": to_dict(run), "provenance": provenance()}
+        write_atomically(path, json.dumps(body, indent=1) + "\n")
+
+
+def absolute(data: str) -> str:
+    """A local folder as an absolute path, so that the run may be evaluated from anywhere; a URL as it is."""
+    return data if "://" in data else str(Path(data).absolute())
+
+
+def _differences(run: Run, recorded: dict[str, Any]) -> list[str]:
+    """Names of the settings in which a run differs from the one in ``config.json``, where they must not."""
+    recorded = {RENAMED.get(key, key): value for key, value in recorded.items()}
+    recorded["data"] = absolute(recorded["data"])  # earlier versions kept it as it was written
+    settings = json.loads(json.dumps(to_dict(run)))
+    must_match = [key for key in settings if key in recorded and key not in MAY_CHANGE]
+    return [key for key in must_match if settings[key] != recorded[key]]
 
 
 def _start_time() -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from core.command import CANNOT_GO_ON
 from core.model import Model
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import Checkpoints, Pointer, read_state
@@ -18,13 +19,15 @@ from launch.config import ConfigError, Run
 from launch.engine.deepspeed_engine import Engine, load_grad_scaler, start
 from launch.monitor.preemption import Stop
 from launch.reports.run_log import RunLog
-from launch.run_directory import open_run
+from launch.run_directory import find_run, record_run
 from launch.tasks.base import Task
 from launch.tasks.build import build_model, build_task
 
 
 class TrainingStopped(RuntimeError):
     """Training cannot go on; the message says why and what was written about it."""
+
+    exit_code = CANNOT_GO_ON
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,15 @@ def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
     """Open or make the run's directory, and everything that training needs. The test split is not
     in reach."""
     stop = Stop().listen()
-    run, run_dir = open_run(run)
+    run, run_dir = find_run(run)
     torch.manual_seed(run.seed)
     task = build_task(run)
     model = build_model(run, task.data)
+    run_dir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(run_dir, Progress(), run.keep)
     with RunLog(run_dir, quiet=quiet) as log:
         engine = resume(run, model, task, checkpoints, log)
+        record_run(run, run_dir)
         yield TrainingSession(run, run_dir, task, engine, log, checkpoints, stop)
 
 

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from data_shards.shards.manifest import DataError
-from launch.config import ConfigError, recipe_names
+from core import command
+from launch.command_line import read, settings_parser
+from launch.config import recipe_names
 from tune.check import TrainableCheck
 from tune.cluster import Capacity, cluster
 from tune.domain import FORMS
@@ -24,7 +25,7 @@ from tune.settings import Search, load_search, read_search, same_search, write_s
 from tune.suggest import Suggester
 
 USAGE = """usage: python -m tune.search RECIPE data=DIR [key=value ...]
-       python -m tune.search resume=DIR
+       python -m tune.search --resume DIR
 
 trials=32  search=optuna|random|grid|pbt  scheduler=asha|none  confirm=5 (seeds)  run_dir=DIR
 processes=1 (of a trial)  cpus=1 gpus=1 (of a process)  concurrent=0 (trials at a time; 0: as many as fit)
@@ -104,7 +105,7 @@ def search_for(search: Search) -> int:
                 f"error: no trial came to a normal end; see {search.folder / 'report.md'}",
                 file=sys.stderr,
             )
-            return 3
+            return command.CANNOT_GO_ON
         if search.confirm:
             print(f"confirming trial {ranking[0].number} over {search.confirm} seeds", flush=True)
             if not confirm(search, best_changes(search, ranking[0]), confirmation, capacity):
@@ -133,14 +134,16 @@ def print_plan(search: Search, journal: Journal, capacity: Capacity) -> None:
 
 
 def interrupted(search: Search) -> int:
-    print(f"stopped; go on with: python -m tune.search resume={search.folder}", file=sys.stderr)
-    return 130
+    print(f"stopped; go on with: python -m tune.search --resume {search.folder}", file=sys.stderr)
+    return command.INTERRUPTED
 
 
 def parse(arguments: list[str]) -> Search:
     """A new search in its own folder, or the one that ``resume=DIR`` names."""
-    folders = [word.partition("=")[2] for word in arguments if word.startswith("resume=")]
-    others = [word for word in arguments if not word.startswith("resume=")]
+    parser = settings_parser("search", "", "RECIPE data=DIR [key=value ...]")
+    parser.add_argument("--resume", action="append", default=[], metavar="DIR")
+    line = read(parser, arguments, also_settings=["resume"])
+    folders, others = line.options.resume, [*line.names, *line.changes]
     if not folders:
         search = read_search(others)
         write_search(search)
@@ -152,19 +155,16 @@ def parse(arguments: list[str]) -> Search:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code: 0 done, 2 refused, 3 no trial came to an end, 130 interrupted."""
-    words = sys.argv[1:] if arguments is None else arguments
-    if not words or words[0] in ("-h", "--help"):
+    """The exit code; ``core.command`` lists them."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or "-h" in words or "--help" in words:
         print(USAGE.format(recipes=", ".join(recipe_names()), forms=FORMS))
-        return 0 if words else 2
-    try:
-        return search_for(parse(words))
-    except (ConfigError, DataError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; go on with: python -m tune.search resume=DIR", file=sys.stderr)
-        return 130
+        return command.DONE if words else command.REFUSED
+    return command.run(
+        lambda: search_for(parse(words)),
+        when_stopped="go on with: python -m tune.search --resume DIR",
+        refused=(command.Refused, OSError),
+    )
 
 
 if __name__ == "__main__":

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from core.files import write_atomically
+from launch.command_line import expand
 from launch.config import ConfigError, Run, load_recipe, override, suggest, to_dict
-from launch.train import expand
 from tune.domain import Around, Choice, Domain, Range, read_domain
 from tune.overrides import arguments, leaves
 from tune.spaces import SYMBOLS, default_space

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from core.command import Refused
 from core.files import sha256_of_bytes
 
 FORMAT = "concord-shards"
@@ -43,7 +44,7 @@ _SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]*\.tar")  # never a fold
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-class DataError(ValueError):
+class DataError(Refused):
     """Data that cannot be used: the message says what is wrong, where, and what to do next."""
 
 

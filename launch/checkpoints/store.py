@@ -31,6 +31,7 @@ import safetensors.torch
 from pydantic import TypeAdapter, ValidationError
 
 from core import distributed
+from core.command import NO_ROOM
 from core.files import sha256_of_bytes, sha256_of_file, sync_folder
 from launch.checkpoints import zero
 from launch.checkpoints.progress import Progress
@@ -48,6 +49,8 @@ POINTERS: tuple[Pointer, ...] = ("last", "best")
 class SaveError(RuntimeError):
     """A checkpoint could not be written; those before it are untouched. Raised on every rank
     alike."""
+
+    exit_code = NO_ROOM
 
 
 @dataclass(frozen=True)

@@ -15,19 +15,18 @@ from typing import Any
 
 from torch import nn
 
+from core.command import STOPPED
 from launch.monitor import control_plane, watchdog
 
-# Exit code: stopped on request, everything saved, start again to go on (EX_TEMPFAIL of sysexits.h).
-PREEMPTED = 75
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
 class Preempted(SystemExit):
-    """Leaves the process with ``PREEMPTED``. ``stuck``: a thread still waits for data that may
+    """Leaves the process with ``STOPPED``. ``stuck``: a thread still waits for data that may
     never come."""
 
     def __init__(self, *, stuck: bool = False) -> None:
-        super().__init__(PREEMPTED)
+        super().__init__(STOPPED)
         self.stuck = stuck
 
 

@@ -5,7 +5,7 @@ Collectives wait. When a process dies, its machine is cut off, or it hangs, the 
 their next collective until its time-out, holding their accelerators, and then say nothing about who
 was missing. Here two small threads per rank talk over a ``TCPStore`` of their own: each rank writes
 a heartbeat every second, rank 0 reads them and writes its verdict, and a rank that hears of a loss,
-or hears nothing, leaves with exit code ``LOST``. The verdict also carries a request to stop from
+or hears nothing, leaves with ``RANK_LOST``. The verdict also carries a request to stop from
 the rank that was asked to all others.
 
 Stricter than the time-outs of torch and its launchers: those end all ranks too, but do not name the
@@ -26,10 +26,9 @@ from datetime import timedelta
 from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from core import distributed
+from core.command import RANK_LOST
 from launch.monitor import control_plane
 
-# Exit code: another rank is gone or hangs; the same command goes on from the last checkpoint.
-LOST = 76
 LOST_AFTER = 30.0  # seconds of silence after which a rank counts as gone
 PERIOD = 1.0
 GRACE = 10.0  # seconds for a rank to leave by itself when another has said why it leaves
@@ -180,7 +179,7 @@ class Watchdog:
                     file=sys.stderr,
                     flush=True,
                 )
-            os._exit(LOST)
+            os._exit(RANK_LOST)
 
 
 def _left(rank: int, beat: Heartbeat) -> Verdict:

@@ -22,7 +22,7 @@ from launch.checkpoints.store import Checkpoints, read_state
 from launch.checkpoints.tensors import load_weights
 from launch.config import Group, Run
 from launch.export import main as export
-from launch.run_directory import open_run
+from launch.run_directory import find_run, record_run
 from launch.tasks.build import build_model, build_task
 
 
@@ -69,7 +69,9 @@ def trained(data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
     )
     runs = {name: replace(run, run_dir=str(folder / name), epochs=1) for name, run in runs.items()}
     for run in runs.values():
-        open_run(run)
+        found, run_dir = find_run(run)
+        run_dir.mkdir()
+        record_run(found, run_dir)
     run_ranks(1, folder / "ranks", train_all, list(runs.values()))
     return {name: folder / name for name in runs}
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from tune.workers.environment import environment
 
 COMPILE = """
-from launch.engine import init_processes, shutdown_processes
+from launch.engine.processes import init_processes, shutdown_processes
 from tune.workers.child import die_with_parent
 
 die_with_parent()

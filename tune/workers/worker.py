@@ -18,10 +18,12 @@ from typing import Any, TextIO
 import torch
 
 from core import distributed
-from launch.engine import init_processes, shutdown_processes
+from launch.engine.processes import init_processes, shutdown_processes
+from launch.loop import fit
+from launch.monitor.rank_command import run_rank
 from launch.reports.report import read_events
 from launch.session import TrainingSession, prepare
-from launch.train import exit_code, parse
+from launch.train import parse
 from tune.workers.child import run_as_child
 from tune.workers.environment import RESULTS
 
@@ -30,7 +32,7 @@ NOT_SCORES = ("kind", "step", "time", "epoch", "steps")  # in the log's line abo
 
 def main(arguments: list[str]) -> int:
     """The exit code of a trial's process."""
-    return exit_code(lambda: train_on_demand(arguments))
+    return run_rank(lambda: train_on_demand(arguments))
 
 
 def train_on_demand(arguments: list[str]) -> None:
@@ -64,7 +66,7 @@ def epoch_results(session: TrainingSession) -> Iterator[dict[str, Any]]:
     for event in logged_epochs(session):
         is_newest = session.progress.epoch == event["epoch"] + 1
         yield epoch_result(session, event, is_newest and has_ended(session))
-    for scores in session.epochs:
+    for scores in fit(session):
         yield epoch_result(session, scores, has_ended(session))
 
 

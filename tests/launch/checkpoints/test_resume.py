@@ -39,8 +39,8 @@ def whole(run: Run, kill: tuple[int, int] | None = None, how: str = "step") -> l
     from launch.checkpoints import store
     from launch.engine.processes import init_processes, shutdown_processes
     from launch.loop import fit
+    from launch.monitor.rank_command import run_rank
     from launch.session import prepare
-    from launch.train import exit_code
 
     def die(*arguments: Any) -> Any:
         if how == "write":
@@ -69,7 +69,7 @@ def whole(run: Run, kill: tuple[int, int] | None = None, how: str = "step") -> l
             list(fit(session))
             rates.extend(group["lr"] for group in session.engine.optimizer.param_groups)
 
-    code = exit_code(work)
+    code = run_rank(work)
     if code:
         raise SystemExit(code)
     shutdown_processes()

@@ -161,8 +161,8 @@ def spoilt_embedding(run: Run, run_dir: Path) -> dict[str, Any]:
     from launch.engine.deepspeed_engine import TrainStep
     from launch.engine.processes import init_processes
     from launch.loop import fit
+    from launch.monitor.rank_command import run_rank
     from launch.session import prepare
-    from launch.train import exit_code
 
     real, spoilt, said = TrainStep.run, [], io.StringIO()
 
@@ -184,7 +184,7 @@ def spoilt_embedding(run: Run, run_dir: Path) -> dict[str, Any]:
     TrainStep.run = spoil  # type: ignore[method-assign]
     names: list[Any] = []
     with redirect_stderr(said):
-        code = exit_code(work)
+        code = run_rank(work)
     return {
         "code": code,
         "said": said.getvalue(),

@@ -14,12 +14,11 @@ import pytest
 from ranks import Ranks, run_ranks
 from small_runs import sentiment_data, small_run
 
+from core.command import RANK_LOST, STOPPED
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import Checkpoints, read_state
 from launch.config import Run
 from launch.monitor.interruptible_iterator import InterruptibleIterator
-from launch.monitor.preemption import PREEMPTED
-from launch.monitor.watchdog import LOST
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +98,7 @@ def test_a_signal_to_one_rank_saves_and_ends_all(
     run = replace(small_run("baseline", data), run_dir=str(tmp_path / "run"), save_every=2)
     with Ranks(2, tmp_path / "ranks", signalled, run, place, number, 3) as started:
         codes = started.codes()
-    assert codes == [PREEMPTED, PREEMPTED], started.output(0) + started.output(1)
+    assert codes == [STOPPED, STOPPED], started.output(0) + started.output(1)
     assert "everything is saved" in started.output(0)
     folder, complaints = Checkpoints(tmp_path / "run", Progress()).find("last")
     assert folder is not None
@@ -151,7 +150,7 @@ def test_a_rank_that_stands_still_is_named_and_the_others_leave(data: Path, tmp_
     run = replace(small_run("baseline", data), run_dir=str(tmp_path / "run"))
     with Ranks(2, tmp_path / "ranks", fall_silent, run, "process", 6.0, 600.0) as started:
         started.processes[0].join(240)
-        assert started.processes[0].exitcode == LOST
+        assert started.processes[0].exitcode == RANK_LOST
         assert "rank 1 on" in started.output(0)
         assert "has not been heard of" in started.output(0)
         assert "at step 3" in started.output(0)
@@ -164,7 +163,7 @@ def test_a_rank_that_never_reaches_the_collective_is_named_after_the_timeout(
     run = replace(small_run("baseline", data), run_dir=str(tmp_path / "run"))
     with Ranks(2, tmp_path / "ranks", fall_silent, run, "thread", 60.0, 8.0) as started:
         codes = started.codes()
-    assert codes == [LOST, LOST], started.output(1)
+    assert codes == [RANK_LOST, RANK_LOST], started.output(1)
     (said,) = (line for line in started.output(0).splitlines() if "nothing has moved" in line)
     assert "rank 1 on" in said
     assert "stayed at step 3" in said
@@ -194,7 +193,7 @@ def test_an_error_of_one_rank_is_told_by_the_others(data: Path, tmp_path: Path):
     run = replace(small_run("baseline", data), run_dir=str(tmp_path / "run"))
     with Ranks(2, tmp_path / "ranks", give_up, run) as started:
         codes = started.codes()
-    assert codes == [LOST, 2]
+    assert codes == [RANK_LOST, 2]
     assert "rank 1 on" in started.output(0)
     assert "the disk of this machine is gone" in started.output(0)
 
