@@ -36,6 +36,7 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.results import made_by, paste  # noqa: E402
 from core.files import write_atomically  # noqa: E402
 from launch.config import load_recipe  # noqa: E402
+from launch.reports.tables import markdown_table  # noqa: E402
 from tune.journal import Journal, Record  # noqa: E402
 from tune.overrides import arguments  # noqa: E402
 
@@ -179,11 +180,6 @@ def overhead(work: Path, seed: int, trials: int, count: int) -> dict[str, Any]:
 # tables ----------------------------------------------------------------------------------------
 
 
-def table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
-
-
 def duration(seconds: float | None, load: float) -> str:
     """A time as it may be shown: not when others had the machine too."""
     if seconds is None:
@@ -213,7 +209,7 @@ def finds_table(steps: dict[str, Any]) -> str:
         "as a search begins when nothing is said about it:"
     )
     head = ["seed", "the recipe's MAE", "best MAE", "against the recipe", "epochs in all"]
-    return f"{title}\n\n{table([*head, 'seconds'], rows)}"
+    return f"{title}\n\n{markdown_table([*head, 'seconds'], rows)}"
 
 
 def asha_table(steps: dict[str, Any]) -> str:
@@ -251,7 +247,7 @@ def asha_table(steps: dict[str, Any]) -> str:
     trials = next(iter(chosen.values()))["trials"]
     title = f"The same {trials} random trials without ASHA / with it:"
     head = ["seed", "the recipe's MAE", "best MAE", "behind", "epochs in all", "share", "seconds"]
-    return f"{title}\n\n{table(head, rows)}"
+    return f"{title}\n\n{markdown_table(head, rows)}"
 
 
 def overhead_text(steps: dict[str, Any]) -> str:

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 
 from core.files import write_atomically
+from core.metrics.declared import METRICS
 from launch.config import Run
+from launch.reports.tables import markdown_table
 from tune import search_plots
 from tune.journal import Journal, Record
 from tune.overrides import compact, short
@@ -18,7 +20,6 @@ from tune.settings import Search
 
 SHOWN = 10  # trials in the table of the best
 OF_THIS_MACHINE = {"data", "run_dir"}  # settings that are no part of a configuration
-NOT_SCORES = ("loss", "samples_per_second", "data_wait", "seconds", "health")  # first letters
 
 
 def best_changes(search: Search, record: Record) -> dict[str, Any]:
@@ -61,7 +62,7 @@ def score_names(search: Search, records: list[Record]) -> list[str]:
     """The validation scores among what an epoch reports, the one that is selected by first."""
     if not records:
         return []
-    names = [name for name in records[0].scores if not name.startswith(NOT_SCORES)]
+    names = [name for name in records[0].scores if name.rsplit("/", 1)[-1] in METRICS]
     selected = search.run().select
     return [selected, *(name for name in names if name != selected)]
 
@@ -219,9 +220,3 @@ def _confirmed_sections(search: Search, journal: Journal) -> list[str]:
 
 def _mean_and_spread(score: dict[str, float] | None) -> str:
     return f"{score['mean']:.4f} ± {score['std']:.4f}" if score else ""
-
-
-def markdown_table(head: list[str], rows: list[list[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines)
