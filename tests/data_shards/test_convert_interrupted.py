@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from paths import ROOT
-from raw_files import Content, hashes, save
+from raw_pickles import Content, hashes, save
 
 from data_shards import convert as entry
 from data_shards.convert import convert

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import losses, scores, train
+from training_runs import losses, scores, train
 
 from data_shards.codebook import main as codebook
 

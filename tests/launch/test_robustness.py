@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runs import ROOT, environment, events, scores
+from training_runs import ROOT, environment, events, scores
 
 from core.metrics.missing_rates import auilc
 from launch.config import ConfigError

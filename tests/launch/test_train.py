@@ -12,7 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from runs import QUICK, ROOT, command, environment, events, losses, scores, train
+from small_models import small_words
+from training_runs import ROOT, command, environment, events, losses, scores, train
+
+SMALL = small_words("hscl")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +64,7 @@ def test_two_processes_train_to_the_same_losses_and_scores(
     one: Path, small_shards: Path, tmp_path: Path
 ):
     run_dir = tmp_path / "two"
-    arguments = ["hscl/demo", f"data={small_shards}", f"run_dir={run_dir}", *QUICK, "epochs=2"]
+    arguments = ["hscl/demo", f"data={small_shards}", f"run_dir={run_dir}", *SMALL, "epochs=2"]
     done = subprocess.run(
         ["deepspeed", "--num_gpus", "2", "--master_port", "29617", "launch/train.py", *arguments],
         cwd=ROOT,
@@ -89,7 +92,7 @@ def test_interrupting_saves_and_the_same_command_goes_on_to_the_same_end(
         "hscl/demo",
         f"data={small_shards}",
         f"run_dir={tmp_path / 'cut'}",
-        *QUICK,
+        *SMALL,
         "epochs=2",
     ]
     process = subprocess.Popen(
@@ -156,7 +159,7 @@ def test_a_damaged_shard_ends_training_with_its_name(small_shards: Path, tmp_pat
     body = bytearray(tar.read_bytes())
     body[len(body) // 2] ^= 1
     tar.write_bytes(body)
-    done = train("hscl/demo", f"data={damaged}", f"run_dir={tmp_path / 'run'}", *QUICK)
+    done = train("hscl/demo", f"data={damaged}", f"run_dir={tmp_path / 'run'}", *SMALL, "epochs=1")
     assert done.returncode == 2
     assert tar.name in done.stderr
     assert "Traceback" not in done.stderr
@@ -165,7 +168,7 @@ def test_a_damaged_shard_ends_training_with_its_name(small_shards: Path, tmp_pat
 def test_another_run_is_not_overwritten(one: Path, small_shards: Path):
     before = (one / "scores.json").read_text()
     done = train(
-        "hscl/demo", f"data={small_shards}", f"run_dir={one}", *QUICK, "epochs=2", "batch_size=8"
+        "hscl/demo", f"data={small_shards}", f"run_dir={one}", *SMALL, "epochs=2", "batch_size=8"
     )
     assert done.returncode == 2
     assert "another batch_size" in done.stderr

@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import ROOT, environment, train
-from small_runs import sentiment_data
+from shard_folders import sentiment_shards
+from small_models import small_words
+from training_runs import ROOT, environment, train
 
 SCRIPT = ROOT / "examples/cluster/two_hosts.sh"
 NAME = f"t{os.getpid()}"
@@ -56,7 +57,7 @@ def losses(run_dir: Path) -> dict[int, float]:
 @pytest.mark.usefixtures("_two_hosts")
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_two_hosts_train_lose_each_other_and_go_on(tmp_path: Path, launcher: str):
-    data = sentiment_data(tmp_path, 90)
+    data = sentiment_shards(tmp_path, 90)
     words = [
         "baseline/demo",
         f"data={data}",
@@ -65,7 +66,7 @@ def test_two_hosts_train_lose_each_other_and_go_on(tmp_path: Path, launcher: str
         "patience=0",
         "save_every=2",
     ]
-    words += ["options.text.width=16", "options.text.layers=1"]
+    words += small_words("baseline")
     command = [str(SCRIPT), launcher, *words, f"run_dir={tmp_path / 'two'}"]
     started = subprocess.Popen(command, cwd=ROOT, env=settings(), stderr=subprocess.PIPE, text=True)
     begun = time.monotonic()

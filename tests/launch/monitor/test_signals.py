@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from ranks import Ranks, run_ranks
-from small_runs import sentiment_data, small_run
+from small_models import small_run, small_words
 
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import Checkpoints, read_state
@@ -23,8 +23,8 @@ from launch.monitor.watchdog import LOST
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sentiment_data(tmp_path_factory.mktemp("signals"), 60)
+def data(coded_shards: Path) -> Path:
+    return coded_shards
 
 
 def signalled(run: Run, place: str, number: int, times: int = 1) -> None:
@@ -80,7 +80,7 @@ def signalled(run: Run, place: str, number: int, times: int = 1) -> None:
         if key in ("data", "run_dir", "save_every", "epochs")
     }
     words = [f"{key}={value}" for key, value in tree.items()]
-    small = ["options.text.width=16", "options.text.layers=1", "batch_size=8", "eval_batch_size=4"]
+    small = [*small_words("baseline"), "batch_size=8", "eval_batch_size=4"]
     raise SystemExit(main(["baseline/demo", *words, *small]))
 
 
@@ -180,12 +180,7 @@ def give_up(run: Run) -> None:
             raise OSError("the disk of this machine is gone")
 
         train.build_model = fail
-    words = [
-        f"data={run.data}",
-        f"run_dir={run.run_dir}",
-        "options.text.width=16",
-        "options.text.layers=1",
-    ]
+    words = [f"data={run.data}", f"run_dir={run.run_dir}", *small_words("baseline")]
     raise SystemExit(train.main(["baseline/demo", *words]))
 
 

@@ -11,15 +11,6 @@ from typing import Any
 
 from paths import ROOT
 
-QUICK = [
-    "epochs=1",
-    "options.layers=1",
-    "options.projection=8",
-    "options.hidden=8",
-    "options.text.width=16",
-    "options.text.layers=1",
-]
-
 
 def environment(**more: str) -> dict[str, str]:
     """One thread per process, the launcher of this Python first, and nothing of an outer launcher."""
