@@ -8,7 +8,7 @@ DEMO := demo
 # Environments that share a build of DeepSpeed's operators build it in turn, and wait on each other's locks.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: demo test test-slow check setup bench clean
+.PHONY: demo test test-slow test-deep check setup bench clean
 
 setup: $(READY)
 
@@ -40,7 +40,10 @@ test: check
 	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest
 
 test-slow: $(READY)
-	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m slow
+	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "slow and not deep"
+
+test-deep: $(READY)
+	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m deep
 
 clean:
 	rm -rf $(DEMO) build *.egg-info

@@ -15,7 +15,7 @@ import torch
 from raw_pickles import clean
 from shard_folders import alignment_shards, numbered_shards, sentiment_shards
 from small_models import small_words
-from training_runs import train_in_turn
+from training_runs import LONG, train_in_turn
 
 from core.batch import EntityGraph, Utterances
 from core.encoders.graph_networks import symmetric_edges
@@ -151,8 +151,8 @@ def make_graph() -> Callable[..., tuple[DataSpec, EntityGraph]]:
 
 @pytest.fixture(scope="session")
 def finished(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of short runs: "one", "same" with the same seed, "other" with another, "zero2" by a DeepSpeed file,
-    "signs" with scores as classes. Read only."""
+    """A folder of short runs: "one", "same" with the same seed, "other" with another, "long" with ``LONG``,
+    "zero2" by a DeepSpeed file, "signs" with scores as classes. Read only."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "zero2.json").write_text(
         json.dumps({"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000000}})
@@ -168,6 +168,7 @@ def finished(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
         [*hscl, f"run_dir={folder / 'one'}"],
         [*hscl, f"run_dir={folder / 'same'}"],
         [*hscl, f"run_dir={folder / 'other'}", "seed=7"],
+        [*hscl, f"run_dir={folder / 'long'}", *LONG],
         [
             *hscl,
             f"run_dir={folder / 'zero2'}",

@@ -65,14 +65,17 @@ def stored_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
 
     folder, _ = Checkpoints(run_dir, Progress()).find("last")
     assert folder is not None
-    stored, whole = Stored(folder), {}
+    stored = Stored(folder)
+    whole: dict[str, torch.Tensor] = {}
     for name, shape in read_state(folder).shapes.items():
         for kind in ("param", "exp_avg", "exp_avg_sq"):
             whole[f"{kind} {name}"] = torch.empty(torch.Size(shape).numel())
             stored.fill(kind, name, 0, whole[f"{kind} {name}"])
-    return whole | {
-        f"buffer {name}": stored.whole("buffer", name) for name in stored.names("buffer")
-    }
+    for name in stored.names("buffer"):
+        buffer = stored.whole("buffer", name)
+        assert buffer is not None
+        whole[f"buffer {name}"] = buffer
+    return whole
 
 
 def train_one(

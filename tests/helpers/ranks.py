@@ -11,11 +11,13 @@ import inspect
 import json
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -32,15 +34,23 @@ _CONTEXT.set_forkserver_preload(
 )
 
 
+def free_port() -> int:
+    """A port that nobody uses, below those that the system deals out, so that it stays free for a while."""
+    while True:
+        with socket.socket() as probe:
+            port = random.SystemRandom().randrange(15_000, 32_000)
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+
+
 class Ranks:
     """Processes 0 to ``ranks - 1`` running ``function(*arguments)``; use as a context manager."""
 
     def __init__(self, ranks: int, folder: Path, function: Callable[..., Any], *arguments: Any):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         source = (inspect.getfile(function), function.__name__)
         self.processes = []
         for rank in range(ranks):

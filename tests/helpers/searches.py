@@ -101,7 +101,7 @@ def run_module(words: list[str], code: Path = ROOT, **around: str) -> subprocess
 
 def finish(search: subprocess.Popen[str], code: int = 0) -> str:
     try:
-        said, _ = search.communicate(timeout=400)
+        said, _ = search.communicate(timeout=1200)
     except subprocess.TimeoutExpired:
         search.kill()
         said, _ = search.communicate()
@@ -127,7 +127,7 @@ def workers(folder: Path) -> list[int]:
 
 
 def wait_until(condition: Callable[[], Any], search: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 200
+    until = time.monotonic() + 600
     while not condition():
         assert search.poll() is None, search.communicate()[0]
         assert time.monotonic() < until

@@ -43,8 +43,8 @@ def alignment_shards(folder: Path) -> Path:
 
     raw = write_folder(folder / "raw")
     options = Options(entities=EntityOptions(train_ratio=0.5))
-    convert(raw, folder / "shards", options, shard_size=32)
-    return folder / "shards"
+    convert(raw, folder / "graphs", options, shard_size=32)
+    return folder / "graphs"
 
 
 def numbered_shards(

@@ -12,6 +12,10 @@ from typing import Any
 from paths import ROOT
 
 
+# So many steps that one who watches the log can interrupt in between, also when the machine is busy.
+LONG = ["batch_size=12", "epochs=4"]
+
+
 def environment(**more: str) -> dict[str, str]:
     """One thread per process, the launcher of this Python first, and nothing of an outer launcher."""
     own = {
@@ -41,7 +45,7 @@ def train(*arguments: str, processes: int = 1, **more: str) -> subprocess.Comple
         env=environment(**more),
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1500,
     )
 
 
@@ -58,7 +62,7 @@ def train_in_turn(*runs: list[str]) -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stderr
 

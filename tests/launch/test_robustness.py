@@ -111,7 +111,7 @@ def test_a_teacher_on_complete_data_comes_before_its_student(small_shards: Path,
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "teacher" / "weights.safetensors").is_file()

@@ -73,7 +73,7 @@ def work(folder: str) -> None:
     """On a rank: losses, gradients and refusals, into a file of ``folder``."""
     dist.init_process_group("gloo")
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    results = {}
+    results: dict[str, Any] = {}
     for name, loss in cases().items():
         features, labels, weight = (part[share(name, rank, ranks)] for part in inputs(name))
         features.requires_grad_()

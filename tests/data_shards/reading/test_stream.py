@@ -132,7 +132,7 @@ def test_a_run_continues_where_it_stopped_with_other_ranks_and_workers(
             next(steps)
             stream.mark_consumed()
         states.append(stream.state_dict())
-        steps.close()
+        steps.close()  # type: ignore[attr-defined]
         stream.close()
     assert all(state == states[0] for state in states)
     state = json.loads(json.dumps(states[0]))
@@ -387,7 +387,7 @@ def test_opening_ten_thousand_shards_opens_only_the_first_window(make_shards, tm
     for _ in range(20):
         next(steps)
         assert len(stream.reader._open) <= 8
-    steps.close()
+    steps.close()  # type: ignore[attr-defined]
     state = stream.state_dict() | {"samples": 16_000}
     other = Stream(tmp_path, "train", global_batch=8, window=4, prefetch=0)
     other.load_state_dict(state)

@@ -164,7 +164,7 @@ def spoilt_embedding(run: Run, run_dir: Path) -> dict[str, Any]:
     real, spoilt, said = TrainStep.run, [], io.StringIO()
 
     def spoil(self: Any, batch: Any, step: int) -> Any:
-        output = real(self, batch, step)
+        output: Any = real(self, batch, step)
         if step == 2 and distributed.rank() == distributed.world_size() - 1:
             sample = spoilt[0] if spoilt else int(batch.index[-1])
             spoilt[:] = [sample]

@@ -32,7 +32,7 @@ def signalled(run: Run, place: str, number: int, times: int = 1) -> None:
     from core import distributed
     from launch import step
     from launch.config import to_dict
-    from launch.tasks.build import sentiment
+    from launch.tasks import sentiment
     from launch.train import main
 
     def send() -> None:
@@ -237,8 +237,8 @@ def test_an_error_of_the_source_comes_through_and_the_source_is_closed():
     fetcher = Fetcher(endless())
     fetcher.next(lambda: False)
     fetcher.close()
-    assert closed.wait(10)
-    assert early.wait(10)
+    assert closed.wait(60)
+    assert early.wait(60)
 
 
 def lonely(seconds: float) -> bool:

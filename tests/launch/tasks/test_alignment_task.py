@@ -181,7 +181,7 @@ def test_every_link_comes_once_an_epoch_in_an_order_of_its_own(shards: Path) -> 
         parts = [part for (part,) in task.batches(epoch)]
         assert len(parts) == task.steps(epoch) == 3
         epochs.append(torch.cat([part.index for part in parts]).tolist())
-        links = torch.cat([part.links for part in parts])
+        links = torch.cat([part.links for part in parts])  # type: ignore[attr-defined]
         assert torch.equal(links, task.links[torch.tensor(epochs[-1])])
         assert [part.loss_scale for part in parts] == [1 / len(part) for part in parts]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(18))
