@@ -11,7 +11,6 @@ from typing import Any
 
 from paths import ROOT
 
-
 # So many steps that one who watches the log can interrupt in between, also when the machine is busy.
 LONG = ["batch_size=12", "epochs=4"]
 
