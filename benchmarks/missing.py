@@ -30,7 +30,8 @@ from benchmarks.results import made_by, paste  # noqa: E402
 from launch.distill import teach  # noqa: E402
 from launch.engine import init_processes, shutdown_processes  # noqa: E402
 from launch.evaluate import evaluate  # noqa: E402
-from launch.train import parse, train  # noqa: E402
+from launch.session import train  # noqa: E402
+from launch.train import parse  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results/missing.json"
 TITLE = """with and without rebuilding (TFR-Net, frames missing) and

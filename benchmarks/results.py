@@ -21,9 +21,8 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from launch.provenance import provenance  # noqa: E402
-
 from launch.config import recipe_names  # noqa: E402
+from launch.reports.provenance import provenance  # noqa: E402
 
 TITLES = {
     "mosi_utterance": "CMU-MOSI at utterance level, split of the bc-LSTM authors (`split_bclstm`), test videos unseen"

@@ -21,8 +21,9 @@ from data_shards.missing import Missing
 from launch.config import ConfigError, Run
 from launch.engine import init_processes, shutdown_processes
 from launch.reports.report import best_model
+from launch.session import train
 from launch.tasks.build import build_task
-from launch.train import exit_code, parse, train
+from launch.train import exit_code, parse
 
 
 def distill(run: Run) -> dict[str, dict[str, float]]:

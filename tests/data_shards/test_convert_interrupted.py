@@ -37,7 +37,8 @@ def test_an_error_in_another_process_arrives_as_it_is(content: Content, tmp_path
 
 def _command(*arguments: Any, code: str = "", **options: Any) -> subprocess.Popen[str]:
     """``python -m data_shards.convert`` in its own process, after ``code``."""
-    main = f"import sys\nfrom data_shards import convert, work\n{code}\nsys.exit(convert.main(sys.argv[1:]))"
+    imports = "import sys\nfrom data_shards import convert\nfrom data_shards.shards import jobs"
+    main = f"{imports}\n{code}\nsys.exit(convert.main(sys.argv[1:]))"
     return subprocess.Popen(
         [sys.executable, "-c", main, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -51,14 +52,14 @@ def _command(*arguments: Any, code: str = "", **options: Any) -> subprocess.Pope
 # Says when it has written two shards, then waits to be interrupted.
 PAUSE = """
 import time
-make, made = work.make, []
+make, made = jobs.make, []
 def slowly(source, out, unit):
     if len(made) == 2:
         print("two", flush=True)
         time.sleep(600)
     made.append(make(source, out, unit))
     return made[-1]
-work.make = slowly
+jobs.make = slowly
 """
 
 
@@ -128,7 +129,7 @@ def test_a_conversion_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path: P
 def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
     """Else they would go on writing beside the conversion that continues."""
     write(tmp_path / "made.pkl", 60)
-    slow = "import os, time\ndef slowly(*_):\n print(os.getpid(), flush=True)\n time.sleep(600)\nwork.make = slowly"
+    slow = "import os, time\ndef slowly(*_):\n print(os.getpid(), flush=True)\n time.sleep(600)\njobs.make = slowly"
     process = _command(
         tmp_path / "made.pkl", "--out", tmp_path / "out", "--processes", 2, code=slow
     )
@@ -143,8 +144,8 @@ def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
 def test_ctrl_c_stops_all_processes_and_keeps_what_is_done(tmp_path: Path) -> None:
     write(tmp_path / "made.pkl", 60)
     slow = (
-        "import os, time\nmake = work.make\ndef slowly(*unit):\n record = make(*unit)\n os.write(1, b'one\\n')\n"
-        " time.sleep(.2)\n return record\nwork.make = slowly"
+        "import os, time\nmake = jobs.make\ndef slowly(*unit):\n record = make(*unit)\n os.write(1, b'one\\n')\n"
+        " time.sleep(.2)\n return record\njobs.make = slowly"
     )
     arguments = (
         tmp_path / "made.pkl",

@@ -52,7 +52,7 @@ def train_in_turn(*runs: list[str]) -> None:
     """Several runs in one process, one after the other: most of a short run's time is importing libraries."""
     code = (
         "import json, sys; from launch.engine import init_processes, shutdown_processes; "
-        "from launch.train import parse, train; init_processes(); "
+        "from launch.session import train; from launch.train import parse; init_processes(); "
         "[train(parse(words)) for words in json.loads(sys.argv[1])]; shutdown_processes()"
     )
     done = subprocess.run(

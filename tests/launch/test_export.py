@@ -22,8 +22,8 @@ from launch.checkpoints.store import Checkpoints, read_state
 from launch.checkpoints.tensors import load_weights
 from launch.config import Group, Run
 from launch.export import main as export
+from launch.run_directory import open_run
 from launch.tasks.build import build_model, build_task
-from launch.train import open_run
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def data(coded_shards: Path, graph_shards: Path) -> dict[str, Path]:
 def train_all(runs: list[Run]) -> None:
     """On a rank: an epoch of each run."""
     from launch.engine import init_processes, shutdown_processes
-    from launch.train import prepare
+    from launch.session import prepare
 
     init_processes()
     for run in runs:

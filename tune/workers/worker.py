@@ -19,7 +19,8 @@ import torch
 from core import distributed
 from launch.engine import init_processes, shutdown_processes
 from launch.reports.report import read_events
-from launch.train import TrainingSession, exit_code, parse, prepare
+from launch.session import TrainingSession, prepare
+from launch.train import exit_code, parse
 from tune.workers.child import die_with_parent, enter_folder, serve_store
 from tune.workers.environment import RESULTS
 

@@ -113,7 +113,7 @@ def test_no_pairs_give_zero_and_a_gradient():
         + SupCon(0.1)(left, torch.zeros(0))
     )
     loss.backward()
-    assert loss.item() == 0
+    assert loss.item() == pytest.approx(0, abs=1e-6)  # two roundings of one product
     assert left.grad is not None
 
 
@@ -121,7 +121,7 @@ def test_one_pair_has_no_negatives_and_no_loss():
     left = torch.randn(1, 3, requires_grad=True)
     loss = ICL(0.1)(left, torch.randn(1, 3))
     loss.backward()
-    assert loss.item() == 0
+    assert loss.item() == pytest.approx(0, abs=1e-6)  # two roundings of one product
     assert left.grad is not None
     assert left.grad.isfinite().all()
 

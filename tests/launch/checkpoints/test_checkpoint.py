@@ -221,7 +221,7 @@ def save_once(run: Run, run_dir: Path, limit: int) -> str:
     """On a rank: train two steps, save, then save again where rank 1 may write no more than ``limit`` bytes a file."""
     from core import distributed
     from launch.engine import init_processes, shutdown_processes
-    from launch.train import prepare
+    from launch.session import prepare
 
     init_processes()
     with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as it:
@@ -252,7 +252,7 @@ def test_when_one_rank_cannot_write_all_ranks_say_which_and_why(data: Path, tmp_
 def contents(runs: list[Run], run_dir: Path, copies: Path) -> None:
     """On a rank: train an epoch if nobody has, then load into each run in turn and save a copy from there."""
     from launch.engine import init_processes, shutdown_processes
-    from launch.train import prepare
+    from launch.session import prepare
 
     init_processes()
     for place, run in enumerate(runs):
@@ -315,7 +315,7 @@ def die_while_saving(run: Run, run_dir: Path, rank: int, moment: str) -> None:
 
     from core import distributed
     from launch.engine import init_processes
-    from launch.train import prepare
+    from launch.session import prepare
 
     init_processes(lost_after=12)
     with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as it:

@@ -40,7 +40,8 @@ def whole(run: Run, kill: tuple[int, int] | None = None, how: str = "step") -> l
     from launch import loop
     from launch.checkpoints import store
     from launch.engine import init_processes, shutdown_processes
-    from launch.train import exit_code, prepare
+    from launch.session import prepare
+    from launch.train import exit_code
 
     def die(*arguments: Any) -> Any:
         if how == "write":

@@ -36,7 +36,7 @@ def watched(run: Run, seen: str, kill_at: int = -1) -> list[dict[str, float]]:
     from core import distributed
     from launch import loop
     from launch.engine import init_processes, shutdown_processes
-    from launch.train import prepare
+    from launch.session import prepare
 
     init_processes(lost_after=20)
     real = loop.train_step

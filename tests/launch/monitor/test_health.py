@@ -74,8 +74,8 @@ def poisoned(run: Run, run_dir: Path, what: str) -> dict[str, Any]:
     from core import distributed
     from core.models.baseline import Baseline
     from launch.engine import init_processes, shutdown_processes
+    from launch.session import prepare
     from launch.step import TrainingStopped
-    from launch.train import prepare
 
     init_processes()
     real, count = Baseline.losses, [0]
@@ -159,7 +159,8 @@ def spoilt_embedding(run: Run, run_dir: Path) -> dict[str, Any]:
     the fused contrast can make no loss."""
     from core import distributed
     from launch.engine import TrainStep, init_processes
-    from launch.train import exit_code, prepare
+    from launch.session import prepare
+    from launch.train import exit_code
 
     real, spoilt, said = TrainStep.run, [], io.StringIO()
 
@@ -222,8 +223,8 @@ def drifted(run: Run, run_dir: Path, drift: bool) -> str:
     from core import distributed
     from launch import loop
     from launch.engine import init_processes, shutdown_processes
+    from launch.session import prepare
     from launch.step import TrainingStopped
-    from launch.train import prepare
 
     init_processes()
     real = loop.train_step
@@ -259,7 +260,7 @@ def test_ranks_whose_parameters_differ_are_named(data: Path, tmp_path: Path):
 def one_epoch(run: Run) -> None:
     """On a rank: train the first epoch."""
     from launch.engine import init_processes, shutdown_processes
-    from launch.train import prepare
+    from launch.session import prepare
 
     init_processes()
     with prepare(run, quiet=True) as it:

@@ -120,7 +120,7 @@ def fall_silent(run: Run, how: str, lost_after: float, timeout: float) -> None:
     from launch import loop
     from launch.engine import init_processes
     from launch.monitor import watchdog
-    from launch.train import prepare
+    from launch.session import prepare
 
     init_processes(600.0, 60.0)
     real = loop.train_step
@@ -172,14 +172,14 @@ def test_a_rank_that_never_reaches_the_collective_is_named_after_the_timeout(
 
 def give_up(run: Run) -> None:
     """On a rank: rank 1 ends with an error of its own."""
-    from launch import train
+    from launch import session, train
 
     if os.environ["RANK"] == "1":
 
         def fail(*arguments: Any) -> Any:
             raise OSError("the disk of this machine is gone")
 
-        train.build_model = fail
+        session.build_model = fail
     words = [f"data={run.data}", f"run_dir={run.run_dir}", *small_words("baseline")]
     raise SystemExit(train.main(["baseline/demo", *words]))
 
