@@ -40,6 +40,7 @@ setup(
         "test": [
             "pytest",
             "pytest-timeout",
+            "pytest-xdist",
             "hypothesis",
             "moto[server]",
             "s3fs",

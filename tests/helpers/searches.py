@@ -101,7 +101,7 @@ def run_module(words: list[str], code: Path = ROOT, **around: str) -> subprocess
 
 def finish(search: subprocess.Popen[str], code: int = 0) -> str:
     try:
-        said, _ = search.communicate(timeout=1200)
+        said, _ = search.communicate(timeout=400)
     except subprocess.TimeoutExpired:
         search.kill()
         said, _ = search.communicate()
