@@ -28,25 +28,29 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.results import made_by  # noqa: E402
 from benchmarks.streaming_readers import READERS  # noqa: E402
 from data_shards.verify import verify  # noqa: E402
+from launch.reports.tables import markdown_table  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "streaming.json"
-VERIFIED = {
-    "mosi": 6,
-    "sims": 1,
-}  # times as many samples to verify: over a gigabyte, beside which the start is nothing
+# Times as many samples to verify: over a gigabyte, beside which the start is nothing.
+VERIFIED = {"mosi": 6, "sims": 1}
 PEERS = ("webdataset", "litdata", "mosaicml-streaming", "megatron-energon")
+KINDS = ("views", "batches")
+COMPARED = {
+    "stock webdataset": PEERS[:1],
+    "best other peer": PEERS[1:],
+    "read + memcpy": ("read + memcpy",),
+}
 
 
 def run(python: str, script: str, *words: object) -> dict[str, Any]:
-    """What the process of a script says in its last line; why it could not, under "absent"."""
+    """What the process of a script prints as its last line; why it could not, under "absent"."""
     command = [python, str(ROOT / "benchmarks" / script), *map(str, words)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
-    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
-    said = [line for line in done.stderr.splitlines() if line.strip()]
-    return {"absent": said[-1] if said else f"exit code {done.returncode}"}
+    errors = [line for line in done.stderr.splitlines() if line.strip()]
+    return {"absent": errors[-1] if errors else f"exit code {done.returncode}"}
 
 
 def best(found: dict[str, Any]) -> float:
@@ -54,39 +58,35 @@ def best(found: dict[str, Any]) -> float:
     settings = found.get("settings", {})
     if "background thread" in settings:
         return settings[""]["per_cpu_second"]
-    return max((one["per_cpu_second"] for one in settings.values()), default=0.0)
+    return max((numbers["per_cpu_second"] for numbers in settings.values()), default=0.0)
 
 
 def table(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
-    columns = [(shape, what) for shape in rows for what in ("views", "batches")]
-    lines = [
-        "| samples per CPU second | "
-        + " | ".join(f"{shape} {what}" for shape, what in columns)
-        + " |"
-    ]
-    lines.append("|---" * (len(columns) + 1) + "|")
+    """A row per reader and per comparison with ours; two columns per shape."""
+    columns = [(shape, kind) for shape in rows for kind in KINDS]
+    titles = [f"{shape} {kind}" for shape, kind in columns]
+    lines = []
     for reader in READERS:
-        cells = []
-        for shape, what in columns:
-            found = rows[shape].get(reader, {}).get(what, {})
-            cells.append(
-                f"{best(found):,.0f}" if best(found) else "absent" if "absent" in found else ""
-            )
+        cells = [_rate_cell(rows[shape].get(reader, {}).get(kind, {})) for shape, kind in columns]
         if any(cells):
-            lines.append(f"| {reader} | " + " | ".join(cells) + " |")
-    against = {
-        "stock webdataset": PEERS[:1],
-        "best other peer": PEERS[1:],
-        "read + memcpy": ("read + memcpy",),
-    }
-    for name, others in against.items():
-        cells = []
-        for shape, what in columns:
-            rates = [best(rows[shape].get(other, {}).get(what, {})) for other in others]
-            ours = best(rows[shape].get("concord", {}).get(what, {}))
-            cells.append(f"{ours / max(rates):.1f} x" if max(rates) and ours else "")
-        lines.append(f"| concord against {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+            lines.append([reader, *cells])
+    for name, others in COMPARED.items():
+        cells = [_ratio_cell(rows[shape], kind, others) for shape, kind in columns]
+        lines.append([f"concord against {name}", *cells])
+    return markdown_table(["samples per CPU second", *titles], lines)
+
+
+def _rate_cell(found: dict[str, Any]) -> str:
+    if best(found):
+        return f"{best(found):,.0f}"
+    return "absent" if "absent" in found else ""
+
+
+def _ratio_cell(readers: dict[str, dict[str, Any]], kind: str, others: tuple[str, ...]) -> str:
+    """Our rate as a multiple of the best of the others."""
+    ours = best(readers.get("concord", {}).get(kind, {}))
+    theirs = max(best(readers.get(other, {}).get(kind, {})) for other in others)
+    return f"{ours / theirs:.1f} x" if theirs and ours else ""
 
 
 def verify_speed(folder: Path) -> dict[str, float]:
@@ -99,49 +99,53 @@ def verify_speed(folder: Path) -> dict[str, float]:
     return found
 
 
+def measure(reader: str, python: str, shape: str, count: int, work: Path) -> dict[str, Any]:
+    """Views and batches of one reader, whose data is written first."""
+    script = "streaming_readers.py"
+    written = run(python, script, reader, "write", shape, count, work)
+    if "absent" in written:
+        print(f"{reader} is left out: {written['absent']}", file=sys.stderr)
+    found: dict[str, Any] = {}
+    for kind in KINDS:
+        measured = run(python, script, reader, kind, shape, count, work)
+        found[kind] = written if "absent" in written else measured
+    found["measured"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return found
+
+
+def earlier_rows(count: int) -> dict[str, dict[str, dict[str, Any]]]:
+    """The rows of the last results, where they are of as many samples."""
+    if not RESULTS.exists():
+        return {}
+    saved = json.loads(RESULTS.read_text(encoding="utf-8"))
+    return saved["rows"] if saved.get("samples") == count else {}
+
+
 def main() -> None:
-    given = dict(word.split("=", 1) for word in sys.argv[1:])
-    work, count = Path(given["work"]), int(given.get("samples", 8000))
-    peers = given.get("peers", sys.executable)
-    only = given["only"].split(",") if "only" in given else list(READERS)
-    before = (
-        json.loads(RESULTS.read_text(encoding="utf-8"))
-        if "only" in given and RESULTS.exists()
-        else {}
-    )
-    rows: dict[str, dict[str, dict[str, Any]]] = (
-        before.get("rows", {}) if before.get("samples") == count else {}
-    )
+    options = dict(word.split("=", 1) for word in sys.argv[1:])
+    work = Path(options["work"])
+    count = int(options.get("samples", 8000))
+    peers = options.get("peers", sys.executable)
+    chosen = options["only"].split(",") if "only" in options else list(READERS)
+    rows = earlier_rows(count) if "only" in options else {}
     facts: dict[str, dict[str, float]] = {}
-    for shape in given.get("shapes", "mosi,sims").split(","):
+    script = "streaming_readers.py"
+    for shape in options.get("shapes", "mosi,sims").split(","):
         rows.setdefault(shape, {})
-        for reader in (name for name in READERS if name in only):
-            python = peers if reader in PEERS else sys.executable
-            written = run(python, "streaming_readers.py", reader, "write", shape, count, work)
-            if "absent" in written:
-                print(f"{reader} is left out: {written['absent']}", file=sys.stderr)
-            for what in ("views", "batches"):
-                measured = run(python, "streaming_readers.py", reader, what, shape, count, work)
-                rows[shape].setdefault(reader, {})[what] = (
-                    written if "absent" in written else measured
-                )
-                rows[shape][reader]["measured"] = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-        run(
-            sys.executable,
-            "streaming_readers.py",
-            "concord",
-            "write",
-            shape,
-            VERIFIED[shape] * count,
-            work / "verify",
-        )
+        for reader in READERS:
+            if reader in chosen:
+                python = peers if reader in PEERS else sys.executable
+                measured = measure(reader, python, shape, count, work)
+                rows[shape].setdefault(reader, {}).update(measured)
+        more = VERIFIED[shape] * count
+        run(sys.executable, script, "concord", "write", shape, more, work / "verify")
         facts[shape] = verify_speed(work / "verify" / shape / "concord")
-    run(sys.executable, "streaming_readers.py", "concord", "write", "scale", 100, work)
+    run(sys.executable, script, "concord", "write", "scale", 100, work)
     facts["scale"] = run(sys.executable, "streaming_scale.py", work / "scale" / "concord")
     print(table(rows))
     for name, numbers in facts.items():
         print(f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in numbers.items()))
-    saved = {
+    results = {
         "samples": count,
         "rows": rows,
         "facts": facts,
@@ -149,7 +153,7 @@ def main() -> None:
         **made_by(),
     }
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(saved, indent=1) + "\n", encoding="utf-8")
+    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ interpreter that has the peer. The last line of output is JSON.
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import sys
@@ -19,62 +20,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 ROOT = Path(__file__).parents[1]
-BATCH = 64
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.streaming_samples import BATCH, SHAPES, pad, sample, samples  # noqa: E402
+
 SHARD = 512
 EPOCHS = 5  # after one to warm up; the fastest counts
-# field -> the shape of its shortest and its longest sample
-SHAPES = {
-    "mosi": {
-        "text": ((3, 8), (3, 50)),
-        "audio": ((40, 5), (375, 5)),
-        "vision": ((50, 20), (500, 20)),
-    },
-    "scale": {"text": ((3, 4), (3, 9)), "audio": ((4, 5), (9, 5)), "vision": ((4, 20), (9, 20))},
-    "sims": {
-        "text": ((3, 39), (3, 39)),
-        "audio": ((400, 33), (400, 33)),
-        "vision": ((55, 709), (55, 709)),
-    },
-}
-Sample = dict[str, np.ndarray]
 Epoch = Callable[[], Iterable[Any]]
-
-
-def sample(shape: str, place: int) -> Sample:
-    """The same for every reader."""
-    rng = np.random.default_rng(place)
-    arrays = {"label": np.array([rng.uniform(-3, 3)], np.float32)}
-    for field, (shortest, longest) in SHAPES[shape].items():
-        size = tuple(int(rng.integers(a, b + 1)) for a, b in zip(shortest, longest))  # noqa: B905
-        if field == "text":
-            arrays[field] = rng.integers(0, 30_000, size, np.int32)
-        else:
-            arrays[field] = rng.standard_normal(size, np.float32)
-    return arrays
-
-
-def samples(shape: str, count: int) -> Iterator[Sample]:
-    return (sample(shape, place) for place in range(count))
-
-
-def pad(rows: list[Any]) -> dict[str, Any]:
-    """What every peer collates with: one zeroed array per field, each sample copied in, as tensors."""
-    import torch
-
-    batch = {}
-    for field, axis in (("label", 0), ("text", 1), ("audio", 0), ("vision", 0)):
-        arrays = [np.asarray(row[field] if field in row else row[f"{field}.npy"]) for row in rows]
-        shape = [len(arrays), *arrays[0].shape]
-        if field != "label":
-            shape[axis + 1] = max(array.shape[axis] for array in arrays)
-        out = np.zeros(shape, arrays[0].dtype)
-        for row, array in enumerate(arrays):
-            out[(row, *map(slice, array.shape))] = array
-        batch[field] = torch.from_numpy(out)
-    return batch
 
 
 class Concord:
@@ -83,7 +36,6 @@ class Concord:
     package = "numba"
 
     def __init__(self, folder: Path):
-        sys.path.insert(0, str(ROOT))
         self.folder = folder
 
     def write(self, shape: str, count: int) -> None:
@@ -92,9 +44,9 @@ class Concord:
 
         shards = []
         for start in range(0, count, SHARD):
-            places = range(start, min(start + SHARD, count))
-            made = ((f"train_{i:08d}", Sample(f"clip {i}", sample(shape, i))) for i in places)
-            shards.append(write_shard(self.folder, f"train-{start // SHARD:06d}.tar", made))
+            indices = range(start, min(start + SHARD, count))
+            keyed = ((f"train_{i:08d}", Sample(f"clip {i}", sample(shape, i))) for i in indices)
+            shards.append(write_shard(self.folder, f"train-{start // SHARD:06d}.tar", keyed))
         fields = {"label": Field("float32", (1,)), "text": Field("int32", (3, None))}
         for field in ("audio", "vision"):
             fields[field] = Field("float32", (None, SHAPES[shape][field][0][1]))
@@ -108,23 +60,32 @@ class Concord:
 
     def views(self) -> dict[str, Epoch]:
         reader = self._stream(prefetch=0).reader
-        numbers = range(len(reader.shards))
-        return {
-            "": lambda: (
-                one for n in numbers for one in reader.walk(n, range(reader.shards[n].samples))
-            )
-        }
+
+        def epoch() -> Iterator[Any]:
+            for number, shard in enumerate(reader.shards):
+                yield from reader.iter_views(number, range(shard.samples))
+
+        return {"": epoch}
 
     def batches(self) -> dict[str, Epoch]:
-        streams = {"": self._stream(prefetch=0), "background thread": self._stream(prefetch=2)}
-        streams["buckets"] = self._stream(prefetch=0, bucket=True)
-        return {name: partial(self._walk, stream, [0]) for name, stream in streams.items()} | {
-            "first epoch, with checksums": lambda: self._walk(self._stream(prefetch=0), [0])
+        return {
+            "": self._repeated(self._stream(prefetch=0)),
+            "background thread": self._repeated(self._stream(prefetch=2)),
+            "buckets": self._repeated(self._stream(prefetch=0, bucket=True)),
+            "first epoch, with checksums": self._first_epoch,
         }
 
-    def _walk(self, stream: Any, epoch: list[int]) -> Iterator[Any]:
-        epoch[0] += 1
-        return (parts[0].arrays for parts in stream.epoch(epoch[0]))
+    def _first_epoch(self) -> Iterator[Any]:
+        return self._arrays(self._stream(prefetch=0), 1)
+
+    def _repeated(self, stream: Any) -> Epoch:
+        """One epoch of the stream after the other."""
+        numbers = itertools.count(1)
+        return lambda: self._arrays(stream, next(numbers))
+
+    def _arrays(self, stream: Any, epoch: int) -> Iterator[Any]:
+        for micro_batches in stream.epoch(epoch):
+            yield micro_batches[0].arrays
 
 
 class WebDataset:
@@ -321,9 +282,10 @@ class ReadAndCopy:
         self.tars = sorted((folder.parent / "concord").glob("*.tar"))
 
     def write(self, shape: str, count: int) -> None:
-        self.tars[0].parent.joinpath("payload").write_text(
-            str(sum(array.nbytes for one in samples(shape, count) for array in one.values()))
-        )
+        payload = 0
+        for arrays in samples(shape, count):
+            payload += sum(array.nbytes for array in arrays.values())
+        self.tars[0].parent.joinpath("payload").write_text(str(payload))
 
     def views(self) -> dict[str, Epoch]:
         return {}
@@ -365,14 +327,9 @@ READERS = {
 
 def rows_of(item: Any) -> int:
     """How many samples one item of an epoch holds."""
-    if (
-        isinstance(item, dict)
-        and "label" in item
-        and hasattr(item["label"], "ndim")
-        and item["label"].ndim == 2
-    ):
-        return len(item["label"])
-    return 1
+    label = item.get("label") if isinstance(item, dict) else None
+    is_batch = getattr(label, "ndim", 0) == 2
+    return len(label) if is_batch else 1
 
 
 def measure(epoch: Epoch, count: int, seconds: float = 20.0) -> dict[str, float]:
@@ -390,29 +347,31 @@ def measure(epoch: Epoch, count: int, seconds: float = 20.0) -> dict[str, float]
 
 
 def main() -> None:
-    sys.path[:] = [
-        path for path in sys.path if Path(path).resolve() != ROOT / "benchmarks"
-    ]  # hides a peer's name
-    name, what, shape, count, folder = (
-        *sys.argv[1:4],
-        int(sys.argv[4]),
-        Path(sys.argv[5]) / sys.argv[3] / sys.argv[1],
-    )
+    # The peer mosaicml-streaming is imported as ``streaming``, which a file beside this one hides.
+    sys.path[:] = [path for path in sys.path if Path(path).resolve() != ROOT / "benchmarks"]
+    name, what, shape, words, work = sys.argv[1:]
+    count = int(words)
+    folder = Path(work) / shape / name
     reader = READERS[name](folder)
     reader.count = count
     found: dict[str, Any] = {"version": version(reader.package)}
-    done = folder.with_suffix(".written")  # a run that is repeated writes nothing anew
-    if what == "write" and (not done.exists() or done.read_text() != str(count)):
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        reader.write(shape, count)
-        done.write_text(str(count))
-    elif what == "write":
-        pass
+    if what == "write":
+        write(reader, folder, shape, count)
     else:
         epochs = reader.views() if what == "views" else reader.batches()
         found["settings"] = {setting: measure(epoch, count) for setting, epoch in epochs.items()}
     print(json.dumps(found))
+
+
+def write(reader: Any, folder: Path, shape: str, count: int) -> None:
+    """Write the samples, unless an earlier run did."""
+    done = folder.with_suffix(".written")
+    if done.exists() and done.read_text() == str(count):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    reader.write(shape, count)
+    done.write_text(str(count))
 
 
 if __name__ == "__main__":

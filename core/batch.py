@@ -6,36 +6,30 @@ Shape letters, used in the whole project: **B** samples, **T** frames, **D** fea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-S = TypeVar("S", bound="Batch")
-
-
-def _map(value: Any, change: Any) -> Any:
-    if isinstance(value, Tensor):
-        return change(value)
-    if isinstance(value, dict):
-        return {key: _map(item, change) for key, item in value.items()}
-    return value
+BatchType = TypeVar("BatchType", bound="Batch")
+TensorFunction = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A part of one optimiser step: the samples that one rank holds in one micro-batch.
+    """One micro-batch: the samples of one optimiser step that one rank takes at once.
 
-    ``loss_scale`` turns a sum over this part into a mean over the whole global batch: it is
-    ``ranks * micro-batches / samples in the global batch``, because the engine divides by ranks and micro-batches.
-    The stream knows it without asking other ranks, since every rank plans the same batches.
+    ``loss_scale`` turns a sum over this micro-batch into a mean over the whole global batch: it is
+    ``ranks * micro-batches / samples in the global batch``, because the engine divides by ranks and
+    micro-batches. The stream knows it without asking other ranks, since every rank plans the same batches.
     """
 
-    index: Tensor  # (B,) int64, place of each sample in its split; the same in every epoch and for any number of ranks
-    weight: (
-        Tensor  # (B,) float32, 1 for a sample, 0 for a row that only fills an otherwise empty part
-    )
+    # (B,) int64, number of each sample in its split; the same in every epoch, for any number of ranks
+    index: Tensor
+    # (B,) float32, 1 for a sample, 0 for a row that only fills an otherwise empty micro-batch
+    weight: Tensor
     loss_scale: float
     # name -> (), what Model.loss_denominators gave, summed over the global batch
     loss_denominators: dict[str, Tensor] = field(default_factory=dict, kw_only=True)
@@ -44,7 +38,10 @@ class Batch:
         return len(self.index)
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean over the global batch of (B,) values, as this part's share of it: parts add up, ranks average."""
+        """This micro-batch's share of the mean of (B,) values over the global batch.
+
+        Shares of micro-batches add up, and ranks average.
+        """
         return (values * self.weight).sum() * self.loss_scale
 
     @property
@@ -52,14 +49,17 @@ class Batch:
         """(B,) what contrastive losses compare samples by."""
         return self.index
 
-    def map(self: S, change: Any) -> S:
+    def map(self: BatchType, change: TensorFunction) -> BatchType:
         """The same batch with ``change`` applied to every tensor."""
-        return replace(self, **{f.name: _map(getattr(self, f.name), change) for f in fields(self)})
+        changed = {f.name: _map(getattr(self, f.name), change) for f in fields(self)}
+        return replace(self, **changed)
 
-    def to(self: S, device: torch.device | str) -> S:
+    def to(self: BatchType, device: torch.device | str) -> BatchType:
+        """The same batch on a device; a copy from pinned memory does not wait."""
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self: S) -> S:
+    def pin_memory(self: BatchType) -> BatchType:
+        """The same batch in memory that a GPU can copy from by itself."""
         return self.map(lambda tensor: tensor.pin_memory())
 
 
@@ -67,22 +67,22 @@ class Batch:
 class Utterances(Batch):
     """B spoken sentences, each modality padded on the right to its own T.
 
-    Text is either token ids, (B, T) int64, or features, (B, T, D) float32. A modality that a sample lacks has an
-    all-False mask. ``present`` is a subset of ``mask``: False where a frame exists but was dropped on purpose
-    (the missing-feature protocols); ``frames`` still holds the complete data, and the model hides what is dropped.
+    Text is either token ids, (B, T) int64, or features, (B, T, D) float32. A modality that a sample lacks
+    has an all-False mask. ``present`` is a subset of ``mask``: False where a frame exists but was dropped on
+    purpose (the missing-feature protocols); ``frames`` still holds the complete data, and the model hides
+    what is dropped.
     """
 
-    label: (
-        Tensor  # (B,) float32 score in DataSpec.label_range, or the class number for classification
-    )
-    frames: dict[str, Tensor]  # modality -> (B, T, D) float32 or (B, T) int64, zero where padded
-    mask: dict[str, Tensor]  # modality -> (B, T) bool, True where a frame exists
-    present: dict[
-        str, Tensor
-    ]  # modality -> (B, T) bool, True where a frame exists and was not dropped
-    view_labels: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # modality -> (B,), human unimodal labels
+    # (B,) float32 score in DataSpec.label_range, or the class number for classification
+    label: Tensor
+    # modality -> (B, T, D) float32 or (B, T) int64, zero where padded
+    frames: dict[str, Tensor]
+    # modality -> (B, T) bool, True where a frame exists
+    mask: dict[str, Tensor]
+    # modality -> (B, T) bool, True where a frame exists and was not dropped
+    present: dict[str, Tensor]
+    # modality -> (B,) human unimodal labels
+    view_labels: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def target(self) -> Tensor:
@@ -96,10 +96,21 @@ class EntityGraph(Batch):
     The graph tensors are the same objects in every batch, so moving them to their device again costs nothing.
     """
 
-    links: Tensor  # (B, 2) int64, an entity of the left graph and its partner in the right one
-    edges: Tensor  # (2, E) int64, symmetric, with self-loops, no duplicates
-    views: dict[
-        str, Tensor
-    ]  # view -> (N, D) float32, raw features; "graph" is absent, its embedding is learnt
-    present: dict[str, Tensor]  # view -> (N,) bool, True where the entity has this view
-    links_only: bool = False  # encode the entities of the links alone, as training always does
+    # (B, 2) int64, an entity of the left graph and its partner in the right one
+    links: Tensor
+    # (2, E) int64, symmetric, with self-loops, no duplicates
+    edges: Tensor
+    # view -> (N, D) float32, raw features; "graph" is absent, its embedding is learnt
+    views: dict[str, Tensor]
+    # view -> (N,) bool, True where the entity has this view
+    present: dict[str, Tensor]
+    # encode the entities of the links alone, as training always does
+    links_only: bool = False
+
+
+def _map(value: Any, change: TensorFunction) -> Any:
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: _map(item, change) for key, item in value.items()}
+    return value

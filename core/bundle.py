@@ -56,9 +56,7 @@ def save(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    spec = {
-        field.name: getattr(data, field.name) for field in fields(data) if field.name != "codebooks"
-    }
+    spec = {f.name: getattr(data, f.name) for f in fields(data) if f.name != "codebooks"}
     config = {
         "format": FORMAT,
         "version": VERSION,
@@ -67,25 +65,19 @@ def save(
         "data": spec,
         **about,
     }
-    tensors = {
-        key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()
-    }
+    _write_json(partial / "config.json", config)
+    tensors = {}
+    for key, value in model.state_dict().items():
+        tensors[key] = value.detach().cpu().clone().contiguous()
     save_file(tensors, partial / "model.safetensors")
     if data.codebooks:
-        save_arrays(
-            {key: np.ascontiguousarray(value) for key, value in data.codebooks.items()},
-            partial / "codebooks.safetensors",
-        )
+        codebooks = {m: np.ascontiguousarray(centres) for m, centres in data.codebooks.items()}
+        save_arrays(codebooks, partial / "codebooks.safetensors")
     encoder = getattr(model, "text", None)
     architecture = encoder.architecture() if isinstance(encoder, TextEncoder) else None
     if architecture is not None:
         (partial / "text").mkdir()
-        (partial / "text/config.json").write_text(
-            json.dumps(architecture, indent=1) + "\n", encoding="utf-8"
-        )
-    (partial / "config.json").write_text(
-        json.dumps(config, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-    )
+        _write_json(partial / "text/config.json", architecture)
     (partial / "README.md").write_text(card, encoding="utf-8")
     os.replace(partial, folder)
 
@@ -111,9 +103,10 @@ def load(folder: str | Path) -> tuple[Model, DataSpec]:
         tensors = load_file(folder / "model.safetensors")
     except (ValidationError, SafetensorError, OSError) as error:
         raise ValueError(f"{folder} cannot be loaded: {error}") from None
-    own = model.state_dict()
+    wanted = {key: value.shape for key, value in model.state_dict().items()}
+    stored = {key: value.shape for key, value in tensors.items()}
     wrong = sorted(
-        key for key in own.keys() | tensors.keys() if _shape(own, key) != _shape(tensors, key)
+        key for key in wanted.keys() | stored.keys() if wanted.get(key) != stored.get(key)
     )
     if wrong:
         raise ValueError(
@@ -124,7 +117,7 @@ def load(folder: str | Path) -> tuple[Model, DataSpec]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """``config.json``, checked as far as its kind goes."""
+    """``config.json``, refused where it is not of an exported model that this code reads."""
     try:
         config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         found = (config["format"], config["version"])
@@ -139,5 +132,6 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _shape(tensors: Mapping[str, Any], key: str) -> tuple[int, ...] | None:
-    return tuple(tensors[key].shape) if key in tensors else None
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")

@@ -10,10 +10,12 @@ from torch import Tensor
 
 
 def rank() -> int:
+    """Of this process, from 0."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """How many ranks there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -26,7 +28,9 @@ def all_reduce_sum(tensor: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
-    """Rows of all ranks in rank order, (sum of sizes, ...), without gradient. Ranks may hold different numbers of rows.
+    """Rows of all ranks in rank order, (sum of sizes, ...), without gradient.
+
+    Ranks may hold different numbers of rows.
 
     Args:
         sizes: rows per rank where the caller knows them; without it one more small collective finds out.
@@ -36,8 +40,8 @@ def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
         return rows
     if sizes is None:
         sizes = gather_sizes(len(rows), rows.device)
-    longest = max(sizes)
-    padded = rows.new_zeros((longest, *rows.shape[1:]))
+    # all_gather wants equal shapes
+    padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
     padded[: len(rows)] = rows
     gathered = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(gathered, padded)

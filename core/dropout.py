@@ -10,16 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
+
+Probability = Annotated[float, Field(ge=0, le=1)]
 
 # Odd multipliers of the 64-bit mix, from the SplitMix64 generator (Steele et al., OOPSLA 2014).
 _MIX_1, _MIX_2 = -4658895280553007687, -7723592293110705685
 _GOLDEN = -7046029254386353131
-# One odd number per axis, so that a position is the same whatever the padded lengths are.
-_AXES = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F)
+# One odd number per axis, so that a position is the same whatever the padded lengths are; as signed 32-bit numbers.
+_AXES = (0x9E3779B1 - (1 << 32), 0x85EBCA77 - (1 << 32), 0xC2B2AE3D - (1 << 32), 0x27D4EB2F)
 
 _AT_ONCE = 1 << 18  # mask bits that are made together on a CPU: what fits its cache
 
@@ -29,28 +33,23 @@ _context: tuple[int, Tensor] | None = None
 @contextmanager
 def sample_masks(seed: int, step: int, index: Tensor) -> Iterator[None]:
     """Within this block ``SampleDropout`` draws for ``step`` and the samples ``index`` (B,)."""
-    global _context
-    previous, _context = _context, (hash64(seed, step), index)
-    try:
+    with _masks_of((hash64(seed, step), index)):
         yield
-    finally:
-        _context = previous
 
 
 def same_masks() -> AbstractContextManager[None]:
     """A block in which masks are drawn as they are now, for a forward that is computed again later."""
-    context = _context
+    return _masks_of(_context)
 
-    @contextmanager
-    def again() -> Iterator[None]:
-        global _context
-        previous, _context = _context, context
-        try:
-            yield
-        finally:
-            _context = previous
 
-    return again()
+@contextmanager
+def _masks_of(context: tuple[int, Tensor] | None) -> Iterator[None]:
+    global _context
+    previous, _context = _context, context
+    try:
+        yield
+    finally:
+        _context = previous
 
 
 def hash64(*numbers: int) -> int:
@@ -77,25 +76,38 @@ def keep_mask(shape: torch.Size, p: float, layer: int, device: torch.device) -> 
     """
     if _context is None:
         return torch.rand(shape, device=device) >= p
+    if p >= 1:
+        return torch.zeros(shape, dtype=torch.bool, device=device)
     key, index = _context
     rows = index.to(device) if len(index) == shape[0] else torch.arange(shape[0], device=device)
     state = _mix(_mix(rows + key) + layer)  # (B,)
+    return _keep_bits(shape, state, _positions(shape[1:], device), p)
+
+
+def _positions(shape: torch.Size, device: torch.device) -> Tensor:
+    """int32 of ``shape``: what tells the positions within a sample apart."""
     position = torch.zeros((), dtype=torch.int32, device=device)
-    for axis, size in enumerate(shape[1:]):
-        weight = _AXES[axis % len(_AXES)] - (1 << 32 if _AXES[axis % len(_AXES)] >= 1 << 31 else 0)
-        position = (
-            position.unsqueeze(-1) + torch.arange(size, dtype=torch.int32, device=device) * weight
-        )
-    # 32 bits are plenty for a mask and twice as fast; the position is mixed with the row's own two halves
+    for axis, size in enumerate(shape):
+        steps = torch.arange(size, dtype=torch.int32, device=device) * _AXES[axis % len(_AXES)]
+        position = position.unsqueeze(-1) + steps
+    return position
+
+
+def _keep_bits(shape: torch.Size, state: Tensor, position: Tensor, p: float) -> Tensor:
+    """Bool of ``shape`` from the rows' 64-bit ``state`` (B,) and the int32 ``position`` (...).
+
+    32 bits are plenty for a mask and twice as fast; the position is mixed with the row's own two halves.
+    """
+    device = state.device
     low = state.to(torch.int32).reshape(-1, *[1] * (len(shape) - 1))
     high = (state >> 32).to(torch.int32).reshape(low.shape)
     keep = torch.zeros(shape, dtype=torch.bool, device=device)
-    if p >= 1:
-        return keep
     bound = round(p * 2.0**32) - 2**31
     # a few rows at a time and in place: on a CPU a whole mask of attention would make its way through memory ten times
     piecewise = device.type == "cpu" and not torch.compiler.is_compiling()
-    rows_at_once = max(1, _AT_ONCE // max(1, position.numel()) if piecewise else shape[0])
+    rows_at_once = max(1, shape[0])
+    if piecewise:
+        rows_at_once = max(1, _AT_ONCE // max(1, position.numel()))
     for first in range(0, shape[0], rows_at_once):
         part = slice(first, first + rows_at_once)
         bits = (position ^ low[part]).mul_(-2048144789)
@@ -122,8 +134,8 @@ class SampleDropout(nn.Module):
             return x
         if _context is None:
             return functional.dropout(x, self.p)
-        mask = keep_mask(x.shape, self.p, self.layer, x.device)
-        return (x * mask).mul_(1 / (1 - self.p)) if self.p < 1 else x * mask
+        kept = x * keep_mask(x.shape, self.p, self.layer, x.device)
+        return kept.mul_(1 / (1 - self.p)) if self.p < 1 else kept
 
     def extra_repr(self) -> str:
         return f"p={self.p}, layer={self.layer}"

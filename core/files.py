@@ -1,7 +1,8 @@
 """Files that are whole or absent, and checksums of their contents.
 
-A file written here is first written beside its final path, under a hidden name, flushed to disk and then renamed:
-whoever opens the final path finds the earlier contents or all of the new ones, also after a crash or a power cut.
+A file written here is first written beside its final path, under a hidden name, flushed to disk and
+then renamed: whoever opens the final path finds the earlier contents or all of the new ones, also
+after a crash or a power cut.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _PIECE = 1 << 18  # bytes read at a time: stays in the processor's cache
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Make ``content`` the whole file at ``path``; text is written as UTF-8. A failure leaves ``path`` as it was."""
+    """Make ``content``, text as UTF-8, the whole file at ``path``; a failure changes nothing."""
     encoded = content.encode("utf-8") if isinstance(content, str) else content
     with atomic_file(path) as file:
         file.write(encoded)
@@ -25,9 +26,11 @@ def write_atomically(path: Path, content: str | bytes) -> None:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file to write to, which appears as ``path`` when the block ends well, and not at all otherwise.
+    """A binary file to write to, which appears as ``path`` when the block ends well, and not at all
+    otherwise.
 
-    It may be read and sought too. Two writers of one path at the same time are not kept apart: take a lock.
+    It may be read and sought too. Two writers of one path at the same time are not kept apart: take
+    a lock.
     """
     partial = partial_path(path)
     try:
@@ -43,7 +46,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 
 def partial_path(path: Path) -> Path:
-    """Where ``path`` is written before it is complete; only a killed process leaves this file behind."""
+    """Where ``path`` is written before it is complete; only a killed process leaves it behind."""
     return path.with_name(f".{path.name}.partial")
 
 
@@ -62,13 +65,13 @@ def sha256_of_bytes(content: bytes) -> str:
 
 
 def sha256_of_file(path: Path) -> str:
-    """SHA-256 of the file at ``path`` as 64 hexadecimal digits; memory holds one small piece of it."""
+    """SHA-256 of the file at ``path`` as 64 hexadecimal digits, read in small pieces."""
     with path.open("rb") as file:
         return sha256_of_open_file(file)
 
 
 def sha256_of_open_file(file: IO[bytes]) -> str:
-    """SHA-256 of an open file on disk, from its first byte on; the file's position does not move."""
+    """SHA-256 of an open file on disk, from its first byte on; its position does not move."""
     digest = hashlib.sha256()
     piece = memoryview(bytearray(_PIECE))
     position = 0

@@ -5,112 +5,164 @@ The training loop asks nothing else, so a model's peculiarities stay in its own 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from core.batch import Batch
 
-B = TypeVar("B", bound=Batch)
-O = TypeVar("O", bound="Output")  # noqa: E741
+TaskName = Literal["sentiment", "alignment"]
+BatchType = TypeVar("BatchType", bound=Batch)
+OutputType = TypeVar("OutputType", bound="Output")
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a model says about a batch."""
+    """What a model makes of a batch."""
 
 
 @dataclass(frozen=True)
 class Sentiment(Output):
+    """Of utterances."""
+
     score: Tensor  # (B,) predicted score, or (B, classes) logits
 
 
 @dataclass(frozen=True)
 class Alignment(Output):
+    """Of entities."""
+
     joint: Tensor  # (N, D) joint embedding of every entity, rows of length one
     views: dict[str, Tensor]  # view -> (N, D) embedding of that view alone
+
+
+@dataclass(frozen=True)
+class GlobalBatchRows:
+    """What the losses over the whole global batch see of its samples.
+
+    Gradients flow through ``embeddings`` only. The rest says what each row stands for.
+    """
+
+    # name -> (B, D)
+    embeddings: dict[str, Tensor] = field(default_factory=dict)
+    # modality or view -> (B,) bool, True where the sample has it
+    present: dict[str, Tensor] = field(default_factory=dict)
+    # (B,) int64, the samples' numbers, as in Batch.index; None where no loss asks for them
+    index: Tensor | None = None
+
+    @staticmethod
+    def concatenate(micro_batches: Sequence[GlobalBatchRows]) -> GlobalBatchRows:
+        """The rows of several micro-batches, one below the other."""
+        # one model made them all, so either all have an index or none
+        indices = [rows.index for rows in micro_batches if rows.index is not None]
+        return GlobalBatchRows(
+            embeddings=_concatenate([rows.embeddings for rows in micro_batches]),
+            present=_concatenate([rows.present for rows in micro_batches]),
+            index=torch.cat(indices) if indices else None,
+        )
+
+    def with_embeddings(self, embeddings: Mapping[str, Tensor]) -> GlobalBatchRows:
+        """The same samples with other embeddings: leaves of a graph, say, or zeros."""
+        return replace(self, embeddings=dict(embeddings))
 
 
 @dataclass(frozen=True)
 class DataSpec:
     """What a model must know about its data before it is built; saved with every run."""
 
-    __pydantic_config__: ClassVar[dict[str, bool]] = {
-        "arbitrary_types_allowed": True
-    }  # for the codebooks
+    # for the codebooks
+    __pydantic_config__: ClassVar[dict[str, bool]] = {"arbitrary_types_allowed": True}
 
-    task: str  # "sentiment" or "alignment"
-    features: dict[str, int]  # modality or view -> width; 0 where frames are token ids
-    max_length: dict[str, int] = field(
-        default_factory=dict
-    )  # modality -> longest sequence in any split
+    task: TaskName
+    # modality or view -> width; 0 where frames are token ids
+    features: dict[str, int]
+    # modality -> longest sequence in any split
+    max_length: dict[str, int] = field(default_factory=dict)
     label_range: tuple[float, float] = (-3.0, 3.0)
-    label_resolution: float | None = (
-        None  # labels are multiples of this, as annotated; None: any float
-    )
-    num_classes: int = 0  # 0 for regression
-    num_train: int = 0  # samples in the train split, or entities
-    vocab_size: int = 0  # of the tokenizer that made the token ids
-    unknown_id: int = (
-        0  # of that tokenizer; stands for a token dropped by the missing-feature protocols
-    )
-    moments: dict[str, tuple[list[float], list[float]]] = field(
-        default_factory=dict
-    )  # modality -> mean, std on train frames
-    codebooks: dict[str, np.ndarray] = field(
-        default_factory=dict
-    )  # modality -> (K, D), k-means centres on scaled train frames
+    # labels are multiples of this, as annotated; None: any float
+    label_resolution: float | None = None
+    # 0 for regression
+    num_classes: int = 0
+    # samples in the train split, or entities
+    num_train: int = 0
+    # of the tokenizer that made the token ids
+    vocab_size: int = 0
+    # of that tokenizer; stands for a token dropped by the missing-feature protocols
+    unknown_id: int = 0
+    # modality -> mean, std on train frames
+    moments: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+    # modality -> (K, D), k-means centres on scaled train frames
+    codebooks: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-class Model(nn.Module, Generic[B, O]):
-    """Base of every model. Subclasses define ``Config``, a frozen dataclass with defaults, ``forward``, ``losses``."""
+class Model(nn.Module, Generic[BatchType, OutputType]):
+    """Base of every model.
 
-    task: ClassVar[str]
+    Subclasses define ``Config``, a frozen dataclass with defaults, ``forward`` and ``losses``.
+    """
+
+    task: ClassVar[TaskName]
     Config: ClassVar[type]
 
     epoch: int = 0
 
-    def forward(self, batch: B) -> O:
+    def forward(self, batch: BatchType) -> OutputType:
         raise NotImplementedError  # pragma: no cover
 
-    def losses(self, output: O, batch: B) -> dict[str, Tensor]:
-        """Named scalars whose sum is minimised. Means over samples use ``batch.mean``, so that parts add up."""
+    def losses(self, output: OutputType, batch: BatchType) -> dict[str, Tensor]:
+        """Named scalars whose sum is minimised.
+
+        Means over samples use ``batch.mean``, so that micro-batches add up.
+        """
         raise NotImplementedError  # pragma: no cover
 
-    def global_batch_rows(self, output: O) -> dict[str, Tensor]:
-        """Name -> (B, D) rows whose loss must see the whole global batch; given to ``contrast``."""
-        return {}
+    def global_batch_rows(self, output: OutputType) -> GlobalBatchRows:
+        """What ``global_batch_losses`` needs; without embeddings the model has no such losses."""
+        return GlobalBatchRows()
 
     def global_batch_losses(
-        self, embeddings: Mapping[str, Tensor], label: Tensor, weight: Tensor
+        self, rows: GlobalBatchRows, target: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
-        """Named losses of this rank's rows against the rows of all ranks. Each gives the global value on every rank
-        and gradients that are right after averaging over ranks. Rows of weight 0 take no part."""
+        """Named losses of this rank's rows against the rows of all ranks.
+
+        Each gives the global value on every rank, and gradients that are right after averaging over ranks.
+
+        Args:
+            target: (B,) what samples are compared by, ``Batch.target``.
+            weight: (B,) rows of weight 0 take no part.
+        """
         return {}
 
-    def loss_denominators(self, batch: B) -> dict[str, Tensor]:
+    def loss_denominators(self, batch: BatchType) -> dict[str, Tensor]:
         """Name -> (), what a loss divides by when the number of samples will not do (missing frames, say).
-        The loop sums it over all parts of the global batch and gives it back as ``batch.loss_denominators``."""
+
+        The loop sums it over the global batch and gives it back as ``batch.loss_denominators``.
+        """
         return {}
 
-    def memory_bank_rows(self, output: O, batch: B) -> dict[str, Tensor]:
-        """Name -> (B, ...), what the model wants to remember of this batch; must hold "index" when not empty."""
+    def memory_bank_rows(self, output: OutputType, batch: BatchType) -> dict[str, Tensor]:
+        """Name -> (B, ...), what the model remembers of this batch; must hold "index" when not empty."""
         return {}
 
     def update_memory_bank(self, rows: Mapping[str, Tensor]) -> None:
-        """Called once per training step, with the records of the whole global batch, the same on every rank."""
+        """Called once per training step with the rows of the whole global batch, equal on every rank."""
 
     def report(self) -> dict[str, float]:
         """Name -> number about the model's inner state, logged once per epoch."""
         return {}
 
     def begin_epoch(self, epoch: int) -> None:
-        """Told before each training epoch, starting at 0."""
+        """Called before each training epoch, starting at 0."""
         self.epoch = epoch
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Group name -> parameters; the recipe gives each group its learning rate and weight decay by this name."""
+        """Group name -> parameters; a recipe gives each group its learning rate and weight decay."""
         return {"main": list(self.parameters())}
+
+
+def _concatenate(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -9,48 +9,53 @@ from core.batch import Utterances
 from data_shards.reading.reader import Arrays
 from data_shards.shards.manifest import DataError
 
-LABELS = ("label", "label_text", "label_audio", "label_vision", "class")
+VIEW_LABELS = ("label_text", "label_audio", "label_vision")  # human labels of one modality each
+LABELS = ("label", *VIEW_LABELS, "class")
 
 
-def utterances(part: Arrays) -> Utterances:
-    """``part`` as utterances: the label, human labels per view (nan where there is none), every other field a modality.
+def utterances(micro_batch: Arrays) -> Utterances:
+    """The samples as utterances: the label, human labels per view (nan where there is none), every
+    other field a modality.
 
-    Token ids come as (B, 3, T) int32 from the shards (ids, mask, segment) or as (B, T); only the ids are kept, int64.
+    Token ids come as (B, 3, T) int32 from the shards (ids, mask, segment) or as (B, T); only the
+    ids are kept, int64.
     """
-    label = part.arrays.get("label", part.arrays.get("class"))
+    arrays, lengths = micro_batch.arrays, micro_batch.lengths
+    label = arrays.get("label", arrays.get("class"))
     if label is None:
         raise DataError(
-            f"sentiment shards need a field 'label' or 'class', these have {sorted(part.arrays)}"
+            f"sentiment shards need a field 'label' or 'class', these have {sorted(arrays)}"
         )
     frames: dict[str, Tensor] = {}
     mask: dict[str, Tensor] = {}
-    for name, array in part.arrays.items():
+    for name, array in arrays.items():
         if name in LABELS:
             continue
-        if name not in part.lengths:
+        if name not in lengths:
             raise DataError(
                 f"field {name!r} has no time axis, so it is no modality; choose others with fields="
             )
-        frames[name], mask[name] = _frames(array, part.lengths[name])
-    views = {name[6:]: part.arrays[name].float() for name in LABELS[1:4] if name in part.arrays}
+        frames[name], mask[name] = _frames(array, lengths[name])
+    view_labels = {}
+    for name in VIEW_LABELS:
+        if name in arrays:
+            view_labels[name.removeprefix("label_")] = arrays[name].float()
     return Utterances(
-        index=part.index,
-        weight=part.weight,
-        loss_scale=part.loss_scale,
+        index=micro_batch.index,
+        weight=micro_batch.weight,
+        loss_scale=micro_batch.loss_scale,
         label=label.float(),
         frames=frames,
         mask=mask,
         present=mask,
-        view_labels=views,
+        view_labels=view_labels,
     )
 
 
 def _frames(array: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
     """Frames (B, T, D) float32 or token ids (B, T) int64, and their mask (B, T)."""
-    tokens = (
-        not array.dtype.is_floating_point and array.ndim == 3
-    )  # (B, 3, T): ids, mask and segment of BERT
-    if tokens:
+    is_integer = not array.dtype.is_floating_point
+    if is_integer and array.ndim == 3:  # (B, 3, T): ids, mask and segment of BERT
         array = array[:, 0]
     mask = torch.arange(array.shape[1]) < length[:, None]  # (B, T)
-    return array.float() if array.dtype.is_floating_point else array.long(), mask
+    return array.long() if is_integer else array.float(), mask

@@ -1,4 +1,5 @@
-"""Raw data to a shard folder: ``python -m data_shards.convert RAW --out DIR``. Same input and options, same bytes.
+"""Raw data to a shard folder: ``python -m data_shards.convert RAW --out DIR``. Same input and
+options, same bytes.
 
 The layouts that are read, and what is repaired on the way, are described in docs/data.md.
 """
@@ -6,7 +7,6 @@ The layouts that are read, and what is repaired on the way, are described in doc
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import re
 import shutil
@@ -17,31 +17,33 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from filelock import FileLock, Timeout
 
+from core.files import sha256_of_bytes, write_atomically
 from data_shards.command import run
 from data_shards.shards.frame_moments import Moments
-from data_shards.shards.jobs import RECORDS, Record, units, work
+from data_shards.shards.jobs import RECORDS, Record, plan_jobs, run_jobs
 from data_shards.shards.manifest import (
     MANIFEST,
     VERSION,
     DataError,
     Labels,
     Manifest,
+    Shard,
     read_manifest,
 )
-from data_shards.shards.writer import staged
 from data_shards.sources import knowledge_graphs, mmsa, table
-from data_shards.sources.base import KNOWN_LABELS, Options, Source
+from data_shards.sources.base import KNOWN_LABELS, Options, RawDataset, TextChoice
 
 CONVERTER = 1  # raise it when the same input gives other bytes than before
 SHARD_SIZE = 512
 LOCK_WAIT = 5.0  # seconds; processes of a killed conversion take a moment to end
-_OURS = re.compile(r"\.?([a-z_]+-\d{6})\.(tar|idx)(\.staging)?")
+# What a conversion writes, and what is left of it (.partial, earlier .staging) when it is killed.
+_WRITTEN = re.compile(r"\.?(?P<shard>[a-z_]+-\d{6})\.(tar|idx)(\.partial|\.staging)?")
 
-READERS: dict[str, Callable[[Path, Options], Source]] = {
+READERS: dict[str, Callable[[Path, Options], RawDataset]] = {
     ".pkl": mmsa.read,
     ".pickle": mmsa.read,
     ".csv": table.read,
@@ -51,7 +53,7 @@ READERS: dict[str, Callable[[Path, Options], Source]] = {
 }
 
 
-def read(raw: Path, options: Options) -> Source:
+def read(raw: Path, options: Options) -> RawDataset:
     """The raw file through the reader of its kind."""
     if not raw.exists():
         raise DataError(f"{raw} does not exist")
@@ -60,8 +62,8 @@ def read(raw: Path, options: Options) -> Source:
     reader = READERS.get(raw.suffix.lower())
     if reader is None or not raw.is_file():
         raise DataError(
-            f"{raw} is of no known kind; known are files that end in {', '.join(READERS)}, and alignment folders "
-            "(docs/data.md)"
+            f"{raw} is of no known kind; known are files that end in {', '.join(READERS)}, "
+            "and alignment folders (docs/data.md)"
         )
     return reader(raw, options)
 
@@ -91,30 +93,31 @@ def convert(
             f"shard size and processes must be at least 1, got {shard_size} and {processes}"
         )
     options = options or Options()
-    source = read(raw, options)
-    facts = _facts(source, options, shard_size)
+    dataset = read(raw, options)
+    facts = _facts(dataset, options, shard_size)
     with _claimed(out):
         if (out / MANIFEST).exists():
             if not force:
-                return _same(out, facts, source)
-            (
-                out / MANIFEST
-            ).unlink()  # first, so that at no time an old manifest vouches for new shards
-        decisive = json.dumps([facts, source.tokenizer, VERSION, CONVERTER], sort_keys=True)
-        identity = hashlib.sha256(decisive.encode("utf-8")).hexdigest()
-        records = work(source, out, units(source, identity, shard_size), processes, progress)
-        manifest = _manifest(source, facts, records)
-        _sweep(out, manifest)
-        with staged(out / MANIFEST) as file:
-            file.write(manifest.to_json().encode("utf-8"))
+                return _finished(out, facts, dataset)
+            # first, so that at no time an old manifest vouches for new shards
+            (out / MANIFEST).unlink()
+        decisive = json.dumps([facts, dataset.tokenizer, VERSION, CONVERTER], sort_keys=True)
+        identity = sha256_of_bytes(decisive.encode("utf-8"))
+        jobs = plan_jobs(dataset, identity, shard_size)
+        records = run_jobs(dataset, out, jobs, processes, progress)
+        manifest = _manifest(dataset, facts, records)
+        _remove_leftovers(out, manifest)
+        write_atomically(out / MANIFEST, manifest.to_json())
     return manifest
 
 
 @contextmanager
 def _claimed(out: Path) -> Iterator[None]:
-    """``out`` for this conversion alone: it is new or empty, a shard folder, or was left by a conversion cut short."""
+    """``out`` for this conversion alone, if it is empty, a shard folder, or one begun before."""
     out.mkdir(parents=True, exist_ok=True)
-    if not (out / MANIFEST).exists() and not (out / RECORDS).exists() and any(out.iterdir()):
+    is_shard_folder = (out / MANIFEST).exists()
+    was_cut_short = (out / RECORDS).exists()
+    if not is_shard_folder and not was_cut_short and any(out.iterdir()):
         raise DataError(
             f"{out} is not empty and is no shard folder; give another --out, or empty it first"
         )
@@ -122,91 +125,107 @@ def _claimed(out: Path) -> Iterator[None]:
     try:
         with FileLock(out / RECORDS / "lock", timeout=LOCK_WAIT):
             yield
-            shutil.rmtree(
-                out / RECORDS
-            )  # not after an error: the records are what a second run continues from
+            # not after an error: the records are what a second run continues from
+            shutil.rmtree(out / RECORDS)
     except Timeout:
         raise DataError(
             f"another conversion is writing to {out}; wait for it, or give another --out"
         ) from None
 
 
-def _facts(source: Source, options: Options, shard_size: int) -> dict[str, Any]:
+def _facts(dataset: RawDataset, options: Options, shard_size: int) -> dict[str, Any]:
     """Manifest.source: where the data came from and every choice that decides about its bytes."""
+    # the tokenizer's folder may move; its vocabulary is in Manifest.tokenizer
     choices = asdict(replace(options, tokenizer=None)) | {"shard_size": shard_size}
-    given = {name: value for name, value in choices.items() if value is not None}
-    return json.loads(json.dumps({**source.facts, "options": given}))
+    stated = {name: value for name, value in choices.items() if value is not None}
+    facts = {**dataset.facts, "options": stated}
+    return json.loads(json.dumps(facts))  # as they are when read back: tuples become lists
 
 
-def _same(out: Path, facts: dict[str, Any], source: Source) -> Manifest:
-    """The manifest that is there already, if it is of the same source and options."""
+def _finished(out: Path, facts: dict[str, Any], dataset: RawDataset) -> Manifest:
+    """The manifest that is there already, if it is of the same raw data and options."""
     manifest = read_manifest(out)
-    if (manifest.source, manifest.tokenizer) != (facts, source.tokenizer):
+    if (manifest.source, manifest.tokenizer) != (facts, dataset.tokenizer):
         raise DataError(
-            f"{out} already holds shards of {manifest.source.get('file')}, made from other contents or with other "
-            "options; give another --out, or --force to write them anew"
+            f"{out} already holds shards of {manifest.source.get('file')}, made from other "
+            "contents or with other options; give another --out, or --force to write them anew"
         )
     return manifest
 
 
-def _sweep(out: Path, manifest: Manifest) -> None:
+def _remove_leftovers(out: Path, manifest: Manifest) -> None:
     """Remove what an earlier conversion with other options left behind."""
-    keep = {
-        shard.name.removesuffix(".tar") for shards in manifest.splits.values() for shard in shards
-    }
+    finished = set()
+    for shards in manifest.splits.values():
+        finished |= {shard.name.removesuffix(".tar") for shard in shards}
     for path in list(out.iterdir()):
-        ours = _OURS.fullmatch(path.name)
-        if ours and (ours[1] not in keep or path.name.startswith(".")):
+        written = _WRITTEN.fullmatch(path.name)
+        if written is None:
+            continue
+        is_hidden = path.name.startswith(".")
+        if is_hidden or written["shard"] not in finished:
             path.unlink()
 
 
-def _manifest(source: Source, facts: dict[str, Any], records: dict[str, list[Record]]) -> Manifest:
-    everything = [record for split in records.values() for record in split]
-    pieces: dict[str, list[Moments]] = {}
-    longest: dict[str, int] = {}
+def _manifest(
+    dataset: RawDataset, facts: dict[str, Any], records: dict[str, list[Record]]
+) -> Manifest:
+    """What the records of all shards come to."""
+    shards: dict[str, tuple[Shard, ...]] = {}
+    per_shard: dict[str, list[Moments]] = {}  # field -> moments, in the order of shards
+    max_length: dict[str, int] = {}
     repairs: Counter[str] = Counter()
-    for record in everything:
-        repairs.update(record.repairs)
-        for name, part in record.moments.items():
-            pieces.setdefault(name, []).append(part)
-        for name, length in record.max_length.items():
-            longest[name] = max(length, longest.get(name, 0))
-    moments = {name: reduce(Moments.join, parts) for name, parts in pieces.items()}
+    for split, finished in records.items():
+        shards[split] = tuple(record.shard for record in finished)
+        for record in finished:
+            repairs.update(record.repairs)
+            for name, shard_moments in record.moments.items():
+                per_shard.setdefault(name, []).append(shard_moments)
+            for name, length in record.max_length.items():
+                max_length[name] = max(length, max_length.get(name, 0))
+    moments: dict[str, tuple[list[float], list[float]]] = {}
+    for name in dataset.fields:
+        if name in per_shard:
+            joined = reduce(Moments.join, per_shard[name])
+            moments[name] = (joined.mean, joined.std())
     return Manifest(
-        name=source.name,
-        task=source.task,
-        fields=source.fields,
-        splits={split: tuple(record.shard for record in parts) for split, parts in records.items()},
-        labels=source.labels,
-        synthetic=source.synthetic,
+        name=dataset.name,
+        task=dataset.task,
+        fields=dataset.fields,
+        splits=shards,
+        labels=dataset.labels,
+        synthetic=dataset.synthetic,
         source=facts,
-        tokenizer=source.tokenizer,
-        moments={
-            name: (moments[name].mean, moments[name].std())
-            for name in source.fields
-            if name in moments
-        },
-        max_length={name: longest[name] for name in source.fields if name in longest},
+        tokenizer=dataset.tokenizer,
+        moments=moments,
+        max_length={name: max_length[name] for name in dataset.fields if name in max_length},
         repairs=dict(sorted(repairs.items())),
-        extras=source.extras,
+        extras=dataset.extras,
     )
 
 
 def parse_labels(text: str) -> Labels:
     """``LOW:HIGH`` or ``LOW:HIGH:RESOLUTION``; the resolution may be a fraction."""
     try:
-        parts = [
-            float(top) / float(bottom or 1)
-            for top, _, bottom in (part.partition("/") for part in text.split(":"))
-        ]
-        low, high, *step = parts
-        if len(step) > 1 or not low < high or not all(0 < size <= high - low for size in step):
+        low, high, *resolutions = [_parse_fraction(part) for part in text.split(":")]
+        resolution = None
+        if resolutions:
+            (resolution,) = resolutions
+        is_range = low < high
+        is_step = resolution is None or 0 < resolution <= high - low
+        if not (is_range and is_step):
             raise ValueError
     except (ValueError, ZeroDivisionError):
         raise DataError(
             f"--labels {text!r}: expected LOW:HIGH or LOW:HIGH:RESOLUTION, such as -3:3:1/3"
         ) from None
-    return Labels(low=low, high=high, resolution=step[0] if step else None)
+    return Labels(low=low, high=high, resolution=resolution)
+
+
+def _parse_fraction(text: str) -> float:
+    """A number, or one over another: "0.5", "1/3"."""
+    numerator, _, denominator = text.partition("/")
+    return float(numerator) / float(denominator or 1)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -228,9 +247,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="LOW:HIGH[:STEP]",
         help="label range and annotation step, such as -3:3:1/3",
     )
-    parser.add_argument(
-        "--text", choices=["auto", "tokens", "features", "tokenize"], default="auto"
-    )
+    parser.add_argument("--text", choices=get_args(TextChoice), default="auto")
     parser.add_argument(
         "--tokenizer", metavar="DIR", help="folder of a transformers tokenizer, for the raw text"
     )
@@ -248,25 +265,29 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _main(given: argparse.Namespace) -> None:
+def _main(arguments: argparse.Namespace) -> None:
+    labels = None
+    if arguments.labels is not None:
+        labels = parse_labels(arguments.labels)
+    entities = None
+    if knowledge_graphs.is_alignment_folder(arguments.raw):
+        entities = knowledge_graphs.options_of(arguments)
     options = Options(
-        name=given.name,
-        dataset=given.dataset,
-        labels=parse_labels(given.labels) if given.labels is not None else None,
-        text=given.text,
-        tokenizer=given.tokenizer,
-        max_tokens=given.max_tokens,
-        entities=knowledge_graphs.options_of(given)
-        if knowledge_graphs.is_alignment_folder(given.raw)
-        else None,
+        name=arguments.name,
+        dataset=arguments.dataset,
+        labels=labels,
+        text=arguments.text,
+        tokenizer=arguments.tokenizer,
+        max_tokens=arguments.max_tokens,
+        entities=entities,
     )
     manifest = convert(
-        given.raw,
-        given.out,
+        arguments.raw,
+        arguments.out,
         options,
-        shard_size=given.shard_size,
-        processes=given.processes,
-        force=given.force,
+        shard_size=arguments.shard_size,
+        processes=arguments.processes,
+        force=arguments.force,
         progress=True,
     )
     for name in manifest.source.get("left out", ()):
@@ -276,14 +297,16 @@ def _main(given: argparse.Namespace) -> None:
     counts = ", ".join(f"{manifest.samples(split)} {split}" for split in manifest.splits)
     kind = "SYNTHETIC data: " if manifest.synthetic else ""
     print(
-        f"{kind}{counts} samples are in {given.out}; look at them with: python -m data_shards.inspect {given.out}"
+        f"{kind}{counts} samples are in {arguments.out}; "
+        f"look at them with: python -m data_shards.inspect {arguments.out}"
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    given = _arguments(argv)
-    again = f"run the same command again: finished shards are kept in {given.out}"
-    return run(lambda: _main(given), again)
+    """The command; its exit code."""
+    arguments = _arguments(argv)
+    again = f"run the same command again: finished shards are kept in {arguments.out}"
+    return run(lambda: _main(arguments), again)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Entity shards as the tensors that alignment models take: edges, views with their presence, links by split."""
+"""Entity shards as the tensors that alignment models take: edges, views with their presence, links
+by split."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,17 +19,14 @@ from data_shards.shards.manifest import DataError, Field, Manifest
 from data_shards.stream import Stream
 
 GRAPH = ("side", "triples", "links_train", "links_valid", "links_test")  # fields that are no view
-UNIT_ROWS = (
-    "image",
-    "words",
-    "chars",
-)  # views whose rows are scaled to length one, as both papers' codes do
+# Views whose rows are scaled to length one, as both papers' codes do.
+UNIT_ROWS = ("image", "words", "chars")
 CHUNK = 4096  # entities read at a time
 
 
 @dataclass(frozen=True)
 class Graphs:
-    """Two knowledge graphs in one space of N entities, numbered by their place in the shards."""
+    """Two knowledge graphs in one space of N entities, numbered as they lie in the shards."""
 
     manifest: Manifest
     side: Tensor  # (N,) int64, 0 for the left graph, 1 for the right one
@@ -82,70 +81,87 @@ def load_graphs(
     Raises:
         DataError: the shards hold no graphs, or lack a wanted view.
     """
-
-    def stream(split: str, fields: Sequence[str], batch: int) -> Stream:
-        return Stream(
-            source,
-            split,
-            global_batch=batch,
-            shuffle=False,
-            prefetch=0,
-            fields=fields,
-            cache=cache,
-            cache_gb=cache_gb,
-        )
-
-    manifest = stream_manifest(source, cache, cache_gb)
-    known = {name: kind for name, kind in manifest.fields.items() if name not in GRAPH}
-    wanted = [view for view in views if view != "graph"]
-    if unknown := [view for view in wanted if view not in known]:
-        raise DataError(f"{source} has no view {unknown[0]!r}; it has graph, {', '.join(known)}")
-    chosen = {view: kind for view, kind in known.items() if view in wanted or not views}
-    reading = stream("entities", ("side", *chosen), CHUNK)
-    side, rows, present = _entities(reading, chosen)
-    (part,) = next(iter(stream("graph", GRAPH[1:], 1).epoch(0)))
-    triples = part.arrays["triples"][0].long()  # (T, 3)
+    manifest = graph_manifest(source, cache, cache_gb)
+    fields = _view_fields(manifest, views, source)
+    in_order = partial(Stream, source, shuffle=False, prefetch=0, cache=cache, cache_gb=cache_gb)
+    entities = in_order("entities", global_batch=CHUNK, fields=("side", *fields))
+    side, rows, present = _read_entities(entities, fields)
+    graph = in_order("graph", global_batch=1, fields=GRAPH[1:])
+    (record,) = next(iter(graph.epoch(0)))
+    triples = record.arrays["triples"][0].long()  # (T, 3): head, relation, tail
+    heads, tails = triples[:, 0], triples[:, 2]
+    links = {}
+    for name in GRAPH[2:]:
+        split = name.removeprefix("links_")
+        links[split] = record.arrays[name][0].long().to(device)
     return Graphs(
         manifest=manifest,
         side=side.to(device),
-        edges=symmetric_edges(triples[:, 0], triples[:, 2], len(side)).to(device),
+        edges=symmetric_edges(heads, tails, len(side)).to(device),
         views={view: table.to(device) for view, table in rows.items()},
         present={view: mask.to(device) for view, mask in present.items()},
-        links={
-            name.removeprefix("links_"): part.arrays[name][0].long().to(device)
-            for name in GRAPH[2:]
-        },
-        entities=reading,
+        links=links,
+        entities=entities,
     )
 
 
-def stream_manifest(source: str | Path, cache: Path | None, cache_gb: float) -> Manifest:
+def graph_manifest(source: str | Path, cache: Path | None, cache_gb: float) -> Manifest:
     """The manifest of a folder or URL that must hold graphs."""
-    manifest = Stream(
+    stream = Stream(
         source, "entities", global_batch=1, prefetch=0, fields=(), cache=cache, cache_gb=cache_gb
-    ).manifest
-    if manifest.task != "alignment":
+    )
+    if stream.manifest.task != "alignment":
         raise DataError(
-            f"{source} holds {manifest.task} data; convert an alignment folder (docs/data.md)"
+            f"{source} holds {stream.manifest.task} data; convert an alignment folder "
+            "(docs/data.md)"
         )
-    return manifest
+    return stream.manifest
 
 
-def _entities(
+def _view_fields(manifest: Manifest, views: Sequence[str], source: str | Path) -> dict[str, Field]:
+    """The fields of the wanted views, in the order of the manifest; of all views by default."""
+    known = {name: field for name, field in manifest.fields.items() if name not in GRAPH}
+    wanted = [view for view in views if view != "graph"]
+    for view in wanted:
+        if view not in known:
+            raise DataError(f"{source} has no view {view!r}; it has graph, {', '.join(known)}")
+    if not views:
+        return known
+    return {view: field for view, field in known.items() if view in wanted}
+
+
+def _read_entities(
     stream: Stream, views: dict[str, Field]
 ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
-    """Sides, rows and presence of all entities; every table is filled in place, so memory holds it once."""
+    """Sides (N,), rows (N, D) and presence (N,) of all entities, the last two by view.
+
+    Every table is filled in place, so memory holds it once.
+    """
     size = len(stream)
     side = torch.empty(size, dtype=torch.int64)
-    rows = {view: torch.empty(size, int(kind.shape[0] or 0)) for view, kind in views.items()}
-    present = {view: torch.empty(size, dtype=torch.bool) for view in views}
-    for (part,) in stream.epoch(0):
-        side[part.index] = part.arrays["side"].long()
+    rows = {}
+    present = {}
+    for view, field in views.items():
+        rows[view] = torch.empty(size, int(field.shape[0] or 0))
+        present[view] = torch.empty(size, dtype=torch.bool)
+    for (chunk,) in stream.epoch(0):
+        side[chunk.index] = chunk.arrays["side"].long()
         for view in views:
-            chunk = part.arrays[view]
-            # an absent row comes as nan, or as -1 in integers, which count things and so are never negative
-            absent = chunk[:, 0].isnan() if chunk.is_floating_point() else chunk[:, 0] < 0
-            values = chunk.float().masked_fill(absent.unsqueeze(1), 0.0)
-            rows[view][part.index] = F.normalize(values, dim=1) if view in UNIT_ROWS else values
-            present[view][part.index] = ~absent
+            values, is_present = _view_rows(chunk.arrays[view])
+            if view in UNIT_ROWS:
+                values = F.normalize(values, dim=1)
+            rows[view][chunk.index] = values
+            present[view][chunk.index] = is_present
     return side, rows, present
+
+
+def _view_rows(array: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, D) float32 rows of one view, zero where an entity lacks it, and (B,) whether it has
+    it."""
+    # An absent row comes as nan, or as -1 in integers, which count things and so are never
+    # negative.
+    if array.is_floating_point():
+        is_absent = array[:, 0].isnan()
+    else:
+        is_absent = array[:, 0] < 0
+    return array.float().masked_fill(is_absent.unsqueeze(1), 0.0), ~is_absent

@@ -1,34 +1,29 @@
-"""What is in a shard folder: ``python -m data_shards.inspect DIR``. Reads every shard and so checks it as well.
+"""What is in a shard folder: ``python -m data_shards.inspect DIR``. Reads every shard and so checks
+it as well.
 
-Also looks for leakage: a video, or nearly the same id, in more than one split makes test scores meaningless.
+Also looks for leakage: a video, or nearly the same id, in more than one split makes test scores
+meaningless.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-import unicodedata
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from data_shards.command import run
-from data_shards.reading.reader import Reader
-from data_shards.reading.storage import open_store
-from data_shards.shards.index_table import ABSENT
-from data_shards.shards.manifest import DataError, Manifest, parse_manifest
+from data_shards.reading.contents import Contents, examine
+from data_shards.shards.manifest import DataError, Labels, Manifest
 
-LEVELS = 31  # most label values that get a line each: MOSI's
-BINS = 12  # otherwise
-WIDTH = 20
-SHOWN = 5
+MAX_LEVELS = 31  # most label values that get a line each: MOSI's
+BINS = 12  # lines of a histogram of more values
+BAR = 20  # characters of the longest bar
+SHOWN = 5  # examples named of a finding
 
-# Samples of train, valid, test, and how many test labels are negative, zero, positive (as published).
+# Samples of train, valid, test, and how many test labels are negative, zero, positive (as
+# published).
 KNOWN_SIZES = {
     "mosi": (1284, 229, 686),
     "mosei": (16326, 1871, 4659),
@@ -39,120 +34,39 @@ KNOWN_SIGNS = {"mosi": (379, 30, 277), "mosei": (1350, 1025, 2284)}
 KNOWN_POSITIVE = {"sims": 457 - 317}
 
 
-@dataclass
-class Split:
-    """What was found in one split."""
-
-    lengths: dict[str, list[int]] = field(
-        default_factory=dict
-    )  # field with a time axis -> of samples that have it
-    present: Counter[str] = field(default_factory=Counter)  # field -> samples that have it
-    labels: list[float] = field(default_factory=list)
-    samples: int = 0
-    texts: int = 0
-
-
-@dataclass
-class Report:
-    """What was found in all."""
-
-    name: str
-    manifest: Manifest
-    splits: dict[str, Split] = field(default_factory=dict)
-    damaged: list[str] = field(default_factory=list)
-    ids: dict[str, list[tuple[str, str]]] = field(
-        default_factory=dict
-    )  # simplified id -> (split, id)
-    videos: dict[str, set[str]] = field(default_factory=dict)  # video -> splits
-
-    def shared_videos(self) -> list[str]:
-        return sorted(video for video, splits in self.videos.items() if len(splits) > 1)
-
-    def like_ids(self) -> list[list[tuple[str, str]]]:
-        """Groups of samples whose ids are the same but for case, punctuation and leading zeros."""
-        return [group for _, group in sorted(self.ids.items()) if len(group) > 1]
+def render(contents: Contents) -> str:
+    """The contents as text."""
+    manifest = contents.manifest
+    lines = [*_heading(contents), ""]
+    lines += [*_split_lines(contents), ""]
+    lines += [*_field_lines(contents), ""]
+    if any(split.labels for split in contents.splits.values()):
+        lines += [*_label_histogram(contents), ""]
+    if not manifest.repairs:
+        lines.append("repaired: nothing")
+    for repair, count in manifest.repairs.items():
+        lines.append(f"repaired: {count} {repair}")
+    lines += _published_split(contents)
+    lines += _leakage(contents)
+    shards = sum(len(shards) for shards in manifest.splits.values())
+    whole = shards - len(contents.corrupt)
+    lines.append(f"checksums: {whole} of {shards} shards are as the manifest says")
+    for reason in contents.corrupt:
+        lines.append(f"DAMAGED: {reason}")
+    return "\n".join(lines)
 
 
-def simplify(name: str) -> str:
-    """An id without what people write differently: case, punctuation, leading zeros."""
-    words = re.split(r"[\W_]+", unicodedata.normalize("NFKC", name).casefold())
-    return "_".join(word.lstrip("0") or "0" if word.isdigit() else word for word in words if word)
-
-
-def examine(source: str | Path, progress: bool = False) -> Report:
-    """Read all shards of a folder or URL. Damaged ones are listed and left out."""
-    store = open_store(source)
-    report = Report(store.name, parse_manifest(store.manifest(), f"{store.name}/manifest.json"))
-    total = sum(report.manifest.samples(split) for split in report.manifest.splits)
-    with tqdm(total=total, unit="sample", disable=not progress, leave=False) as bar:
-        for name, shards in report.manifest.splits.items():
-            split = report.splits[name] = Split()
-            reader = Reader(store, shards, report.manifest.fields, keep=1, threads=0)
-            for number, shard in enumerate(shards):
-                try:
-                    _read(reader, number, name, split, report)
-                except DataError as error:
-                    report.damaged.append(str(error))
-                bar.update(shard.samples)
-            reader.close()
-    return report
-
-
-def _read(reader: Reader, number: int, name: str, split: Split, report: Report) -> None:
-    index = reader.shard(number).index
-    for field_name, kind in report.manifest.fields.items():
-        if field_name not in index.arrays:
-            continue
-        column = index.column(field_name)
-        here = index.table[:, column] != ABSENT
-        split.present[field_name] += int(here.sum())
-        if None in kind.shape:
-            lengths = index.table[here, column + 1 + kind.shape.index(None)]
-            split.lengths.setdefault(field_name, []).extend(lengths.tolist())
-    target = "class" if report.manifest.labels.kind == "classes" else "label"
-    for row, arrays in enumerate(reader.walk(number, range(len(index)))):
-        if target in arrays:
-            split.labels.append(float(arrays[target]))
-        record = reader.record(number, row)
-        split.samples += 1
-        split.texts += "text" in record
-        report.ids.setdefault(simplify(str(record["id"])), []).append((name, str(record["id"])))
-        if record.get("video") is not None:
-            report.videos.setdefault(str(record["video"]), set()).add(name)
-
-
-def render(report: Report) -> str:
-    """The report as text."""
-    manifest = report.manifest
-    lines = [f"{manifest.name} ({manifest.task}), in {report.name}"]
+def _heading(contents: Contents) -> list[str]:
+    manifest = contents.manifest
+    lines = [f"{manifest.name} ({manifest.task}), in {contents.name}"]
     if manifest.synthetic:
         lines.append("SYNTHETIC: made-up data, scores on it mean nothing")
     if "file" in manifest.source:
         lines.append(f"made from {manifest.source['file']}, sha256 {manifest.source.get('sha256')}")
-    lines += [
-        _label_line(manifest),
-        _text_line(manifest),
-        "",
-        *_split_lines(report),
-        "",
-        *_field_lines(report),
-        "",
-    ]
-    if any(split.labels for split in report.splits.values()):
-        lines += [*_histogram(report), ""]
-    lines += [f"repaired: {count} {what}" for what, count in manifest.repairs.items()] or [
-        "repaired: nothing"
-    ]
-    lines += [*_known(report), *_leakage(report)]
-    shards = sum(len(shards) for shards in manifest.splits.values())
-    lines.append(
-        f"checksums: {shards - len(report.damaged)} of {shards} shards are as the manifest says"
-    )
-    return "\n".join(lines + [f"DAMAGED: {damage}" for damage in report.damaged])
+    return [*lines, _label_line(manifest.labels), _text_line(manifest)]
 
 
-def _label_line(manifest: Manifest) -> str:
-    labels = manifest.labels
+def _label_line(labels: Labels) -> str:
     if labels.kind == "classes":
         return f"labels: classes {', '.join(labels.names)}"
     step = f", annotated in steps of {labels.resolution:.3g}" if labels.resolution else ""
@@ -166,135 +80,164 @@ def _text_line(manifest: Manifest) -> str:
     if len(text.shape) > 1:
         return f"text: features of width {text.shape[-1]}"
     tokenizer = manifest.tokenizer or {}
-    return f"text: token ids of {tokenizer.get('name', 'an unknown tokenizer')}, {tokenizer.get('vocab_size')} entries"
+    name = tokenizer.get("name", "an unknown tokenizer")
+    return f"text: token ids of {name}, {tokenizer.get('vocab_size')} entries"
 
 
-def _split_lines(report: Report) -> list[str]:
-    rows = [("split", "shards", "samples", "videos", "transcripts")]
-    for name, split in report.splits.items():
-        videos = sum(name in splits for splits in report.videos.values())
-        shards = report.manifest.splits[name]
-        rows.append(
-            (
-                name,
-                str(len(shards)),
-                str(report.manifest.samples(name)),
-                str(videos or "-"),
-                str(split.texts),
-            )
-        )
+def _split_lines(contents: Contents) -> list[str]:
+    rows: list[tuple[str, ...]] = [("split", "shards", "samples", "videos", "transcripts")]
+    for name, split in contents.splits.items():
+        shards = len(contents.manifest.splits[name])
+        samples = contents.manifest.samples(name)
+        videos = sum(name in splits for splits in contents.videos.values())
+        counts = (shards, samples, videos or "-", split.texts)
+        rows.append((name, *map(str, counts)))
     return _table(rows)
 
 
-def _field_lines(report: Report) -> list[str]:
+def _field_lines(contents: Contents) -> list[str]:
     rows = [("field", "kind", "split", "there", "missing", "median", "95 %", "longest")]
-    for name, kind in report.manifest.fields.items():
-        shape = "x".join("T" if n is None else str(n) for n in kind.shape) or "one number"
-        for split_name, split in report.splits.items():
-            there = split.present[name]
-            numbers = ("-", "-", "-")
-            if lengths := split.lengths.get(name):
-                numbers = (
-                    f"{np.median(lengths):g}",
-                    f"{np.percentile(lengths, 95):g}",
-                    f"{max(lengths)}",
-                )
-            missing = str(split.samples - there)
-            rows.append((name, f"{kind.dtype} {shape}", split_name, str(there), missing, *numbers))
+    for name, field in contents.manifest.fields.items():
+        extents = ["T" if extent is None else str(extent) for extent in field.shape]
+        kind = f"{field.dtype} {'x'.join(extents) or 'one number'}"
+        for split_name, split in contents.splits.items():
+            present = split.present[name]
+            missing = split.samples - present
+            lengths = _length_cells(split.lengths.get(name, []))
+            rows.append((name, kind, split_name, str(present), str(missing), *lengths))
     return _table(rows)
+
+
+def _length_cells(lengths: Sequence[int]) -> tuple[str, str, str]:
+    """Median, 95th percentile and maximum."""
+    if not lengths:
+        return "-", "-", "-"
+    return f"{np.median(lengths):g}", f"{np.percentile(lengths, 95):g}", f"{max(lengths)}"
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    """Lines of cells in columns that are as wide as their widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
-def _histogram(report: Report) -> list[str]:
+def _label_histogram(contents: Contents) -> list[str]:
     """A line per label value, or per bin where there are many, and a bar per split."""
-    labels = report.manifest.labels
-    if labels.kind == "classes":
-        titles, edges = list(labels.names), np.arange(len(labels.names) + 1) - 0.5
-    elif labels.resolution and (labels.high - labels.low) / labels.resolution <= LEVELS - 0.5:
-        steps = np.arange(round((labels.high - labels.low) / labels.resolution) + 2)
-        edges = labels.low + (steps - 0.5) * labels.resolution
-        titles = [f"{(low + high) / 2:+.2f}" for low, high in zip(edges, edges[1:], strict=False)]
-    else:
-        edges = np.linspace(labels.low, labels.high, BINS + 1)
-        titles = [f"{low:+.2f} to {high:+.2f}" for low, high in zip(edges, edges[1:], strict=False)]
+    titles, edges = _label_bins(contents.manifest.labels)
     columns = [["label", *titles]]
-    for name, split in report.splits.items():
-        counts = np.histogram(np.clip(split.labels, edges[0], edges[-1]), edges)[0].tolist()
-        bars = ["#" * round(WIDTH * count / max(1, *counts)) for count in counts]
-        columns.append(
-            [name, *(f"{bar} {count}".strip() for bar, count in zip(bars, counts, strict=True))]
-        )
+    for name, split in contents.splits.items():
+        labels = np.clip(split.labels, edges[0], edges[-1])
+        counts = np.histogram(labels, edges)[0].tolist()
+        highest = max(1, *counts)
+        column = [name]
+        for count in counts:
+            bar = "#" * round(BAR * count / highest)
+            column.append(f"{bar} {count}".strip())
+        columns.append(column)
     return _table(list(zip(*columns, strict=True)))
 
 
-def _known(report: Report) -> list[str]:
-    """Whether sizes and label counts are those of the published split, where the data set is known."""
-    dataset = report.manifest.source.get("dataset")
+def _label_bins(labels: Labels) -> tuple[list[str], np.ndarray]:
+    """K names of bins, and their K + 1 edges."""
+    span = labels.high - labels.low
+    if labels.kind == "classes":
+        return list(labels.names), np.arange(len(labels.names) + 1) - 0.5
+    if labels.resolution and span / labels.resolution <= MAX_LEVELS - 0.5:
+        levels = np.arange(round(span / labels.resolution) + 2)
+        edges = labels.low + (levels - 0.5) * labels.resolution
+        return [f"{(low + high) / 2:+.2f}" for low, high in _neighbours(edges)], edges
+    edges = np.linspace(labels.low, labels.high, BINS + 1)
+    return [f"{low:+.2f} to {high:+.2f}" for low, high in _neighbours(edges)], edges
+
+
+def _neighbours(edges: np.ndarray) -> Iterable[tuple[float, float]]:
+    return zip(edges[:-1], edges[1:], strict=True)
+
+
+def _published_split(contents: Contents) -> list[str]:
+    """Whether sizes and label counts are those of the published split, where the data set is
+    known."""
+    manifest = contents.manifest
+    dataset = manifest.source.get("dataset")
     if dataset not in KNOWN_SIZES:
         return []
-    sizes = tuple(
-        report.manifest.samples(split)
-        for split in ("train", "valid", "test")
-        if split in report.splits
-    )
-    wrong = (
-        []
-        if sizes == KNOWN_SIZES[dataset]
-        else [f"sizes {sizes}, published are {KNOWN_SIZES[dataset]}"]
-    )
-    test = np.array(report.splits["test"].labels if "test" in report.splits else [])
-    signs = (int((test < 0).sum()), int((test == 0).sum()), int((test > 0).sum()))
+    splits = [split for split in ("train", "valid", "test") if split in contents.splits]
+    sizes = tuple(manifest.samples(split) for split in splits)
+    differences = []
+    if sizes != KNOWN_SIZES[dataset]:
+        differences.append(f"sizes {sizes}, published are {KNOWN_SIZES[dataset]}")
+    test = np.array(contents.splits["test"].labels if "test" in contents.splits else [])
+    negative, zero, positive = (test < 0).sum(), (test == 0).sum(), (test > 0).sum()
+    signs = (int(negative), int(zero), int(positive))
     if signs != KNOWN_SIGNS.get(dataset, signs):
-        wrong.append(
+        differences.append(
             f"{signs} negative, zero, positive test labels, published are {KNOWN_SIGNS[dataset]}"
         )
-    if signs[2] != KNOWN_POSITIVE.get(dataset, signs[2]):
-        wrong.append(f"{signs[2]} positive test labels, published are {KNOWN_POSITIVE[dataset]}")
-    if wrong:
-        return [f"WARNING: not the published split of {dataset}: {'; '.join(wrong)}"]
+    if positive != KNOWN_POSITIVE.get(dataset, positive):
+        differences.append(
+            f"{positive} positive test labels, published are {KNOWN_POSITIVE[dataset]}"
+        )
+    if differences:
+        return [f"WARNING: not the published split of {dataset}: {'; '.join(differences)}"]
     return [f"split: the published one of {dataset}, by its sizes and test labels"]
 
 
-def _leakage(report: Report) -> list[str]:
+def _leakage(contents: Contents) -> list[str]:
     lines = []
-    if shared := report.shared_videos():
-        shown = [
-            f"{video} in {' and '.join(sorted(report.videos[video]))}" for video in shared[:SHOWN]
-        ]
+    shared = contents.shared_videos()
+    if shared:
         lines.append(
-            f"LEAKAGE: {len(shared)} videos are in more than one split: {_some(shown, len(shared))}"
+            f"LEAKAGE: {len(shared)} videos are in more than one split: "
+            f"{_examples_of_videos(contents, shared)}"
         )
-    if groups := report.like_ids():
-        shown = [
-            " = ".join(f"{split} {name!r}" for split, name in group[:3]) for group in groups[:SHOWN]
-        ]
-        crossing = sum(len({split for split, _ in group}) > 1 for group in groups)
+    groups = contents.like_ids()
+    if groups:
+        crossing = sum(_is_in_several_splits(group) for group in groups)
         lines.append(
-            f"{'LEAKAGE' if crossing else 'WARNING'}: {len(groups)} ids occur more than once, but for case, "
-            f"punctuation and zeros, {crossing} of them in more than one split: {_some(shown, len(groups))}"
+            f"{'LEAKAGE' if crossing else 'WARNING'}: {len(groups)} ids occur more than once, but "
+            "for case, "
+            f"punctuation and zeros, {crossing} of them in more than one split: "
+            f"{_examples_of_ids(groups)}"
         )
-    if not report.videos:
+    if not contents.videos:
         lines.append("leakage: the samples name no videos, so only ids could be compared")
     return lines or ["leakage: none; no video and no id is in more than one split"]
 
 
-def _some(shown: list[str], total: int) -> str:
+def _is_in_several_splits(group: Sequence[tuple[str, str]]) -> bool:
+    return len({split for split, _ in group}) > 1
+
+
+def _examples_of_videos(contents: Contents, videos: Sequence[str]) -> str:
+    shown = []
+    for video in videos[:SHOWN]:
+        splits = sorted(contents.videos[video])
+        shown.append(f"{video} in {' and '.join(splits)}")
+    return _joined(shown, len(videos))
+
+
+def _examples_of_ids(groups: Sequence[Sequence[tuple[str, str]]]) -> str:
+    shown = []
+    for group in groups[:SHOWN]:
+        shown.append(" = ".join(f"{split} {name!r}" for split, name in group[:3]))
+    return _joined(shown, len(groups))
+
+
+def _joined(shown: Sequence[str], total: int) -> str:
     return "; ".join(shown) + ("; ..." if total > len(shown) else "")
 
 
 def _main(source: str) -> None:
-    report = examine(source, progress=True)
-    print(render(report))
-    if report.damaged:
+    contents = examine(source, progress=True)
+    print(render(contents))
+    if contents.corrupt:
         raise DataError(
-            f"{len(report.damaged)} damaged shards in {source}; restore them, or convert again with --force"
+            f"{len(contents.corrupt)} damaged shards in {source}; restore them, or convert again "
+            "with --force"
         )
     print(f"all read; train on it with: deepspeed launch/train.py RECIPE data={source}")
 
@@ -302,8 +245,8 @@ def _main(source: str) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m data_shards.inspect", description=__doc__)
     parser.add_argument("data", metavar="DIR", help="a shard folder, or its URL")
-    given = parser.parse_args(argv)
-    return run(lambda: _main(given.data))
+    options = parser.parse_args(argv)
+    return run(lambda: _main(options.data))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""Which frames are hidden from a model on purpose: the missing-feature protocols.
+"""Which frames are dropped on purpose: the missing-feature protocols.
 
-Nothing is cut out of the data: ``Utterances.present`` says what is dropped, and the model hides it. Every draw comes
-from a counter-based generator keyed by (seed, split, modality) at the counter (sample, epoch), so it does not depend
-on rank, worker, order, batch or padding. A higher rate drops the same frames and more.
+Nothing is cut out of the data: ``Utterances.present`` says what is dropped, and the model masks it.
+Every draw comes from a counter-based generator keyed by (seed, split, modality) at the counter
+(sample, epoch), so it does not depend on rank, worker, order, batch or padding. A higher rate drops
+the same frames and more.
 """
 
 from __future__ import annotations
@@ -26,37 +27,30 @@ Bools = NDArray[np.bool_]
 class Missing:
     """What is dropped, how much of it, and from which draws.
 
-    ``protocol``: "frames" drops each frame with probability ``rate`` (TFR-Net); "blocks" drops one stretch of that
-    share; "modality" takes away, with probability ``rate``, one of ``sets`` from a sample (TATE). The first and last
-    token of a text given as ids, [CLS] and [SEP], survive the first two.
+    ``protocol``: "frames" drops each frame with probability ``rate`` (TFR-Net); "blocks" drops one
+    stretch of that share; "modality" takes away, with probability ``rate``, one of ``sets`` from a
+    sample (TATE). The first and last token of a text given as ids, [CLS] and [SEP], survive the
+    first two.
     """
 
     protocol: Literal["none", "frames", "blocks", "modality"] = "none"
     rate: float = 0.0
-    modalities: tuple[str, ...] = (
-        "text",
-        "audio",
-        "vision",
-    )  # from which frames or blocks are dropped
-    sets: tuple[str, ...] = (
-        "vision",
-        "audio",
-        "text",
-        "text+audio",
-    )  # what "modality" takes away, equally likely
+    # from which frames or blocks are dropped
+    modalities: tuple[str, ...] = ("text", "audio", "vision")
+    # what "modality" takes away, equally likely
+    sets: tuple[str, ...] = ("vision", "audio", "text", "text+audio")
+    # "random": in training a sample's rate is 0 in one half of all cases, else uniform, drawn anew
+    # in each epoch (LNLN)
     train: Literal["fixed", "random", "complete"] = "fixed"
-    # "random": in training a sample's rate is 0 in one half of all cases, else uniform, drawn anew in each epoch (LNLN)
     redraw: bool = False  # with train="fixed": other frames in each training epoch
     seed: int = 111
-    rng: Literal["counter", "numpy_legacy"] = (
-        "counter"  # legacy: the masks of TFR-Net's released code ("frames" only)
-    )
+    # legacy: the masks of TFR-Net's released code ("frames" only)
+    rng: Literal["counter", "numpy_legacy"] = "counter"
     legacy_seeds: dict[str, int] = field(
         default_factory=lambda: {"text": 111, "audio": 1111, "vision": 11111}
     )
-    legacy_length: dict[str, int] = field(
-        default_factory=dict
-    )  # modality -> frames per sample in the original file
+    # modality -> frames per sample in the original file
+    legacy_length: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1:
@@ -74,129 +68,151 @@ class Missing:
 def apply_missing_mask(
     batch: Utterances, settings: Missing, *, split: str, epoch: int
 ) -> Utterances:
-    """The batch with ``present`` refined: a subset of what it was. The same batch where nothing is to be dropped.
+    """The batch with ``present`` refined: a subset of what it was. The same batch where nothing is
+    to be dropped.
 
     Args:
         epoch: matters only in split "train", and there only where draws are renewed.
     """
-    training = split == "train"
-    random = training and settings.train == "random"
-    if (
-        settings.protocol == "none"
-        or (training and settings.train == "complete")
-        or not (random or settings.rate)
-    ):
+    is_training = split == "train"
+    has_random_rates = is_training and settings.train == "random"
+    is_complete = is_training and settings.train == "complete"
+    has_rate = has_random_rates or settings.rate > 0
+    if settings.protocol == "none" or is_complete or not has_rate:
         return batch
-    epoch = epoch if random or (training and settings.redraw) else 0
+    is_redrawn = has_random_rates or (is_training and settings.redraw)
+    draws = _Draws(settings.seed, split, epoch if is_redrawn else 0)
     index = batch.index.numpy()
-    rate = _rates(settings, split, index, epoch) if random else np.full(len(index), settings.rate)
-    present = {m: x.numpy() for m, x in batch.present.items()}
+    if has_random_rates:
+        rate = _random_rates(draws, index)
+    else:
+        rate = np.full(len(index), settings.rate)
+    present = {name: mask.numpy() for name, mask in batch.present.items()}
     if settings.protocol == "modality":
-        kept = _without_modalities(present, settings, split, index, epoch, rate)
+        kept = _keep_modalities(present, settings, draws, index, rate)
     else:
         kept = dict(present)
-        for m in settings.modalities:
-            if m in present:
-                tokens = not batch.frames[m].is_floating_point()
-                kept[m] = present[m] & _frames_kept(
-                    present[m], m, tokens, settings, split, index, epoch, rate
-                )
-    return replace(batch, present={m: torch.from_numpy(x) for m, x in kept.items()})
+        for name in settings.modalities:
+            if name in present:
+                is_text = not batch.frames[name].is_floating_point()
+                droppable = _without_ends(present[name]) if is_text else present[name]
+                dropped = _dropped_frames(droppable, name, settings, draws, index, rate)
+                kept[name] = present[name] & ~dropped
+    refined = {name: torch.from_numpy(mask) for name, mask in kept.items()}
+    return replace(batch, present=refined)
 
 
-def _frames_kept(
-    present: Bools,
-    modality: str,
-    tokens: bool,
-    settings: Missing,
-    split: str,
-    index: NDArray,
-    epoch: int,
-    rate: NDArray,
-) -> Bools:
-    """(B, T) bool for one modality."""
-    kept = np.ones_like(present)
-    for row, sample in enumerate(index):
-        places = np.flatnonzero(present[row])
-        inner = places[1:-1] if tokens else places
-        if settings.rng == "numpy_legacy":
-            kept[row, inner] = _legacy_row(settings, modality, int(sample))[inner] > rate[row]
-        elif settings.protocol == "frames":
-            # drawn for every frame up to the last, so that a frame's fate is its own
-            draws = _generator(settings.seed, split, modality, int(sample), epoch).random(
-                (present.shape[1],)
-            )
-            kept[row, inner] = draws[inner] >= rate[row]
-        else:
-            size = round(rate[row] * len(inner))
-            draw = float(_generator(settings.seed, split, modality, int(sample), epoch).random())
-            start = int(draw * (len(inner) - size + 1))
-            kept[row, inner[start : start + size]] = False
-    return kept
+@dataclass(frozen=True)
+class _Draws:
+    """Random numbers of samples, each the same wherever and whenever the sample is met."""
 
+    seed: int
+    split: str
+    epoch: int
 
-def _without_modalities(
-    present: dict[str, Bools],
-    settings: Missing,
-    split: str,
-    index: NDArray,
-    epoch: int,
-    rate: NDArray,
-) -> dict[str, Bools]:
-    """Whole modalities taken away. A sample that would have nothing left keeps what it has."""
-    sets = [tuple(one.split("+")) for one in settings.sets]
-    unknown = {m for one in sets for m in one} - set(present)
-    if unknown:
-        raise DataError(
-            f"missing.sets names {', '.join(sorted(unknown))}, but the data has {', '.join(present)}"
-        )
-    kept = {m: x.copy() for m, x in present.items()}
-    for row, sample in enumerate(index):
-        whether, which = _generator(settings.seed, split, "modality", int(sample), epoch).random(2)
-        gone = sets[int(which * len(sets))]
-        if whether < rate[row] and any(present[m][row].any() for m in present if m not in gone):
-            for m in gone:
-                kept[m][row] = False
-    return kept
-
-
-def _rates(settings: Missing, split: str, index: NDArray, epoch: int) -> NDArray[np.float64]:
-    """(B,) rates of LNLN's training: zero for one half of the samples, uniform for the other."""
-    draws = np.array(
-        [_generator(settings.seed, split, "rate", int(sample), epoch).random(2) for sample in index]
-    )
-    return np.where(draws[:, 0] < 0.5, 0.0, draws[:, 1])
-
-
-def _generator(seed: int, split: str, what: str, sample: int, epoch: int) -> np.random.Generator:
-    return np.random.Generator(
-        np.random.Philox(key=_key(seed, split, what), counter=[0, 0, sample, epoch])
-    )
+    def generator(self, purpose: str, sample: int) -> np.random.Generator:
+        """For one sample, given by its index in the split; ``purpose`` is a modality's name or
+        another word."""
+        key = _key(self.seed, self.split, purpose)
+        counter = [0, 0, sample, self.epoch]
+        return np.random.Generator(np.random.Philox(key=key, counter=counter))
 
 
 @lru_cache(maxsize=64)
-def _key(seed: int, split: str, what: str) -> NDArray:
-    words = [seed, crc32(split.encode()), crc32(what.encode())]
+def _key(seed: int, split: str, purpose: str) -> NDArray:
+    words = [seed, crc32(split.encode()), crc32(purpose.encode())]
     return np.random.SeedSequence(words).generate_state(2, np.uint64)
 
 
-def _legacy_row(settings: Missing, modality: str, sample: int) -> NDArray[np.float64]:
-    """Row ``sample`` of what ``np.random.seed(s); np.random.uniform(size=(N, T))`` gives, for any N that holds it.
+def _random_rates(draws: _Draws, index: NDArray) -> NDArray[np.float64]:
+    """(B,) rates of LNLN's training: zero for one half of the samples, uniform for the other."""
+    rates = np.zeros(len(index))
+    for row, sample in enumerate(index.tolist()):
+        is_incomplete, rate = draws.generator("rate", sample).random(2)
+        if is_incomplete >= 0.5:
+            rates[row] = rate
+    return rates
 
-    The released code draws for padded places too and seeds each split alike; a sample's index must be its place in
-    the original file.
+
+def _without_ends(present: Bools) -> Bools:
+    """(B, T): all present tokens but the first and the last of each sample, [CLS] and [SEP]."""
+    inner = present.copy()
+    for row in inner:
+        tokens = np.flatnonzero(row)
+        row[tokens[:1]] = False
+        row[tokens[-1:]] = False
+    return inner
+
+
+def _dropped_frames(
+    droppable: Bools,
+    modality: str,
+    settings: Missing,
+    draws: _Draws,
+    index: NDArray,
+    rate: NDArray,
+) -> Bools:
+    """(B, T): which of the ``droppable`` frames of one modality are dropped."""
+    dropped = np.zeros_like(droppable)
+    for row, sample in enumerate(index.tolist()):
+        frames = np.flatnonzero(droppable[row])
+        if settings.rng == "numpy_legacy":
+            numbers = _legacy_numbers(settings, modality, sample)
+            dropped[row, frames] = numbers[frames] <= rate[row]
+        elif settings.protocol == "frames":
+            # One number for every frame, droppable or not, so that a frame's fate is its own.
+            numbers = draws.generator(modality, sample).random((droppable.shape[1],))
+            dropped[row, frames] = numbers[frames] < rate[row]
+        else:
+            size = round(rate[row] * len(frames))
+            number = float(draws.generator(modality, sample).random())
+            start = int(number * (len(frames) - size + 1))
+            dropped[row, frames[start : start + size]] = True
+    return dropped
+
+
+def _keep_modalities(
+    present: dict[str, Bools], settings: Missing, draws: _Draws, index: NDArray, rate: NDArray
+) -> dict[str, Bools]:
+    """Presence with whole modalities taken away. A sample that would have nothing left keeps what
+    it has."""
+    sets = [tuple(names.split("+")) for names in settings.sets]
+    unknown = {name for names in sets for name in names} - set(present)
+    if unknown:
+        raise DataError(
+            f"missing.sets names {', '.join(sorted(unknown))}, but the data has "
+            f"{', '.join(present)}"
+        )
+    kept = {name: mask.copy() for name, mask in present.items()}
+    for row, sample in enumerate(index.tolist()):
+        whether, which = draws.generator("modality", sample).random(2)
+        dropped = sets[int(which * len(sets))]
+        others = [name for name in present if name not in dropped]
+        leaves_some = any(present[name][row].any() for name in others)
+        if whether < rate[row] and leaves_some:
+            for name in dropped:
+                kept[name][row] = False
+    return kept
+
+
+def _legacy_numbers(settings: Missing, modality: str, sample: int) -> NDArray[np.float64]:
+    """Row ``sample`` of what ``np.random.seed(s); np.random.uniform(size=(N, T))`` gives, for any N
+    that holds it.
+
+    The released code draws for padded frames too and seeds each split alike; a sample's index must
+    be its position in the original file.
     """
     if modality not in settings.legacy_length:
         raise DataError(
-            f"missing.rng=numpy_legacy needs missing.legacy_length.{modality}: the length to which the original file "
+            f"missing.rng=numpy_legacy needs missing.legacy_length.{modality}: the length to which "
+            "the original file "
             "pads it (MOSI unaligned: 50 text, 375 audio, 500 vision)"
         )
     rows = max(4096, 1 << (sample + 1).bit_length())  # few sizes, so that few are kept
-    return _legacy_draws(settings.legacy_seeds[modality], rows, settings.legacy_length[modality])[
-        sample
-    ]
+    seed, length = settings.legacy_seeds[modality], settings.legacy_length[modality]
+    return _legacy_table(seed, rows, length)[sample]
 
 
 @lru_cache(maxsize=12)
-def _legacy_draws(seed: int, rows: int, length: int) -> NDArray[np.float64]:
+def _legacy_table(seed: int, rows: int, length: int) -> NDArray[np.float64]:
     return np.random.RandomState(seed).uniform(size=(rows, length))

@@ -1,40 +1,59 @@
-"""Batches of a shard folder or URL: exact, the same for any number of ranks, resumable at every step.
+"""Batches of a shard folder or URL: exact, the same for any number of ranks, resumable anywhere.
 
     stream = Stream("shards/mosi", "train", global_batch=64, rank=rank, ranks=ranks)
     for epoch in range(epochs):
-        for parts in stream.epoch(epoch):  # one optimiser step: a list of micro-batches
-            ...                            # use them
-            stream.mark_consumed()              # from here on a saved state no longer contains this step
+        for micro_batches in stream.epoch(epoch):  # one optimiser step
+            ...  # use them
+            stream.mark_consumed()  # from here on a saved state no longer contains this step
 
-Every rank plans the same global batches (``order``) and copies only its own samples, so all ranks make the same
-number of steps without a collective. The position is the number of samples consumed, never of samples prefetched.
-A step counts as consumed when the caller says so, or asks for the next one; a state saved in between starts with
-this very step again. So save after ``mark_consumed()`` and the optimiser's step, in either order, before the next step.
+The path of a batch, each stop a file of ``data_shards/reading``:
+
+    sampler      the order of the epoch: which samples (shard, row) are global batch k
+    stream       (this file) this rank's even share of them, cut into micro-batches; the position
+    open_shards  the shards they lie in, fetched (storage: a folder; remote: a URL), checked, open
+    reader       where their arrays lie in those files, and padded tensors to hold them
+    copy_rows    the bytes, from the files straight into the tensors
+    prefetcher   all of this by a background thread, some steps ahead of the caller
+
+Every rank computes the same global batches and copies only its own samples, so all ranks make the
+same number of steps without a collective. The position is the number of samples consumed, never of
+samples prefetched. A step counts as consumed when the caller says so, or asks for the next one; a
+state saved in between starts with this very step again. So save after ``mark_consumed()`` and the
+optimiser's step, in either order, before the next step.
 """
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
-from data_shards.reading.reader import Arrays, Reader, read_index
-from data_shards.reading.sampler import Epoch, Sampler, even_split, locate
+from core.files import sha256_of_bytes
+from data_shards.reading.corruption import SkippedShards
+from data_shards.reading.open_shards import read_index
+from data_shards.reading.prefetcher import Prefetcher
+from data_shards.reading.reader import Arrays, Reader
+from data_shards.reading.sampler import Epoch, Rows, Sampler, even_split, locate
 from data_shards.reading.storage import open_store
 from data_shards.shards.index_table import bytes_of
 from data_shards.shards.manifest import DataError, Manifest, parse_manifest
 
-log = logging.getLogger(__name__)
+BUCKET = 32  # global batches that bucket=True sorts by length at a time
+
+Indices = Sequence[int] | np.ndarray | torch.Tensor  # of samples in their split
+
+
+class Position(NamedTuple):
+    """How far an epoch has been consumed."""
+
+    epoch: int
+    samples: int
 
 
 class Stream:
@@ -46,15 +65,17 @@ class Stream:
         micro_batches: parts that one rank gets of a global batch.
         shuffle: off gives the order of the files.
         window: shards mixed at a time.
-        drop_last: leave out the last batch of an epoch when it is not full. Otherwise it is split as evenly as can be.
-        bucket: sort this many global batches by length and cut them anew; True for 32. Less padding, like lengths on
-            all ranks, the same exactness.
+        drop_last: leave out the last batch of an epoch when it is not full. Otherwise it is split
+            as evenly as can be.
+        bucket: sort this many global batches by length and cut them anew; True for 32. Less
+            padding, like lengths on all ranks, the same exactness.
         prefetch: steps made ahead by a background thread; 0 makes each when asked.
-        on_corrupt: "skip" leaves out the samples of damaged shards, on every rank alike; each rank then checks every
-            shard. "fail" raises.
+        on_corrupt: "skip" leaves out the samples of corrupt shards, on every rank alike; each rank
+            then checks every shard. "fail" raises.
         max_skipped_fraction: with "skip", the share of the split's samples that may be left out
             before it fails all the same.
-        cache, cache_gb, options: for URLs, the local folder for shards, its bound, and fsspec's storage options.
+        cache, cache_gb, options: for URLs, the local folder for shards, its bound, and fsspec's
+            storage options.
         fields: which fields to read; all by default.
     """
 
@@ -74,49 +95,61 @@ class Stream:
         bucket: bool | int = False,
         prefetch: int = 2,
         pin_memory: bool = False,
-        on_corrupt: str = "fail",
+        on_corrupt: Literal["fail", "skip"] = "fail",
         max_skipped_fraction: float = 0.01,
         cache: Path | None = None,
         cache_gb: float = 50.0,
         options: dict[str, Any] | None = None,
         fields: Sequence[str] | None = None,
     ):
-        self._made_with = {
-            name: value for name, value in locals().items() if name not in ("self", "__class__")
-        }
+        # What a copy is made with, here or in another process.
+        arguments = dict(locals())
+        arguments.pop("self")
+        self._arguments = arguments
         if not 0 <= rank < ranks:
             raise ValueError(f"rank must be in 0 to {ranks - 1}, got {rank}")
         if micro_batches < 1 or prefetch < 0:
             raise ValueError(
-                f"micro_batches must be positive and prefetch not negative: {micro_batches}, {prefetch}"
+                f"micro_batches must be positive and prefetch not negative: {micro_batches}, "
+                f"{prefetch}"
             )
         if on_corrupt not in ("fail", "skip"):
             raise ValueError(f"on_corrupt must be 'fail' or 'skip', got {on_corrupt!r}")
+        self.split = split
+        self.rank = rank
+        self.ranks = ranks
+        self.micro_batches = micro_batches
+        self.prefetch = prefetch
+        self.pin_memory = pin_memory and torch.cuda.is_available()
+        self.on_corrupt = on_corrupt
+
         self.store = open_store(source, cache, cache_gb, options)
-        body = self.store.manifest()
+        body = self.store.read_manifest()
         self.manifest: Manifest = parse_manifest(body, f"{self.store.name}/manifest.json")
-        self.manifest_sha256 = hashlib.sha256(body).hexdigest()
+        self.manifest_sha256 = sha256_of_bytes(body)
         if split not in self.manifest.splits:
             raise DataError(
-                f"{self.store.name} has no split {split!r}; it has {', '.join(self.manifest.splits)}"
+                f"{self.store.name} has no split {split!r}; it has "
+                f"{', '.join(self.manifest.splits)}"
             )
-        self.split, self.rank, self.ranks, self.micro_batches = split, rank, ranks, micro_batches
-        self.prefetch, self.on_corrupt, self.max_skipped_fraction = (
-            prefetch,
-            on_corrupt,
-            max_skipped_fraction,
-        )
-        self.pin_memory = pin_memory and torch.cuda.is_available()
         shards = self.manifest.splits[split]
-        self.order = Sampler(
-            tuple(shard.samples for shard in shards),
+        samples = tuple(shard.samples for shard in shards)
+        self.sampler = Sampler(
+            samples,
             global_batch,
             seed=seed,
             shuffle=shuffle,
             window=window,
-            bucket=32 if bucket is True else int(bucket),
+            bucket=BUCKET if bucket is True else int(bucket),
             drop_last=drop_last,
         )
+        # Two windows: the one at hand, and the next, which is opened ahead.
+        largest = sorted(shard.bytes for shard in shards)[-2 * window :]
+        if sum(largest) > self.store.capacity():
+            raise ValueError(
+                f"cache_gb={cache_gb:g} cannot hold two windows of {window} shards; "
+                f"give at least cache_gb={sum(largest) / 1e9:.3g}, or a smaller window"
+            )
         self.reader = Reader(
             self.store,
             shards,
@@ -125,69 +158,86 @@ class Stream:
             keep=2 * window,
             threads=2 if prefetch else 0,
         )
-        needed = sum(sorted(shard.bytes for shard in shards)[-2 * window :])
-        if needed > self.store.room():
-            raise ValueError(
-                f"cache_gb={cache_gb:g} cannot hold two windows of {window} shards; "
-                f"give at least cache_gb={needed / 1e9:.3g}, or a smaller window"
-            )
-        self.damaged: dict[
-            int, str
-        ] = {}  # shard number -> what is wrong with it; with on_corrupt="skip"
+        self.skipped_shards = SkippedShards(split, samples, max_skipped_fraction)
         self.wait_seconds = 0.0  # spent waiting for data in epoch()
         self.seconds = 0.0  # spent in epoch() in all, the caller's work included
-        self._position = (0, 0)  # epoch, samples consumed of it
-        self._outstanding: tuple[int, int] | None = (
-            None  # the position once the step at hand is consumed
-        )
-        for number in self.store.wrong_sizes(shards):
-            try:
-                self.reader.shard(number)  # says what is lost
-            except DataError as error:
-                self._damage(number, error)
+        self._position = Position(0, 0)
+        self._after_step: Position | None = None  # the position once the step at hand is consumed
+        for number in self.store.shards_of_wrong_size(shards):
+            self._usable(number)  # says what is lost, or skips it
 
     def __len__(self) -> int:
         """Samples of the split."""
-        return sum(self.order.samples)
+        return sum(self.sampler.samples)
 
     def steps(self, epoch: int = 0) -> int:
-        """Steps of an epoch, the same on every rank; fewer only where a whole batch lies in skipped shards."""
-        return self.order.steps
+        """Steps of an epoch, the same on every rank; fewer only where a whole batch lies in skipped
+        shards."""
+        return self.sampler.steps
 
     def epoch(self, epoch: int) -> Iterator[list[Arrays]]:
-        """The steps of ``epoch`` from the current position, or from its start when the position is in another epoch."""
-        first = self.first_step(epoch)
-        with _Ahead(self, epoch, first) as steps:
-            yield from self.counted(epoch, steps)
+        """The steps of ``epoch`` from the current position, or from its start when the position is
+        in another epoch."""
+        order = self.epoch_order(epoch)
+        rest = range(self.next_step(epoch), self.sampler.steps)
+        with Prefetcher(
+            self.make_step, self.reader.open_shards, order, rest, self.prefetch
+        ) as steps:
+            yield from self.track(epoch, steps)
 
-    def first_step(self, epoch: int) -> int:
+    def next_step(self, epoch: int) -> int:
         """The step of ``epoch`` that comes next: 0 when the position is in another epoch."""
-        return -(-self._position[1] // self.order.global_batch) if self._position[0] == epoch else 0
+        if self._position.epoch != epoch:
+            return 0
+        return -(-self._position.samples // self.sampler.global_batch)
 
-    def counted(
+    def epoch_order(self, epoch: int) -> Epoch:
+        """The order of an epoch; the same on every rank."""
+        return self.sampler.epoch(epoch, self._lengths)
+
+    def make_step(self, order: Epoch, step: int) -> list[Arrays]:
+        """This rank's micro-batches of one step; empty when all samples of it lie in skipped
+        shards."""
+        rows = order.batch(step)
+        if self.on_corrupt == "skip":
+            rows = self._without_skipped(rows)
+        count = len(rows.shard)
+        if not count:
+            return []
+        parts = self.ranks * self.micro_batches
+        slices = even_split(count, parts)
+        made = []
+        for number in range(self.micro_batches):
+            # Ranks side by side: a sorted batch gives them like lengths.
+            mine = slices[number * self.ranks + self.rank]
+            micro_batch = self._collate(rows, mine)
+            made.append(replace(micro_batch, loss_scale=parts / count))
+        return made
+
+    def track(
         self, epoch: int, steps: Iterable[tuple[int, list[Arrays]]]
     ) -> Iterator[list[Arrays]]:
-        """Hand on numbered steps of ``epoch`` from the next one, and keep the position and the time waited."""
-        self._position = (
-            epoch,
-            min(self.first_step(epoch) * self.order.global_batch, self.order.total),
-        )
-        self._outstanding = None
-        entered = waited = time.perf_counter()
-        for step, parts in steps:
+        """Hand on numbered steps of ``epoch`` from the next one, and keep the position and the time
+        waited."""
+        self._position = self._position_before(epoch, self.next_step(epoch))
+        self._after_step = None
+        counted_until = asked = time.perf_counter()
+        for step, micro_batches in steps:
             now = time.perf_counter()
-            self.wait_seconds += now - waited
-            self.seconds, entered = self.seconds + now - entered, now
-            self._outstanding = (epoch, min((step + 1) * self.order.global_batch, self.order.total))
-            if parts:
-                yield parts
-            waited = time.perf_counter()
+            self.wait_seconds += now - asked
+            self.seconds += now - counted_until
+            counted_until = now
+            self._after_step = self._position_before(epoch, step + 1)
+            if micro_batches:
+                yield micro_batches
+            asked = time.perf_counter()
             self.mark_consumed()
 
     def mark_consumed(self) -> None:
         """The step at hand has been used: a state saved from now on does not contain it."""
-        if self._outstanding is not None:
-            self._position, self._outstanding = self._outstanding, None
+        if self._after_step is not None:
+            self._position = self._after_step
+            self._after_step = None
 
     @property
     def wait_share(self) -> float:
@@ -196,13 +246,12 @@ class Stream:
 
     @property
     def skipped(self) -> int:
-        """Samples that an epoch lacks because their shards are damaged, as far as is known."""
-        return sum(self.order.samples[number] for number in self.damaged)
+        """Samples that an epoch lacks because their shards are corrupt, as far as is known."""
+        return self.skipped_shards.num_samples
 
     def state_dict(self) -> dict[str, Any]:
         """The position, and what it is a position of. Plain JSON, the same on every rank."""
-        epoch, samples = self._position
-        return {"epoch": epoch, "samples": samples, **self._identity}
+        return {**self._position._asdict(), **self._identity}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a saved position, with any number of ranks and micro-batches.
@@ -210,53 +259,40 @@ class Stream:
         Raises:
             DataError: the state belongs to another order of samples, or is none.
         """
-        expected = {"epoch", "samples", *self._identity}
+        expected = {*Position._fields, *self._identity}
         if state.keys() != expected:
             raise DataError(
                 f"this is no state of a stream: it has {sorted(state)}, not {sorted(expected)}"
             )
-        changed = [
-            f"{name} was {state[name]!r} and is {value!r}"
-            for name, value in self._identity.items()
-            if state[name] != value
-        ]
+        changed = []
+        for name, value in self._identity.items():
+            if state[name] != value:
+                changed.append(f"{name} was {state[name]!r} and is {value!r}")
         if changed:
             raise DataError(
                 f"the saved position is one in another order of samples: {'; '.join(changed)}; "
                 f"use the same data and settings, or start the epoch anew without the state"
             )
-        epoch, samples = state["epoch"], state["samples"]
-        if (
-            type(epoch) is not int
-            or type(samples) is not int
-            or epoch < 0
-            or not 0 <= samples <= self.order.total
-        ):
-            raise DataError(
-                f"no such position: epoch {epoch!r}, sample {samples!r} of {self.order.total}"
-            )
-        if samples % self.order.global_batch and samples != self.order.total:
-            raise DataError(
-                f"no such position: sample {samples} is inside a global batch of {self.order.global_batch}"
-            )
-        self._position, self._outstanding = (epoch, samples), None
+        self._position = self._checked_position(Position(state["epoch"], state["samples"]))
+        self._after_step = None
 
-    def ids(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> list[str]:
-        """The source's names of samples given by their place in the split."""
+    def ids(self, indices: Indices) -> list[str]:
+        """The source's names of samples given by their index in the split."""
         return [str(record["id"]) for record in self.records(indices)]
 
-    def records(self, indices: Sequence[int] | np.ndarray | torch.Tensor) -> list[dict[str, Any]]:
-        """What is stored as JSON with samples given by their place in the split, and ``text``."""
+    def records(self, indices: Indices) -> list[dict[str, Any]]:
+        """What is stored as JSON with samples given by their index in the split, and ``text``."""
         index = np.asarray(indices, np.int64)
         if len(index) and not 0 <= index.min() <= index.max() < len(self):
             raise IndexError(
                 f"{self.split} has {len(self)} samples, asked for {index.min()} to {index.max()}"
             )
-        shards, rows = locate(self.reader.starts, index)
-        found: list[dict[str, Any]] = [{}] * len(index)
-        for at in np.argsort(shards, kind="stable").tolist():  # each shard is opened once
-            found[at] = self.reader.record(int(shards[at]), int(rows[at]))
-        return found
+        rows = locate(self.reader.starts, index)
+        records: list[dict[str, Any]] = [{}] * len(index)
+        for at in np.argsort(rows.shard, kind="stable"):  # each shard is opened once
+            shard, row = rows.shard[at], rows.row[at]
+            records[at] = self.reader.record(int(shard), int(row))
+        return records
 
     def close(self) -> None:
         """Let go of threads and shards."""
@@ -264,132 +300,86 @@ class Stream:
 
     def copy(self, **changes: Any) -> Stream:
         """A stream like this one, but for ``changes``, with nothing open and the same position."""
-        return _restore(self._made_with | changes, self._position)
+        return _restore(self._arguments | changes, self._position)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self._made_with, self._position)
-
-    def plan(self, epoch: int) -> Epoch:
-        """The order of an epoch; the same on every rank."""
-        return self.order.epoch(epoch, self._lengths)
-
-    def parts(self, plan: Epoch, step: int) -> list[Arrays]:
-        """The parts of one step for this rank; empty when all of its samples lie in skipped shards."""
-        shard, row = plan.batch(step)
-        if self.on_corrupt == "skip":
-            usable = {int(number): self._usable(int(number)) for number in np.unique(shard)}
-            kept = np.array([usable[number] for number in shard.tolist()], bool)
-            shard, row = shard[kept], row[kept]
-        if not len(shard):
-            return []
-        parts = self.ranks * self.micro_batches
-        dealt = even_split(len(shard), parts)
-        made = []
-        for micro in range(self.micro_batches):
-            mine = dealt[
-                micro * self.ranks + self.rank
-            ]  # ranks side by side: a sorted batch gives them like lengths
-            filled = mine if mine.stop > mine.start else slice(0, 1)
-            part = self.reader.collate(shard[filled], row[filled], self.pin_memory)
-            weight = part.weight if filled is mine else torch.zeros(1)
-            made.append(replace(part, loss_scale=parts / len(shard), weight=weight))
-        return made
+        return _restore, (self._arguments, self._position)
 
     @cached_property
     def _identity(self) -> dict[str, Any]:
-        order = self.order
-        settings = {
-            name: getattr(order, name)
-            for name in ("global_batch", "seed", "shuffle", "window", "bucket")
+        """What a position depends on; another value of any of these gives another order."""
+        return {
+            "split": self.split,
+            "manifest": self.manifest_sha256,
+            "global_batch": self.sampler.global_batch,
+            "seed": self.sampler.seed,
+            "shuffle": self.sampler.shuffle,
+            "window": self.sampler.window,
+            "bucket": self.sampler.bucket,
         }
-        return {"split": self.split, "manifest": self.manifest_sha256, **settings}
 
-    def _lengths(self, shard: int) -> np.ndarray:
-        if self.on_corrupt == "fail" or self._usable(shard):
-            return self.reader.lengths(shard)
-        try:  # the order must not change when a shard is lost
-            return bytes_of(
-                read_index(self.store, self.reader.shards[shard], self.manifest.fields),
-                self.reader.fields,
+    def _position_before(self, epoch: int, step: int) -> Position:
+        samples = step * self.sampler.global_batch
+        return Position(epoch, min(samples, self.sampler.total))
+
+    def _checked_position(self, position: Position) -> Position:
+        """DataError unless this is the first sample of a step, or the end of an epoch. It may come
+        from a file, and so hold anything."""
+        epoch, samples = position
+        total, size = self.sampler.total, self.sampler.global_batch
+        are_integers = type(epoch) is int and type(samples) is int
+        if not are_integers or epoch < 0 or not 0 <= samples <= total:
+            raise DataError(f"no such position: epoch {epoch!r}, sample {samples!r} of {total}")
+        if samples % size and samples != total:
+            raise DataError(
+                f"no such position: sample {samples} is inside a global batch of {size}"
             )
-        except DataError:
-            return np.zeros(self.order.samples[shard], np.int64)
+        return position
+
+    def _collate(self, rows: Rows, mine: slice) -> Arrays:
+        """The micro-batch ``mine`` of the global batch; where that is empty, one row of weight
+        0."""
+        if mine.start < mine.stop:
+            return self.reader.collate(rows.take(mine), self.pin_memory)
+        filler = self.reader.collate(rows.take(slice(0, 1)), self.pin_memory)
+        return replace(filler, weight=torch.zeros(1))
+
+    def _without_skipped(self, rows: Rows) -> Rows:
+        """The rows whose shards are whole."""
+        kept = np.ones(len(rows.shard), bool)
+        for number in np.unique(rows.shard):
+            if not self._usable(int(number)):
+                kept &= rows.shard != number
+        return rows.take(kept)
+
+    def _lengths(self, number: int) -> np.ndarray:
+        """(S,) length of each sample of a shard, also of one that is skipped: the order of the
+        others depends on it."""
+        if self.on_corrupt == "fail" or self._usable(number):
+            return self.reader.lengths(number)
+        shard = self.reader.shards[number]
+        try:
+            index = read_index(self.store, shard, self.manifest.fields)
+        except DataError:  # the index is lost too
+            return np.zeros(shard.samples, np.int64)
+        return bytes_of(index, self.reader.fields)
 
     def _usable(self, number: int) -> bool:
-        if number in self.damaged:
+        """Whether a shard is whole. One that is not is skipped from now on, or raises, as
+        ``on_corrupt`` says."""
+        if number in self.skipped_shards:
             return False
         try:
             self.reader.shard(number)
         except DataError as error:
-            self._damage(number, error)
+            if self.on_corrupt == "fail":
+                raise
+            self.skipped_shards.add(number, error)
             return False
         return True
 
-    def _damage(self, number: int, error: DataError) -> None:
-        if self.on_corrupt == "fail":
-            raise error
-        message = self.damaged[number] = str(error)
-        share = self.skipped / len(self)
-        log.warning(
-            "skipping %d samples, %.3g of %s so far: %s",
-            self.order.samples[number],
-            share,
-            self.split,
-            message,
-        )
-        if share > self.max_skipped_fraction:
-            raise DataError(
-                f"{self.skipped} of {len(self)} {self.split} samples lie in damaged shards, more than the budget of "
-                f"{self.max_skipped_fraction:g}; the last: {message}"
-            )
 
-
-class _Ahead:
-    """The steps of an epoch from ``first``, made by a background thread while the caller works on the one before."""
-
-    def __init__(self, stream: Stream, epoch: int, first: int):
-        self.stream, self.plan = stream, stream.plan(epoch)
-        stream.store.give_up(False)
-        self.steps = iter(range(first, stream.order.steps))
-        self.thread = ThreadPoolExecutor(1, "make-batch") if stream.prefetch else None
-        self.waiting: deque[tuple[int, Future[list[Arrays]]]] = deque()
-        self.opening: list[int] = []
-
-    def __enter__(self) -> Iterator[tuple[int, list[Arrays]]]:
-        return self._walk()
-
-    def __exit__(self, kind: object, *error: object) -> None:
-        if self.thread:
-            self.thread.shutdown(wait=False, cancel_futures=True)
-        if kind is not None:  # also when the loop was left early
-            self.stream.reader.give_up()
-        if self.thread:
-            self.thread.shutdown(wait=True)
-
-    def _walk(self) -> Iterator[tuple[int, list[Arrays]]]:
-        if self.thread is None:
-            for step in self.steps:
-                yield step, self.stream.parts(self.plan, step)
-            return
-        for step in self.steps:
-            self.waiting.append((step, self.thread.submit(self._make, step)))
-            if len(self.waiting) > self.stream.prefetch:
-                yield self._oldest()
-        while self.waiting:
-            yield self._oldest()
-
-    def _oldest(self) -> tuple[int, list[Arrays]]:
-        step, future = self.waiting.popleft()
-        return step, future.result()
-
-    def _make(self, step: int) -> list[Arrays]:
-        if (needed := self.plan.needed(step)) != self.opening:
-            self.stream.reader.ahead(needed)
-            self.opening = needed
-        return self.stream.parts(self.plan, step)
-
-
-def _restore(made_with: dict[str, Any], position: tuple[int, int]) -> Stream:
-    stream = Stream(**made_with)
-    stream._position = position
+def _restore(arguments: dict[str, Any], position: tuple[int, int]) -> Stream:
+    stream = Stream(**arguments)
+    stream._position = Position(*position)
     return stream

@@ -1,13 +1,13 @@
 """Compare a shard folder with its manifest: ``python -m data_shards.verify DIR [--deep]``.
 
-Sizes and checksums of every tar, index and further file; with ``--deep`` also every member of every tar against the
-index, every record, the uniqueness of keys, and how many numbers are not finite. Each damaged file is one line.
+Sizes and checksums of every tar, index and further file; with ``--deep`` also every member of every
+tar against the index, every record, the uniqueness of keys, and how many numbers are not finite.
+Each corrupt file is one line.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import sys
@@ -22,13 +22,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from core.files import sha256_of_file
 from data_shards.command import run
-from data_shards.index import index_tar, left_out
+from data_shards.reading.open_shards import OpenShard
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import Folder
 from data_shards.shards.canonical import is_canonical
-from data_shards.shards.index_table import ABSENT, JSON, JSON_SIZE, Index, columns
+from data_shards.shards.folder_indexer import left_out
+from data_shards.shards.index_table import ABSENT, JSON, JSON_SIZE, Index
 from data_shards.shards.manifest import DataError, Manifest, Shard, read_manifest
+from data_shards.shards.tar_indexer import index_tar
 from data_shards.shards.writer import index_name
 
 PIECE = 1 << 18  # numbers that are looked at in one go
@@ -36,20 +39,18 @@ PIECE = 1 << 18  # numbers that are looked at in one go
 
 @dataclass(frozen=True)
 class Finding:
-    """What was found in one shard."""
+    """What was found in one file."""
 
     bytes: int = 0
-    damage: str = ""
-    not_finite: dict[str, int] = field(
-        default_factory=dict
-    )  # field -> numbers that are nan or infinite
+    corruption: str = ""  # what is wrong with it, and what to do; empty when nothing is
+    not_finite: dict[str, int] = field(default_factory=dict)  # field -> numbers nan or infinite
     keys: tuple[str, ...] = ()
 
 
 def verify(
     folder: Path, *, deep: bool = False, workers: int | None = None, progress: bool = False
 ) -> list[Finding]:
-    """Check every shard of ``folder``; damage is reported in the findings, not raised.
+    """Check every file of ``folder``; corruption is reported in the findings, not raised.
 
     Raises:
         DataError: there is no manifest, or it cannot be read.
@@ -57,13 +58,13 @@ def verify(
     manifest = read_manifest(folder)
     shards = [shard for split in manifest.splits.values() for shard in split]
     workers = workers or os.cpu_count() or 1
-    # checksums free the interpreter's lock, walking members does not
+    # Checksums free the interpreter's lock, walking through members does not.
     pool: Executor = ProcessPoolExecutor(workers) if deep else ThreadPoolExecutor(workers)
     with pool:
-        check = partial(check_shard, folder, manifest, deep=deep)
-        bar = tqdm(pool.map(check, shards), total=len(shards), disable=None if progress else True)
-        findings = list(bar)
-    return [*findings, *_further(folder, manifest), *_repeated(findings)]
+        results = pool.map(partial(check_shard, folder, manifest, deep=deep), shards)
+        hidden = None if progress else True  # None: shown on a terminal only
+        findings = list(tqdm(results, total=len(shards), disable=hidden))
+    return [*findings, *_check_extras(folder, manifest), *_check_keys(findings)]
 
 
 def check_shard(folder: Path, manifest: Manifest, shard: Shard, *, deep: bool) -> Finding:
@@ -73,48 +74,29 @@ def check_shard(folder: Path, manifest: Manifest, shard: Shard, *, deep: bool) -
         opened = reader.shard(0)
         if not deep:
             return Finding(shard.bytes)
-        index, tar = opened.index, np.frombuffer(opened.map, np.uint8)
-        if not is_canonical(tar, index):  # then it must be walked through
-            found, _ = index_tar(folder / shard.name, left_out(manifest))
-            if found.to_bytes() != index.to_bytes():
-                raise DataError(
-                    f"{folder / index_name(shard.name)} does not describe its tar: {_difference(index, found)}; "
-                    f"convert the data again"
-                )
-        for row, (offset, size) in enumerate(index.table[:, JSON : JSON_SIZE + 1].tolist()):
-            if offset != ABSENT and not _is_record(opened.map[offset : offset + size]):
-                reader.record(0, row)  # says what is wrong
-        return Finding(shard.bytes, "", _not_finite(reader, tar, index), tuple(index.keys()))
+        tar = np.frombuffer(opened.content, np.uint8)
+        _check_members(folder / shard.name, manifest, opened.index, tar)
+        _check_records(reader, opened)
+        not_finite = _count_not_finite(reader, tar, opened.index)
+        return Finding(shard.bytes, "", not_finite, tuple(opened.index.keys()))
     except (DataError, OSError) as error:
         return Finding(shard.bytes, str(error))
     finally:
         reader.close()
 
 
-def _is_record(body: bytes) -> bool:
-    try:
-        return isinstance(json.loads(body), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _not_finite(reader: Reader, tar: np.ndarray, index: Index) -> dict[str, int]:
-    """Field -> how many of its numbers are nan or infinite."""
-    floats = {
-        field: dtype for field, (dtype, _) in index.arrays.items() if np.dtype(dtype).kind == "f"
-    }
-    places = columns(index.arrays)
-    offsets = index.table[:, [places[name] for name in floats]]
-    if set(floats.values()) <= {"float32"} and not ((offsets != ABSENT) & (offsets % 4 > 0)).any():
-        # all bytes of the tar in one go, headers too: the look at each array is needed only where this finds something
-        numbers = tar[: len(tar) // 4 * 4].view(np.float32)
-        if all(np.isfinite(numbers[at : at + PIECE]).all() for at in range(0, len(numbers), PIECE)):
-            return {}
-    found: Counter[str] = Counter()
-    for arrays in reader.walk(0, range(len(index))):
-        for name in floats.keys() & arrays.keys():
-            found[name] += int(arrays[name].size - np.isfinite(arrays[name]).sum())
-    return {name: count for name, count in sorted(found.items()) if count}
+def _check_members(path: Path, manifest: Manifest, index: Index, tar: np.ndarray) -> None:
+    """DataError unless the index describes its tar."""
+    if is_canonical(tar, index):
+        return
+    # Not as this project writes it byte by byte, so it must be walked through.
+    found, _ = index_tar(path, left_out(manifest))
+    if found.to_bytes() != index.to_bytes():
+        raise DataError(
+            f"{path.with_name(index_name(path.name))} does not describe its tar: "
+            f"{_difference(index, found)}; "
+            f"convert the data again"
+        )
 
 
 def _difference(index: Index, found: Index) -> str:
@@ -126,36 +108,96 @@ def _difference(index: Index, found: Index) -> str:
     return f"sample {index.key(int(row))!r}, column {int(column)} of the table"
 
 
-def _further(folder: Path, manifest: Manifest) -> list[Finding]:
+def _check_records(reader: Reader, opened: OpenShard) -> None:
+    """DataError unless the JSON of each sample is an object."""
+    columns = opened.index.table[:, [JSON, JSON_SIZE]].tolist()
+    for row, (offset, size) in enumerate(columns):
+        if offset != ABSENT and not _is_record(opened.content[offset : offset + size]):
+            reader.record(0, row)  # raises, and says what is wrong
+
+
+def _is_record(body: bytes) -> bool:
+    try:
+        return isinstance(json.loads(body), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
+def _count_not_finite(reader: Reader, tar: np.ndarray, index: Index) -> dict[str, int]:
+    """Field -> how many of its numbers are nan or infinite."""
+    names = set()
+    for name, (dtype, _) in index.arrays.items():
+        if np.dtype(dtype).kind == "f":
+            names.add(name)
+    if _is_finite_throughout(tar, index, names):
+        return {}
+    counts: Counter[str] = Counter()
+    for arrays in reader.iter_views(0, range(len(index))):
+        for name in names & arrays.keys():
+            counts[name] += int(np.sum(~np.isfinite(arrays[name])))
+    return {name: count for name, count in sorted(counts.items()) if count}
+
+
+def _is_finite_throughout(tar: np.ndarray, index: Index, names: Iterable[str]) -> bool:
+    """Whether all bytes of the tar, headers too, are finite float32 numbers; a fast look that
+    often makes the one at each array needless. False also where it cannot tell."""
+    for name in names:
+        offset = index.table[:, index.column(name)]
+        is_unaligned = (offset != ABSENT) & (offset % 4 > 0)
+        if index.arrays[name][0] != "float32" or is_unaligned.any():
+            return False
+    numbers = tar[: len(tar) // 4 * 4].view(np.float32)
+    for start in range(0, len(numbers), PIECE):
+        if not np.isfinite(numbers[start : start + PIECE]).all():
+            return False
+    return True
+
+
+def _check_extras(folder: Path, manifest: Manifest) -> list[Finding]:
     """The further files of the folder that the manifest vouches for."""
-    found = []
+    findings = []
     for name, sha256 in manifest.extras.items():
         path = folder / name
-        if not (isinstance(sha256, str) and len(sha256) == 64 and "/" not in name and "." in name):
+        is_file_name = "/" not in name and "." in name
+        if not (is_file_name and isinstance(sha256, str) and len(sha256) == 64):
             continue  # a fact, not a file
         if not path.is_file():
-            found.append(Finding(0, f"{path} is missing; restore the file or make it again"))
-        elif hashlib.sha256(body := path.read_bytes()).hexdigest() != sha256:
-            found.append(
-                Finding(
-                    len(body),
-                    f"{path} is damaged: its checksum is wrong; restore it or make it again",
-                )
-            )
-    return found
+            problem = f"{path} is missing; restore the file or make it again"
+            findings.append(Finding(0, problem))
+        elif sha256_of_file(path) != sha256:
+            problem = f"{path} is damaged: its checksum is wrong; restore it or make it again"
+            findings.append(Finding(path.stat().st_size, problem))
+    return findings
 
 
-def _repeated(findings: Iterable[Finding]) -> list[Finding]:
+def _check_keys(findings: Iterable[Finding]) -> list[Finding]:
+    """A finding when a key is in several shards."""
     times = Counter(key for finding in findings for key in finding.keys)
     repeated = [key for key, count in times.items() if count > 1]
     if not repeated:
         return []
-    return [
-        Finding(
-            0,
-            f"{len(repeated)} keys appear in more than one shard, such as {repeated[0]!r}; convert again",
-        )
-    ]
+    problem = (
+        f"{len(repeated)} keys appear in more than one shard, such as {repeated[0]!r}; "
+        f"convert again"
+    )
+    return [Finding(0, problem)]
+
+
+def _print_findings(findings: list[Finding], seconds: float) -> None:
+    corrupt = [finding.corruption for finding in findings if finding.corruption]
+    for line in corrupt:
+        print(line, file=sys.stderr)
+    not_finite: Counter[str] = Counter()
+    for finding in findings:
+        not_finite.update(finding.not_finite)
+    for name, count in not_finite.items():
+        print(f"note: field {name!r} holds {count} numbers that are not finite")
+    gigabytes = sum(finding.bytes for finding in findings) / 1e9
+    verdict = f"{len(corrupt)} damaged" if corrupt else "all sound"
+    print(
+        f"{len(findings)} files checked, {gigabytes:.3f} GB at {gigabytes / seconds:.2f} GB/s: "
+        f"{verdict}"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -167,25 +209,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--workers", type=int, help="threads, or with --deep processes (default: one per core)"
     )
-    given = parser.parse_args(argv)
-    damaged: list[str] = []
+    options = parser.parse_args(argv)
+    findings: list[Finding] = []
 
     def work() -> None:
         started = time.perf_counter()
-        findings = verify(given.folder, deep=given.deep, workers=given.workers, progress=True)
-        damaged.extend(finding.damage for finding in findings if finding.damage)
-        for line in damaged:
-            print(line, file=sys.stderr)
-        not_finite = sum((Counter(finding.not_finite) for finding in findings), Counter[str]())
-        for name, count in not_finite.items():
-            print(f"note: field {name!r} holds {count} numbers that are not finite")
-        size, seconds = sum(finding.bytes for finding in findings), time.perf_counter() - started
-        verdict = f"{len(damaged)} damaged" if damaged else "all sound"
-        print(
-            f"{len(findings)} files checked, {size / 1e9:.3f} GB at {size / 1e9 / seconds:.2f} GB/s: {verdict}"
+        findings.extend(
+            verify(options.folder, deep=options.deep, workers=options.workers, progress=True)
         )
+        _print_findings(findings, time.perf_counter() - started)
 
-    return run(work) or int(bool(damaged))
+    code = run(work)
+    return code or int(any(finding.corruption for finding in findings))
 
 
 if __name__ == "__main__":

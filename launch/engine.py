@@ -23,7 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from core.batch import Batch
 from core.dropout import number_dropouts, sample_masks
 from core.kernels.supcr.grouping import RowError
-from core.model import Model, Output
+from core.model import GlobalBatchRows, Model, Output
 from core.recompute import recompute_layers
 from launch.config import ConfigError, Run
 from launch.deepspeed_config import deepspeed_config, refuse_impossible
@@ -59,25 +59,25 @@ class TrainStep(nn.Module):
         output = self.run(batch, step)
         with torch.autocast(batch.index.device.type, enabled=False):
             losses = self.model.losses(output, batch)
-            embeddings = self.model.global_batch_rows(output)
+            rows = self.model.global_batch_rows(output)
             if surrogate is None:
-                losses |= self.global_batch_losses(embeddings, batch.target, batch.weight)
+                losses |= self.global_batch_losses(rows, batch.target, batch.weight)
             else:
-                losses["contrast"] = surrogate(embeddings)
+                losses["contrast"] = surrogate(rows.embeddings)
             return losses, self.model.memory_bank_rows(output, batch)
 
     def global_batch_losses(
-        self, embeddings: Mapping[str, Tensor], target: Tensor, weight: Tensor
+        self, rows: GlobalBatchRows, target: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
         """``model.global_batch_losses``; its losses are nan where it refuses rows, which all ranks then do together, so
         that the run ends with the report that any other loss ends with that is not finite."""
         try:
-            return self.model.global_batch_losses(embeddings, target, weight)
+            return self.model.global_batch_losses(rows, target, weight)
         except RowError:
-            names = self.model.global_batch_losses(
-                {name: torch.zeros_like(rows) for name, rows in embeddings.items()}, target, weight
-            )
-            spoilt = torch.stack([rows.sum() for rows in embeddings.values()]).sum() * math.nan
+            embeddings = rows.embeddings
+            zeros = {name: torch.zeros_like(values) for name, values in embeddings.items()}
+            names = self.model.global_batch_losses(rows.with_embeddings(zeros), target, weight)
+            spoilt = torch.stack([values.sum() for values in embeddings.values()]).sum() * math.nan
             return dict.fromkeys(names, spoilt)
 
     def run(self, batch: Batch, step: int) -> Output:

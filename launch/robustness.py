@@ -19,8 +19,7 @@ import numpy as np
 import torch
 
 from core import distributed
-from core.metrics.missing_rates import auilc
-from core.metrics.regression import constant_baselines
+from core.metrics.regression import auilc, constant_baselines
 from data_shards.missing import Missing
 from launch.config import ConfigError, Run, override
 from launch.engine import init_processes, shutdown_processes

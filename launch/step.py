@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from core import distributed
 from core.batch import Batch
-from core.model import Model
+from core.model import GlobalBatchRows, Model
 from launch.checkpoints.progress import Progress
 from launch.config import Run
 from launch.engine import Surrogate, optimizer_step
@@ -118,12 +118,13 @@ def _contrast_of_all(
     their gradient. None when the model has no such losses."""
     with torch.no_grad(), _autocast(engine):
         rows = [model.global_batch_rows(engine.module.run(part, step)) for part in parts]
-    if not rows[0]:
+    if not rows[0].embeddings:
         return [], {}
-    leaves = {name: torch.cat([row[name] for row in rows]).requires_grad_() for name in rows[0]}
+    whole = GlobalBatchRows.concatenate(rows)
+    leaves = {name: values.requires_grad_() for name, values in whole.embeddings.items()}
     target = torch.cat([part.target for part in parts])
     weight = torch.cat([part.weight for part in parts])
-    losses = engine.module.global_batch_losses(leaves, target, weight)
+    losses = engine.module.global_batch_losses(whole, target, weight)
     total = _sum(losses)
     learns = _has_parameters(total)
     gradients = torch.autograd.grad(total, list(leaves.values()))
@@ -138,9 +139,9 @@ def _contrast_of_all(
         if learns and number == 0:
             # What the losses themselves learn, a temperature say, gets its gradient here: inside of the engine, which
             # at stage 3 has cut it up, and with the first part, which at stage 3 overwrites the last step's gradients.
-            whole = {name: rows.detach() for name, rows in leaves.items()}
+            fixed = {name: rows.detach() for name, rows in leaves.items()}
             loss = loss + len(parts) * _sum(
-                engine.module.global_batch_losses(whole, target, weight)
+                engine.module.global_batch_losses(whole.with_embeddings(fixed), target, weight)
             )
         return loss
 
@@ -202,9 +203,8 @@ def _not_finite(engine: Any, parts: list[Batch], step: int, task: Task) -> dict[
     found: dict[str, list[str]] = {}
     with torch.no_grad(), _autocast(engine):
         for part in parts:
-            for name, rows in engine.module.model.global_batch_rows(
-                engine.module.run(part, step)
-            ).items():
+            found_rows = engine.module.model.global_batch_rows(engine.module.run(part, step))
+            for name, rows in found_rows.embeddings.items():
                 bad = ~rows.isfinite().all(1)
                 if bool((bad & (part.weight > 0)).any()):
                     found.setdefault(name, []).extend(

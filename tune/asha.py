@@ -1,4 +1,12 @@
-"""Asynchronous successive halving (Li et al., MLSys 2020) by Ray, which remembers its rungs over a restart."""
+"""Asynchronous successive halving (Li et al., MLSys 2020) with rungs that survive a restart.
+
+What Ray's scheduler lacks is shown in ``tests/tune/test_libraries.py``:
+
+- ``test_ray_restores_a_search_with_empty_rungs``: the scores that trials had left there are
+  forgotten, so that the first trials after a restart all go on.
+- ``test_asha_of_ray_lets_a_trial_without_a_score_go_on``: a trial whose score is no number is never
+  stopped.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +14,16 @@ from typing import Any
 
 from ray.tune.schedulers import AsyncHyperBandScheduler
 
-from tune.driver import Driver
-from tune.journal import ENDS, Journal
+from tune.journal import Journal, Record, RestoredFromJournal
+
+Rung = tuple[int, dict[str, float]]  # (epoch, trial -> score, of which more is better)
 
 
-class Rungs(Driver, AsyncHyperBandScheduler):
-    """Ray restores a search without the scores that stopped trials had left on the rungs, and a NaN is never stopped.
+class ResumableASHA(RestoredFromJournal, AsyncHyperBandScheduler):
+    """Ray's scheduler, its rungs filled from the journal with every trial that has ended.
 
-    Here the rungs are filled from the journal with every trial that has ended. Those that are to go on report from
-    their first epoch anew and take their places again. Trials that failed are ended by themselves and take none.
+    Trials that are to go on report from their first epoch anew and take their places again. Trials
+    that failed are ended by themselves and take none.
     """
 
     def __init__(self, journal: Journal, *, epochs: int, grace: int, reduction: int):
@@ -23,18 +32,12 @@ class Rungs(Driver, AsyncHyperBandScheduler):
         )
         for milestone, scores in self.rungs():
             for record in journal.trials():
-                reached = [epoch for epoch in record.history if epoch >= milestone]
-                if record.state in ENDS and reached:
-                    until = range(1, min(reached) + 1)
-                    best = min(
-                        record.history[epoch]["objective"]
-                        for epoch in until
-                        if epoch in record.history
-                    )
+                best = best_at(record, milestone)
+                if record.state != "running" and best is not None:
                     scores[f"trial {record.number}"] = -best  # Ray maximises
 
-    def rungs(self) -> list[tuple[int, dict[str, float]]]:
-        """(epoch, trial -> score), the highest first."""
+    def rungs(self) -> list[Rung]:
+        """The highest first."""
         [bracket] = self._brackets
         return bracket._rungs
 
@@ -43,3 +46,12 @@ class Rungs(Driver, AsyncHyperBandScheduler):
             self.on_trial_remove(tune_controller, trial)
         else:
             super().on_trial_complete(tune_controller, trial, result)
+
+
+def best_at(record: Record, milestone: int) -> float | None:
+    """Lowest objective with which a trial came to a rung; None if it did not get there."""
+    reached = [epoch for epoch in record.history if epoch >= milestone]
+    if not reached:
+        return None
+    first = min(reached)
+    return min(event["objective"] for epoch, event in record.history.items() if epoch <= first)

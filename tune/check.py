@@ -1,4 +1,4 @@
-"""Whether configurations can be trained at all: found out by building their models before a trial starts."""
+"""Whether configurations can be trained: found out by building their models."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 from launch.config import ConfigError
 from launch.engine import parameter_groups
 from launch.tasks.build import build_model, build_task
-from tune.overrides import values
+from tune.overrides import one_line
 from tune.settings import Search
-from tune.suggest import Source
+from tune.suggest import Suggester
 
 ATTEMPTS = 20  # draws of all other settings before a value counts as impossible
 SECONDS = 60.0  # spent on trying out a space
-SLOW = 1.0  # a model that takes longer to build is not built for every single draw
+SLOW = 1.0  # seconds; a model that takes longer to build is not built for every single draw
 
 
-class Check:
+class TrainableCheck:
     """Call with a configuration: why it cannot be trained, or an empty string."""
 
     def __init__(self, search: Search):
@@ -48,7 +48,7 @@ class Check:
         except ValueError as error:  # ConfigError and DataError too
             return str(error)
 
-    def space(self, source: Source) -> list[str]:
+    def space(self, suggester: Suggester) -> list[str]:
         """Try out the ends of every range, all values of every list, and all points of a grid.
 
         Returns:
@@ -58,37 +58,42 @@ class Check:
             ConfigError: a value that cannot be trained, whatever the others are.
         """
         try:
-            usual = self.shapes({})
+            usual_shapes = self.shapes({})
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        if source.grid:
-            return self._thin(source)
-        until = time.monotonic() + SECONDS
-        for key, domain in source.domains.items():
+        if suggester.grid:
+            return self._thin(suggester)
+        deadline = time.monotonic() + SECONDS
+        for key, domain in suggester.domains.items():
             for value in domain.ends():
-                if self(point := {key: value}) and all(
-                    self(draw | point) for draw in source.some(ATTEMPTS)
-                ):
-                    raise ConfigError(f"{key}={value} cannot be trained: {self(point)}")
-                if source.kind == "pbt" and self.shapes(point) != usual:
+                point = {key: value}
+                reason = self(point)
+                if reason and not self._fits_any(point, suggester):
+                    raise ConfigError(f"{key}={value} cannot be trained: {reason}")
+                if suggester.kind == "pbt" and self.shapes(point) != usual_shapes:
                     raise ConfigError(
-                        f"search=pbt cannot change {key}: trials copy each other's weights, and these would have "
-                        "other shapes"
+                        f"search=pbt cannot change {key}: trials copy each other's weights, "
+                        "and these would have other shapes"
                     )
-            if time.monotonic() > until:
+            if time.monotonic() > deadline:
                 break
         return []
 
-    def _thin(self, source: Source) -> list[str]:
-        """Take what cannot be trained out of a grid."""
-        reasons = [self(point) for point in source.grid]
-        left = [point for point, reason in zip(source.grid, reasons, strict=True) if not reason]
-        if not left:
+    def _fits_any(self, point: dict[str, Any], suggester: Suggester) -> bool:
+        """Whether the values of ``point`` can be trained with some values of the others."""
+        return any(not self(others | point) for others in suggester.samples(ATTEMPTS))
+
+    def _thin(self, suggester: Suggester) -> list[str]:
+        """Take what cannot be trained out of a grid; one line for each point of it."""
+        fitting, left_out, reasons = [], [], []
+        for point in suggester.grid:
+            reason = self(point)
+            if reason:
+                left_out.append(f"{one_line(point)}: {reason}")
+                reasons.append(reason)
+            else:
+                fitting.append(point)
+        if not fitting:
             raise ConfigError(f"no point of the grid can be trained; the first: {reasons[0]}")
-        out = [
-            f"{values(p)}: {reason}"
-            for p, reason in zip(source.grid, reasons, strict=True)
-            if reason
-        ]
-        source.grid[:] = left
-        return out
+        suggester.grid = fitting
+        return left_out

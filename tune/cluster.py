@@ -1,4 +1,4 @@
-"""Ray itself: started on this machine for one search, closed to the outside, or joined where a cluster runs."""
+"""Ray itself: started on this machine for one search, or joined where a cluster runs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,20 @@ from tune.settings import Search
 from tune.workers import operators
 
 OBJECT_STORE = 100 * 2**20  # bytes; hardly anything goes through it
-# Ray has this for the firewalls of other systems: 0 makes 127.0.0.1 the only address that any of its processes binds
+# Ray has this for the firewalls of other systems: 0 makes 127.0.0.1 the only address that any of
+# its processes binds
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 PACKAGES = ("core", "data_shards", "launch", "tune")
+RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a trial without GPUs sees none
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_worker_niceness": "0",  # trials are what the machine is for
+    "RAY_AIR_NEW_OUTPUT": "0",  # tune.trial_progress says what happens
+    "TUNE_GLOBAL_CHECKPOINT_S": "15",  # copies what TensorBoard reads into the search's folder
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_WARN_THRESHOLD_S": "30",
+}
 
 
 @dataclass(frozen=True)
@@ -36,42 +47,25 @@ class Capacity:
 def cluster(search: Search) -> Iterator[Capacity]:
     """Ray for the time of a search, and the operators that its trials load.
 
-    A local one listens on the loopback interface only, has no dashboard, and wants a token that this process has made
-    up and tells nobody. One that is joined gets the code with the job.
+    A local one listens on the loopback interface only, has no dashboard, and wants a token that
+    this process has made up and tells nobody. One that is joined gets the code with the job.
 
     Raises:
         ConfigError: a trial needs more than there is.
     """
-    os.environ.update(
-        RAY_USAGE_STATS_ENABLED="0",
-        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="1",  # a trial without GPUs sees none
-        RAY_DEDUP_LOGS="0",
-        RAY_worker_niceness="0",  # trials are what the machine is for
-        RAY_AIR_NEW_OUTPUT="0",  # tune.trial_progress says what happens
-        TUNE_GLOBAL_CHECKPOINT_S="15",  # copies what TensorBoard reads into the search's folder
-        TUNE_DISABLE_STRICT_METRIC_CHECKING="1",
-        TUNE_WARN_THRESHOLD_S="30",
-    )
+    os.environ.update(RAY_SETTINGS)
     if not search.address:
         os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         os.environ[LOOPBACK_ONLY] = "0"
     extensions = operators.build()
-    import ray
+    import ray  # not at the top: it reads the variables above when it is imported
 
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"ray\..*")
     warnings.filterwarnings(
         "ignore", message="Consider boosting PBT performance", category=UserWarning
     )
     if search.address:
-        with tempfile.TemporaryDirectory() as folder:
-            copy_code(Path(folder))
-            environment = {"working_dir": folder}
-            ray.init(
-                search.address,
-                runtime_env=environment,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
+        join(search.address)
     else:
         ray.init(
             "local",  # else it would join whatever cluster it finds on this machine
@@ -87,34 +81,50 @@ def cluster(search: Search) -> Iterator[Capacity]:
         ray.shutdown()
 
 
-def copy_code(folder: Path) -> None:
-    """This project's packages, for Ray to ship.
+def join(address: str) -> None:
+    """Connect to a cluster, and ship this project's code to it."""
+    import ray
 
-    As a working directory: what is shipped as modules comes after the folder in which the driver was started, and a
-    machine that has an older checkout at that path would run that one.
-    """
-    root = Path(__file__).parents[1]
-    for package in PACKAGES:
-        shutil.copytree(
-            root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__")
+    with tempfile.TemporaryDirectory() as folder:
+        copy_code(Path(folder))
+        ray.init(
+            address,
+            runtime_env={"working_dir": folder},
+            log_to_driver=False,
+            logging_level=logging.ERROR,
         )
 
 
-def capacity(search: Search, there: dict[str, float]) -> Capacity:
-    """How many trials run side by side, on what Ray says that there is.
+def copy_code(folder: Path) -> None:
+    """This project's packages, for Ray to ship.
+
+    As a working directory: what is shipped as modules comes after the folder in which the driver
+    was started, and a machine that has an older checkout at that path would run that one.
+    """
+    root = Path(__file__).parents[1]
+    ignore = shutil.ignore_patterns("__pycache__")
+    for package in PACKAGES:
+        shutil.copytree(root / package, folder / package, ignore=ignore)
+
+
+def capacity(search: Search, available: dict[str, float]) -> Capacity:
+    """How many trials run side by side on what Ray has: ``CPU`` and ``GPU``.
 
     Raises:
         ConfigError: not even one.
     """
-    gpus = search.gpus if search.gpus >= 0 else min(1.0, there.get("GPU", 0.0))
-    cpus_needed, gpus_needed = search.processes * search.cpus, search.processes * gpus
-    fit = int(there.get("CPU", 0.0) / cpus_needed + 1e-9)
+    cpus, gpus = available.get("CPU", 0.0), available.get("GPU", 0.0)
+    gpus_per_process = search.gpus if search.gpus >= 0 else min(1.0, gpus)
+    cpus_needed = search.processes * search.cpus
+    gpus_needed = search.processes * gpus_per_process
+    # three processes with a third of a CPU each fit, whatever the rounding
+    fit = int(cpus / cpus_needed + 1e-9)
     if gpus_needed:
-        fit = min(fit, int(there.get("GPU", 0.0) / gpus_needed + 1e-9))
+        fit = min(fit, int(gpus / gpus_needed + 1e-9))
     if fit < 1:
         raise ConfigError(
-            f"a trial of {search.processes} process(es) needs {cpus_needed:g} CPUs and {gpus_needed:g} GPUs, but there "
-            f"are {there.get('CPU', 0):g} and {there.get('GPU', 0):g}; give fewer processes=, or a part of one with "
-            f"cpus=0.5 or gpus=0.5"
+            f"a trial of {search.processes} process(es) needs {cpus_needed:g} CPUs and "
+            f"{gpus_needed:g} GPUs, but there are {cpus:g} and {gpus:g}; "
+            "give fewer processes=, or a part of one with cpus=0.5 or gpus=0.5"
         )
-    return Capacity(gpus, min(fit, search.concurrent or fit, search.trials))
+    return Capacity(gpus_per_process, min(fit, search.concurrent or fit, search.trials))

@@ -1,4 +1,4 @@
-"""The values that one setting may take in a search: a range or a list, written like ``loguniform(1e-4, 1e-2)``."""
+"""The values that a setting may take in a search, written like ``loguniform(1e-4, 1e-2)``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 from launch.config import ConfigError
 
 FORMS = (
-    "uniform(a, b), loguniform(a, b), randint(a, b), lograndint(a, b), quniform(a, b, step), choice(x, y, ...) "
-    "or none (not searched); bounds belong to the range"
+    "uniform(a, b), loguniform(a, b), randint(a, b), lograndint(a, b), quniform(a, b, step), "
+    "choice(x, y, ...) or none (not searched); bounds belong to the range"
 )
+NUMBERS = {"uniform": 2, "loguniform": 2, "randint": 2, "lograndint": 2, "quniform": 3}
+WORDS = {"true": True, "false": False, "null": None}
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,20 @@ class Range:
     def __post_init__(self) -> None:
         if not self.low < self.high:
             raise ConfigError(
-                f"a range goes from a smaller to a larger number, not from {self.low} to {self.high}"
+                "a range goes from a smaller to a larger number, "
+                f"not from {self.low} to {self.high}"
             )
         if self.log and self.low <= 0:
             raise ConfigError(f"a logarithmic range starts above 0, not at {self.low}")
 
-    def has(self, value: Any) -> bool:
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number and self.low <= value <= self.high
+    @property
+    def countable(self) -> bool:
+        """Whether a grid can hold every value."""
+        return bool(self.step) or (self.whole and not self.log)
+
+    def contains(self, value: Any) -> bool:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return is_number and self.low <= value <= self.high
 
     def ends(self) -> list[Any]:
         return [self.low, self.high]
@@ -42,7 +50,9 @@ class Range:
     def __str__(self) -> str:
         if self.step:
             return f"quniform({self.low}, {self.high}, {self.step})"
-        return f"{'log' if self.log else ''}{'randint' if self.whole else 'uniform'}({self.low}, {self.high})"
+        scale = "log" if self.log else ""
+        kind = "randint" if self.whole else "uniform"
+        return f"{scale}{kind}({self.low}, {self.high})"
 
 
 @dataclass(frozen=True)
@@ -54,10 +64,11 @@ class Choice:
     def __post_init__(self) -> None:
         if not self.values:
             raise ConfigError("choice() needs at least one value")
-        if any(value in self.values[:place] for place, value in enumerate(self.values)):
-            raise ConfigError(f"a value stands twice in {self}")
+        for index, value in enumerate(self.values):
+            if value in self.values[:index]:  # no set: values may be lists
+                raise ConfigError(f"a value stands twice in {self}")
 
-    def has(self, value: Any) -> bool:
+    def contains(self, value: Any) -> bool:
         return value in self.values
 
     def ends(self) -> list[Any]:
@@ -69,21 +80,24 @@ class Choice:
 
 @dataclass(frozen=True)
 class Around:
-    """Numbers up to ``factor`` times smaller or larger than the recipe's own; only in default spaces."""
+    """Numbers up to ``factor`` times smaller or larger than the recipe's; for default spaces."""
 
     factor: float
 
     def of(self, value: float) -> Range:
-        return Range(
-            float(f"{value / self.factor:.6g}"), float(f"{value * self.factor:.6g}"), log=True
-        )
+        return Range(_rounded(value / self.factor), _rounded(value * self.factor), log=True)
 
 
 Domain = Range | Choice
 
 
+def _rounded(value: float) -> float:
+    """Six digits: a bound that is worked out is still one that a person would write."""
+    return float(f"{value:.6g}")
+
+
 def read_domain(key: str, text: str) -> Domain | None:
-    """``text`` as a domain, or None for ``none``. Nothing in it is evaluated: names and numbers are all it may hold.
+    """``text`` as a domain, or None for ``none``. It is read, not evaluated.
 
     Raises:
         ConfigError: it cannot be read; the message names ``key`` and the forms that there are.
@@ -105,7 +119,7 @@ def read_domain(key: str, text: str) -> Domain | None:
 def _value(node: ast.expr) -> Any:
     """A literal; a bare word stands for itself. Sequences become lists, as they are in JSON."""
     if isinstance(node, ast.Name):
-        return {"true": True, "false": False, "null": None}.get(node.id, node.id)
+        return WORDS.get(node.id, node.id)
     if isinstance(node, ast.Tuple | ast.List):
         return [_value(item) for item in node.elts]
     return ast.literal_eval(node)
@@ -114,19 +128,23 @@ def _value(node: ast.expr) -> Any:
 def _domain(name: str, values: list[Any]) -> Domain:
     if name == "choice":
         return Choice(tuple(values))
-    counts = {"uniform": 2, "loguniform": 2, "randint": 2, "lograndint": 2, "quniform": 3}
-    if name not in counts:
+    if name not in NUMBERS:
         raise ValueError(f"there is no {name}()")
-    if len(values) != counts[name]:
-        raise ValueError(f"{name}() takes {counts[name]} numbers")
+    if len(values) != NUMBERS[name]:
+        raise ValueError(f"{name}() takes {NUMBERS[name]} numbers")
     whole = name.endswith("randint")
-    kinds = int if whole else int | float
-    if any(isinstance(value, bool) or not isinstance(value, kinds) for value in values):
-        raise ValueError(f"{name}() takes {'whole ' if whole else ''}numbers")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            raise ValueError(f"{name}() takes {'whole ' if whole else ''}numbers")
     if name == "quniform":
-        low, high, step = values
-        if step <= 0 or abs((high - low) / step - round((high - low) / step)) > 1e-9:
-            raise ValueError(f"{step} is no step that leads from {low} to {high}")
-        return Range(low, high, step=step)
+        return _stepped_range(*values)
     low, high = values
     return Range(low, high, log=name.startswith("log"), whole=whole)
+
+
+def _stepped_range(low: float, high: float, step: float) -> Range:
+    if step > 0:
+        steps = (high - low) / step
+        if abs(steps - round(steps)) <= 1e-9:
+            return Range(low, high, step=step)
+    raise ValueError(f"{step} is no step that leads from {low} to {high}")

@@ -1,7 +1,15 @@
-"""What has happened in a search: one JSON line per event in ``journal.jsonl``, written before anything depends on it.
+"""What has happened in a search: one JSON line per event, written before anything needs it.
 
-Everything else is worked out from it: which trials are left after an interruption, what the searcher and the scheduler
-know, the tables and the pictures. A line that was cut off by a crash counts as not written.
+Everything else is worked out from it: which trials are left after an interruption, what the
+searcher and the scheduler know, the tables and the plots. A line that was cut off by a crash counts
+as not written.
+
+Neither Ray nor optuna keeps such a record. ``tests/tune/test_libraries.py`` shows why:
+
+- ``test_ray_restores_a_trial_that_has_ended_as_one_to_be_trained``: ``Tuner.restore`` goes on from
+  a snapshot that is seconds old, so that what ended since is trained again.
+- ``test_a_journal_of_optuna_that_was_cut_off_cannot_be_opened``: its journal storage does not
+  survive a crash within a line.
 """
 
 from __future__ import annotations
@@ -12,10 +20,13 @@ import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-WORST = 1e9  # reported in place of a score that is no number: finite, so that it can be compared, and behind all others
-ENDS = ("finished", "stopped", "diverged", "failed")
+# Reported in place of a score that is no number: finite, so that it can be compared, and behind all
+# others.
+WORST = 1e9
+
+State = Literal["running", "finished", "stopped", "diverged", "failed"]
 
 
 @dataclass
@@ -24,15 +35,14 @@ class Record:
 
     number: int
     changes: dict[str, Any] = field(default_factory=dict)
-    history: dict[int, dict[str, Any]] = field(
-        default_factory=dict
-    )  # epoch, from 1 -> what was reported of it
-    state: str = "running"  # or one of ENDS
+    # epoch, from 1 -> what was reported of it
+    history: dict[int, dict[str, Any]] = field(default_factory=dict)
+    state: State = "running"
     reason: str = ""
     started: float = 0.0  # seconds since 1970
     ended: float = 0.0
     starts: int = 0
-    checkpoint: str = ""  # the newest one that was given to Ray, where there is one
+    checkpoint: str = ""  # the newest one that Ray has stored, where there is one
     test: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -42,6 +52,7 @@ class Record:
 
     @property
     def best_epoch(self) -> int:
+        """The earliest of those with the lowest objective."""
         return min(self.history, key=lambda epoch: (self.history[epoch]["objective"], epoch))
 
     @property
@@ -60,14 +71,15 @@ class Journal:
 
     def __init__(self, path: Path):
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
         self.records: dict[int, Record] = {}
         self.sessions = 0
-        for line in whole.splitlines():
-            self._take(json.loads(line))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = path.read_bytes() if path.exists() else b""
+        complete, newline, _ = content.rpartition(b"\n")
+        for line in complete.splitlines():
+            self._add(json.loads(line))
         self._file = path.open("r+b" if path.exists() else "wb")
-        self._file.truncate(len(whole) + bool(whole))
+        self._file.truncate(len(complete) + len(newline))
         self._file.seek(0, os.SEEK_END)
 
     def __enter__(self) -> Journal:
@@ -78,34 +90,35 @@ class Journal:
 
     def write(self, event: str, trial: int = 0, **values: Any) -> None:
         body = {"event": event, "trial": trial, "time": round(time.time(), 3), **values}
-        self._file.write(json.dumps(body).encode() + b"\n")
+        line = json.dumps(body)
+        self._file.write(line.encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._take(json.loads(json.dumps(body)))
+        self._add(json.loads(line))  # as it will be read back
 
-    def _take(self, body: dict[str, Any]) -> None:
-        kind = body["event"]
+    def _add(self, event: dict[str, Any]) -> None:
+        """Bring the records up to date with one more event."""
+        kind = event["event"]
         if kind == "session":
             self.sessions += 1
             return
-        record = self.records.setdefault(body["trial"], Record(body["trial"]))
+        record = self.records.setdefault(event["trial"], Record(event["trial"]))
         if kind == "start":
-            record.changes = body["changes"]
-            record.started = record.started or body["time"]
+            record.changes = event["changes"]
+            record.started = record.started or event["time"]
             record.starts += 1
         elif kind == "epoch":
-            body.setdefault("objective", body.pop("badness", None))  # its name in older journals
-            record.history[body["epoch"]] = body
+            if "badness" in event:  # the objective's name in older journals
+                event["objective"] = event.pop("badness")
+            record.history[event["epoch"]] = event
         elif kind == "checkpoint":
-            record.checkpoint = body["path"]
+            record.checkpoint = event["path"]
         elif kind == "test":
-            record.test = body["scores"]
+            record.test = event["scores"]
         elif kind == "end":
-            record.state, record.reason, record.ended = (
-                body["state"],
-                body.get("reason", ""),
-                body["time"],
-            )
+            record.state = event["state"]
+            record.reason = event.get("reason", "")
+            record.ended = event["time"]
 
     def trials(self) -> list[Record]:
         return [self.records[number] for number in sorted(self.records)]
@@ -114,6 +127,25 @@ class Journal:
         """Trials that began and have not ended, in the order in which they began."""
         return [record for record in self.trials() if record.state == "running"]
 
+    def untested(self) -> list[Record]:
+        """Trials that may be compared and whose test scores are not known."""
+        return [record for record in self.trials() if record.usable and not record.test]
+
     def ranking(self) -> list[Record]:
         """Trials that may be compared, best first; the earlier of equals."""
-        return sorted((r for r in self.trials() if r.usable), key=lambda r: (r.best, r.number))
+        usable = [record for record in self.trials() if record.usable]
+        return sorted(usable, key=lambda record: (record.best, record.number))
+
+
+class RestoredFromJournal:
+    """A part of the driver that is made anew from the journal when a search goes on.
+
+    Ray copies such parts and stores them with its own state: copies are the thing itself, and
+    stored it is nothing.
+    """
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RestoredFromJournal:
+        return self
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return object, ()

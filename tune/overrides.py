@@ -18,15 +18,16 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def short(key: str) -> str:
-    """``options.alpha`` as ``alpha``, ``optim.groups.main.lr`` as ``main.lr``: enough to tell settings apart."""
+    """``options.alpha`` as ``alpha``, ``optim.groups.main.lr`` as ``main.lr``."""
     return key.removeprefix("options.").removeprefix("optim.groups.").removeprefix("optim.")
 
 
 def compact(value: Any) -> str:
+    """A value as tables and plots show it."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def values(changes: dict[str, Any]) -> str:
+def one_line(changes: dict[str, Any]) -> str:
     """A configuration in one line."""
     return "  ".join(f"{short(key)}={compact(value)}" for key, value in changes.items())
 

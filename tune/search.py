@@ -1,7 +1,8 @@
-"""Search the settings of a recipe: ``python -m tune.search hscl/mosi data=DIR trials=32 space.tau=loguniform(0.05,1)``.
+"""Search the settings of a recipe: ``python -m tune.search hscl/mosi data=DIR trials=32``.
 
-Every trial is a normal run of ``launch/train.py`` that never sees the test split. The best configuration is trained
-again over a few seeds, and only these runs are evaluated on test, once each.
+Every trial is a normal run of ``launch/train.py`` that never sees the test split. The best
+configuration is trained again over a few seeds, and only these runs are evaluated on test, once
+each.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from typing import Any
 
 from data_shards.shards.manifest import DataError
 from launch.config import ConfigError, recipe_names
-from tune.check import Check
+from tune.check import TrainableCheck
 from tune.cluster import Capacity, cluster
 from tune.domain import FORMS
 from tune.journal import Journal, Record
 from tune.search_report import best_changes, write_best, write_confirmed, write_report
 from tune.settings import Search, load_search, read_search, same_search, write_search
-from tune.suggest import Source
+from tune.suggest import Suggester
 
 USAGE = """usage: python -m tune.search RECIPE data=DIR [key=value ...]
        python -m tune.search resume=DIR
@@ -45,25 +46,24 @@ def run_trials(
     capacity: Capacity,
     count: int,
 ) -> bool:
-    """Bring ``part`` of a search to ``count`` trials that have ended; False when it was interrupted."""
+    """Bring ``part`` of a search to ``count`` ended trials; False when it was interrupted."""
     from tune.tuner import run
 
-    todo = [record for record in journal.trials() if record.state == "running"]
-    if not todo and len(journal.records) >= count:
+    if not journal.unfinished() and len(journal.records) >= count:
         return True
     journal.write("session")
     run(search, part, next_point, journal, capacity, count)
     return not journal.unfinished()
 
 
-def find(search: Search, journal: Journal, capacity: Capacity, source: Source) -> bool:
+def find(search: Search, journal: Journal, capacity: Capacity, suggester: Suggester) -> bool:
     """The search itself; False when it was interrupted."""
-    count = min(search.trials, len(source.grid) or search.trials)
-    return run_trials(search, "trials", source.point, journal, capacity, count)
+    count = min(search.trials, len(suggester.grid) or search.trials)
+    return run_trials(search, "trials", suggester.point, journal, capacity, count)
 
 
 def confirm(search: Search, changes: dict[str, Any], journal: Journal, capacity: Capacity) -> bool:
-    """Train the best configuration over seeds, then evaluate test; False when it was interrupted."""
+    """Train the best configuration over seeds, then evaluate test; False when interrupted."""
     first = search.run().seed
 
     def seeded(number: int, _: list[Record]) -> dict[str, Any]:
@@ -72,23 +72,19 @@ def confirm(search: Search, changes: dict[str, Any], journal: Journal, capacity:
     if not run_trials(search, "confirm", seeded, journal, capacity, search.confirm):
         return False
     write_confirmed(search, journal)  # validation is on the disk before test is touched
-    if untested(journal):
+    if journal.untested():
         from tune.tuner import evaluate
 
         evaluate(search, "confirm", journal, capacity)
         write_confirmed(search, journal)
-    return not untested(journal)
-
-
-def untested(journal: Journal) -> list[Record]:
-    return [record for record in journal.trials() if record.usable and not record.test]
+    return not journal.untested()
 
 
 def search_for(search: Search) -> int:
     """Run or go on with a search; the exit code."""
-    check = Check(search)
-    source = Source(search, check)
-    for line in check.space(source):
+    check = TrainableCheck(search)
+    suggester = Suggester(search, check)
+    for line in check.space(suggester):
         print(f"left out of the grid: {line}")
     started = time.monotonic()
     with (
@@ -96,8 +92,8 @@ def search_for(search: Search) -> int:
         Journal(search.folder / "confirm.jsonl") as confirmation,
         cluster(search) as capacity,
     ):
-        say_plan(search, journal, capacity)
-        if not find(search, journal, capacity, source):
+        print_plan(search, journal, capacity)
+        if not find(search, journal, capacity, suggester):
             return interrupted(search)
         ranking = journal.ranking()
         if ranking:
@@ -117,15 +113,17 @@ def search_for(search: Search) -> int:
     print(f"report: {search.folder / 'report.md'} ({time.monotonic() - started:.0f} s)")
     data = search.run().data
     print(
-        f"train it: deepspeed launch/train.py {search.recipe} data={data} @{search.folder / 'best.json'}"
+        f"train it: deepspeed launch/train.py {search.recipe} data={data} "
+        f"@{search.folder / 'best.json'}"
     )
     return 0
 
 
-def say_plan(search: Search, journal: Journal, capacity: Capacity) -> None:
+def print_plan(search: Search, journal: Journal, capacity: Capacity) -> None:
     ended = len(journal.records) - len(journal.unfinished())
     print(
-        f"searching {search.recipe} with {search.search}, {search.trials} trials, {capacity.concurrent} at a time"
+        f"searching {search.recipe} with {search.search}, {search.trials} trials, "
+        f"{capacity.concurrent} at a time"
     )
     for key, domain in search.domains().items():
         print(f"  {key:<32} {domain}")

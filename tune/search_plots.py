@@ -1,13 +1,21 @@
-"""The pictures of a search: best value over time, parallel coordinates, slices, importance."""
+"""The plots of a search: best value over time, parallel coordinates, slices, importance.
+
+The importance is drawn by optuna. Of the others, optuna's have trial numbers in place of time, do
+not tell trials that were stopped early from the rest, and let one outlier press all other trials
+into a line; the test ``test_an_outlier_does_not_press_the_other_trials_into_a_line`` has that plot
+beside this one.
+"""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
+from optuna.study import Study
 
 from launch.reports.plots import COLORS, INK, figure, save
 from tune.domain import Choice, Domain
@@ -20,211 +28,247 @@ FEWEST = 4  # trials below which importance means nothing
 SLICES = 6  # most settings that are drawn one by one
 
 
-def draw_all(search: Search, journal: Journal) -> list[tuple[str, str]]:
-    """Every picture that the trials allow, as (caption, file name in the search's folder)."""
+class Plot(NamedTuple):
+    caption: str
+    file: str  # name in the search's folder
+
+
+class Score(NamedTuple):
+    """The score that a search is about, as axes show it."""
+
+    label: str
+    sign: float  # what an objective is multiplied with
+
+    def of(self, records: list[Record]) -> np.ndarray:
+        """Each trial's best score."""
+        return self.sign * objectives(records)
+
+
+def objectives(records: list[Record]) -> np.ndarray:
+    """The lowest objective of each trial."""
+    return np.array([record.best for record in records])
+
+
+def draw_all(search: Search, journal: Journal) -> list[Plot]:
+    """Every plot that the trials allow."""
     domains = search.domains()
     records = sorted(journal.ranking(), key=lambda record: record.number)
+    score = Score(f"validation {search.run().select}", search.sign)
     shares = importance(domains, records)
-    pictures = [
-        _history(search, records),
-        _parallel(search, domains, records),
-        _slices(search, domains, records, shares),
+    plots = [
+        _history(search, score, records),
+        _parallel(search, score, domains, records),
+        _slices(search, score, _most_important(domains, shares), records),
     ]
     if shares:
-        pictures.append(_importance(search, shares))
-    return pictures
+        plots.append(_importance(search, domains, records))
+    return plots
 
 
-def _score(search: Search) -> tuple[str, float]:
-    run = search.run()
-    return f"validation {run.select}", 1.0 if run.goal == "min" else -1.0
+# best value over time ------------------------------------------------------------------------
 
 
-def _history(search: Search, records: list[Record]) -> tuple[str, str]:
-    """The best value so far against the time since the start."""
-    name, sign = _score(search)
+def _history(search: Search, score: Score, records: list[Record]) -> Plot:
+    """The best score so far against the time since the start, and where each trial ended."""
     drawing, axes = figure(9, 3.8)
     start = min(record.started for record in records)
-    events = sorted(
-        (event["time"], event["objective"], record.number)
-        for record in records
-        for event in record.history.values()
-    )
-    minutes = np.array([(time - start) / 60 for time, _, _ in events])
-    objective = np.array([value for _, value, _ in events])
-    ends = np.array([[(record.ended - start) / 60, sign * record.best] for record in records])
-    stopped = np.array([record.state == "stopped" for record in records])
-    axes.scatter(*ends[~stopped].T, color=COLORS[0], s=22, label="trained to the end", zorder=3)
-    if stopped.any():
-        axes.scatter(
-            *ends[stopped].T,
-            facecolor="white",
-            edgecolor=COLORS[0],
-            s=22,
-            label="stopped early",
-            zorder=3,
-        )
-    axes.step(
-        minutes,
-        sign * np.minimum.accumulate(objective),
-        where="post",
-        color=COLORS[1],
-        label="best so far",
-    )
-    _focus(axes.set_ylim, sign * np.array([record.best for record in records]))
-    axes.set(xlabel="minutes since the start", ylabel=name, title="Best value over time")
+    ended = np.array([record.ended for record in records])
+    _scatter_trials(axes, (ended - start) / 60, score, records)
+    minutes, best = _best_so_far(records, start)
+    axes.step(minutes, score.sign * best, where="post", color=COLORS[1], label="best so far")
+    leave_out_outliers(axes.set_ylim, score.of(records))
+    axes.set(xlabel="minutes since the start", ylabel=score.label, title="Best value over time")
     axes.legend(frameon=False)
-    return "Each trial's best score at its end, and the best of any epoch so far.", save(
-        drawing, search.folder / "history.png"
-    )
+    caption = "Each trial's best score at its end, and the best of any epoch so far."
+    return Plot(caption, save(drawing, search.folder / "history.png"))
 
 
-def _focus(limit: Any, values: np.ndarray) -> None:
-    """Leave far outliers out of the picture, which would press everything else into one line."""
+def _best_so_far(records: list[Record], start: float) -> tuple[np.ndarray, np.ndarray]:
+    """Minutes since the start at which epochs ended, and the lowest objective of any until then."""
+    events = []
+    for record in records:
+        events += [(event["time"], event["objective"]) for event in record.history.values()]
+    times, objectives = np.array(sorted(events)).T
+    return (times - start) / 60, np.minimum.accumulate(objectives)
+
+
+def _scatter_trials(axes: Any, x: np.ndarray, score: Score, records: list[Record]) -> None:
+    """A point for each trial; hollow, if it was stopped early."""
+    y = score.of(records)
+    stopped = np.array([record.state == "stopped" for record in records])
+    style = {"s": 20, "edgecolor": COLORS[0], "zorder": 3}
+    axes.scatter(x[~stopped], y[~stopped], color=COLORS[0], label="trained to the end", **style)
+    if stopped.any():
+        axes.scatter(x[stopped], y[stopped], facecolor="white", label="stopped early", **style)
+
+
+def leave_out_outliers(set_limits: Callable[..., Any], values: np.ndarray) -> None:
+    """Limit an axis to where most values are: outliers would press the others into a line."""
     low, high = np.min(values), np.max(values)
     first, third = np.percentile(values, [25, 75])
     reach = 3 * (third - first) or 1e-3
     low, high = max(low, first - reach), min(high, third + reach)
     pad = 0.06 * (high - low) or 1e-3
-    limit(low - pad, high + pad)
+    set_limits(low - pad, high + pad)
+
+
+# parallel coordinates ------------------------------------------------------------------------
 
 
 def position(domain: Domain, value: Any) -> float:
     """Where a value lies in its domain, from 0 to 1, on the domain's own scale."""
     if isinstance(domain, Choice):
         return domain.values.index(value) / max(1, len(domain.values) - 1)
-    scale = np.log if domain.log else np.asarray
-    low, high, here = (float(scale(number)) for number in (domain.low, domain.high, value))
-    return min(1.0, max(0.0, (here - low) / (high - low)))
+    numbers = np.array([domain.low, domain.high, value], dtype=np.float64)
+    low, high, at = np.log(numbers) if domain.log else numbers
+    return float(np.clip((at - low) / (high - low), 0.0, 1.0))
 
 
-def _colors(records: list[Record]) -> list[Any]:
-    """From the best, dark, to the worst, light: by rank, so that outliers do not take all the contrast."""
-    from matplotlib import colormaps
-
-    ranks = np.argsort(np.argsort([record.best for record in records]))
-    return [colormaps["viridis"](0.9 * rank / max(1, len(records) - 1)) for rank in ranks]
-
-
-def _parallel(search: Search, domains: dict[str, Domain], records: list[Record]) -> tuple[str, str]:
-    name, sign = _score(search)
+def _parallel(
+    search: Search, score: Score, domains: dict[str, Domain], records: list[Record]
+) -> Plot:
+    """A line for each trial over an axis for each setting and the score, best at the bottom."""
     drawing, axes = figure(max(6.0, 1.5 * len(domains) + 2), 4.2)
-    best = np.array([record.best for record in records])
-    last = (best - best.min()) / (np.ptp(best) or 1.0)
-    places = range(len(domains) + 1)
-    for record, color, end in sorted(
-        zip(records, _colors(records), last, strict=True), key=lambda row: -row[2]
-    ):
-        heights = [position(domain, record.changes[key]) for key, domain in domains.items()]
-        axes.plot(
-            places, [*heights, end], color=color, linewidth=2.2 if end == 0 else 1.0, alpha=0.85
-        )
-    for place, domain in enumerate(domains.values()):
+    best = objectives(records)
+    order = np.argsort(-best, kind="stable")  # the best is drawn last, over the others
+    heights = (best - best.min()) / (np.ptp(best) or 1.0)
+    colors = _colors_by_rank(best)
+    columns = range(len(domains) + 1)
+    for index in order:
+        changes = records[index].changes
+        line = [position(domain, changes[key]) for key, domain in domains.items()]
+        line.append(heights[index])
+        width = 2.2 if heights[index] == 0 else 1.0
+        axes.plot(columns, line, color=colors[index], linewidth=width, alpha=0.85)
+    for column, domain in enumerate(domains.values()):
         ends = domain.ends()
-        axes.text(place, -0.04, compact(ends[0]), ha="center", va="top", fontsize=8, color=INK)
-        axes.text(place, 1.03, compact(ends[-1]), ha="center", va="bottom", fontsize=8, color=INK)
-    axes.text(
-        len(domains),
-        -0.04,
-        f"{sign * best.min():.4g}",
-        ha="center",
-        va="top",
-        fontsize=8,
-        color=INK,
-    )
-    axes.text(
-        len(domains),
-        1.03,
-        f"{sign * best.max():.4g}",
-        ha="center",
-        va="bottom",
-        fontsize=8,
-        color=INK,
-    )
-    axes.set_xticks(list(places), [*map(short, domains), name])
+        _name_ends(axes, column, compact(ends[0]), compact(ends[-1]))
+    lowest, highest = score.sign * best.min(), score.sign * best.max()
+    _name_ends(axes, len(domains), f"{lowest:.4g}", f"{highest:.4g}")
+    axes.set_xticks(list(columns), [*map(short, domains), score.label])
     axes.tick_params(axis="x", length=0)
     axes.set_ylim(-0.12, 1.12)
     axes.set_yticks([])
-    axes.vlines(list(places), 0, 1, color=INK, linewidth=0.8)
+    axes.vlines(list(columns), 0, 1, color=INK, linewidth=0.8)
     axes.grid(visible=False)
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.set_title("Every trial, from the best (dark) to the worst (light)")
-    return "Parallel coordinates; a range is drawn on its own scale.", save(
-        drawing, search.folder / "parallel.png"
-    )
+    caption = "Parallel coordinates; a range is drawn on its own scale."
+    return Plot(caption, save(drawing, search.folder / "parallel.png"))
+
+
+def _colors_by_rank(best: np.ndarray) -> list[Any]:
+    """From the best, dark, to the worst, light: by rank, so that outliers keep no contrast."""
+    from matplotlib import colormaps
+
+    ranks = np.argsort(np.argsort(best))
+    return [colormaps["viridis"](0.9 * rank / max(1, len(best) - 1)) for rank in ranks]
+
+
+def _name_ends(axes: Any, column: int, low: str, high: str) -> None:
+    """Write the values at the two ends of a vertical axis."""
+    style = {"ha": "center", "fontsize": 8, "color": INK}
+    axes.text(column, -0.04, low, va="top", **style)
+    axes.text(column, 1.03, high, va="bottom", **style)
+
+
+# slices --------------------------------------------------------------------------------------
+
+
+def _most_important(domains: dict[str, Domain], shares: dict[str, float]) -> dict[str, Domain]:
+    """All settings, or those that matter most where there are many."""
+    if len(domains) <= SLICES:
+        return domains
+    keys = sorted(domains, key=lambda key: -shares.get(key, 0.0))
+    return {key: domains[key] for key in keys[:SLICES]}
 
 
 def _slices(
-    search: Search, domains: dict[str, Domain], records: list[Record], shares: dict[str, float]
-) -> tuple[str, str]:
-    """Score against each setting; of many settings, those that matter most."""
-    name, sign = _score(search)
-    keys = (
-        sorted(domains, key=lambda key: -shares.get(key, 0.0))[:SLICES]
-        if len(domains) > SLICES
-        else list(domains)
-    )
-    drawing, axes = figure(2.6 * len(keys) + 1, 3.4, columns=len(keys))
-    best = sign * np.array([record.best for record in records])
-    stopped = np.array([record.state == "stopped" for record in records])
-    for place, key in enumerate(keys):
-        one = axes[place] if len(keys) > 1 else axes
-        domain = domains[key]
+    search: Search, score: Score, domains: dict[str, Domain], records: list[Record]
+) -> Plot:
+    """Score against each setting."""
+    drawing, axes = figure(2.6 * len(domains) + 1, 3.4, columns=len(domains))
+    panels = np.atleast_1d(axes)
+    for panel, (key, domain) in zip(panels, domains.items(), strict=True):
+        values = [record.changes[key] for record in records]
         if isinstance(domain, Choice):
-            here = np.array([float(domain.values.index(record.changes[key])) for record in records])
-            one.set_xticks(range(len(domain.values)), [compact(value) for value in domain.values])
-            one.set_xlim(-0.5, len(domain.values) - 0.5)
+            values = list(map(domain.values.index, values))
+            panel.set_xticks(range(len(domain.values)), list(map(compact, domain.values)))
+            panel.set_xlim(-0.5, len(domain.values) - 0.5)
         else:
-            here = np.array([float(record.changes[key]) for record in records])
-            one.set_xscale("log" if domain.log else "linear")
-            one.set_xlim(domain.low, domain.high)
-        one.scatter(here[~stopped], best[~stopped], s=18, color=COLORS[0], zorder=3, clip_on=False)
-        one.scatter(
-            here[stopped], best[stopped], s=18, facecolor="white", edgecolor=COLORS[0], zorder=3
-        )
-        _focus(one.set_ylim, best)
-        one.set(xlabel=short(key), ylabel=name if place == 0 else "")
-    return "One setting at a time; hollow: stopped early.", save(
-        drawing, search.folder / "slices.png"
-    )
+            panel.set_xscale("log" if domain.log else "linear")
+            panel.set_xlim(domain.low, domain.high)
+        _scatter_trials(panel, np.array(values, dtype=np.float64), score, records)
+        leave_out_outliers(panel.set_ylim, score.of(records))
+        panel.set_xlabel(short(key))
+    panels[0].set_ylabel(score.label)
+    caption = "One setting at a time; hollow: stopped early."
+    return Plot(caption, save(drawing, search.folder / "slices.png"))
+
+
+# importance ----------------------------------------------------------------------------------
 
 
 def importance(domains: dict[str, Domain], records: list[Record]) -> dict[str, float]:
-    """How much of the scores' variance each setting explains (fANOVA, Hutter et al., ICML 2014), by optuna.
+    """How much of the scores' variance each setting explains (fANOVA, Hutter et al., ICML 2014).
 
     Empty where there are too few trials, or where they all scored the same.
     """
-    records = [
-        r for r in records if all(domain.has(r.changes[key]) for key, domain in domains.items())
-    ]
-    if len(records) < FEWEST or np.ptp([record.best for record in records]) == 0:
+    known = _inside(domains, records)
+    if len(known) < FEWEST or np.ptp(objectives(known)) == 0:
         return {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of scikit-learn's forest, when trials are few
+        return get_param_importances(as_study(domains, known), evaluator=_evaluator())
+
+
+def as_study(domains: dict[str, Domain], records: list[Record]) -> Study:
+    """The trials as a study of optuna."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    kinds = distributions(domains)
     study = optuna.create_study()
     for record in records:
         params = to_params(domains, record.changes)
-        kinds = distributions(domains)
         study.add_trial(optuna.create_trial(value=record.best, params=params, distributions=kinds))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of scikit-learn's forest, when trials are few
-        return get_param_importances(study, evaluator=FanovaImportanceEvaluator(seed=0))
+    return study
 
 
-def _importance(search: Search, shares: dict[str, float]) -> tuple[str, str]:
-    drawing, axes = figure(7, 0.5 * len(shares) + 1.4)
-    ordered = sorted(shares.items(), key=lambda item: item[1])
-    axes.barh(
-        [short(key) for key, _ in ordered],
-        [share for _, share in ordered],
-        color=COLORS[0],
-        height=0.6,
-    )
-    for place, (_, share) in enumerate(ordered):
-        axes.text(share + 0.01, place, f"{share:.2f}", va="center", fontsize=9, color=INK)
-    axes.set(
-        xlabel="share of the variance of the score", xlim=(0, 1.08), title="Importance (fANOVA)"
-    )
-    return (
-        "Which settings the score depends on, over all compared trials, early stopped ones included.",
-        save(drawing, search.folder / "importance.png"),
+def _inside(domains: dict[str, Domain], records: list[Record]) -> list[Record]:
+    """Trials whose values are all in the space; Ray's population may take a trial out of it."""
+    inside = []
+    for record in records:
+        if all(domain.contains(record.changes[key]) for key, domain in domains.items()):
+            inside.append(record)
+    return inside
+
+
+def _evaluator() -> FanovaImportanceEvaluator:
+    return FanovaImportanceEvaluator(seed=0)
+
+
+def _importance(search: Search, domains: dict[str, Domain], records: list[Record]) -> Plot:
+    import matplotlib
+    from matplotlib import pyplot
+    from optuna.visualization.matplotlib import plot_param_importances
+
+    study = as_study(domains, _inside(domains, records))
+    # optuna sets a style for the whole process, and says that its plots are experimental
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        axes = plot_param_importances(study, evaluator=_evaluator())
+    names = [short(label.get_text()) for label in axes.get_yticklabels()]
+    axes.set_yticks(axes.get_yticks(), names)
+    axes.set_title("Importance (fANOVA)", loc="left")  # optuna's own title stands there
+    axes.set(xlabel="share of the variance of the score", ylabel="")
+    axes.set_facecolor("white")
+    axes.get_legend().remove()
+    drawing = axes.figure
+    drawing.set_size_inches(7, 0.5 * len(domains) + 1.4)
+    drawing.set_layout_engine("constrained")
+    file = save(drawing, search.folder / "importance.png")
+    pyplot.close(drawing)
+    return Plot(
+        "Which settings the score depends on, "
+        "over all compared trials, early stopped ones included.",
+        file,
     )

@@ -1,4 +1,4 @@
-"""What a search is: read from the command line, checked before anything starts, and kept in ``search.json``."""
+"""What a search is: read from the command line, checked, and kept in ``search.json``."""
 
 from __future__ import annotations
 
@@ -6,218 +6,233 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
+from core.files import write_atomically
 from launch.config import ConfigError, Run, load_recipe, override, suggest, to_dict
 from launch.train import expand
 from tune.domain import Around, Choice, Domain, Range, read_domain
 from tune.overrides import arguments, leaves
-from tune.spaces import SPACES, SYMBOLS
+from tune.spaces import SYMBOLS, default_space
+
+AtLeast0 = Annotated[int, Field(ge=0)]
+AtLeast1 = Annotated[int, Field(ge=1)]
+AtLeast2 = Annotated[int, Field(ge=2)]
 
 
 @dataclass(frozen=True)
 class Search:
-    """Settings of a search. ``changes`` hold for every trial, ``spaces`` are what differs between them."""
+    """Settings of a search. ``changes`` hold for every trial, ``spaces`` differ between them."""
 
     recipe: str
     changes: dict[str, Any]
     spaces: dict[str, str]  # field of the recipe -> its domain, as it is written
     run_dir: str
-    trials: int = 32
+    trials: AtLeast1 = 32
     search: Literal["optuna", "random", "grid", "pbt"] = "optuna"
     scheduler: Literal["asha", "none"] = "asha"
-    grace: int = 1  # epochs that asha gives to every trial
-    reduction: int = 3  # asha lets one in so many go on, at grace, grace * reduction, ... epochs
-    interval: int = 0  # pbt: epochs between changes; 0: a fifth of all
-    processes: int = 1  # of one trial
-    cpus: float = 1.0  # of one process
-    gpus: float = -1.0  # of one process; -1: one where there are any
-    concurrent: int = 0  # trials at the same time; 0: as many as fit
-    retries: int = 2  # of a trial whose processes were killed
-    confirm: int = 5  # seeds over which the best configuration is trained again; 0: not at all
+    grace: AtLeast1 = 1  # epochs that asha gives to every trial
+    # asha lets one in so many go on, at grace, grace * reduction, ... epochs
+    reduction: AtLeast2 = 3
+    interval: AtLeast0 = 0  # pbt: epochs between changes; 0: a fifth of all
+    processes: AtLeast1 = 1  # of one trial
+    cpus: Annotated[float, Field(gt=0)] = 1.0  # of one process
+    gpus: Annotated[float, Field(ge=-1)] = -1.0  # of one process; -1: one where there are any
+    concurrent: AtLeast0 = 0  # trials at the same time; 0: as many as fit
+    retries: AtLeast0 = 2  # of a trial whose processes were killed
+    # seeds over which the best configuration is trained again; 0: not at all
+    confirm: AtLeast0 = 5
     storage: str = ""  # URI for the trials' checkpoints, where machines share no folder
-    address: str = (
-        ""  # of a Ray cluster ("auto": the one of this machine); empty: this machine alone
-    )
-
-    def __post_init__(self) -> None:
-        for name, least in (
-            ("trials", 1),
-            ("grace", 1),
-            ("reduction", 2),
-            ("processes", 1),
-            ("confirm", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}={getattr(self, name)}: at least {least}")
-        if self.cpus <= 0:
-            raise ConfigError(f"cpus={self.cpus}: a process needs some part of a CPU")
+    # of a Ray cluster ("auto": the one of this machine); empty: this machine alone
+    address: str = ""
 
     @property
     def folder(self) -> Path:
         return Path(self.run_dir)
 
+    @property
+    def sign(self) -> float:
+        """What makes a score of an objective, of which less is always better."""
+        return 1.0 if self.run().goal == "min" else -1.0
+
     def domains(self) -> dict[str, Domain]:
-        return {
-            key: domain for key, text in self.spaces.items() if (domain := read_domain(key, text))
-        }
+        found = {}
+        for key, text in self.spaces.items():
+            domain = read_domain(key, text)
+            if domain is not None:
+                found[key] = domain
+        return found
 
     def run(self, changes: dict[str, Any] | None = None) -> Run:
         """The run of one trial, without its directory."""
         return override(load_recipe(self.recipe), arguments({**self.changes, **(changes or {})}))
 
 
-OWN = {field.name for field in fields(Search)} - {"recipe", "changes", "spaces"}
+SEARCH_KEYS = {field.name for field in fields(Search)} - {"recipe", "changes", "spaces"}
 
 
-def read_search(given_words: Sequence[str]) -> Search:
+@dataclass
+class Request:
+    """The words of a command line, by what they are about."""
+
+    options: dict[str, str] = field(default_factory=dict)  # of the search
+    spaces: dict[str, str] = field(default_factory=dict)  # field of the recipe -> domain
+    changes: list[str] = field(default_factory=list)  # key=value for the recipe
+    default_space: bool = True  # whether to search what the command line does not name
+
+
+def read_search(words: Sequence[str]) -> Search:
     """The search that a command line asks for.
 
     Raises:
-        ConfigError: a key that neither a search nor the recipe has, a value of the wrong kind, or a combination that
-            makes no sense; the message says what to write instead.
+        ConfigError: a key that neither a search nor the recipe has, a value of the wrong kind, or a
+            combination that makes no sense; the message says what to write instead.
     """
-    recipe, *rest = given_words
+    recipe, *rest = words
     run = load_recipe(recipe)
-    own: dict[str, Any] = {}
-    spaces: dict[str, str] = {}
-    changes: list[str] = []
-    for word in expand(rest):
+    request = _sorted_words(expand(rest), run)
+    changes = _changed_fields(run, request.changes)
+    for key in sorted(set(changes) & set(request.spaces)):
+        raise ConfigError(
+            f"{key} is both set and searched; leave out one of {key}=... and space.{key}=..."
+        )
+    spaces = _default_spaces(run, changes) if request.default_space else {}
+    spaces |= request.spaces
+    options = request.options
+    if "run_dir" not in options:
+        now = time.strftime("%Y%m%d-%H%M%S")
+        options["run_dir"] = f"searches/{recipe.replace('/', '-')}-{now}"
+    options["run_dir"] = str(Path(options["run_dir"]).absolute())
+    if options.get("search") in ("pbt", "grid"):
+        # pbt compares trials itself, and a grid is usually wanted whole
+        options.setdefault("scheduler", "none")
+    search = _build(
+        {
+            "recipe": recipe,
+            "changes": changes,
+            "spaces": {key: text for key, text in spaces.items() if read_domain(key, text)},
+            **options,
+        }
+    )
+    _refuse_contradictions(search)
+    if search.search == "grid" and "trials" not in options:
+        points = math.prod(len(grid_values(domain)) for domain in search.domains().values())
+        return replace(search, trials=points)
+    return search
+
+
+def _sorted_words(words: Sequence[str], run: Run) -> Request:
+    request = Request()
+    for word in words:
         key, equals, value = word.partition("=")
         if not equals:
             raise ConfigError(f"cannot read {word!r}; write key=value, for example trials=16")
         if key == "space":
             if value not in ("default", "none"):
                 raise ConfigError(
-                    f"space={value}: write default or none; one setting is searched with space.KEY=..."
+                    f"space={value}: write default or none; "
+                    "one setting is searched with space.KEY=..."
                 )
-            own["space"] = value
+            request.default_space = value == "default"
         elif key.startswith("space."):
-            spaces[_field(key.removeprefix("space."), run)] = value
-        elif key in OWN:
-            own[key] = value
+            request.spaces[_field(key.removeprefix("space."), run)] = value
+        elif key in SEARCH_KEYS:
+            request.options[key] = value
         else:
-            changes.append(word)
-    given = _given(run, changes)
-    start = SPACES.get(run.model, {}) if own.pop("space", "default") == "default" else {}
-    known = leaves(to_dict(run))
-    defaults = {
-        key: str(domain.of(known[key]) if isinstance(domain, Around) else domain)
-        for key, domain in start.items()
-        if key in known and key not in given
-    }
-    both = sorted(set(given) & set(spaces))
-    if both:
-        raise ConfigError(
-            f"{both[0]} is both set and searched; leave out one of {both[0]}=... and space.{both[0]}=..."
-        )
-    asked = {key: text for key, text in {**defaults, **spaces}.items() if read_domain(key, text)}
-    own.setdefault(
-        "run_dir", f"searches/{recipe.replace('/', '-')}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
-    own["run_dir"] = str(Path(own["run_dir"]).absolute())
-    if own.get("search") in (
-        "pbt",
-        "grid",
-    ):  # pbt compares trials itself, and a grid is usually wanted whole
-        own.setdefault("scheduler", "none")
-    search = _build({"recipe": recipe, "changes": given, "spaces": asked, **own})
-    _refuse_odd(search)
-    if search.search == "grid" and "trials" not in own:
-        return replace(
-            search,
-            trials=math.prod(len(grid_values(domain)) for domain in search.domains().values()),
-        )
-    return search
+            request.changes.append(word)
+    return request
 
 
-def _given(run: Run, changes: list[str]) -> dict[str, Any]:
+def _changed_fields(run: Run, changes: list[str]) -> dict[str, Any]:
     """The changes by dotted field, with the values that the run gets from them."""
-    after = leaves(to_dict(override(run, changes)))
     keys = [change.partition("=")[0] for change in changes]
     if "run_dir" in keys:
         raise ConfigError("run_dir is the search's; each trial gets a folder in it")
-    given = {
-        key: after[key] for key in after if any(key == k or key.startswith(f"{k}.") for k in keys)
-    }
-    if "data" in given and "://" not in given["data"]:
-        given["data"] = str(
-            Path(given["data"]).absolute()
-        )  # a search may go on from another folder
-    return json.loads(json.dumps(given))
+    changed = {}
+    for field_name, value in leaves(to_dict(override(run, changes))).items():
+        if any(field_name == key or field_name.startswith(f"{key}.") for key in keys):
+            changed[field_name] = value
+    if "data" in changed and "://" not in changed["data"]:
+        # a search may go on from another folder
+        changed["data"] = str(Path(changed["data"]).absolute())
+    return json.loads(json.dumps(changed))
+
+
+def _default_spaces(run: Run, changes: dict[str, Any]) -> dict[str, str]:
+    """What the model is searched for by default, as far as the recipe has it and it is not set."""
+    values = leaves(to_dict(run))
+    spaces = {}
+    for key, domain in default_space(run.model).items():
+        if key in values and key not in changes:
+            spaces[key] = str(domain.of(values[key]) if isinstance(domain, Around) else domain)
+    return spaces
 
 
 def _field(key: str, run: Run) -> str:
-    """The dotted field that ``key`` means: itself, the paper's symbol, or its last part where only one ends so."""
+    """The dotted field that ``key`` means: itself, the paper's symbol, or its unique last part."""
     known = leaves(to_dict(run))
     symbols = SYMBOLS.get(run.model, {})
     if key in known or key in symbols:
         return symbols.get(key, key)
-    ending = [field for field in known if field.endswith(f".{key}")]
+    ending = [name for name in known if name.endswith(f".{key}")]
     if len(ending) == 1:
         return ending[0]
     if ending:
         raise ConfigError(f"space.{key} could be {', '.join(ending)}; write one of them in full")
-    names = [*known, *symbols, *(field.rpartition(".")[2] for field in known)]
-    raise ConfigError(
-        f"recipe {run.recipe!r} has no setting {key!r} to search{suggest(key, names)}"
-    )
+    last_parts = [name.rpartition(".")[2] for name in known]
+    hint = suggest(key, [*known, *symbols, *last_parts])
+    raise ConfigError(f"recipe {run.recipe!r} has no setting {key!r} to search{hint}")
 
 
 def _build(tree: dict[str, Any]) -> Search:
+    """The settings, checked and converted."""
     try:
         return TypeAdapter(Search).validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        if "error" in first.get("ctx", {}):  # what __post_init__ said
-            raise ConfigError(str(first["ctx"]["error"])) from None
-        raise ConfigError(f"{first['loc'][0]}={first['input']}: {first['msg']}") from None
+    name, reason = first["loc"][0], first["msg"]
+    if first["type"] == "greater_than_equal":
+        reason = f"at least {first['ctx']['ge']:g}"
+    elif name == "cpus" and first["type"] == "greater_than":
+        reason = "a process needs some part of a CPU"
+    raise ConfigError(f"{name}={first['input']}: {reason}")
 
 
-def _refuse_odd(search: Search) -> None:
+def _refuse_contradictions(search: Search) -> None:
     """Combinations that cannot work, before anything starts."""
     run, domains = search.run(), search.domains()
     if not run.data:
         raise ConfigError(
-            "no data: give the shard folder as data=DIR; make one with python -m data_shards.convert"
+            "no data: give the shard folder as data=DIR; "
+            "make one with python -m data_shards.convert"
         )
     if not domains:
         raise ConfigError(
-            f"nothing to search for {search.recipe}; add space.KEY=..., with one of the forms in --help"
+            f"nothing to search for {search.recipe}; "
+            "add space.KEY=..., with one of the forms in --help"
         )
     reserved = {"data", "run_dir", "recipe", "model"} & set(domains)
     if reserved:
         raise ConfigError(f"{', '.join(sorted(reserved))} cannot be searched")
-    if search.search == "pbt":
-        if search.scheduler == "asha":
-            raise ConfigError(
-                "search=pbt decides itself which trials go on; leave out scheduler=asha"
-            )
-        if search.trials < 2:
-            raise ConfigError("search=pbt needs a population: trials=4 or more")
+    if search.search == "pbt" and search.scheduler == "asha":
+        raise ConfigError("search=pbt decides itself which trials go on; leave out scheduler=asha")
+    if search.search == "pbt" and search.trials < 2:
+        raise ConfigError("search=pbt needs a population: trials=4 or more")
     if search.search == "grid":
-        open_ended = [
-            key
-            for key, domain in domains.items()
-            if isinstance(domain, Range) and not _countable(domain)
-        ]
-        if open_ended:
-            raise ConfigError(
-                f"search=grid needs lists: {open_ended[0]} is {domains[open_ended[0]]}; "
-                f"write space.{open_ended[0]}=choice(...) or space.{open_ended[0]}=none"
-            )
+        for key, domain in domains.items():
+            if isinstance(domain, Range) and not domain.countable:
+                raise ConfigError(
+                    f"search=grid needs lists: {key} is {domain}; "
+                    f"write space.{key}=choice(...) or space.{key}=none"
+                )
     if search.scheduler == "asha" and search.grace > run.epochs:
         raise ConfigError(f"grace={search.grace} is more than the recipe's epochs={run.epochs}")
     if "seed" in domains and search.confirm:
         raise ConfigError("seed is searched, so confirm= has nothing to vary; write confirm=0")
-
-
-def _countable(domain: Range) -> bool:
-    return bool(domain.step) or domain.whole and not domain.log
 
 
 def grid_values(domain: Domain) -> list[Any]:
@@ -226,10 +241,15 @@ def grid_values(domain: Domain) -> list[Any]:
         return list(domain.values)
     step = domain.step or 1
     count = round((domain.high - domain.low) / step)
-    return [domain.low + place * step for place in range(count + 1)]
+    return [domain.low + index * step for index in range(count + 1)]
 
 
 def write_search(search: Search) -> None:
+    """Make the search's folder, with its settings in it.
+
+    Raises:
+        ConfigError: the folder holds a search.
+    """
     folder = search.folder
     path = folder / "search.json"
     if path.is_file():
@@ -237,9 +257,7 @@ def write_search(search: Search) -> None:
             f"{folder} holds a search already; go on with it: python -m tune.search resume={folder}"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(search), indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_atomically(path, json.dumps(asdict(search), indent=1) + "\n")
 
 
 def load_search(folder: Path) -> Search:
@@ -254,15 +272,12 @@ def load_search(folder: Path) -> Search:
     return _build({**tree, "run_dir": str(folder.absolute())})
 
 
-def same_search(search: Search, given_words: Sequence[str]) -> None:
+def same_search(search: Search, words: Sequence[str]) -> None:
     """Refuse a command line that asks for another search than the one that is to go on."""
-    again = read_search([*given_words, f"run_dir={search.run_dir}"])
-    differ = [
-        name.name
-        for name in fields(Search)
-        if getattr(again, name.name) != getattr(search, name.name)
-    ]
+    again = asdict(read_search([*words, f"run_dir={search.run_dir}"]))
+    differ = [name for name, value in asdict(search).items() if again[name] != value]
     if differ:
         raise ConfigError(
-            f"{search.run_dir} holds a search with other {', '.join(differ)}; resume=DIR needs no others"
+            f"{search.run_dir} holds a search with other {', '.join(differ)}; "
+            "resume=DIR needs no others"
         )

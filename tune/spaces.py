@@ -1,7 +1,9 @@
 """What is searched for each model when the command line does not say otherwise.
 
-A key is a field of the recipe; a recipe that lacks it (a group of another text encoder, say) is searched without it.
-Add ``space.KEY=...`` on the command line for more, ``space.KEY=none`` for less, ``space=none`` to start from nothing.
+A key is a field of the recipe; a recipe that lacks it (a group of another text encoder, say) is
+searched without it. A model without a space of its own here gets ``DEFAULT_SPACE``. Add
+``space.KEY=...`` on the command line for more, ``space.KEY=none`` for less, ``space=none`` to start
+from nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +25,15 @@ def loguniform(low: float, high: float) -> Range:
 
 RATE = Around(10)  # a learning rate: from a tenth of the recipe's to ten times as much
 
-SPACES: dict[str, dict[str, Domain | Around]] = {
+Space = dict[str, Domain | Around]
+
+DEFAULT_SPACE: Space = {
+    "optim.groups.main.lr": RATE,
+    "optim.groups.text.lr": RATE,
+    "options.dropout": uniform(0.0, 0.5),
+}
+
+SPACES: dict[str, Space] = {
     "hscl": {
         "options.alpha": loguniform(0.001, 1.0),
         "options.omega1": loguniform(0.001, 1.0),
@@ -83,11 +93,6 @@ SPACES: dict[str, dict[str, Domain | Around]] = {
     "tate": {
         "optim.groups.main.lr": RATE,
     },
-    "baseline": {
-        "optim.groups.main.lr": RATE,
-        "optim.groups.text.lr": RATE,
-        "options.dropout": uniform(0.0, 0.5),
-    },
 }
 
 # how the papers call these fields
@@ -101,3 +106,8 @@ SYMBOLS: dict[str, dict[str, str]] = {
     },
     "meaformer": {"tau": "options.temperature"},
 }
+
+
+def default_space(model: str) -> Space:
+    """What is searched for a model, if the command line does not say otherwise."""
+    return SPACES.get(model, DEFAULT_SPACE)

@@ -1,7 +1,16 @@
-"""Which configuration a trial gets: a pure function of the seed, its number, and the trials before it.
+"""Which configuration a trial gets: a function of seed, number, and the trials before it.
 
-So a search that was interrupted goes on with the trials that it would have had, and the same seed gives the same
-search. The first trial is the recipe itself, where the space holds it: nothing found is worse than the default.
+So a search that was interrupted goes on with the trials that it would have had, and the same seed
+gives the same search. The first trial is the recipe itself, where the space holds it: nothing found
+is worse than the default.
+
+optuna draws, and Ray's ``OptunaSearch`` is not used, also not with optuna's journal storage.
+``tests/tune/test_libraries.py`` shows what it lacks:
+
+- ``test_optuna_search_repeats_itself_after_a_restart``: with a seed, it draws the configurations
+  again that it began with.
+- ``test_optuna_search_loses_the_trials_that_ran``: they stay in the storage as running, are not
+  handed out again, and their results are refused.
 """
 
 from __future__ import annotations
@@ -31,7 +40,7 @@ ATTEMPTS = 100  # draws before a space counts as impossible
 
 
 def distributions(domains: Mapping[str, Domain]) -> dict[str, BaseDistribution]:
-    """The domains as optuna knows them; a choice is the place of its value, since values may be lists."""
+    """The domains as optuna knows them; a choice is its value's index: values may be lists."""
     return {key: _distribution(domain) for key, domain in domains.items()}
 
 
@@ -45,27 +54,41 @@ def _distribution(domain: Domain) -> BaseDistribution:
 
 def to_params(domains: Mapping[str, Domain], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration in optuna's terms."""
-    return {
-        key: domain.values.index(changes[key]) if isinstance(domain, Choice) else changes[key]
-        for key, domain in domains.items()
-    }
+    params = {}
+    for key, domain in domains.items():
+        value = changes[key]
+        params[key] = domain.values.index(value) if isinstance(domain, Choice) else value
+    return params
 
 
 def from_params(domains: Mapping[str, Domain], params: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        key: domain.values[params[key]] if isinstance(domain, Choice) else params[key]
-        for key, domain in domains.items()
-    }
+    """The configuration that optuna's terms stand for."""
+    changes = {}
+    for key, domain in domains.items():
+        param = params[key]
+        changes[key] = domain.values[param] if isinstance(domain, Choice) else param
+    return changes
 
 
 def default_point(search: Search, domains: Mapping[str, Domain]) -> dict[str, Any] | None:
     """The recipe's own values of what is searched, if the space holds all of them."""
     values = leaves(to_dict(search.run()))
-    point = {key: list(v) if isinstance(v := values[key], tuple) else v for key in domains}
-    return point if all(domain.has(point[key]) for key, domain in domains.items()) else None
+    point = {}
+    for key, domain in domains.items():
+        value = values[key]
+        point[key] = list(value) if isinstance(value, tuple) else value
+        if not domain.contains(point[key]):
+            return None
+    return point
 
 
-class Source:
+def grid(domains: Mapping[str, Domain]) -> list[dict[str, Any]]:
+    """Every combination of the values of all domains; the last one varies fastest."""
+    axes = [grid_values(domain) for domain in domains.values()]
+    return [dict(zip(domains, values, strict=True)) for values in itertools.product(*axes)]
+
+
+class Suggester:
     """Draws the configurations of a search.
 
     Args:
@@ -78,19 +101,17 @@ class Source:
         self.domains = search.domains()
         self.refuse = refuse
         self.distributions = distributions(self.domains)
-        self.first = default_point(search, self.domains) if self.kind != "grid" else None
-        self.startup = max(
-            5, min(10, search.trials // 3)
-        )  # trials at random before the model of optuna is used
+        self.first: dict[str, Any] | None = None
         self.grid: list[dict[str, Any]] = []
         if self.kind == "grid":
-            axes = [grid_values(domain) for domain in self.domains.values()]
-            self.grid = [
-                dict(zip(self.domains, point, strict=True)) for point in itertools.product(*axes)
-            ]
+            self.grid = grid(self.domains)
+        else:
+            self.first = default_point(search, self.domains)
+        # trials at random before the model of optuna is used
+        self.startup = max(5, min(10, search.trials // 3))
 
     def point(self, number: int, trials: Sequence[Record]) -> dict[str, Any] | None:
-        """The configuration of trial ``number``, given all earlier ones; None when a grid is at its end.
+        """The configuration of trial ``number`` after ``trials``; None at the end of a grid.
 
         Raises:
             ConfigError: nothing that can be drawn can be trained.
@@ -106,29 +127,34 @@ class Source:
             if not reason:
                 return point
         raise ConfigError(
-            f"none of {ATTEMPTS} configurations drawn for trial {number} can be trained; the last: {reason}"
+            f"none of {ATTEMPTS} configurations drawn for trial {number} can be trained; "
+            f"the last: {reason}"
         )
 
     def _draw(self, number: int, attempt: int, trials: Sequence[Record]) -> dict[str, Any]:
+        # a generator for each draw, so that nothing depends on what was drawn before
         seed = int(np.random.SeedSequence([self.seed, number, attempt]).generate_state(1)[0])
         sampler: BaseSampler = RandomSampler(seed=seed)
+        known: list[FrozenTrial] = []
         if self.kind == "optuna":
             sampler = TPESampler(seed=seed, n_startup_trials=self.startup, constant_liar=True)
+            known = [self.frozen(record) for record in trials if record.state != "failed"]
         study = optuna.create_study(sampler=sampler)
-        if self.kind == "optuna":
-            study.add_trials([self.frozen(record) for record in trials if record.state != "failed"])
+        study.add_trials(known)
         return from_params(self.domains, study.ask(self.distributions).params)
 
-    def some(self, count: int) -> list[dict[str, Any]]:
+    def samples(self, count: int) -> list[dict[str, Any]]:
         """A few configurations that no trial gets."""
         return [self._draw(0, attempt, []) for attempt in range(count)]
 
     def frozen(self, record: Record) -> FrozenTrial:
-        """A trial as optuna knows it. One that is still running only keeps others away from its place."""
-        running = record.state == "running"
-        value = None if running else record.best if record.usable else WORST
+        """A trial as optuna knows it. One that still runs only keeps others away."""
+        state = TrialState.COMPLETE
+        value: float | None = record.best if record.usable else WORST
+        if record.state == "running":
+            state, value = TrialState.RUNNING, None
         return create_trial(
-            state=TrialState.RUNNING if running else TrialState.COMPLETE,
+            state=state,
             value=value,
             params=to_params(self.domains, record.changes),
             distributions=self.distributions,

@@ -1,9 +1,10 @@
-"""A trial for Ray: an actor that holds the resources of its placement group and runs the trial's processes itself.
+"""A trial for Ray: an actor that holds resources and runs the trial's processes itself.
 
-The processes are a normal run in a folder of its own (``launch.train``'s loop, log and checkpoints). A trial that
-starts again, on whatever occasion, finds the run there and goes on; the epochs before are reported anew, so that
-searcher and scheduler see every trial from its first epoch. Where the folder is not shared (``storage=URI``) and where
-trials copy each other (pbt), the run travels through Ray's checkpoints instead.
+The processes are a normal run in a folder of its own (``launch.train``'s loop, log and
+checkpoints). A trial that starts again, on whatever occasion, finds the run there and goes on; the
+epochs before are reported anew, so that searcher and scheduler see every trial from its first
+epoch. Where the folder is not shared (``storage=URI``) and where trials copy each other (pbt), the
+run travels through Ray's checkpoints instead.
 """
 
 from __future__ import annotations
@@ -23,11 +24,10 @@ from tune.overrides import arguments
 from tune.workers.processes import ProcessEnded, Processes
 
 DIVERGED = 3  # exit code of a process whose loss is no number (launch.train.exit_code)
-AGAIN = (
-    75,
-    76,
-)  # of one that was asked to stop, and of one that lost another rank: both go on from a checkpoint
+STOPPED, LOST_RANK = 75, 76  # of one that was asked to stop, and of one that lost another rank
+GO_ON = (STOPPED, LOST_RANK)  # both leave a checkpoint to go on from
 CARRIED = ("checkpoints", "log.jsonl")  # what a run needs to go on elsewhere
+NOT_SETTINGS = ("number", "test", "origin")  # in a trial's config: what the search says of it
 
 
 class TrialKilled(RuntimeError):
@@ -36,11 +36,13 @@ class TrialKilled(RuntimeError):
 
 @dataclass(frozen=True)
 class Job:
-    """What all trials of a search share. Plain values: an actor starts faster without the packages behind a search."""
+    """What all trials share, in plain values: an actor starts faster with few imports."""
 
     recipe: str
     changes: dict[str, Any]
-    folder: str  # where every trial has its own; empty: where Ray puts the trial, for machines that share no folder
+    # where every trial has its own; empty: where Ray puts the trial, for machines that share no
+    # folder
+    folder: str
     processes: int = 1  # of one trial
     cpus: float = 1.0  # of one process
     gpus: float = 0.0
@@ -48,15 +50,15 @@ class Job:
     extensions: str = ""  # compiled operators of DeepSpeed, copied for each process
 
     def resources(self) -> PlacementGroupFactory:
-        """One bundle, so that all processes of a trial are on one machine and see the GPUs of their trial only."""
+        """One bundle: a trial's processes share a machine and see the GPUs of this trial only."""
         bundle = {"CPU": self.processes * self.cpus}
-        return PlacementGroupFactory(
-            [bundle | ({"GPU": self.processes * self.gpus} if self.gpus else {})]
-        )
+        if self.gpus:
+            bundle["GPU"] = self.processes * self.gpus
+        return PlacementGroupFactory([bundle])
 
 
 class Trial(tune.Trainable):
-    """``config`` holds the trial's number, the values of what is searched, and perhaps where to go on from."""
+    """``config`` holds the trial's number, its settings, and perhaps where to go on from."""
 
     def setup(self, config: dict[str, Any], *, job: Job) -> None:
         self.job = job
@@ -64,23 +66,22 @@ class Trial(tune.Trainable):
         self.test = bool(config.get("test"))
         self.folder = Path(job.folder or self.logdir) / f"{self.number:04d}"
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.changes = {
-            key: value for key, value in config.items() if key not in ("number", "test", "origin")
-        }
+        self.changes = settings_of(config)
         self.processes: Processes | None = None
         self.epoch, self.best = 0, math.inf
         if config.get("origin") and not self.run_dir.exists():
             with tune.Checkpoint(config["origin"]).as_directory() as folder:
-                self._take(Path(folder))
+                self._adopt_run(Path(folder))
 
     @property
     def run_dir(self) -> Path:
         return self.folder / "run"
 
     def _start(self, module: str) -> Processes:
-        job, own = self.job, {"run_dir": str(self.run_dir)}
+        job = self.job
+        changes = {**job.changes, **self.changes, "run_dir": str(self.run_dir)}
         return Processes(
-            [job.recipe, *arguments({**job.changes, **self.changes, **own})],
+            [job.recipe, *arguments(changes)],
             module=module,
             count=job.processes,
             threads=max(1, int(job.cpus)),
@@ -90,35 +91,31 @@ class Trial(tune.Trainable):
         )
 
     def step(self) -> dict[str, Any]:
-        """One epoch, or what went wrong with it. A killed process is Ray's business: it starts the trial again."""
+        """One epoch, or what went wrong with it. After a kill, Ray starts the trial again."""
         try:
-            return self._finish() if self.test else self._epoch()
+            return self._evaluate_test() if self.test else self._train_epoch()
         except ProcessEnded as error:
             self.cleanup()
-            if error.code < 0 or error.code in AGAIN:
+            if error.code < 0 or error.code in GO_ON:
                 raise TrialKilled(error.reason) from None
             return self._failure("diverged" if error.code == DIVERGED else "failed", error.reason)
 
-    def _epoch(self) -> dict[str, Any]:
+    def _train_epoch(self) -> dict[str, Any]:
         if self.processes is None:
             self.processes = self._start("tune.workers.worker")
-        event = self.processes.next()
-        if not math.isfinite(event["objective"]):
+        result = self.processes.next()
+        objective = result["objective"]
+        if not math.isfinite(objective):
             return self._failure(
-                "diverged",
-                f"the validation score is {event['objective']} after epoch {event['epoch']}",
+                "diverged", f"the validation score is {objective} after epoch {result['epoch']}"
             )
-        self.epoch, self.best = event["epoch"], min(self.best, event["objective"])
-        return {
-            **event,
-            "best": self.best,
-            "state": "finished" if event["last"] else "",
-            "done": event["last"],
-        }
+        self.epoch, self.best = result["epoch"], min(self.best, objective)
+        state = "finished" if result["last"] else ""
+        return {**result, "best": self.best, "state": state, "done": result["last"]}
 
-    def _finish(self) -> dict[str, Any]:
+    def _evaluate_test(self) -> dict[str, Any]:
         """Scores of the finished run on validation and, this once, on test."""
-        self.processes = self._start("tune.workers.finish")
+        self.processes = self._start("tune.workers.child")
         self.processes.wait()
         scores = json.loads((self.run_dir / "scores.json").read_text(encoding="utf-8"))
         return {
@@ -141,29 +138,34 @@ class Trial(tune.Trainable):
         }
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        for name in CARRIED:
-            source = self.run_dir / name
-            if source.is_dir():
-                shutil.copytree(source, Path(checkpoint_dir) / name)
-            elif source.is_file():
-                shutil.copy2(source, Path(checkpoint_dir) / name)
+        copy_run(self.run_dir, Path(checkpoint_dir))
 
     def load_checkpoint(self, checkpoint: str) -> None:
-        """Go on from another run's state. The values of ``config`` hold: a checkpoint has no learning rate in it."""
+        """Go on from another run's state; settings such as learning rates stay this trial's."""
         self.cleanup()
-        self._take(Path(checkpoint))
+        self._adopt_run(Path(checkpoint))
 
-    def _take(self, folder: Path) -> None:
+    def _adopt_run(self, folder: Path) -> None:
         shutil.rmtree(self.run_dir, ignore_errors=True)
         self.run_dir.mkdir(parents=True)
-        for name in CARRIED:
-            if (folder / name).is_dir():
-                shutil.copytree(folder / name, self.run_dir / name)
-            elif (folder / name).is_file():
-                shutil.copy2(folder / name, self.run_dir / name)
+        copy_run(folder, self.run_dir)
         self.epoch, self.best = 0, math.inf
 
     def cleanup(self) -> None:
         if self.processes is not None:
             self.processes.close()
             self.processes = None
+
+
+def settings_of(config: dict[str, Any]) -> dict[str, Any]:
+    """The values of what is searched, in a trial's config."""
+    return {key: value for key, value in config.items() if key not in NOT_SETTINGS}
+
+
+def copy_run(origin: Path, target: Path) -> None:
+    """Copy what a run needs to go on elsewhere, as far as it is there."""
+    for name in CARRIED:
+        if (origin / name).is_dir():
+            shutil.copytree(origin / name, target / name)
+        elif (origin / name).is_file():
+            shutil.copy2(origin / name, target / name)

@@ -8,101 +8,110 @@ from typing import Any
 
 from ray.tune import Callback
 
-from tune.driver import Driver
-from tune.journal import WORST, Journal
-from tune.overrides import values
+from tune.journal import WORST, Journal, RestoredFromJournal, State
+from tune.overrides import one_line
+from tune.trial import settings_of
 
 EVERY = 30.0  # seconds between two lines about running trials
 
 
-class Progress(Driver, Callback):
-    """Args:
-    select: the score that is searched for; ``sign`` is -1 where more of it is better.
+class ProgressCallback(RestoredFromJournal, Callback):
+    """Writes the journal and the terminal's lines.
+
+    Args:
+        select: the score that is searched for; ``sign`` is -1 where more of it is better.
     """
 
     def __init__(self, journal: Journal, *, trials: int, select: str, sign: float):
         self.journal, self.trials, self.select, self.sign = journal, trials, select, sign
-        self._said = time.monotonic()
-        self._running: dict[int, str] = {}
-
-    def _say(self, number: int, text: str) -> None:
-        print(f"trial {number:>{len(str(self.trials))}}/{self.trials}  {text}", flush=True)
-
-    def _best(self) -> str:
-        ranking = self.journal.ranking()
-        return (
-            f"; best {self._score(ranking[0].best)} (trial {ranking[0].number})" if ranking else ""
-        )
-
-    def _score(self, objective: float) -> str:
-        return f"{self.select} {self.sign * objective:.4f}"
+        self._last_line = time.monotonic()
+        self._running: dict[int, str] = {}  # trial -> its newest epoch, in words
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        number = int(trial.config["number"])
-        hidden = ("number", "test", "origin")
-        changes = {key: value for key, value in trial.config.items() if key not in hidden}
-        known = self.journal.records.get(number)
+        number = number_of(trial)
         if trial.config.get("test"):
-            self._say(number, "evaluating the test split")
+            self._print(number, "evaluating the test split")
             return
-        self._say(number, ("goes on  " if known else "started  ") + values(changes))
+        changes = settings_of(trial.config)
+        verb = "goes on  " if number in self.journal.records else "started  "
+        self._print(number, verb + one_line(changes))
         self.journal.write("start", number, changes=changes)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        number = int(trial.config["number"])
+        number = number_of(trial)
+        objective = result["objective"]
         if result.get("test") is not None:
             self.journal.write("test", number, scores=result["test"])
-        elif result["objective"] < WORST:
-            kept = {key: result[key] for key in ("epoch", "objective", "scores")}
-            self.journal.write("epoch", number, **kept)
-            self._running[number] = (
-                f"trial {number} epoch {result['epoch']} {self._score(result['objective'])}"
+        elif objective < WORST:
+            self.journal.write(
+                "epoch",
+                number,
+                epoch=result["epoch"],
+                objective=objective,
+                scores=result["scores"],
             )
-        if time.monotonic() - self._said > EVERY:
-            self._said = time.monotonic()
-            print(
-                f"running: {', '.join(self._running.values()) or 'no epoch is over yet'}{self._best()}",
-                flush=True,
-            )
+            score = self._score(objective)
+            self._running[number] = f"trial {number} epoch {result['epoch']} {score}"
+        if time.monotonic() - self._last_line > EVERY:
+            self._last_line = time.monotonic()
+            running = ", ".join(self._running.values()) or "no epoch is over yet"
+            print(f"running: {running}{self._best()}", flush=True)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         result = trial.last_result
-        if trial.config.get("test") and not result.get("reason"):
-            return
-        self._end(
-            int(trial.config["number"]), result.get("state") or "stopped", result.get("reason", "")
-        )
+        reason = result.get("reason", "")
+        if trial.config.get("test") and not reason:
+            return  # its training had ended before
+        self._end(number_of(trial), result.get("state") or "stopped", reason)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._end(int(trial.config["number"]), "failed", why(trial))
+        self._end(number_of(trial), "failed", error_of(trial))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._say(int(trial.config["number"]), f"starts again from its checkpoint: {why(trial)}")
+        self._print(number_of(trial), f"starts again from its checkpoint: {error_of(trial)}")
 
     def on_checkpoint(
         self, iteration: int, trials: list[Any], trial: Any, checkpoint: Any, **info: Any
     ) -> None:
-        self.journal.write("checkpoint", int(trial.config["number"]), path=str(checkpoint.path))
+        self.journal.write("checkpoint", number_of(trial), path=str(checkpoint.path))
 
-    def _end(self, number: int, state: str, reason: str) -> None:
+    def _end(self, number: int, state: State, reason: str) -> None:
         self._running.pop(number, None)
         self.journal.write("end", number, state=state, reason=reason)
         record = self.journal.records[number]
-        said = reason
+        outcome = reason
         if record.usable:
-            said = (
-                f"{self._score(record.best)} in epoch {record.best_epoch} of {len(record.history)}"
-            )
-        self._say(number, f"{state:<8}  {said}{self._best()}")
+            epochs = f"in epoch {record.best_epoch} of {len(record.history)}"
+            outcome = f"{self._score(record.best)} {epochs}"
+        self._print(number, f"{state:<8}  {outcome}{self._best()}")
+
+    def _print(self, number: int, text: str) -> None:
+        width = len(str(self.trials))
+        print(f"trial {number:>{width}}/{self.trials}  {text}", flush=True)
+
+    def _best(self) -> str:
+        ranking = self.journal.ranking()
+        if not ranking:
+            return ""
+        best = ranking[0]
+        return f"; best {self._score(best.best)} (trial {best.number})"
+
+    def _score(self, objective: float) -> str:
+        return f"{self.select} {self.sign * objective:.4f}"
 
 
-def why(trial: Any) -> str:
-    """What ended the trial, in one line. Ray has it in a file of the driver's, which it copies to the storage later."""
+def number_of(trial: Any) -> int:
+    """The search's number of one of Ray's trials."""
+    return int(trial.config["number"])
+
+
+def error_of(trial: Any) -> str:
+    """What ended the trial, in one line, from the file that Ray writes it to."""
     path = Path(trial.error_file)
-    text = (
-        path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "its actor died"
-    )
+    if not path.is_file():
+        return "its actor died"
+    text = path.read_text(encoding="utf-8", errors="replace")
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip().removeprefix("tune.trial.TrialKilled: ")

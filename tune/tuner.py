@@ -1,4 +1,4 @@
-"""Ray Tune, given the trials one after the other by number, and told what to do with them."""
+"""Ray Tune, fed with the trials one after the other by number, and told what to do with them."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tun
 from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
-from launch.config import Run
-from tune.asha import Rungs
+from tune.asha import ResumableASHA
 from tune.cluster import Capacity
 from tune.domain import Choice, Domain
-from tune.driver import Driver
-from tune.journal import Journal, Record
+from tune.journal import Journal, Record, RestoredFromJournal
 from tune.settings import Search
 from tune.trial import Job, Trial
-from tune.trial_progress import Progress
+from tune.trial_progress import ProgressCallback
 
-Points = Callable[[int, list[Record]], dict[str, Any] | None]
+# The configuration of a trial by its number and the earlier trials; None when there are no more.
+NextPoint = Callable[[int, list[Record]], dict[str, Any] | None]
 
 
-class Population(PopulationBasedTraining):
+class NumberedPBT(PopulationBasedTraining):
     """Ray's, whose trials keep their numbers when they take over the configuration of another."""
 
     def _get_new_config(
@@ -36,14 +35,18 @@ class Population(PopulationBasedTraining):
         return {**config, "number": trial.config["number"], "origin": ""}, operations
 
 
-class Numbered(Driver, Searcher):
-    """Hands Ray the trials that were interrupted, then new ones by number, ``at_once`` at a time."""
+class NumberedSearcher(RestoredFromJournal, Searcher):
+    """Hands Ray the trials that were interrupted, then new ones by number, ``at_once`` at a time.
 
-    def __init__(self, points: Points, journal: Journal, *, at_once: int, count: int):
+    ``tune.suggest`` says why it is not Ray's ``OptunaSearch``.
+    """
+
+    def __init__(self, next_point: NextPoint, journal: Journal, *, at_once: int, count: int):
         super().__init__(metric="best", mode="min")
-        self.points, self.journal, self.at_once, self.count = points, journal, at_once, count
+        self.next_point, self.journal = next_point, journal
+        self.at_once, self.count = at_once, count
         self.waiting = journal.unfinished()
-        self.number = max(journal.records, default=0)
+        self.number = max(journal.records, default=0)  # of the newest trial
         self.live: set[str] = set()
 
     def set_search_properties(
@@ -54,22 +57,27 @@ class Numbered(Driver, Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         if len(self.live) >= self.at_once:
             return None
-        if self.waiting:
-            record = self.waiting.pop(0)
-            config = {"number": record.number, **record.changes}
-            config |= {"origin": record.checkpoint} if record.checkpoint else {}
-        else:
-            point = (
-                self.points(self.number + 1, self.journal.trials())
-                if self.number < self.count
-                else None
-            )
-            if point is None:
-                return Searcher.FINISHED
-            self.number += 1
-            config = {"number": self.number, **point}
+        config = self._waiting_trial() if self.waiting else self._new_trial()
+        if config is None:
+            return Searcher.FINISHED
         self.live.add(trial_id)
         return config
+
+    def _waiting_trial(self) -> dict[str, Any]:
+        record = self.waiting.pop(0)
+        config = {"number": record.number, **record.changes}
+        if record.checkpoint:
+            config["origin"] = record.checkpoint
+        return config
+
+    def _new_trial(self) -> dict[str, Any] | None:
+        if self.number >= self.count:
+            return None
+        point = self.next_point(self.number + 1, self.journal.trials())
+        if point is None:
+            return None
+        self.number += 1
+        return {"number": self.number, **point}
 
     def on_trial_complete(
         self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False
@@ -84,72 +92,84 @@ class Numbered(Driver, Searcher):
 
 
 def run(
-    search: Search, part: str, points: Points, journal: Journal, capacity: Capacity, count: int
+    search: Search,
+    part: str,
+    next_point: NextPoint,
+    journal: Journal,
+    capacity: Capacity,
+    count: int,
 ) -> None:
     """Trials until ``count`` have ended, or a signal stops it."""
-    config = search.run()
     if part == "trials" and search.search == "pbt":
-        population(search, points, journal, capacity, config)
+        run_population(search, next_point, journal, capacity)
         return
     scheduler: TrialScheduler = FIFOScheduler()
     if part == "trials" and search.scheduler == "asha":
-        scheduler = Rungs(
-            journal, epochs=config.epochs, grace=search.grace, reduction=search.reduction
+        epochs = search.run().epochs
+        scheduler = ResumableASHA(
+            journal, epochs=epochs, grace=search.grace, reduction=search.reduction
         )
-    searcher = Numbered(points, journal, at_once=capacity.concurrent, count=count)
-    left = count - len(journal.records) + len(searcher.waiting)
+    searcher = NumberedSearcher(next_point, journal, at_once=capacity.concurrent, count=count)
+    remaining = count - len(journal.records) + len(searcher.waiting)
     options = TuneConfig(
-        metric="best", mode="min", num_samples=left, search_alg=searcher, scheduler=scheduler
+        metric="best",
+        mode="min",
+        num_samples=remaining,
+        search_alg=searcher,
+        scheduler=scheduler,
     )
     fit(search, part, journal, capacity, options, {}, count)
 
 
-def population(
-    search: Search, points: Points, journal: Journal, capacity: Capacity, config: Run
+def run_population(
+    search: Search, next_point: NextPoint, journal: Journal, capacity: Capacity
 ) -> None:
-    """Population based training: all trials side by side or in turns, worse ones going on from better ones."""
-    waiting = {record.number: record for record in journal.unfinished()}
+    """Population based training: worse trials go on from better ones."""
+    waiting = journal.unfinished()
     for number in range(1, search.trials + 1):
         if number not in journal.records:
-            waiting[number] = Record(number, changes=points(number, []) or {})
+            waiting.append(Record(number, changes=next_point(number, []) or {}))
+    config = search.run()
     domains = search.domains()
     random.seed(config.seed)  # Ray's scheduler draws from the global generators
     np.random.seed(config.seed)
-    scheduler = Population(
+    scheduler = NumberedPBT(
         time_attr="epoch",
         metric="objective",
         mode="min",
         perturbation_interval=search.interval or max(1, config.epochs // 5),
         hyperparam_mutations={key: to_ray(domain) for key, domain in domains.items()},
-        custom_explore_fn=lambda new: inside(new, domains),
+        custom_explore_fn=lambda changed: clip_to_ranges(changed, domains),
         synch=True,
         log_config=False,
     )
     options = TuneConfig(
         num_samples=1, scheduler=scheduler, max_concurrent_trials=capacity.concurrent
     )
-    fit(search, "trials", journal, capacity, options, listed(list(waiting.values())), search.trials)
+    fit(search, "trials", journal, capacity, options, exactly(waiting), search.trials)
 
 
 def to_ray(domain: Domain) -> Any:
+    """A domain in Ray's terms."""
     if isinstance(domain, Choice):
         return list(domain.values)
     low, high = domain.low, domain.high
     if domain.whole:
-        return (tune.lograndint if domain.log else tune.randint)(int(low), int(high) + 1)
+        draw_whole = tune.lograndint if domain.log else tune.randint
+        return draw_whole(int(low), int(high) + 1)  # Ray leaves out the upper end
     if domain.step:
         return tune.quniform(low, high, domain.step)
-    return (tune.loguniform if domain.log else tune.uniform)(low, high)
+    draw = tune.loguniform if domain.log else tune.uniform
+    return draw(low, high)
 
 
-def inside(config: dict[str, Any], domains: dict[str, Domain]) -> dict[str, Any]:
+def clip_to_ranges(config: dict[str, Any], domains: dict[str, Domain]) -> dict[str, Any]:
     """A changed configuration with its numbers back in their ranges."""
-    clipped = {
-        key: min(max(config[key], domain.low), domain.high)
-        for key, domain in domains.items()
-        if not isinstance(domain, Choice)
-    }
-    return {**config, **clipped}
+    clipped = dict(config)
+    for key, domain in domains.items():
+        if not isinstance(domain, Choice):
+            clipped[key] = min(max(config[key], domain.low), domain.high)
+    return clipped
 
 
 def fit(
@@ -161,8 +181,7 @@ def fit(
     space: dict[str, Any],
     count: int,
 ) -> None:
-    config = search.run()
-    carried = bool(search.storage) or (part == "trials" and search.search == "pbt")
+    """Have Ray run the trials of a part of the search; what happens goes into the journal."""
     job = Job(
         search.recipe,
         search.changes,
@@ -173,49 +192,51 @@ def fit(
         cwd=os.getcwd(),
         extensions=capacity.extensions,
     )
-    trainable = tune.with_resources(tune.with_parameters(Trial, job=job), job.resources())
-    progress = Progress(
-        journal, trials=count, select=config.select, sign=1.0 if config.goal == "min" else -1.0
+    progress = ProgressCallback(journal, trials=count, select=search.run().select, sign=search.sign)
+    # Ray stores checkpoints only where a run travels: between machines, or from trial to trial
+    is_population = part == "trials" and search.search == "pbt"
+    checkpoints = CheckpointConfig(
+        num_to_keep=3 if search.storage or is_population else None,
+        checkpoint_frequency=1 if search.storage else 0,  # pbt asks for those that it needs
+        checkpoint_at_end=False,
     )
-    every = 1 if search.storage else 0  # pbt asks for the checkpoints that it needs
-    Tuner(
-        trainable,
+    tuner = Tuner(
+        tune.with_resources(tune.with_parameters(Trial, job=job), job.resources()),
         param_space=space,
         tune_config=options,
         run_config=RunConfig(
             name=f"{part}-{journal.sessions}",
             storage_path=search.storage or str(search.folder / "ray"),
             failure_config=FailureConfig(max_failures=search.retries),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=3 if carried else None,
-                checkpoint_frequency=every,
-                checkpoint_at_end=False,
-            ),
+            checkpoint_config=checkpoints,
             callbacks=[progress],
             verbose=0,
         ),
-    ).fit()
+    )
+    tuner.fit()
 
 
 def evaluate(search: Search, part: str, journal: Journal, capacity: Capacity) -> None:
     """Scores on test of every confirmed run that has none yet; they go into the journal."""
-    todo = [record for record in journal.trials() if record.usable and not record.test]
+    untested = journal.untested()
     journal.write("session")
-    space = {"test": True, **listed(todo)}
+    space = {"test": True, **exactly(untested)}
     options = TuneConfig(
         metric="best", mode="min", num_samples=1, max_concurrent_trials=capacity.concurrent
     )
     fit(search, part, journal, capacity, options, space, len(journal.records))
 
 
-def listed(records: list[Record]) -> dict[str, Any]:
-    """A space that consists of exactly these trials."""
-    by_number = {
-        record.number: {"origin": record.checkpoint, **record.changes} for record in records
-    }
+def exactly(records: list[Record]) -> dict[str, Any]:
+    """A space that consists of these trials."""
+    by_number = {}
+    for record in records:
+        by_number[record.number] = {"origin": record.checkpoint, **record.changes}
 
-    def of(key: str) -> Any:
+    def value_of(key: str) -> Any:
         return tune.sample_from(lambda spec: by_number[spec.config["number"]][key])
 
-    keys = next(iter(by_number.values()))
-    return {"number": tune.grid_search(sorted(by_number)), **{key: of(key) for key in keys}}
+    space: dict[str, Any] = {"number": tune.grid_search(sorted(by_number))}
+    for key in by_number[records[0].number]:
+        space[key] = value_of(key)
+    return space

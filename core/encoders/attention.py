@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 
 class Attention(nn.Module):
-    """Multi-head attention of (B, T, width) queries on (B, S, source) keys and values.
+    """Multi-head attention of (B, T, width) queries on (B, S, key_width) keys and values.
 
     Args:
+        key_width: of what keys and values are made of; None: as wide as the queries.
         out: whether heads go through an output projection.
         scale: of the scores before the softmax; None: one over the root of a head's width.
     """
@@ -22,7 +23,7 @@ class Attention(nn.Module):
         width: int,
         heads: int,
         *,
-        source: int | None = None,
+        key_width: int | None = None,
         dropout: float = 0.0,
         bias: bool = True,
         out: bool = True,
@@ -31,43 +32,50 @@ class Attention(nn.Module):
         super().__init__()
         if width % heads:
             raise ValueError(f"{heads} heads do not divide a width of {width}")
-        source = width if source is None else source
+        key_width = width if key_width is None else key_width
         self.heads = heads
         self.scale = scale
-        self.dropout = nn.Dropout(
-            dropout
-        )  # a module of its own, so that its masks can be tied to the samples
+        # a module of its own, so that its masks can be tied to the samples
+        self.dropout = nn.Dropout(dropout)
         self.query = nn.Linear(width, width, bias=bias)
-        self.key = nn.Linear(source, width, bias=bias)
-        self.value = nn.Linear(source, width, bias=bias)
+        self.key = nn.Linear(key_width, width, bias=bias)
+        self.value = nn.Linear(key_width, width, bias=bias)
         self.out = nn.Linear(width, width, bias=bias) if out else nn.Identity()
 
     def forward(
-        self, x: Tensor, source: Tensor, mask: Tensor | None = None, pairs: Tensor | None = None
+        self,
+        x: Tensor,
+        keys: Tensor,
+        mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
     ) -> Tensor:
         """(B, T, width). A query that may look at nothing gives zeros.
 
         Args:
+            keys: (B, S, key_width), what is looked at.
             mask: (B, S), True at keys that exist.
-            pairs: (T, S), True where a query may look at a key.
+            attn_mask: (T, S), True where a query may look at a key; used where there is a ``mask``.
         """
-        query, key, value = (
-            self._split(f(y))
-            for f, y in ((self.query, x), (self.key, source), (self.value, source))
-        )
-        some = allowed = None
-        if mask is not None:
-            allowed = mask[:, None] if pairs is None else mask[:, None] & pairs  # (B, 1 or T, S)
-            some = allowed.any(2, keepdim=True)
-            allowed = (allowed | ~some)[
-                :, None
-            ]  # (B, 1, 1 or T, S); softmax over nothing would be NaN
-        mixed = attend(query, key, value, allowed, self.dropout, self.scale)  # (B, h, T, d)
-        mixed = self.out(mixed.transpose(1, 2).flatten(2))
-        return mixed if some is None else mixed * some
+        query = self._split_heads(self.query(x))
+        key = self._split_heads(self.key(keys))
+        value = self._split_heads(self.value(keys))
+        if mask is None:
+            mixed = attend(query, key, value, None, self.dropout, self.scale)  # (B, h, T, d)
+            return self._join_heads(mixed)
+        allowed = mask[:, None]  # (B, 1 or T, S)
+        if attn_mask is not None:
+            allowed = allowed & attn_mask
+        sees_any = allowed.any(2, keepdim=True)
+        # softmax over nothing would be NaN, so such a query looks at everything, and is zeroed below
+        safe = allowed | ~sees_any
+        mixed = attend(query, key, value, safe[:, None], self.dropout, self.scale)
+        return self._join_heads(mixed) * sees_any
 
-    def _split(self, x: Tensor) -> Tensor:
+    def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, h, T, d)
+
+    def _join_heads(self, x: Tensor) -> Tensor:
+        return self.out(x.transpose(1, 2).flatten(2))
 
 
 def attend(
@@ -83,18 +91,17 @@ def attend(
     ``allowed`` is boolean or added to the scores. The fused kernels draw dropout from their process's generator, so
     they serve only where nothing is dropped; masks of ``dropout`` may belong to the sample (``core.dropout``).
     """
-    if not dropout.training or not getattr(dropout, "p", 0.0):
+    drops = dropout.training and getattr(dropout, "p", 0.0) > 0
+    if not drops:
         return F.scaled_dot_product_attention(query, key, value, allowed, scale=scale)
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
     # in place where the backward pass does not ask for what was there: these are the largest tensors of a model
-    score = (query @ key.transpose(-1, -2)).mul_(
-        query.shape[-1] ** -0.5 if scale is None else scale
-    )  # (B, h, T, S)
-    if allowed is not None:
-        score = (
-            score.masked_fill_(~allowed, -math.inf)
-            if allowed.dtype == torch.bool
-            else score + allowed
-        )
+    score = (query @ key.transpose(-1, -2)).mul_(scale)  # (B, h, T, S)
+    if allowed is not None and allowed.dtype == torch.bool:
+        score = score.masked_fill_(~allowed, -math.inf)
+    elif allowed is not None:
+        score = score + allowed
     return dropout(score.softmax(-1)).to(value.dtype) @ value
 
 
@@ -105,18 +112,25 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.attention = Attention(width, heads, dropout=dropout)
         self.feed = nn.Sequential(
-            nn.Linear(width, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, width)
+            nn.Linear(width, hidden),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(hidden, width),
         )
-        self.norm_attention, self.norm_feed = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.norm_attention = nn.LayerNorm(width)
+        self.norm_feed = nn.LayerNorm(width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = self.norm_attention(x + self.dropout(self.attention(x, x, mask)))  # (B, T, width)
+        """(B, T, width); ``mask`` (B, T) is True at places that exist."""
+        attended = self.attention(x, x, mask)
+        x = self.norm_attention(x + self.dropout(attended))
         return self.norm_feed(x + self.dropout(self.feed(x)))
 
 
 def largest_heads(width: int, at_most: int, narrowest: int = 1) -> int:
     """The largest number of heads up to ``at_most`` that divides ``width`` into heads of ``narrowest`` or more."""
-    return max(
-        (h for h in range(1, at_most + 1) if width % h == 0 and width // h >= narrowest), default=1
-    )
+    for heads in range(at_most, 1, -1):
+        if width % heads == 0 and width // heads >= narrowest:
+            return heads
+    return 1

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core.batch import EntityGraph
@@ -19,15 +18,26 @@ GraphKind = Literal["gat", "gcn"]
 
 @dataclass(frozen=True)
 class Aligned(Alignment):
-    """Embeddings of all N entities, or while training or when asked of the batch's pairs alone: then (B, 2, D) in place
-    of (N, D)."""
+    """Embeddings of all N entities; or, in training and when asked, of the batch's pairs alone.
+
+    Tensors are then (B, 2, D) in place of (N, D).
+    """
 
     present: dict[str, Tensor]  # view -> (N,) or (B, 2) bool
     links: Tensor | None  # (B, 2) rows of the pairs; None where the rows already are pairs
 
-    def pairs(self, rows: Tensor) -> Tensor:
+    def pair_rows(self, rows: Tensor) -> Tensor:
         """(B, 2, ...) of the batch's pairs, from one of this output's tensors."""
         return rows if self.links is None else rows[self.links]
+
+    def sides(self, name: str, rows: Tensor) -> dict[str, Tensor]:
+        """The batch's pairs as the two (B, D) embeddings of ``GlobalBatchRows``, one for each side."""
+        pairs = self.pair_rows(rows)  # (B, 2, D)
+        return {f"{name}/left": pairs[:, 0], f"{name}/right": pairs[:, 1]}
+
+    def both_present(self) -> dict[str, Tensor]:
+        """View -> (B,) bool, True where both entities of the pair have it."""
+        return {view: self.pair_rows(has).all(1) for view, has in self.present.items()}
 
 
 def chosen_views(wanted: tuple[str, ...], data: DataSpec) -> tuple[str, ...]:
@@ -37,7 +47,8 @@ def chosen_views(wanted: tuple[str, ...], data: DataSpec) -> tuple[str, ...]:
         ValueError: a wanted view that the data lack.
     """
     known = ("graph", *data.features)
-    if unknown := [view for view in wanted if view not in known]:
+    unknown = [view for view in wanted if view not in known]
+    if unknown:
         raise ValueError(
             f"the data have no view {unknown[0]!r}; they have {', '.join(known)}: options.views=..."
         )
@@ -47,58 +58,65 @@ def chosen_views(wanted: tuple[str, ...], data: DataSpec) -> tuple[str, ...]:
 class EntityEncoder(nn.Module):
     """One embedding per view and entity.
 
-    Only what the entities asked for need is computed, exactly: their rows of the linear maps, and in the graph network
-    their neighbourhoods. An entity that lacks a view gets a row of zeros there (MCLEA draws random features instead).
-    ``entity_scale`` 1 is the table that the released codes begin with. What is random in it stays in the mean over an
-    entity's neighbours: with less of it structure alone is learnt faster, other views beside it more slowly, and in the
-    end it makes no difference.
+    Only what the entities asked for need is computed, exactly: their rows of the linear maps, and in the graph
+    network their neighbourhoods. An entity that lacks a view gets a row of zeros there (MCLEA draws random
+    features instead).
+
+    ``entity_scale`` 1 is the table that the released codes begin with. What is random in it stays in the mean
+    over an entity's neighbours: with less of it structure alone is learnt faster, other views beside it more
+    slowly, and in the end it makes no difference.
     """
 
     def __init__(
-        self, data: DataSpec, views: tuple[str, ...], *, graph_hidden: int, hidden: int, layers: int, heads: int,
-        graph: GraphKind, entity_scale: float,
-    ):  # fmt: skip
+        self,
+        data: DataSpec,
+        views: tuple[str, ...],
+        *,
+        graph_hidden: int,
+        hidden: int,
+        layers: int,
+        heads: int,
+        graph: GraphKind,
+        entity_scale: float,
+    ):
         super().__init__()
-        self.widths = {view: graph_hidden if view == "graph" else hidden for view in views}
-        self.linear = nn.ModuleDict(
-            {v: nn.Linear(data.features[v], hidden) for v in views if v != "graph"}
-        )
+        self.views = views
+        self.linear = nn.ModuleDict()
+        for view in views:
+            if view != "graph":
+                self.linear[view] = nn.Linear(data.features[view], hidden)
         if "graph" in views:
             deviation = entity_scale / math.sqrt(data.num_train)
             self.entity = nn.Parameter(torch.randn(data.num_train, graph_hidden) * deviation)
-            self.graph: nn.Module = (
-                DiagonalGAT(graph_hidden, layers, heads)
-                if graph == "gat"
-                else GCN(graph_hidden, layers)
-            )
+            self.graph: nn.Module
+            if graph == "gat":
+                self.graph = DiagonalGAT(graph_hidden, layers, heads)
+            else:
+                self.graph = GCN(graph_hidden, layers)
 
     def forward(
         self, batch: EntityGraph, entities: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """View -> (*entities, D) embeddings, and view -> (*entities) bool presence; all N entities where None."""
         embeddings, present = {}, {}
-        for view in self.widths:
+        for view in self.views:
             if view == "graph":
-                with torch.autocast(
-                    batch.edges.device.type, enabled=False
-                ):  # sums over hub entities need the digits
-                    embeddings[view] = self.graph(self.entity, batch.edges, entities)
-                present[view] = torch.ones(
-                    embeddings[view].shape[:-1], dtype=torch.bool, device=batch.edges.device
-                )
+                embeddings[view] = self._embed_graph(batch, entities)
+                present[view] = _all_true(embeddings[view])
             else:
                 raw, has = batch.views[view], batch.present[view]
-                raw, has = (raw, has) if entities is None else (raw[entities], has[entities])
+                if entities is not None:
+                    raw, has = raw[entities], has[entities]
                 embeddings[view] = self.linear[view](raw) * has.unsqueeze(-1)
                 present[view] = has
         return embeddings, present
 
+    def _embed_graph(self, batch: EntityGraph, entities: Tensor | None) -> Tensor:
+        # sums over hub entities need the digits that bfloat16 lacks
+        with torch.autocast(batch.edges.device.type, enabled=False):
+            rows: Tensor = self.graph(self.entity, batch.edges, entities)
+        return rows
 
-def side_rows(name: str, pairs: Tensor) -> dict[str, Tensor]:
-    """The two sides of (B, 2, D) pairs as the named (B, D) rows that ``Model.embeddings`` gives."""
-    return {f"{name}/left": pairs[:, 0], f"{name}/right": pairs[:, 1]}
 
-
-def unit_rows(rows: Tensor) -> Tensor:
-    """Rows of length one along the last axis, in float32 at least; zeros stay zeros."""
-    return F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=-1)
+def _all_true(embedding: Tensor) -> Tensor:
+    return torch.ones(embedding.shape[:-1], dtype=torch.bool, device=embedding.device)

@@ -27,11 +27,13 @@ class DiagonalGAT(nn.Module):
         self.layers = nn.ModuleList(DiagonalAttention(width, heads) for _ in range(layers))
 
     def forward(self, features: Tensor, edges: Tensor, entities: Tensor | None = None) -> Tensor:
-        """(N, D) features and (2, E) edges to the (N, D) rows of all entities, or to (M, D) of the (M,) ones given."""
+        """(N, D) features and (2, E) edges to the (N, D) rows of all entities, or (M, D) of the (M,) ``entities``."""
         blocks, features = neighbourhoods(features, edges, entities, len(self.layers))
         for depth, (layer, block) in enumerate(zip(self.layers, blocks, strict=True)):
-            features = layer(F.elu(features) if depth else features, block)
-        return features if entities is None else features[blocks[-1].place[entities]]
+            if depth:
+                features = F.elu(features)
+            features = layer(features, block)
+        return features if entities is None else features[blocks[-1].row_of[entities]]
 
 
 class DiagonalAttention(nn.Module):
@@ -48,20 +50,17 @@ class DiagonalAttention(nn.Module):
     def forward(self, features: Tensor, block: Block) -> Tensor:
         """(S, D) features of a block's sources to the (R, D) of its rows."""
         # both halves of a . [x_i; x_j] in one product; taking rows of it is far cheaper than taking rows of features
-        halves = (
-            features @ torch.cat([self.scale * self.source, self.scale * self.target]).T
-        )  # (S, 2 heads)
-        source, target = halves.chunk(2, dim=1)
-        source = source.index_select(0, block.own)  # (R, heads)
-        logits = source.index_select(0, block.rows) + target.index_select(0, block.columns)
+        halves_of_a = torch.cat([self.scale * self.source, self.scale * self.target])
+        as_row, as_neighbour = (features @ halves_of_a.T).chunk(2, dim=1)  # (S, heads) each
+        as_row = as_row.index_select(0, block.self_column)  # (R, heads)
+        logits = as_row.index_select(0, block.rows) + as_neighbour.index_select(0, block.columns)
         scores = -F.leaky_relu(logits, self.slope)  # (E, heads)
-        attention = segment_softmax(scores, block.rows, len(source))
-        mean = features.new_zeros(len(source), features.shape[1])
+        attention = segment_softmax(scores, block.rows, len(as_row))
+        mean = features.new_zeros(len(as_row), features.shape[1])
         for scale, weight in zip(self.scale / len(self.scale), attention.unbind(1), strict=True):
+            summed = neighbour_sum(features, block.columns, block.offsets, weight)
             # scaling after the sum instead of before is the same, and fuses with the mean over heads
-            mean = torch.addcmul(
-                mean, neighbour_sum(features, block.columns, block.offsets, weight), scale
-            )
+            mean = torch.addcmul(mean, summed, scale)
         return mean
 
 
@@ -73,80 +72,94 @@ class GCN(nn.Module):
         self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
 
     def forward(self, features: Tensor, edges: Tensor, entities: Tensor | None = None) -> Tensor:
-        """(N, D) features and (2, E) edges to the (N, D) rows of all entities, or to (M, D) of the (M,) ones given."""
+        """(N, D) features and (2, E) edges to the (N, D) rows of all entities, or (M, D) of the (M,) ``entities``."""
         root = torch.bincount(edges[0], minlength=len(features)).to(features.dtype).rsqrt()
         blocks, features = neighbourhoods(features, edges, entities, len(self.layers))
         for depth, (layer, block) in enumerate(zip(self.layers, blocks, strict=True)):
-            near = root[block.sources]
-            weight = near[block.own][block.rows] * near[block.columns]  # (E,)
-            hidden = layer(F.relu(features) if depth else features)
-            features = neighbour_sum(hidden, block.columns, block.offsets, weight)
-        return features if entities is None else features[blocks[-1].place[entities]]
+            near = root[block.inputs]
+            weight = near[block.self_column][block.rows] * near[block.columns]  # (E,)
+            if depth:
+                features = F.relu(features)
+            features = neighbour_sum(layer(features), block.columns, block.offsets, weight)
+        return features if entities is None else features[blocks[-1].row_of[entities]]
 
 
 @dataclass(frozen=True)
 class Block:
-    """What one layer computes: R rows from S sources, over E edges in the numbers of these rows and sources."""
+    """What one layer computes: R rows from S inputs, over E edges from a row to a column, which is an input."""
 
-    sources: Tensor  # (S,) entities whose features go in, ascending
-    own: Tensor  # (R,) the row's own place among the sources
+    inputs: Tensor  # (S,) entities whose features go in, ascending
+    self_column: Tensor  # (R,) the column of the row's own entity
     rows: Tensor  # (E,) ascending
-    columns: Tensor  # (E,) places among the sources
+    columns: Tensor  # (E,) numbers of inputs
     offsets: Tensor  # (R,) where each row's edges start
-    place: Tensor  # (N,) place of an entity among the rows; meaningless for others
+    row_of: Tensor  # (N,) the row of an entity; meaningless for those without one
 
 
 def neighbourhoods(
     features: Tensor, edges: Tensor, entities: Tensor | None, layers: int
 ) -> tuple[list[Block], Tensor]:
-    """One block per layer such that the last one's rows are ``entities`` (any shape; None: all N), and the features of
-    the first one's sources."""
+    """One block per layer, and the features of the first one's inputs.
+
+    The last block's rows are ``entities`` (any shape; None: all N), and each block's inputs are the rows of the
+    one before it.
+    """
     size = len(features)
     offsets = row_offsets(edges, size)
-    everyone = torch.arange(size, device=edges.device)
     if entities is None:
-        return [Block(everyone, everyone, edges[0], edges[1], offsets, everyone)] * layers, features
+        everyone = torch.arange(size, device=edges.device)
+        block = Block(everyone, everyone, edges[0], edges[1], offsets, everyone)
+        return [block] * layers, features
     degree = torch.diff(offsets, append=offsets.new_tensor([edges.shape[1]]))
     blocks: list[Block] = []
-    wanted = _marked(entities, size)
+    wanted = _distinct(entities, size)
     for _ in range(layers):
-        counts = degree[wanted]
-        ends = counts.cumsum(0)
-        rows = torch.repeat_interleave(torch.arange(len(wanted), device=edges.device), counts)
-        # the edges of a row lie next to each other: its first one, and how far into the row
-        which = (
-            torch.arange(len(rows), device=edges.device) + (offsets[wanted] - ends + counts)[rows]
-        )
-        columns = edges[1][which]
-        sources = _marked(columns, size)
-        among = _places(sources, size)
-        blocks.append(
-            Block(
-                sources, among[wanted], rows, among[columns], ends - counts, _places(wanted, size)
-            )
-        )
-        wanted = sources
+        block = _block_of(wanted, edges, offsets, degree)
+        blocks.append(block)
+        wanted = block.inputs
     return blocks[::-1], features[wanted]
 
 
-def _marked(entities: Tensor, size: int) -> Tensor:
+def _block_of(wanted: Tensor, edges: Tensor, offsets: Tensor, degree: Tensor) -> Block:
+    """The block that computes the (R,) ``wanted`` entities; ``offsets`` and ``degree`` (N,) are of the whole graph."""
+    size = len(offsets)
+    counts = degree[wanted]
+    ends = counts.cumsum(0)
+    starts = ends - counts
+    rows = torch.repeat_interleave(torch.arange(len(wanted), device=edges.device), counts)
+    # the edges of a row lie next to each other: its first one, and how far into the row
+    edge = torch.arange(len(rows), device=edges.device) + (offsets[wanted] - starts)[rows]
+    neighbours = edges[1][edge]
+    inputs = _distinct(neighbours, size)
+    column_of = _numbers(inputs, size)
+    return Block(
+        inputs=inputs,
+        self_column=column_of[wanted],
+        rows=rows,
+        columns=column_of[neighbours],
+        offsets=starts,
+        row_of=_numbers(wanted, size),
+    )
+
+
+def _distinct(entities: Tensor, size: int) -> Tensor:
     """The distinct ones of these entities, ascending; faster than sorting them."""
     mask = torch.zeros(size, dtype=torch.bool, device=entities.device)
     mask[entities.flatten()] = True
     return mask.nonzero().squeeze(1)
 
 
-def _places(entities: Tensor, size: int) -> Tensor:
-    places = torch.zeros(size, dtype=torch.int64, device=entities.device)
-    places[entities] = torch.arange(len(entities), device=entities.device)
-    return places
+def _numbers(entities: Tensor, size: int) -> Tensor:
+    """(N,) the number of an entity among these; 0 for others."""
+    numbers = torch.zeros(size, dtype=torch.int64, device=entities.device)
+    numbers[entities] = torch.arange(len(entities), device=entities.device)
+    return numbers
 
 
 def neighbour_sum(features: Tensor, columns: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
     """Row i: the sum of ``weight[e] * features[columns[e]]`` over its edges e, from ``offsets[i]`` on; (N, D)."""
-    return F.embedding_bag(
-        columns, features, offsets, mode="sum", per_sample_weights=weight.to(features.dtype)
-    )
+    weight = weight.to(features.dtype)
+    return F.embedding_bag(columns, features, offsets, mode="sum", per_sample_weights=weight)
 
 
 def segment_softmax(scores: Tensor, rows: Tensor, num_rows: int) -> Tensor:
@@ -167,11 +180,14 @@ def row_offsets(edges: Tensor, num_rows: int) -> Tensor:
     """
     rows = edges[0].contiguous()
     offsets = torch.searchsorted(rows, torch.arange(num_rows + 1, device=rows.device))
-    if bool((rows[1:] < rows[:-1]).any()):
+    is_sorted = bool((rows[1:] >= rows[:-1]).all())
+    if not is_sorted:
         raise ValueError(
             "edges must be sorted by their first row; make them with core.encoders.graph_networks.symmetric_edges"
         )
-    if bool((offsets[1:] == offsets[:-1]).any()) or int(offsets[-1]) != len(rows):
+    any_without_edge = bool((offsets[1:] == offsets[:-1]).any())
+    any_outside = int(offsets[-1]) != len(rows)
+    if any_without_edge or any_outside:
         raise ValueError(
             f"every entity of 0..{num_rows - 1} needs a self-loop and no edge may leave that range; "
             "make edges with core.encoders.graph_networks.symmetric_edges"

@@ -3,28 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import Annotated, Literal, get_args
 
 import torch
+from pydantic import Field, NonNegativeFloat
+from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 
 from core.batch import Utterances
 from core.model import DataSpec
 
-MODALITIES = ("text", "audio", "vision")
+Modality = Literal["text", "audio", "vision"]
+MODALITIES: tuple[Modality, ...] = get_args(Modality)
 
 
-@dataclass(frozen=True)
+@validated_dataclass(frozen=True)
 class InputConfig:
     """What happens to frames before any encoder sees them."""
 
-    standardise: bool = (
-        True  # float features: by mean and standard deviation of the train frames, where known
-    )
-    clip: float = (
-        10.0  # standardised values further out are cut to this (COVAREP has spikes of 450); 0: none
-    )
-    unknown_id: int = -1  # token that stands for a dropped one; -1: DataSpec.unknown_id
+    # float features: by mean and standard deviation of the train frames, where known
+    standardise: bool = True
+    # standardised values further out are cut to this (COVAREP has spikes of 450); 0: none
+    clip: NonNegativeFloat = 10.0
+    # token that stands for a dropped one; -1: DataSpec.unknown_id
+    unknown_id: Annotated[int, Field(ge=-1)] = -1
+
+
+DEFAULT_INPUTS = InputConfig()
 
 
 class Inputs(nn.Module):
@@ -38,7 +43,7 @@ class Inputs(nn.Module):
     def __init__(
         self,
         data: DataSpec,
-        settings: InputConfig = InputConfig(),
+        settings: InputConfig = DEFAULT_INPUTS,
         modalities: Iterable[str] = MODALITIES,
     ):
         super().__init__()
@@ -55,22 +60,24 @@ class Inputs(nn.Module):
             raise ValueError(
                 f"unknown_id {self.unknown_id} is outside the vocabulary of {data.vocab_size} tokens"
             )
-        self.scaled = [
-            m
-            for m in self.modalities
-            if settings.standardise and data.features[m] and m in data.moments
-        ]
-        for m in self.scaled:
-            mean, std = (torch.tensor(values, dtype=torch.float32) for values in data.moments[m])
-            if mean.shape != (data.features[m],) or std.shape != mean.shape:
-                raise ValueError(
-                    f"{m} has {data.features[m]} features, but moments of {len(mean)} and {len(std)}"
-                )
-            if not (mean.isfinite().all() and std.isfinite().all()):
-                raise ValueError(f"the moments of {m} are not finite; convert the data again")
-            flat = std <= 1e-6 * (1 + mean.abs())
-            self.register_buffer(f"{m}_mean", mean)
-            self.register_buffer(f"{m}_scale", torch.where(flat, 0, 1 / std))
+        self.scaled: list[str] = []
+        for m in self.modalities:
+            are_features = data.features[m] > 0  # 0: token ids
+            if settings.standardise and are_features and m in data.moments:
+                self._register_moments(m, data)
+                self.scaled.append(m)
+
+    def _register_moments(self, m: str, data: DataSpec) -> None:
+        mean, std = (torch.tensor(values, dtype=torch.float32) for values in data.moments[m])
+        if mean.shape != (data.features[m],) or std.shape != mean.shape:
+            raise ValueError(
+                f"{m} has {data.features[m]} features, but moments of {len(mean)} and {len(std)}"
+            )
+        if not (mean.isfinite().all() and std.isfinite().all()):
+            raise ValueError(f"the moments of {m} are not finite; convert the data again")
+        flat = std <= 1e-6 * (1 + mean.abs())
+        self.register_buffer(f"{m}_mean", mean)
+        self.register_buffer(f"{m}_scale", torch.where(flat, 0, 1 / std))
 
     def forward(self, batch: Utterances) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Frames with the dropped ones hidden, and masks, by modality; each at least one frame long."""
@@ -92,32 +99,44 @@ class Inputs(nn.Module):
         for m in self.modalities:
             values, mask = one_frame(batch.frames[m]), one_frame(batch.mask[m])
             if m in self.scaled:
-                values = (values - getattr(self, f"{m}_mean")) * getattr(self, f"{m}_scale")
-                values = values.clamp(-self.clip, self.clip) if self.clip else values
+                mean, scale = self.get_buffer(f"{m}_mean"), self.get_buffer(f"{m}_scale")
+                values = (values - mean) * scale
+                if self.clip:
+                    values = values.clamp(-self.clip, self.clip)
             if values.is_floating_point():
                 values = values.masked_fill(~mask[..., None], 0)
             frames[m] = values
         return frames
 
 
+def in_order(modalities: Iterable[str]) -> list[str]:
+    """The modalities in the one order that every model goes through them."""
+    chosen = set(modalities)
+    return [m for m in MODALITIES if m in chosen]
+
+
 def one_frame(tensor: Tensor) -> Tensor:
-    """A batch in which nobody has a modality may be 0 frames long; encoders want one, masked."""
+    """The tensor, at least one frame long: a batch in which nobody has a modality may be 0 frames long."""
     if tensor.shape[1]:
         return tensor
     return tensor.new_zeros((tensor.shape[0], 1, *tensor.shape[2:]))
 
 
-def given(mask: Tensor) -> Tensor:
-    """(B,) float32, 1 where a sample has anything of a modality, from its (B, T) mask."""
-    return mask.any(1).float()
+def has_frames(mask: Tensor) -> Tensor:
+    """(B,) bool, True where a sample has anything of a modality, from its (B, T) mask."""
+    return mask.any(1)
 
 
 def groups(model: nn.Module, **named: Iterable[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
     """Trainable parameters by group: the named ones, then all others as "main". Empty groups are left out."""
-    found = {name: [p for p in parameters if p.requires_grad] for name, parameters in named.items()}
-    taken = {id(p) for parameters in found.values() for p in parameters}
-    found["main"] = [p for p in model.parameters() if p.requires_grad and id(p) not in taken]
-    return {name: parameters for name, parameters in found.items() if parameters}
+    by_group = {}
+    grouped: set[int] = set()
+    for name, parameters in named.items():
+        by_group[name] = [p for p in parameters if p.requires_grad]
+        grouped.update(id(p) for p in by_group[name])
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in grouped]
+    by_group["main"] = others
+    return {name: parameters for name, parameters in by_group.items() if parameters}
 
 
 def refuse_classes(data: DataSpec, name: str) -> None:

@@ -12,9 +12,9 @@ from core.encoders.attention import TransformerLayer
 
 
 def lengths(mask: Tensor) -> Tensor:
-    """(B,) int64, place of the last frame plus one; 0 where a sample has none."""
-    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
-    return (places * mask).amax(1)
+    """(B,) int64, number of the last existing frame, counted from 1; 0 where a sample has none."""
+    numbers = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return (numbers * mask).amax(1)
 
 
 def masked_mean(frames: Tensor, mask: Tensor) -> Tensor:
@@ -25,8 +25,8 @@ def masked_mean(frames: Tensor, mask: Tensor) -> Tensor:
 
 def masked_max(frames: Tensor, mask: Tensor) -> Tensor:
     """(B, D) maximum over existing frames; zero where there are none."""
-    lowest = frames.masked_fill(~mask[..., None], -math.inf).amax(1)
-    return torch.where(mask.any(1, keepdim=True), lowest, 0)
+    highest = frames.masked_fill(~mask[..., None], -math.inf).amax(1)
+    return torch.where(mask.any(1, keepdim=True), highest, 0)
 
 
 def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
@@ -37,10 +37,10 @@ def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
 
 
 class SummaryTransformer(nn.Module):
-    """Transformer at the frames' own width with a learnt vector in front, whose output sums the sequence up.
+    """Transformer at the frames' own width with a vector in front, whose output sums the sequence up.
 
     Args:
-        scale: standard deviation of the learnt vector at the start.
+        scale: standard deviation of the vector at the start.
         learnt: False draws the vector anew in every forward, in evaluation too (HSCL's released code).
     """
 
@@ -63,16 +63,14 @@ class SummaryTransformer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 1 + T, D) and its mask; place 0 is the summary and exists for every sample."""
-        summary = self.summary
-        first = (
-            torch.randn(self.width, device=frames.device) * self.scale
-            if summary is None
-            else summary
-        )
-        x = torch.cat([first.expand(len(frames), 1, -1), frames], dim=1)
+        """(B, 1 + T, D) and its mask; the first one is the summary and exists for every sample."""
+        summary: Tensor | None = self.summary
+        if summary is None:
+            summary = torch.randn(self.width, device=frames.device) * self.scale
+        x = torch.cat([summary.expand(len(frames), 1, -1), frames], dim=1)
         mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
-        x = self.dropout(math.sqrt(self.width) * x + sinusoids(x.shape[1], self.width, x.device))
+        positions = sinusoids(x.shape[1], self.width, x.device)
+        x = self.dropout(math.sqrt(self.width) * x + positions)
         for layer in self.layers:
             x = layer(x, mask)
         return x, mask
@@ -105,7 +103,8 @@ class BiGRU(nn.Module):
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         length = lengths(mask).clamp(min=1).cpu()
         packed = pack_padded_sequence(frames, length, batch_first=True, enforce_sorted=False)
+        packed_states, _ = self.gru(packed)
         states, _ = pad_packed_sequence(
-            self.gru(packed)[0], batch_first=True, total_length=frames.shape[1]
+            packed_states, batch_first=True, total_length=frames.shape[1]
         )
         return states * mask[..., None]

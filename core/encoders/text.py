@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import PositiveInt
+from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
@@ -18,10 +19,14 @@ from transformers import (
 )
 from transformers.masking_utils import sdpa_mask
 
+from core.dropout import Probability
 from core.encoders.attention import attend
 from core.model import DataSpec
 
-Change = Callable[[Tensor], Tensor]
+HiddenChange = Callable[[Tensor], Tensor]  # of hidden states, (B, T, width)
+
+_NO_WEIGHTS = "weights_are_elsewhere"  # in the config.json of such a folder
+_ATTENTION = "module_dropout"  # the name under which transformers knows the function below
 
 
 def _attention(
@@ -35,20 +40,18 @@ def _attention(
     **others: Any,
 ) -> tuple[Tensor, None]:
     """``attend`` as transformers calls it, with the layer's own dropout module: (B, T, heads, d) and no weights."""
-    own = getattr(module, "dropout", None)
-    own = own if isinstance(own, nn.Module) else nn.Dropout(dropout).train(module.training)
-    return attend(query, key, value, attention_mask, own, scaling).transpose(
-        1, 2
-    ).contiguous(), None
+    dropout_module = getattr(module, "dropout", None)
+    if not isinstance(dropout_module, nn.Module):
+        dropout_module = nn.Dropout(dropout).train(module.training)
+    mixed = attend(query, key, value, attention_mask, dropout_module, scaling)  # (B, heads, T, d)
+    return mixed.transpose(1, 2).contiguous(), None
 
 
-_NO_WEIGHTS = "weights_are_elsewhere"  # in the config.json of such a folder
-_ATTENTION = "module_dropout"
 AttentionInterface.register(_ATTENTION, _attention)
 AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
-@dataclass(frozen=True)
+@validated_dataclass(frozen=True)
 class TextConfig:
     """Which encoder turns text into hidden states.
 
@@ -58,17 +61,17 @@ class TextConfig:
 
     source: str = "small"
     frozen: bool = False  # a pretrained encoder that is not trained
-    width: int = 64  # these four: the small one
-    layers: int = 2
-    heads: int = 4
-    dropout: float = 0.1
+    width: PositiveInt = 64  # these four: the small one
+    layers: PositiveInt = 2
+    heads: PositiveInt = 4
+    dropout: Probability = 0.1
 
 
 class TextEncoder(nn.Module):
     """Token ids (B, T) or features (B, T, D) to hidden states (B, T', ``width``) and their mask (B, T').
 
-    Place 0 sums the sentence up: [CLS] of the ids, or, for features through the small encoder, a learnt vector put in
-    front (T' = T + 1). Rows without any text give zeros.
+    The first hidden state sums the sentence up: [CLS] of the ids, or, for features through the small encoder, a
+    learnt vector put in front (T' = T + 1). Rows without any text give zeros.
     """
 
     def __init__(self, config: TextConfig, data: DataSpec):
@@ -78,66 +81,68 @@ class TextEncoder(nn.Module):
         self.frozen = config.frozen and self.pretrained
         self.project: nn.Linear | None = None
         self.backbone: Any = None  # a transformers model
+        _refuse_mismatch(config.source, features, pretrained=self.pretrained)
         if config.source == "given":
-            if not features:
-                raise ValueError(
-                    "text.source=given needs text features, but the data has token ids; use text.source=small"
-                )
             self.width = features
             return
-        if self.pretrained and features:
-            raise ValueError(
-                f"text.source={config.source} reads token ids, but the data has text features of width {features}; "
-                "use text.source=given or small, or convert the transcripts with: "
-                "python -m data_shards.convert RAW --out DIR --tokenizer PATH"
-            )
-        self.backbone = (
-            _pretrained(config.source, data) if self.pretrained else _small(config, data)
-        )
+        if self.pretrained:
+            self.backbone = _pretrained(config.source, data)
+        else:
+            self.backbone = _small(config, data)
         self.width = int(self.backbone.config.hidden_size)
         self.pad_id = int(self.backbone.config.pad_token_id or 0)
         if features:
             self.project = nn.Linear(features, self.width)
-            self.sentence = nn.Parameter(
-                torch.randn(self.width) * 0.02
-            )  # what [CLS] is to token ids
-            self.backbone.embeddings.word_embeddings = None  # features come in its place
+            # what [CLS] is to token ids
+            self.sentence = nn.Parameter(torch.randn(self.width) * 0.02)
+            self.backbone.embeddings.word_embeddings = None  # features come instead
         if self.frozen:
             self.backbone.requires_grad_(False).eval()
 
     def forward(
-        self, frames: Tensor, mask: Tensor, change: Change | None = None, layer: int = 0
+        self, frames: Tensor, mask: Tensor, change: HiddenChange | None = None, layer: int = 0
     ) -> tuple[Tensor, Tensor]:
         """Hidden states and mask.
 
-        ``change`` is applied to the hidden states before encoder layer ``layer``. What it puts there may come from
+        ``change`` is applied to the hidden states before encoder layer ``layer``. What it adds may come from
         elsewhere than the text, so rows without text are then not zeroed.
         """
-        has_text = mask.any(1, keepdim=True)  # (B, 1)
         if self.backbone is None:
             return frames, mask
+        has_text = mask.any(1, keepdim=True)  # (B, 1)
         if self.project is not None:
-            first = self.sentence.expand(len(frames), 1, -1)
-            inputs = {
-                "inputs_embeds": torch.cat([first, self.project(frames).to(first.dtype)], dim=1)
-            }
+            summary = self.sentence.expand(len(frames), 1, -1)
+            embedded = self.project(frames).to(summary.dtype)
+            inputs = {"inputs_embeds": torch.cat([summary, embedded], dim=1)}
             mask = torch.cat([has_text, mask], dim=1)
         else:
             inputs = {"input_ids": frames.masked_fill(~mask, self.pad_id)}
         attended = mask.clone()
         attended[:, :1] |= ~has_text  # softmax over nothing would be NaN
+        hidden = self._encode(inputs, attended, change, layer)
+        if change is None:
+            hidden = hidden * has_text[..., None]
+        return hidden, mask
+
+    def _encode(
+        self,
+        inputs: dict[str, Tensor],
+        attended: Tensor,
+        change: HiddenChange | None,
+        layer: int,
+    ) -> Tensor:
+        """Hidden states of the backbone, with ``change`` in place while it runs."""
+        needs_gradient = change is not None or not self.frozen
         hook = None if change is None else self._hook(change, layer)
         try:
-            with torch.set_grad_enabled(
-                torch.is_grad_enabled() and not (self.frozen and change is None)
-            ):
-                hidden = self.backbone(**inputs, attention_mask=attended.long()).last_hidden_state
+            with torch.set_grad_enabled(torch.is_grad_enabled() and needs_gradient):
+                output = self.backbone(**inputs, attention_mask=attended.long())
         finally:
             if hook is not None:
                 hook.remove()
-        return (hidden * has_text[..., None] if change is None else hidden), mask
+        return output.last_hidden_state
 
-    def _hook(self, change: Change, layer: int) -> torch.utils.hooks.RemovableHandle:
+    def _hook(self, change: HiddenChange, layer: int) -> torch.utils.hooks.RemovableHandle:
         def before(module: nn.Module, inputs: tuple) -> tuple:
             return (change(inputs[0]), *inputs[1:])
 
@@ -145,7 +150,7 @@ class TextEncoder(nn.Module):
 
     @property
     def layers(self) -> nn.ModuleList:
-        """The encoder layers, where the backbone has them in the place that BERT and its relatives do."""
+        """The encoder layers, of a backbone that has them where BERT and its relatives do."""
         found = getattr(getattr(self.backbone, "encoder", None), "layer", None)
         if not isinstance(found, nn.ModuleList):
             raise ValueError(
@@ -174,6 +179,20 @@ def decayed(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn
     return [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
 
 
+def _refuse_mismatch(source: str, features: int, *, pretrained: bool) -> None:
+    """Token ids and features want different sources."""
+    if source == "given" and not features:
+        raise ValueError(
+            "text.source=given needs text features, but the data has token ids; use text.source=small"
+        )
+    if pretrained and features:
+        raise ValueError(
+            f"text.source={source} reads token ids, but the data has text features of width {features}; "
+            "use text.source=given or small, or convert the transcripts with: "
+            "python -m data_shards.convert RAW --out DIR --tokenizer PATH"
+        )
+
+
 def _small(config: TextConfig, data: DataSpec) -> Any:
     if config.width % config.heads:
         raise ValueError(f"text.heads={config.heads} does not divide text.width={config.width}")
@@ -197,33 +216,44 @@ def _small(config: TextConfig, data: DataSpec) -> Any:
 
 def _pretrained(source: str, data: DataSpec) -> Any:
     settings = AutoConfig.from_pretrained(source)
-    size = int(settings.vocab_size)
+    _refuse_other_vocabulary(source, int(settings.vocab_size), data)
+    _refuse_longer_sentences(source, settings, data)
+    if getattr(settings, _NO_WEIGHTS, False):
+        backbone = AutoModel.from_config(
+            settings, attn_implementation=_ATTENTION, dtype=torch.float32
+        )
+    else:
+        backbone = AutoModel.from_pretrained(
+            source, attn_implementation=_ATTENTION, dtype=torch.float32
+        )
+    return _without_pooler(backbone)
+
+
+def _refuse_other_vocabulary(source: str, size: int, data: DataSpec) -> None:
     if not data.vocab_size:
         warnings.warn(
             f"the data does not say which vocabulary its token ids are of; taking it to be that of {source}",
-            stacklevel=2,
+            stacklevel=3,
         )
-    elif not (size == data.vocab_size or (0 < size - data.vocab_size < 128 and size % 8 == 0)):
-        # Some encoders round their table up; any other difference means ids of another language or model.
+        return
+    # Some encoders round their table up; any other difference means ids of another language or model.
+    rounded_up = 0 < size - data.vocab_size < 128 and size % 8 == 0
+    if size != data.vocab_size and not rounded_up:
         raise ValueError(
             f"text.source={source} has a vocabulary of {size} tokens, the data's tokenizer one of {data.vocab_size}; "
             f"convert the data with: python -m data_shards.convert RAW --out DIR --tokenizer {source}"
         )
+
+
+def _refuse_longer_sentences(source: str, settings: Any, data: DataSpec) -> None:
     longest = data.max_length.get("text", 0)
-    places = int(getattr(settings, "max_position_embeddings", 0) or 0)
+    limit = int(getattr(settings, "max_position_embeddings", 0) or 0)
     if settings.model_type in ("roberta", "xlm-roberta", "camembert"):
-        places -= int(settings.pad_token_id) + 1  # they count positions from behind the padding id
-    if places and longest > places:
+        limit -= int(settings.pad_token_id) + 1  # they count positions from behind the padding id
+    if limit and longest > limit:
         raise ValueError(
-            f"the data has sentences of {longest} tokens, text.source={source} takes at most {places}"
+            f"the data has sentences of {longest} tokens, text.source={source} takes at most {limit}"
         )
-    if getattr(settings, _NO_WEIGHTS, False):
-        return _without_pooler(
-            AutoModel.from_config(settings, attn_implementation=_ATTENTION, dtype=torch.float32)
-        )
-    return _without_pooler(
-        AutoModel.from_pretrained(source, attn_implementation=_ATTENTION, dtype=torch.float32)
-    )
 
 
 def _without_pooler(model: Any) -> Any:

@@ -10,9 +10,49 @@ from torch import Tensor
 
 from core import distributed
 from core.kernels.supcr.grouping import RowError
+from core.rows import at_least_float32, unit_rows
 
 
-class _Once(torch.autograd.Function):
+def gather_for_global_loss(rows: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Rows of all ranks, (sum of sizes, ...), for a loss that every rank then computes whole.
+
+    Such a loss has the same gradient by the gathered rows on every rank. Keeping the local rows' part, times the
+    number of ranks, makes the mean over ranks (DDP, DeepSpeed) the gradient of one process; a learnt temperature
+    needs no factor, because it gets the whole gradient on every rank.
+    """
+    if distributed.world_size() == 1:
+        return rows
+    return _Gather.apply(rows, sizes)
+
+
+class _Gather(torch.autograd.Function):
+    """All ranks' rows; backward hands each rank the gradient of its local rows, times the number of ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, sizes: Sequence[int]) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.local = local_slice(sizes)
+        return distributed.gather_rows(rows, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
+        gradient = upstream[0][ctx.local] * distributed.world_size()
+        return forbid_double_backward(gradient, *ctx.saved_tensors, *upstream), None
+
+
+def local_slice(sizes: Sequence[int]) -> slice:
+    """Where this rank's rows are among those of all ranks."""
+    rank = distributed.rank()
+    begin = sum(sizes[:rank])
+    return slice(begin, begin + sizes[rank])
+
+
+def forbid_double_backward(gradient: Tensor, *inputs: Tensor) -> Tensor:
+    """What a backward returns that cannot be differentiated again by ``inputs``, those of forward and upstream."""
+    return _DifferentiableOnce.apply(gradient.detach(), *inputs)
+
+
+class _DifferentiableOnce(torch.autograd.Function):
     """A gradient as it is; its own derivative is refused.
 
     torch's ``once_differentiable`` would not do: where the upstream gradient is a constant, the gradient it gives
@@ -31,38 +71,23 @@ class _Once(torch.autograd.Function):
         )
 
 
-def forbid_double_backward(gradient: Tensor, *inputs: Tensor) -> Tensor:
-    """What a backward returns that cannot be differentiated again by ``inputs``, those of forward and upstream."""
-    return _Once.apply(gradient.detach(), *inputs)
+def select_rows(
+    weight: Tensor | None, *sides: Tensor, normalize: bool = True
+) -> tuple[list[Tensor], list[int]]:
+    """The rows of each side that take part in a loss over all ranks, and how many of them each rank has.
 
+    Args:
+        weight: (B,), 0 for rows that take no part; None where all do.
+        sides: (B, D) rows each, of the same samples.
+        normalize: scale rows to length one; otherwise they are only brought to float32 at least.
 
-class _Gather(torch.autograd.Function):
-    """All ranks' rows; backward hands each rank its own rows' gradient, times the number of ranks."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, sizes: Sequence[int]) -> Tensor:
-        ctx.save_for_backward(rows)
-        start = sum(sizes[: distributed.rank()])
-        ctx.own = slice(start, start + len(rows))
-        return distributed.gather_rows(rows, sizes)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return forbid_double_backward(
-            gradients[0][ctx.own] * distributed.world_size(), *ctx.saved_tensors, *gradients
-        ), None
-
-
-def gather_for_global_loss(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Rows of all ranks, (sum of sizes, ...), for a loss that every rank then computes whole.
-
-    Such a loss has the same gradient by the gathered rows on every rank. Keeping the own rows' part, times the
-    number of ranks, makes the mean over ranks (DDP, DeepSpeed) the gradient of one process; a learnt temperature
-    needs no factor, because it gets the whole gradient on every rank.
+    Raises:
+        RowError: on every rank, if a row that takes part is not finite on any rank.
     """
-    if distributed.world_size() == 1:
-        return rows
-    return _Gather.apply(rows, sizes)
+    kept = drop_padding_rows(weight, *sides)
+    sizes = sizes_if_finite(weight, *kept)
+    scale = unit_rows if normalize else at_least_float32
+    return [scale(side) for side in kept], sizes
 
 
 def drop_padding_rows(weight: Tensor | None, *rows: Tensor) -> tuple[Tensor, ...]:
@@ -74,25 +99,44 @@ def drop_padding_rows(weight: Tensor | None, *rows: Tensor) -> tuple[Tensor, ...
 
 
 def sizes_if_finite(weight: Tensor | None, *rows: Tensor) -> list[int]:
-    """How many rows each rank has of those that take part, given what ``drop_padding_rows`` left of this rank's.
+    """How many rows each rank has of those that take part, where ``rows`` are what ``drop_padding_rows`` left.
+
+    A rank with a bad row must not leave the others waiting in their next collective. So all learn of it in the one
+    that exchanges the sizes: a report is a number of rows, or a negative code of the first bad row.
 
     Raises:
-        RowError: on every rank, if a row of any rank is not finite; it is counted as it was given, with the others.
+        RowError: on every rank, if a row of any rank is not finite. Rows are counted with those of weight 0.
     """
-    bad = torch.stack([~part.detach().isfinite().all(1) for part in rows]).any(0)  # (B,)
-    own = len(bad)
+    finite = [part.detach().isfinite().all(1) for part in rows]
+    bad = ~torch.stack(finite).all(0)  # (B,)
+    report = len(bad)
     if bool(bad.any()):
-        row = int(bad.nonzero()[0])
-        own = -1 - (
-            row if weight is None else int((weight > 0).nonzero()[row])
-        )  # says so in the same message
-    sizes = distributed.gather_sizes(own, bad.device)
-    for rank, size in enumerate(sizes):
-        if size < 0:
-            raise RowError(
-                -1 - size, f"of rank {rank} are not finite" if len(sizes) > 1 else "are not finite"
-            )
-    return sizes
+        first = int(bad.nonzero()[0])
+        report = _encode_bad_row(_row_in_batch(weight, first))
+    reports = distributed.gather_sizes(report, bad.device)
+    for rank, report in enumerate(reports):
+        bad_row = _decode_bad_row(report)
+        if bad_row is not None:
+            of_rank = f"of rank {rank} " if len(reports) > 1 else ""
+            raise RowError(bad_row, f"{of_rank}are not finite")
+    return reports
+
+
+def _row_in_batch(weight: Tensor | None, kept_row: int) -> int:
+    """The index in the whole batch of a row that is counted among those of positive weight."""
+    if weight is None:
+        return kept_row
+    return int((weight > 0).nonzero()[kept_row])
+
+
+def _encode_bad_row(row: int) -> int:
+    """A report that no number of rows can be: -1 for row 0, -2 for row 1, ..."""
+    return -1 - row
+
+
+def _decode_bad_row(report: int) -> int | None:
+    """The row that ``_encode_bad_row`` reports; None for a report of how many rows there are."""
+    return -1 - report if report < 0 else None
 
 
 def check_rows(name: str, features: Tensor, labels: Tensor | None = None) -> None:
@@ -108,9 +152,3 @@ def check_rows(name: str, features: Tensor, labels: Tensor | None = None) -> Non
             f"{name} needs one label per row, got labels {tuple(labels.shape)} for features {tuple(features.shape)}; "
             "flatten them with labels.reshape(-1)"
         )
-
-
-def check_temperature(name: str, temperature: float) -> None:
-    """Raises ValueError unless the temperature is a positive number."""
-    if not temperature > 0:
-        raise ValueError(f"{name} needs a positive temperature, got {temperature}")

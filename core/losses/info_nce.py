@@ -6,17 +6,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.losses.gather_rows import (
-    check_rows,
-    drop_padding_rows,
-    gather_for_global_loss,
-    sizes_if_finite,
-)
-from core.losses.in_batch import log_sums_over_ranks, sum_over_ranks
-from core.losses.temperature import temperature_of
+from core.losses.gather_rows import check_rows, gather_for_global_loss, select_rows
+from core.losses.in_batch import log_softmax_of_others, log_sums_over_ranks, sum_over_ranks
+from core.losses.temperature import at_temperature, temperature_of
 
 Form = Literal["half_sum", "log_mean"]
 
@@ -63,47 +57,31 @@ class ICL(nn.Module):
             raise ValueError(
                 f"ICL needs pairs, got left {tuple(left.shape)} and right {tuple(right.shape)}"
             )
-        left, right = drop_padding_rows(weight, left, right)
-        sizes = sizes_if_finite(weight, left, right)
-        left, right = unit_rows(left), unit_rows(right)
+        (left, right), sizes = select_rows(weight, left, right)
         if self.fused:
             return self._in_linear_memory(left, right, sizes)
-        left, right = (gather_for_global_loss(side, sizes) for side in (left, right))
+        left = gather_for_global_loss(left, sizes)
+        right = gather_for_global_loss(right, sizes)
         return info_nce(left, right, self.temperature(), alpha=self.alpha, form=self.form)
 
     def _in_linear_memory(self, left: Tensor, right: Tensor, sizes: Sequence[int]) -> Tensor:
         rows = at_temperature(torch.cat([left, right]), self.temperature())
-        forward, backward = rows.tensor_split(2)
-        log_sum = log_sums_over_ranks(rows, [2 * size for size in sizes])
-        products = (forward * backward).sum(1)  # (B,)
-        of_left, of_right = log_sum.tensor_split(2)
-        losses = mix(products - of_left, products - of_right, self.alpha, self.form)
+        left, right = rows.tensor_split(2)
+        products = (left * right).sum(1)  # (B,)
+        log_sums = log_sums_over_ranks(rows, [2 * size for size in sizes])
+        left_sums, right_sums = log_sums.tensor_split(2)
+        losses = _mix_directions(products - left_sums, products - right_sums, self.alpha, self.form)
         return sum_over_ranks(losses.sum() / max(1, sum(sizes)))
 
 
-def at_temperature(rows: Tensor, temperature: Tensor | float) -> Tensor:
-    """Rows whose products are those of the given rows over the temperature, which gets its gradient through them."""
-    return rows * temperature**-0.5
-
-
-def mix(forward: Tensor, backward: Tensor, alpha: float, form: Form) -> Tensor:
+def _mix_directions(
+    left_to_right: Tensor, right_to_left: Tensor, alpha: float, form: Form
+) -> Tensor:
     """Each pair's loss from its log q in both directions."""
     if form == "half_sum":
-        return -(alpha * forward + (1 - alpha) * backward)
-    shares = forward.new_tensor([alpha, 1 - alpha]).log()
-    return -torch.logaddexp(forward + shares[0], backward + shares[1])
-
-
-def unit_rows(rows: Tensor) -> Tensor:
-    """Rows of length one, in float32 unless they are float64; rows of zeros stay zeros."""
-    return F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=-1)
-
-
-def log_softmax_of_pairs(left: Tensor, right: Tensor, temperature: Tensor | float) -> Tensor:
-    """(2N, 2N) log q: row i of the stack [left; right] against every other row of it; -inf for itself."""
-    rows = torch.cat([left, right])
-    self_pair = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    return (rows @ rows.T / temperature).masked_fill(self_pair, float("-inf")).log_softmax(-1)
+        return -(alpha * left_to_right + (1 - alpha) * right_to_left)
+    shares = left_to_right.new_tensor([alpha, 1 - alpha]).log()
+    return -torch.logaddexp(left_to_right + shares[0], right_to_left + shares[1])
 
 
 def info_nce(
@@ -118,9 +96,10 @@ def info_nce(
 
     q(i) is the softmax of i's partner among all other rows of both sides, whichever side i is on.
     """
-    pairs = len(left)
-    if pairs == 0:
+    num_pairs = len(left)
+    if num_pairs == 0:
         return ((left + right) / temperature).sum() * 0.0
-    log_q = log_softmax_of_pairs(left, right, temperature)
-    left_to_right, right_to_left = log_q.diagonal(pairs), log_q.diagonal(-pairs)  # (N,) each
-    return mix(left_to_right, right_to_left, alpha, form).mean()
+    log_q = log_softmax_of_others(torch.cat([left, right]), temperature)  # (2N, 2N)
+    left_to_right = log_q.diagonal(num_pairs)  # (N,)
+    right_to_left = log_q.diagonal(-num_pairs)
+    return _mix_directions(left_to_right, right_to_left, alpha, form).mean()

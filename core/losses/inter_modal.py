@@ -7,15 +7,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from core.losses.gather_rows import (
-    check_rows,
-    drop_padding_rows,
-    gather_for_global_loss,
-    sizes_if_finite,
+from core.losses.gather_rows import check_rows, gather_for_global_loss, select_rows
+from core.losses.in_batch import (
+    divergences_over_ranks,
+    is_itself,
+    log_softmax_of_others,
+    sum_over_ranks,
 )
-from core.losses.in_batch import divergences_over_ranks, sum_over_ranks
-from core.losses.info_nce import at_temperature, log_softmax_of_pairs, unit_rows
-from core.losses.temperature import temperature_of
+from core.losses.temperature import at_temperature, temperature_of
 
 Scale = Literal["mean", "released"]
 
@@ -64,28 +63,29 @@ class IAL(nn.Module):
         """
         for side in view:
             check_rows("IAL", side)
-        if len({len(side) for side in (*view, *joint)}) != 1:
-            raise ValueError(
-                f"IAL needs as many joint as view rows, got {[len(side) for side in (*view, *joint)]}"
-            )
-        rows = drop_padding_rows(weight, *view, *(side.detach() for side in joint))
-        sizes = sizes_if_finite(weight, *rows)
-        left, right, joint_left, joint_right = (unit_rows(side) for side in rows)
-        pairs, temperature = max(1, sum(sizes)), self.temperature()
+        counts = [len(side) for side in (*view, *joint)]
+        if len(set(counts)) != 1:
+            raise ValueError(f"IAL needs as many joint as view rows, got {counts}")
+        joint_left, joint_right = joint
+        sides, sizes = select_rows(weight, *view, joint_left.detach(), joint_right.detach())
+        num_pairs = max(1, sum(sizes))
         if self.fused:
-            view_rows = at_temperature(torch.cat([left, right]), temperature)
-            joint_rows = at_temperature(torch.cat([joint_left, joint_right]), temperature).detach()
-            kl = divergences_over_ranks(
-                view_rows, joint_rows, [2 * size for size in sizes]
-            )  # (2 B,)
-            loss = sum_over_ranks(kl.sum() / (2 * pairs))
+            loss = self._in_linear_memory(sides, sizes)
         else:
-            sides = (left, right, joint_left, joint_right)
-            left, right, joint_left, joint_right = (
+            left, right, joint_left, joint_right = [
                 gather_for_global_loss(side, sizes) for side in sides
-            )
-            loss = ial(left, right, joint_left, joint_right, temperature)
-        return loss if self.scale == "mean" else loss * (0.1 / (2 * pairs))
+            ]
+            loss = ial(left, right, joint_left, joint_right, self.temperature())
+        return loss if self.scale == "mean" else loss * (0.1 / (2 * num_pairs))
+
+    def _in_linear_memory(self, sides: list[Tensor], sizes: list[int]) -> Tensor:
+        left, right, joint_left, joint_right = sides
+        temperature = self.temperature()
+        view_rows = at_temperature(torch.cat([left, right]), temperature)  # (2 B, D)
+        joint_rows = at_temperature(torch.cat([joint_left, joint_right]), temperature).detach()
+        row_sizes = [2 * size for size in sizes]
+        divergences = divergences_over_ranks(view_rows, joint_rows, row_sizes)  # (2 B,)
+        return sum_over_ranks(divergences.sum() / max(1, sum(row_sizes)))
 
 
 def ial(
@@ -101,8 +101,9 @@ def ial(
     """
     if len(left) == 0:
         return ((left + right) / temperature).sum() * 0.0
-    log_view = log_softmax_of_pairs(left, right, temperature)
-    log_joint = log_softmax_of_pairs(joint_left, joint_right, temperature).detach()
-    self_pair = torch.eye(len(log_view), dtype=torch.bool, device=left.device)
-    difference = (log_joint - log_view).masked_fill(self_pair, 0.0)  # (2N, 2N)
-    return (log_joint.exp() * difference).sum(-1).mean()
+    log_view = log_softmax_of_others(torch.cat([left, right]), temperature)  # (2N, 2N)
+    log_joint = log_softmax_of_others(torch.cat([joint_left, joint_right]), temperature).detach()
+    log_ratio = log_joint - log_view
+    log_ratio = log_ratio.masked_fill(is_itself(log_view), 0.0)  # -inf less -inf
+    divergences = (log_joint.exp() * log_ratio).sum(-1)  # (2N,)
+    return divergences.mean()

@@ -1,4 +1,4 @@
-"""Labels on a grid: decimal labels as integers, so that equal distances compare equal."""
+"""Labels: what a score costs by its label, and decimal labels as integers, so that equal distances compare equal."""
 
 from __future__ import annotations
 
@@ -6,8 +6,22 @@ import warnings
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 TOLERANCE = 1e-3  # of one grid step
+
+
+def task_loss(score: Tensor, label: Tensor, squared: bool = False) -> Tensor:
+    """What every sentiment model is judged by, (B,) float32: absolute error of a score, cross-entropy of a class.
+
+    Args:
+        score: (B,) for regression, (B, classes) logits for classification.
+        squared: the squared error in the place of the absolute one.
+    """
+    if score.ndim == 2:
+        return F.cross_entropy(score.float(), label.long(), reduction="none")
+    error = score.float() - label
+    return error**2 if squared else error.abs()
 
 
 def on_grid(labels: Tensor, resolution: float | None) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from core import distributed
@@ -12,12 +11,17 @@ from core.losses.gather_rows import (
     check_rows,
     drop_padding_rows,
     gather_for_global_loss,
-    sizes_if_finite,
+    local_slice,
+    select_rows,
 )
-from core.losses.in_batch import log_sums_over_ranks, own_columns, sum_over_ranks
-from core.losses.info_nce import at_temperature, unit_rows
+from core.losses.in_batch import (
+    is_itself,
+    log_softmax_of_others,
+    log_sums_over_ranks,
+    sum_over_ranks,
+)
 from core.losses.labels import on_grid
-from core.losses.temperature import temperature_of
+from core.losses.temperature import at_temperature, temperature_of
 
 
 class SupCon(nn.Module):
@@ -53,42 +57,41 @@ class SupCon(nn.Module):
             RowError: for a row that takes part and is not finite; on every rank.
         """
         check_rows("SupCon", features, labels)
-        features, labels = drop_padding_rows(weight, features, labels)
-        sizes = sizes_if_finite(weight, features)
+        (rows,), sizes = select_rows(weight, features)
+        (labels,) = drop_padding_rows(weight, labels)
         labels = on_grid(distributed.gather_rows(labels, sizes), self.resolution)
-        rows, temperature = unit_rows(features), self.temperature()
         if self.fused:
-            return self._in_linear_memory(at_temperature(rows, temperature), labels, sizes)
-        return supcon(gather_for_global_loss(rows, sizes), labels, temperature)
+            return self._in_linear_memory(rows, labels, sizes)
+        return supcon(gather_for_global_loss(rows, sizes), labels, self.temperature())
 
     def _in_linear_memory(self, rows: Tensor, labels: Tensor, sizes: Sequence[int]) -> Tensor:
+        rows = at_temperature(rows, self.temperature())
+        constant = rows.detach()
         _, classes, counts = labels.unique(return_inverse=True, return_counts=True)
-        mine = classes[own_columns(sizes, rows.device)]  # (B,)
-        sums = (
-            rows.detach().new_zeros(len(counts), rows.shape[1]).index_add_(0, mine, rows.detach())
-        )
-        positives = (
-            distributed.all_reduce_sum(sums)[mine] - rows.detach()
-        )  # (B, D), sum of each row's positives
+        local_classes = classes[local_slice(sizes)]  # (B,)
+        class_sums = constant.new_zeros(len(counts), rows.shape[1])
+        class_sums.index_add_(0, local_classes, constant)
+        # Each row's sum of positives: its class less itself, over all ranks.
+        positives = distributed.all_reduce_sum(class_sums)[local_classes] - constant  # (B, D)
         products = (rows * positives).sum(1)
-        products = (
-            2 * products - products.detach()
-        )  # a row is anchor, and as often candidate, of the same pairs
-        number = counts[mine] - 1
-        losses = log_sums_over_ranks(rows, sizes) - products / number.clamp(min=1)
-        anchors = max(1, int(counts[counts > 1].sum()))
-        return sum_over_ranks(losses.masked_fill(number == 0, 0.0).sum() / anchors)
+        # A row is anchor, and as often candidate, of the same pairs: twice the gradient, once the value.
+        products = 2 * products - products.detach()
+        num_positives = counts[local_classes] - 1
+        mean_products = products / num_positives.clamp(min=1)
+        losses = log_sums_over_ranks(rows, sizes) - mean_products
+        losses = losses.masked_fill(num_positives == 0, 0.0)
+        num_anchors = max(1, int(counts[counts > 1].sum()))
+        return sum_over_ranks(losses.sum() / num_anchors)
 
 
 def supcon(features: Tensor, labels: Tensor, temperature: Tensor | float) -> Tensor:
     """The definition of SupCon (its L_out) for (n, D) rows, taken as they are, in O(n^2) memory."""
-    self_pair = torch.eye(len(features), dtype=torch.bool, device=features.device)
-    positive = (labels[:, None] == labels[None]) & ~self_pair  # (n, n)
-    anchor = positive.any(-1)
-    if not bool(anchor.any()):
+    same_label = labels[:, None] == labels[None]
+    is_positive = same_label & ~is_itself(features)  # (n, n)
+    is_anchor = is_positive.any(-1)
+    if not bool(is_anchor.any()):
         return (features / temperature).sum() * 0.0
-    log_q = (
-        (features @ features.T / temperature).masked_fill(self_pair, float("-inf")).log_softmax(-1)
-    )
-    of_positives = log_q.masked_fill(~positive, 0.0).sum(-1)  # (n,)
-    return -(of_positives[anchor] / positive.sum(-1)[anchor]).mean()
+    log_q = log_softmax_of_others(features, temperature)
+    of_positives = log_q.masked_fill(~is_positive, 0.0).sum(-1)  # (n,)
+    num_positives = is_positive.sum(-1)
+    return -(of_positives[is_anchor] / num_positives[is_anchor]).mean()

@@ -7,21 +7,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from core import distributed
 from core.kernels.supcr.op import fused_supcr
 from core.losses.gather_rows import (
     check_rows,
-    check_temperature,
     drop_padding_rows,
     gather_for_global_loss,
-    sizes_if_finite,
+    select_rows,
 )
+from core.losses.in_batch import is_itself
 from core.losses.labels import on_grid
 from core.losses.supcr_ranks import supcr_across_ranks
+from core.losses.temperature import check_temperature
 
 Denominator = Literal["ik", "jk"]
 
@@ -55,9 +54,12 @@ class SupCR(nn.Module):
             raise ValueError(f"SupCR needs a positive resolution or None, got {resolution}")
         if denominator not in ("ik", "jk"):
             raise ValueError(f"SupCR denominator must be 'ik' or 'jk', got {denominator!r}")
-        self.temperature, self.resolution = temperature, resolution
-        self.denominator, self.normalize = denominator, normalize
-        self.fused, self.ring = fused and denominator == "ik", ring
+        self.temperature = temperature
+        self.resolution = resolution
+        self.denominator = denominator
+        self.normalize = normalize
+        self.fused = fused and denominator == "ik"
+        self.ring = ring
 
     def forward(self, features: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
         """This rank's (B, D) rows and (B,) labels to the scalar loss of all ranks' rows, the same on every rank.
@@ -70,19 +72,15 @@ class SupCR(nn.Module):
             RowError: for a row that takes part and is not finite; on every rank.
         """
         check_rows("SupCR", features, labels)
-        features, labels = drop_padding_rows(weight, features, labels)
-        sizes = sizes_if_finite(weight, features)
-        if not features.dtype == torch.float64:
-            features = features.float()
-        if self.normalize:
-            features = F.normalize(features, dim=1)
+        (rows,), sizes = select_rows(weight, features, normalize=self.normalize)
+        (labels,) = drop_padding_rows(weight, labels)
         labels = on_grid(distributed.gather_rows(labels, sizes), self.resolution)
-        if self.fused and distributed.world_size() > 1:
-            return supcr_across_ranks(features, labels, sizes, self.temperature, ring=self.ring)
-        if self.fused:
-            return fused_supcr(features, labels, self.temperature)
-        rows = gather_for_global_loss(features, sizes)
-        return supcr(rows, labels, self.temperature, denominator=self.denominator)
+        if not self.fused:
+            rows = gather_for_global_loss(rows, sizes)
+            return supcr(rows, labels, self.temperature, denominator=self.denominator)
+        if distributed.world_size() > 1:
+            return supcr_across_ranks(rows, labels, sizes, self.temperature, ring=self.ring)
+        return fused_supcr(rows, labels, self.temperature)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, resolution={self.resolution}, denominator={self.denominator!r}"
@@ -106,11 +104,13 @@ def supcr(
         return features.sum() * 0.0
     similarity = features @ features.T / temperature  # (n, n)
     column = labels.reshape(n, -1).double()
-    distance = (column[:, None] - column[None]).abs().sum(-1)  # (n, n)
-    self_pair = torch.eye(n, dtype=torch.bool, device=features.device)
-    candidate = (distance[:, None, :] >= distance[:, :, None]) & ~self_pair[
-        :, None, :
-    ]  # (n, n, n): i, j, k
+    difference = column[:, None] - column[None]
+    distance = difference.abs().sum(-1)  # (n, n)
+    self_pair = is_itself(features)
+    at_least_as_far = distance[:, None, :] >= distance[:, :, None]  # (n, n, n): i, j, k
+    is_candidate = at_least_as_far & ~self_pair[:, None, :]
     compared = similarity[:, None, :] if denominator == "ik" else similarity[None]  # s_ik or s_jk
-    total = compared.expand(n, n, n).masked_fill(~candidate, float("-inf")).logsumexp(-1)  # (n, n)
-    return (total - similarity)[~self_pair].mean()
+    candidates = compared.expand(n, n, n)
+    candidates = candidates.masked_fill(~is_candidate, float("-inf"))
+    log_denominator = candidates.logsumexp(-1)  # (n, n)
+    return (log_denominator - similarity)[~self_pair].mean()

@@ -9,6 +9,7 @@ labels than buckets are good for, ranks compute gradients for all rows and sum t
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,45 +17,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from core import distributed
-from core.kernels.supcr import dispatch, grouping
-from core.kernels.supcr.grouping import Anchors, Columns, Labels, RowError, by_label, distinct
-from core.losses.gather_rows import forbid_double_backward
-from core.losses.in_batch import own_columns
-
-
-class _AcrossRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        features: Tensor,
-        labels: Tensor,
-        sizes: Sequence[int],
-        temperature: float,
-        ring: bool,
-    ) -> Tensor:
-        total = sum(sizes)
-        loss, gradient = (
-            features.new_zeros((), dtype=grouping.loss_type(features)),
-            torch.zeros_like(features),
-        )
-        if total > 1:
-            log_sum, summed = _local_parts(features, labels, sizes, temperature, ring)
-            gradient.copy_(summed.mul_(1 / (temperature * total * (total - 1))))
-            loss.copy_(distributed.all_reduce_sum(log_sum) / (total * (total - 1)))
-        ctx.save_for_backward(features, gradient)
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, *of_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
-        features, gradient = ctx.saved_tensors
-        factor = of_loss[0] * distributed.world_size()  # the engine divides by it
-        return (
-            forbid_double_backward(gradient * factor.to(gradient.dtype), features, *of_loss),
-            None,
-            None,
-            None,
-            None,
-        )
+from core.kernels.supcr import dispatch
+from core.kernels.supcr.grouping import (
+    Anchors,
+    LabelTable,
+    RowError,
+    SortedRows,
+    group_starts,
+    invert,
+    largest_exponent,
+    loss_type,
+    sort_by_label,
+    tabulate_labels,
+    working_type,
+)
+from core.losses.gather_rows import forbid_double_backward, local_slice
 
 
 def supcr_across_ranks(
@@ -79,49 +56,88 @@ def supcr_across_ranks(
     return _AcrossRanks.apply(features, labels, sizes, temperature, ring)
 
 
-def _local_parts(
+class _AcrossRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        labels: Tensor,
+        sizes: Sequence[int],
+        temperature: float,
+        ring: bool,
+    ) -> Tensor:
+        n = sum(sizes)
+        num_pairs = n * (n - 1)
+        loss = features.new_zeros((), dtype=loss_type(features))
+        gradient = torch.zeros_like(features)
+        if num_pairs > 0:
+            part, scaled_gradient = _rank_loss_and_gradient(
+                features, labels, sizes, temperature, ring
+            )
+            gradient.copy_(scaled_gradient.mul_(1 / (temperature * n * (n - 1))))
+            loss.copy_(distributed.all_reduce_sum(part) / num_pairs)
+        ctx.save_for_backward(features, gradient)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *of_loss: Tensor) -> tuple[Tensor, None, None, None, None]:
+        features, gradient = ctx.saved_tensors
+        factor = of_loss[0] * distributed.world_size()  # the engine divides by it
+        of_features = forbid_double_backward(
+            gradient * factor.to(gradient.dtype), features, *of_loss
+        )
+        return of_features, None, None, None, None
+
+
+def _rank_loss_and_gradient(
     features: Tensor, labels: Tensor, sizes: Sequence[int], temperature: float, ring: bool
 ) -> tuple[Tensor, Tensor]:
-    """This rank's share of the loss times n (n - 1), (), and the gradient of its rows times T n (n - 1), (B, D)."""
-    total, begin = sum(sizes), sum(sizes[: distributed.rank()])
-    exponent = _largest_exponent(features, temperature)
-    rows = features.detach().to(grouping.working_type(features, exponent, total))
-    table = distinct(labels)
-    mine, order = by_label(rows, table.groups[begin : begin + len(rows)], len(table))
-    path = "torch"
-    if table.apart:
-        path = dispatch.choose_path(rows, exponent, total, len(table), alone=False)
+    """This rank's part of the loss times n (n - 1), (), and the gradient of its rows times T n (n - 1), (B, D)."""
+    n = sum(sizes)
+    local = local_slice(sizes)
+    exponent = _largest_exponent_of_ranks(features, temperature)
+    rows = features.detach().to(working_type(features, exponent, n))
+    table = tabulate_labels(labels)
+    path: dispatch.Path = "torch"
+    if table.well_separated:
+        path = dispatch.choose_path(rows, exponent, n, len(table), alone=False)
     if ring and path == "torch":
         raise ValueError(
             f"SupCR cannot pass rows round a ring with exponents up to {exponent:g} of two, at temperature "
             f"{temperature:g} on {rows.device.type}, or with labels next to equal; use ring=False"
         )
     if path in ("buckets", "triton") or ring:
-        log_sum, sorted_gradient = _by_buckets(mine, table, sizes, temperature, ring)
+        anchors, order = sort_by_label(rows, table.groups[local], len(table))
+        log_sum, sorted_gradient = _by_buckets(anchors, table, sizes, temperature, ring)
         gradient = torch.empty_like(sorted_gradient).index_copy_(0, order, sorted_gradient)
     else:
-        everything = distributed.gather_rows(rows, sizes)
-        own = own_columns(sizes, rows.device)
-        log_sum, whole = dispatch.strips(rows, own, everything, table, temperature, path)
-        gradient = distributed.all_reduce_sum(whole)[begin : begin + len(rows)]
-    products = rows.double() @ distributed.all_reduce_sum(
-        rows.double().sum(0)
-    ) - rows.double().square().sum(1)
+        columns = distributed.gather_rows(rows, sizes)
+        self_column = torch.arange(local.start, local.stop, device=rows.device)
+        log_sum, gradient_of_all = dispatch.whole_rows(
+            rows, self_column, columns, table, temperature, path
+        )
+        gradient = distributed.all_reduce_sum(gradient_of_all)[local]
+    # As in ``grouping.sum_of_products``, but only this rank's rows, each with the sum of all.
+    wide = rows.double()
+    total = distributed.all_reduce_sum(wide.sum(0))
+    products = wide @ total - wide.square().sum(1)
     return log_sum - products.sum() / temperature, gradient
 
 
-def _largest_exponent(features: Tensor, temperature: float) -> float:
-    """``grouping.largest_exponent`` over all ranks; an error of one rank becomes one of all, so that none waits."""
-    own: RowError | None = None
+def _largest_exponent_of_ranks(features: Tensor, temperature: float) -> float:
+    """``largest_exponent`` over all ranks; an error of one rank becomes one of all, so that none waits."""
+    local_error: RowError | None = None
     try:
-        exponent = grouping.largest_exponent(features, temperature)
+        exponent = largest_exponent(features, temperature)
     except RowError as error:
-        exponent, own = float("inf"), error
+        local_error = error
+        exponent = float("inf")
     exponents = distributed.gather_rows(features.new_tensor([exponent], dtype=torch.float64))
-    if own is not None:
-        raise RowError(own.row, f"of rank {distributed.rank()} {own.what}")
-    for rank, found in enumerate(exponents.tolist()):
-        if found == float("inf"):
+    if local_error is not None:
+        problem = f"of rank {distributed.rank()} {local_error.problem}"
+        raise RowError(local_error.row, problem)
+    for rank, exponent_of_rank in enumerate(exponents.tolist()):
+        if exponent_of_rank == float("inf"):
             raise RowError(
                 None, f"SupCR on rank {rank}: features are not finite; see the error there"
             )
@@ -129,76 +145,89 @@ def _largest_exponent(features: Tensor, temperature: float) -> float:
 
 
 def _by_buckets(
-    mine: Columns, table: Labels, sizes: Sequence[int], temperature: float, ring: bool
+    anchors: SortedRows, table: LabelTable, sizes: Sequence[int], temperature: float, ring: bool
 ) -> tuple[Tensor, Tensor]:
-    """Sum of log denominators of this rank's anchors, and their gradients in the order of ``mine``."""
-    passed = _ring if ring else _gathered
-    sums = mine.rows.new_zeros(len(table), len(mine))
-    for columns, own, _ in passed(mine, table, sizes, None):
-        sums += dispatch.bucket_sums(Anchors(mine, own), columns, len(table), temperature)
-    log_sum = dispatch.bucket_weights(sums, mine, table)
-    gradient = torch.zeros_like(mine.rows)
-    for columns, own, weights in passed(mine, table, sizes, sums.T.contiguous()):
-        assert weights is not None
-        gradient += dispatch.bucket_gradient(
-            Anchors(mine, own), columns, sums, weights, temperature
-        )
+    """Sum of log denominators of this rank's anchors, and their gradients in the order of ``anchors``."""
+    steps = dispatch.bucket_steps(anchors.rows)
+    shards_of = _ring_shards if ring else _gathered_shard
+    sums = anchors.rows.new_zeros(len(table), len(anchors))
+    for shard in shards_of(anchors, table, sizes, None):
+        on_shard = Anchors(anchors, shard.self_column)
+        sums += steps.bucket_sums(on_shard, shard.columns, len(table), temperature)
+    log_sum = steps.bucket_weights(sums, anchors, table)
+    gradient = torch.zeros_like(anchors.rows)
+    for shard in shards_of(anchors, table, sizes, sums.T.contiguous()):
+        assert shard.weights is not None
+        on_shard = Anchors(anchors, shard.self_column)
+        gradient += steps.bucket_gradient(on_shard, shard.columns, sums, shard.weights, temperature)
     return log_sum, gradient
 
 
-Shard = tuple[Columns, Tensor, Tensor | None]
+@dataclass(frozen=True)
+class _Shard:
+    """Some ranks' rows, as columns for this rank's anchors."""
+
+    columns: SortedRows
+    self_column: Tensor  # (B,) int64, see ``Anchors``
+    weights: Tensor | None  # (U, columns), once they are known
 
 
-def _gathered(
-    mine: Columns, table: Labels, sizes: Sequence[int], weights: Tensor | None
-) -> Iterator[Shard]:
-    """All ranks' rows at once: sorted by label, the place of this rank's rows among them, all weights, (U, n)."""
-    rows = distributed.gather_rows(mine.rows, sizes)
-    groups = torch.cat([part.sort().values for part in table.groups.split(list(sizes))])
-    columns, order = by_label(rows, groups, len(table))
-    back = torch.empty_like(order).index_copy_(
-        0, order, torch.arange(len(order), device=order.device)
-    )
-    begin = sum(sizes[: distributed.rank()])
+def _gathered_shard(
+    anchors: SortedRows, table: LabelTable, sizes: Sequence[int], weights: Tensor | None
+) -> Iterator[_Shard]:
+    """All ranks' rows, at once.
+
+    Args:
+        weights: (B, U), of this rank's anchors.
+    """
+    rows = distributed.gather_rows(anchors.rows, sizes)
+    groups_of_ranks = table.groups.split(list(sizes))
+    groups = torch.cat([groups.sort().values for groups in groups_of_ranks])
+    columns, order = sort_by_label(rows, groups, len(table))
+    self_column = invert(order)[local_slice(sizes)]
     if weights is not None:
         weights = distributed.gather_rows(weights, sizes)[order].T.contiguous()
-    yield columns, back[begin : begin + len(mine)], weights
+    yield _Shard(columns, self_column, weights)
 
 
-def _ring(
-    mine: Columns, table: Labels, sizes: Sequence[int], weights: Tensor | None
-) -> Iterator[Shard]:
-    """One rank's rows after another, this rank's first; each step passes what it holds on to the next rank."""
-    here, ranks = distributed.rank(), distributed.world_size()
-    payload = mine.rows if weights is None else torch.cat([mine.rows, weights], dim=1)
-    padded = payload.new_zeros(max(sizes), payload.shape[1])
-    padded[: len(payload)] = payload
-    parts = table.groups.split(list(sizes))
-    for step in range(ranks):
-        source = (here - step) % ranks
-        groups = parts[source].sort().values
-        starts = torch.searchsorted(groups, torch.arange(len(table) + 1, device=groups.device))
-        width = mine.rows.shape[1]
-        held = padded[: sizes[source]]
-        own = (
-            torch.arange(len(mine), device=groups.device)
-            if step == 0
-            else groups.new_full((len(mine),), -1)
+def _ring_shards(
+    anchors: SortedRows, table: LabelTable, sizes: Sequence[int], weights: Tensor | None
+) -> Iterator[_Shard]:
+    """One rank's rows after another, this rank's first; each step passes the block at hand on to the next rank.
+
+    Args:
+        weights: (B, U), of this rank's anchors; they travel beside the rows.
+    """
+    rank, num_ranks = distributed.rank(), distributed.world_size()
+    next_rank, previous_rank = (rank + 1) % num_ranks, (rank - 1) % num_ranks
+    width = anchors.rows.shape[1]
+    payload = anchors.rows
+    if weights is not None:
+        payload = torch.cat([payload, weights], dim=1)
+    block = payload.new_zeros(max(sizes), payload.shape[1])  # padded to the longest rank
+    block[: len(payload)] = payload
+    groups_of_ranks = table.groups.split(list(sizes))
+    for step in range(num_ranks):
+        origin = (rank - step) % num_ranks
+        groups = groups_of_ranks[origin].sort().values
+        received = block[: sizes[origin]]
+        columns = SortedRows(
+            received[:, :width].contiguous(), groups, group_starts(groups, len(table))
         )
-        yield (
-            Columns(held[:, :width].contiguous(), groups, starts),
-            own,
-            None if weights is None else held[:, width:].T.contiguous(),
-        )
-        if step < ranks - 1:
-            padded = _pass_on(padded, to=(here + 1) % ranks, source=(here - 1) % ranks)
+        if step == 0:
+            self_column = torch.arange(len(anchors), device=groups.device)
+        else:
+            self_column = groups.new_full((len(anchors),), -1)
+        column_weights = None if weights is None else received[:, width:].T.contiguous()
+        yield _Shard(columns, self_column, column_weights)
+        if step < num_ranks - 1:
+            block = _pass_on(block, to=next_rank, sender=previous_rank)
 
 
-def _pass_on(block: Tensor, *, to: int, source: int) -> Tensor:
+def _pass_on(block: Tensor, *, to: int, sender: int) -> Tensor:
     received = torch.empty_like(block)
-    work = dist.batch_isend_irecv(
-        [dist.P2POp(dist.isend, block, to), dist.P2POp(dist.irecv, received, source)]
-    )
-    for request in work:
-        request.wait()
+    send = dist.P2POp(dist.isend, block, to)
+    receive = dist.P2POp(dist.irecv, received, sender)
+    for transfer in dist.batch_isend_irecv([send, receive]):
+        transfer.wait()
     return received

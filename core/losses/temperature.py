@@ -7,8 +7,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from core.losses.gather_rows import check_temperature
-
 
 class Temperature(nn.Module):
     """A learnt temperature, kept positive through its logarithm; shape [1], as ZeRO refuses 0-dim parameters."""
@@ -22,7 +20,7 @@ class Temperature(nn.Module):
 
 
 class FixedTemperature(nn.Module):
-    """A given temperature."""
+    """A temperature that stays as it is."""
 
     def __init__(self, value: float):
         super().__init__()
@@ -43,3 +41,14 @@ def temperature_of(loss: str, start: float, learnable: bool) -> nn.Module:
     """
     check_temperature(loss, start)
     return Temperature(start) if learnable else FixedTemperature(start)
+
+
+def check_temperature(loss: str, temperature: float) -> None:
+    """Raises ValueError unless the temperature of the loss named ``loss`` is a positive number."""
+    if not temperature > 0:
+        raise ValueError(f"{loss} needs a positive temperature, got {temperature}")
+
+
+def at_temperature(rows: Tensor, temperature: Tensor | float) -> Tensor:
+    """Rows whose products are those of ``rows`` over the temperature, which gets its gradient through them."""
+    return rows * temperature**-0.5

@@ -27,14 +27,19 @@ class Uncertainty(nn.Module):
         self.strength = 0.5 if regulariser == "paper" else 1.0
 
     def forward(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The same names with weighted losses. A loss that is exactly zero had no samples and stays so: otherwise
-        its regulariser would run off to minus infinity."""
+        """The same names with weighted losses.
+
+        A loss that is exactly zero had no samples and stays so: otherwise its regulariser would run off to minus
+        infinity.
+        """
         weighted = {}
         for name, loss in losses.items():
-            s = self.log_variance[self.names.index(name)]
-            weighted[name] = (-s).exp() * loss + self.strength * s * (loss.detach() != 0)
+            log_variance = self.log_variance[self.names.index(name)]
+            regulariser = self.strength * log_variance * (loss.detach() != 0)
+            weighted[name] = (-log_variance).exp() * loss + regulariser
         return weighted
 
     def weights(self) -> dict[str, float]:
         """Name -> 1 / alpha^2, for the log."""
-        return dict(zip(self.names, (-self.log_variance.detach()).exp().tolist(), strict=True))
+        weights = (-self.log_variance.detach()).exp().tolist()
+        return dict(zip(self.names, weights, strict=True))

@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from sklearn.metrics import f1_score
 
+from core.metrics.declared import score_text
+
 
 def scores(
     prediction: ArrayLike, label: ArrayLike, num_classes: int | None = None
@@ -25,28 +27,18 @@ def scores(
         raise ValueError(
             f"scores need (N,) classes or (N, classes) logits for N labels, got {predicted.shape} for {truth.shape}"
         )
+    classes: list[int] | None = None  # those that occur
     if num_classes is None:
         num_classes = int(max(predicted.max(), truth.max())) + 1
-        present: list[int] | None = None
     else:
-        present = list(range(num_classes))
-    for name, values in (("prediction", predicted), ("label", truth)):
-        wrong = np.flatnonzero(
-            (values != np.floor(values)) | (values < 0) | (values >= num_classes)
-        )
-        if len(wrong):
-            raise ValueError(
-                f"{name} {wrong[0]} is {values[wrong[0]]}, no class number in 0..{num_classes - 1}"
-            )
+        classes = list(range(num_classes))
+    _refuse_other_numbers("prediction", predicted, num_classes)
+    _refuse_other_numbers("label", truth, num_classes)
     predicted, truth = predicted.astype(np.int64), truth.astype(np.int64)
     return {
         "Accuracy": float((predicted == truth).mean()),
-        "Macro_F1": float(
-            f1_score(truth, predicted, labels=present, average="macro", zero_division=0)
-        ),
-        "Weighted_F1": float(
-            f1_score(truth, predicted, labels=present, average="weighted", zero_division=0)
-        ),
+        "Macro_F1": _f1(truth, predicted, classes, "macro"),
+        "Weighted_F1": _f1(truth, predicted, classes, "weighted"),
     }
 
 
@@ -64,12 +56,27 @@ def collapsed(
 ) -> str | None:
     """A warning when every answer is the same class though the truth has several; else None."""
     predicted = np.asarray(prediction)
-    predicted = predicted.argmax(1) if predicted.ndim == 2 else predicted
-    if len(np.unique(predicted)) > 1 or len(np.unique(np.asarray(label))) < 2:
+    if predicted.ndim == 2:
+        predicted = predicted.argmax(1)
+    answers, labels = np.unique(predicted), np.unique(np.asarray(label))
+    if len(answers) > 1 or len(labels) < 2:
         return None
-    values = constant_baselines(label, num_classes)["majority"]
-    beside = ", ".join(f"{metric} {value:.4f}" for metric, value in values.items())
+    majority = constant_baselines(label, num_classes)["majority"]
+    beside = ", ".join(score_text(name, value) for name, value in majority.items())
     return (
         f"the model has collapsed: all {len(predicted)} answers are class {int(predicted[0])}. "
         f"Always answering the most frequent class scores: {beside}"
     )
+
+
+def _refuse_other_numbers(name: str, values: np.ndarray, num_classes: int) -> None:
+    is_class = (values == np.floor(values)) & (values >= 0) & (values < num_classes)
+    wrong = np.flatnonzero(~is_class)
+    if len(wrong):
+        raise ValueError(
+            f"{name} {wrong[0]} is {values[wrong[0]]}, no class number in 0..{num_classes - 1}"
+        )
+
+
+def _f1(truth: np.ndarray, predicted: np.ndarray, classes: list[int] | None, average: str) -> float:
+    return float(f1_score(truth, predicted, labels=classes, average=average, zero_division=0))

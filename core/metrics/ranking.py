@@ -15,12 +15,16 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-TILE_BYTES = (
-    64 << 20
-)  # one tile of similarities; ranking needs a few of this size beside the embeddings
+from core.rows import unit_rows
+
+# one tile of similarities; ranking needs a few of this size beside the embeddings
+TILE_BYTES = 64 << 20
+
+Ranks = list[
+    np.ndarray
+]  # (L,) plain ranks, and after them those with CSLS where they are asked for
 
 
 def alignment_scores(left: Tensor, right: Tensor, csls: int = 3) -> dict[str, float]:
@@ -31,21 +35,22 @@ def alignment_scores(left: Tensor, right: Tensor, csls: int = 3) -> dict[str, fl
     return scores_of(all_ranks(left, right, csls))
 
 
-def scores_of(ranks: tuple[list[np.ndarray], list[np.ndarray]]) -> dict[str, float]:
+def scores_of(ranks: tuple[Ranks, Ranks]) -> dict[str, float]:
     """The scores of ``all_ranks``."""
     scores: dict[str, float] = {}
-    for direction, found in zip(("", "r2l/"), ranks, strict=True):
-        for prefix, values in zip(("", "csls/"), found, strict=False):
-            scores |= {
-                f"{prefix}{direction}{name}": value for name, value in summary(values).items()
-            }
+    for direction, by_kind in zip(("", "r2l/"), ranks, strict=True):
+        for kind, values in zip(("", "csls/"), by_kind, strict=False):
+            for name, value in summary(values).items():
+                scores[f"{kind}{direction}{name}"] = value
     return scores
 
 
 def summary(ranks: np.ndarray) -> dict[str, float]:
     """Scores of (L,) ranks, which start at 1."""
-    hits = {f"Hits@{k}": float((ranks <= k).mean()) for k in (1, 10, 50)}
-    return {**hits, "MR": float(ranks.mean()), "MRR": float((1 / ranks).mean())}
+    scores = {f"Hits@{k}": float((ranks <= k).mean()) for k in (1, 10, 50)}
+    scores["MR"] = float(ranks.mean())
+    scores["MRR"] = float((1 / ranks).mean())
+    return scores
 
 
 def pair_ranks(left: Tensor, right: Tensor, csls: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -58,8 +63,8 @@ def pair_ranks(left: Tensor, right: Tensor, csls: int = 0) -> tuple[np.ndarray, 
     return left_to_right[-1], right_to_left[-1]
 
 
-def all_ranks(left: Tensor, right: Tensor, csls: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Left to right and right to left: the (L,) plain ranks, and after them those with CSLS if ``csls`` is not 0.
+def all_ranks(left: Tensor, right: Tensor, csls: int) -> tuple[Ranks, Ranks]:
+    """Left to right and right to left; with CSLS too if ``csls``, its number of neighbours, is not 0.
 
     Raises:
         ValueError: no pairs, sides of unequal shape, or a value that is not finite.
@@ -69,18 +74,21 @@ def all_ranks(left: Tensor, right: Tensor, csls: int) -> tuple[list[np.ndarray],
             f"ranking needs as many left as right rows, at least one; got {tuple(left.shape)} and {tuple(right.shape)}"
         )
     for name, side in (("left", left), ("right", right)):
-        if not bool(side.isfinite().all()):
-            row = int((~side.isfinite().all(1)).nonzero()[0])
+        is_finite = side.isfinite().all(1)
+        if not bool(is_finite.all()):
+            row = int((~is_finite).nonzero()[0])
             raise ValueError(
                 f"the {name} embedding of pair {row} is not finite; the model has diverged"
             )
     left, right = unit(left), unit(right)
-    lefts, rights = Candidates(left), Candidates(right)
-    left_hub = (
-        mean_of_nearest(left, rights, csls) if csls else None
-    )  # of each left row, among the right candidates
-    right_hub = mean_of_nearest(right, lefts, csls) if csls else None
-    return _ranks(left, rights, right_hub), _ranks(right, lefts, left_hub)
+    left_candidates, right_candidates = Candidates(left), Candidates(right)
+    left_hubs = right_hubs = None
+    if csls:
+        # of each left row, among the right candidates; and the other way round
+        left_hubs = mean_of_nearest(left, right_candidates, csls)
+        right_hubs = mean_of_nearest(right, left_candidates, csls)
+    left_to_right = _ranks(left, right_candidates, right_hubs)
+    return left_to_right, _ranks(right, left_candidates, left_hubs)
 
 
 def ranks_among(queries: Tensor, gold: Tensor, others: Tensor) -> np.ndarray:
@@ -94,38 +102,44 @@ class Candidates:
 
     def __init__(self, rows: Tensor):
         # the bytes of a row are its identity; sorting them is far cheaper than torch.unique over D columns
-        raw = np.ascontiguousarray(
-            rows.detach().cpu().numpy() + 0.0
-        )  # + 0.0: minus zero becomes zero
-        keys = raw.view(np.dtype((np.void, raw.itemsize * raw.shape[1]))).ravel()
-        _, first, place, count = np.unique(
+        values = np.ascontiguousarray(rows.detach().cpu().numpy() + 0.0)  # minus zero becomes zero
+        row_type = np.dtype((np.void, values.itemsize * values.shape[1]))
+        keys = values.view(row_type).ravel()
+        _, first, inverse, count = np.unique(
             keys, return_index=True, return_inverse=True, return_counts=True
         )
-        self.first = torch.from_numpy(first).to(
-            rows.device
-        )  # (U,) where each distinct row occurs first
-        self.place = torch.from_numpy(place.ravel()).to(
-            rows.device
-        )  # (L,) which distinct row each candidate is
-        self.count = torch.from_numpy(count).to(rows.device, rows.dtype)  # (U,)
-        self.rows = rows if len(first) == len(rows) else rows[self.first]  # (U, D)
-        if len(first) == len(rows):  # nothing occurs twice: keep the given order, and no copy
-            self.place = torch.arange(len(rows), device=rows.device)
+        # (U,) where each distinct row occurs first
+        self.first = torch.from_numpy(first).to(rows.device)
+        if len(first) == len(rows):
+            # nothing occurs twice: keep the order as it is, and make no copy
+            self.rows = rows
+            self.distinct_of = torch.arange(len(rows), device=rows.device)
             self.count = torch.ones(len(rows), device=rows.device, dtype=rows.dtype)
+            return
+        # (U, D)
+        self.rows = rows[self.first]
+        # (L,) which distinct row each candidate is
+        self.distinct_of = torch.from_numpy(inverse.ravel()).to(rows.device)
+        # (U,)
+        self.count = torch.from_numpy(count).to(rows.device, rows.dtype)
 
 
-def _ranks(queries: Tensor, candidates: Candidates, hubs: Tensor | None) -> list[np.ndarray]:
-    """(L,) rank of candidate i for query i: plain, and with CSLS where ``hubs``, its (L,) means of the candidates, are
-    given."""
+def _ranks(queries: Tensor, candidates: Candidates, hubs: Tensor | None) -> Ranks:
+    """(L,) rank of candidate i for query i: plain, and with CSLS where there are ``hubs``.
+
+    Args:
+        hubs: (L,) mean similarity of each candidate to its nearest queries.
+    """
+    plain = torch.empty(len(queries), dtype=torch.float64)
+    with_csls = torch.empty(len(queries), dtype=torch.float64)
     # the CSLS mean of the query itself shifts its whole row, so it cannot change a rank
-    hub = None if hubs is None else _distinct(hubs, candidates)
-    ranks = [torch.empty(len(queries), dtype=torch.float64) for _ in range(1 if hub is None else 2)]
+    hub = None if hubs is None else _of_distinct(hubs, candidates)
     for rows, tile in tiles(queries, candidates.rows):
-        gold = candidates.place[rows].unsqueeze(1)
-        ranks[0][rows] = _ranks_in(tile, gold, candidates.count)
+        gold = candidates.distinct_of[rows].unsqueeze(1)
+        plain[rows] = _ranks_in(tile, gold, candidates.count)
         if hub is not None:
-            ranks[1][rows] = _ranks_in(tile.mul_(4).sub_(hub), gold, candidates.count)
-    return [found.numpy() for found in ranks]
+            with_csls[rows] = _ranks_in(tile.mul_(4).sub_(hub), gold, candidates.count)
+    return [plain.numpy()] if hub is None else [plain.numpy(), with_csls.numpy()]
 
 
 def _ranks_in(scores: Tensor, gold: Tensor, count: Tensor) -> Tensor:
@@ -136,32 +150,34 @@ def _ranks_in(scores: Tensor, gold: Tensor, count: Tensor) -> Tensor:
     return (1 + above.double() + (ties.double() - 1) / 2).cpu()
 
 
-def _distinct(values: Tensor, candidates: Candidates) -> Tensor:
+def _of_distinct(values: Tensor, candidates: Candidates) -> Tensor:
     """(U,) values of the distinct candidates, of (L,) values of all."""
     distinct = values.new_empty(len(candidates.rows))
-    return distinct.scatter_(0, candidates.place, values)
+    return distinct.scatter_(0, candidates.distinct_of, values)
 
 
 def mean_of_nearest(queries: Tensor, candidates: Candidates, k: int) -> Tensor:
     """(L,) mean of the k largest 2 cos - 1 between a query and all candidates, repeated ones counted as often."""
-    wanted = min(k, len(candidates.place))
+    wanted = min(k, len(candidates.distinct_of))
     means = queries.new_empty(len(queries))
     for rows, tile in tiles(queries, candidates.rows):
         nearest, which = tile.topk(min(wanted, tile.shape[1]), dim=1)
         count = candidates.count[which]
         before = count.cumsum(1) - count
-        taken = (
-            (wanted - before).clamp(min=0).minimum(count)
-        )  # how many of each distinct row are among the k
-        means[rows] = 2 * (nearest * taken).sum(1) / wanted - 1
+        # how many of each distinct row are among the k
+        among_nearest = (wanted - before).clamp(min=0).minimum(count)
+        means[rows] = 2 * (nearest * among_nearest).sum(1) / wanted - 1
     # equal queries must have equal means, whatever tile they fell in
-    same = Candidates(queries)
-    return means[same.first][same.place] if len(same.rows) < len(queries) else means
+    distinct = Candidates(queries)
+    if len(distinct.rows) == len(queries):
+        return means
+    return means[distinct.first][distinct.distinct_of]
 
 
 def tiles(queries: Tensor, candidates: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Slices of the queries, each with its similarities to all candidates, (rows, candidates); tiles are fresh."""
-    step = max(1, TILE_BYTES // (candidates.element_size() * max(1, len(candidates))))
+    row_bytes = candidates.element_size() * max(1, len(candidates))
+    step = max(1, TILE_BYTES // row_bytes)
     for start in range(0, len(queries), step):
         rows = slice(start, min(start + step, len(queries)))
         yield rows, queries[rows] @ candidates.T
@@ -179,16 +195,16 @@ def nearest(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
 def mutual_nearest(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     """(M, 2) rows of left and right that are each other's nearest, and their (M,) similarity."""
     if len(left) == 0 or len(right) == 0:
-        return torch.empty(0, 2, dtype=torch.int64, device=left.device), left.new_empty(0)
+        no_pairs = torch.empty(0, 2, dtype=torch.int64, device=left.device)
+        return no_pairs, left.new_empty(0)
     left, right = unit(left), unit(right)
-    forth, similarity = nearest(left, right)
-    back, _ = nearest(right, left)
-    here = torch.arange(len(left), device=left.device)
-    mutual = back[forth] == here
-    return torch.stack([here[mutual], forth[mutual]], 1), similarity[mutual]
+    partner, similarity = nearest(left, right)
+    partner_of_right, _ = nearest(right, left)
+    row = torch.arange(len(left), device=left.device)
+    mutual = partner_of_right[partner] == row
+    return torch.stack([row[mutual], partner[mutual]], 1), similarity[mutual]
 
 
 def unit(rows: Tensor) -> Tensor:
     """Rows of length one, at least float32; a row of zeros stays zero."""
-    rows = rows.detach()
-    return F.normalize(rows if rows.dtype == torch.float64 else rows.float(), dim=1)
+    return unit_rows(rows.detach())

@@ -8,11 +8,13 @@ the papers' tables print them times 100.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import f1_score
+
+from core.metrics.declared import score_text
 
 Array = NDArray[np.float64]
 
@@ -35,7 +37,8 @@ def scores(prediction: ArrayLike, label: ArrayLike, style: str) -> dict[str, flo
     """
     if style not in _STYLES:
         raise ValueError(f"unknown metric style {style!r}; there are: {', '.join(sorted(_STYLES))}")
-    return _STYLES[style](*_checked(prediction, label))
+    prediction, label = _checked(prediction, label)
+    return _STYLES[style](prediction, label)
 
 
 def constant_baselines(label: ArrayLike, style: str) -> dict[str, dict[str, float]]:
@@ -46,28 +49,35 @@ def constant_baselines(label: ArrayLike, style: str) -> dict[str, dict[str, floa
         constants |= {"negative": -1.0, "positive": 1.0}
     else:
         constants |= {"mean": float(label.mean())}
-    return {
-        name: scores(np.full_like(label, value), label, style) for name, value in constants.items()
-    }
+    baselines = {}
+    for name, value in constants.items():
+        baselines[name] = scores(np.full_like(label, value), label, style)
+    return baselines
 
 
 def collapsed(prediction: ArrayLike, label: ArrayLike, style: str) -> str | None:
     """A warning when the model answers (nearly) the same for every sample, or only on one side of zero; else None."""
     prediction, label = _checked(prediction, label)
-    spread, wanted = float(prediction.std()), float(label.std())
-    if wanted == 0:
+    spread, label_spread = float(prediction.std()), float(label.std())
+    if label_spread == 0:
         return None  # one sample, or labels without differences: a constant answer is right
-    if spread <= _COLLAPSED * wanted:
-        what = f"predictions hardly differ (standard deviation {spread:.3g}, of the labels {wanted:.3g})"
-    elif style in _SIGNED and len({*(prediction > 0)}) == 1 and len({*(label > 0)}) == 2:
-        what = f"all {len(prediction)} predictions are {'positive' if prediction[0] > 0 else 'negative or zero'}"
+    sides, label_sides = np.unique(prediction > 0), np.unique(label > 0)
+    one_sided = style in _SIGNED and len(sides) == 1 and len(label_sides) == 2
+    if spread <= _COLLAPSED * label_spread:
+        reason = (
+            f"predictions hardly differ (standard deviation {spread:.3g}, "
+            f"of the labels {label_spread:.3g})"
+        )
+    elif one_sided:
+        side = "positive" if prediction[0] > 0 else "negative or zero"
+        reason = f"all {len(prediction)} predictions are {side}"
     else:
         return None
-    beside = "; ".join(
-        f"{name}: " + ", ".join(f"{metric} {value:.4f}" for metric, value in values.items())
-        for name, values in constant_baselines(label, style).items()
-    )
-    return f"the model has collapsed: {what}. Constant answers score: {beside}"
+    baselines = []
+    for name, values in constant_baselines(label, style).items():
+        texts = [score_text(metric, value) for metric, value in values.items()]
+        baselines.append(f"{name}: {', '.join(texts)}")
+    return f"the model has collapsed: {reason}. Constant answers score: {'; '.join(baselines)}"
 
 
 def correlation(prediction: Array, label: Array) -> float:
@@ -78,8 +88,10 @@ def correlation(prediction: Array, label: Array) -> float:
 
 
 def concordance(prediction: Array, label: Array) -> float:
-    """Lin's concordance correlation, 2 cov / (var + var + squared difference of means); 1 where both are the same
-    constant."""
+    """Lin's concordance correlation, 2 cov / (var + var + squared difference of means).
+
+    1 where both are the same constant.
+    """
     distance = prediction.var() + label.var() + (prediction.mean() - label.mean()) ** 2
     covariance = ((prediction - prediction.mean()) * (label - label.mean())).mean()
     return float(2 * covariance / distance) if distance > 0 else 1.0
@@ -100,23 +112,23 @@ def _mosi(prediction: Array, label: Array) -> dict[str, float]:
 
 
 def _sims(prediction: Array, label: Array) -> dict[str, float]:
-    prediction, label = (
-        prediction.clip(-1, 1),
-        label.clip(-1, 1),
-    )  # also for MAE and Corr, as everybody's tables
-    classes = {
-        count: [
-            np.digitize(a.astype(np.float32), np.array(edges, np.float32), right=True)
-            for a in (prediction, label)
-        ]
-        for count, edges in _SIMS_EDGES.items()
-    }
-    return {
+    # clipped also for MAE and Corr, as in everybody's tables
+    prediction, label = prediction.clip(-1, 1), label.clip(-1, 1)
+    found = {
         "MAE": float(np.abs(prediction - label).mean()),
         "Corr": correlation(prediction, label),
-        **{f"Mult_acc_{count}": _accuracy(*pair) for count, pair in classes.items()},
-        "F1_score": _weighted_f1(*classes[2]),
     }
+    for count in _SIMS_EDGES:
+        found[f"Mult_acc_{count}"] = _accuracy(
+            _sims_class(prediction, count), _sims_class(label, count)
+        )
+    found["F1_score"] = _weighted_f1(_sims_class(prediction, 2), _sims_class(label, 2))
+    return found
+
+
+def _sims_class(values: Array, count: int) -> NDArray:
+    edges = np.array(_SIMS_EDGES[count], np.float32)
+    return np.digitize(values.astype(np.float32), edges, right=True)
 
 
 def _phq(prediction: Array, label: Array) -> dict[str, float]:
@@ -130,11 +142,10 @@ def _phq(prediction: Array, label: Array) -> dict[str, float]:
 
 
 def _mmmo(prediction: Array, label: Array) -> dict[str, float]:
-    found = _phq(prediction, label)
-    rounded = [np.round(values.clip(1, 5)) for values in (prediction, label)]
-    return {name: found[name] for name in ("MAE", "RMSE", "Corr")} | {
-        "Mult_acc_5": _accuracy(*rounded)
-    }
+    scale = _phq(prediction, label)
+    found = {name: scale[name] for name in ("MAE", "RMSE", "Corr")}
+    found["Mult_acc_5"] = _accuracy(np.round(prediction.clip(1, 5)), np.round(label.clip(1, 5)))
+    return found
 
 
 _SIGNED = ("mosi", "sims")  # styles in which zero divides the classes
@@ -157,23 +168,39 @@ def _accuracy(prediction: NDArray, label: NDArray) -> float:
 
 def _weighted_f1(prediction: NDArray, label: NDArray) -> float:
     """F1 per class, weighted by the class's share of the *truth*."""
-    return (
-        float(f1_score(label, prediction, average="weighted", zero_division=0))
-        if len(label)
-        else 0.0
-    )
+    if not len(label):
+        return 0.0
+    return float(f1_score(label, prediction, average="weighted", zero_division=0))
 
 
 def _checked(prediction: ArrayLike, label: ArrayLike) -> tuple[Array, Array]:
-    pair = tuple(np.asarray(values, dtype=np.float64).reshape(-1) for values in (prediction, label))
-    for name, values in zip(("prediction", "label"), pair, strict=True):
-        if not np.isfinite(values).all():
-            first = int(np.flatnonzero(~np.isfinite(values))[0])
+    """Both as (N,) float64, finite, and equally many."""
+    predictions = np.asarray(prediction, dtype=np.float64).reshape(-1)
+    labels = np.asarray(label, dtype=np.float64).reshape(-1)
+    for name, values in (("prediction", predictions), ("label", labels)):
+        is_finite = np.isfinite(values)
+        if not is_finite.all():
+            first = int(np.flatnonzero(~is_finite)[0])
             raise ValueError(
                 f"{name} {first} of {len(values)} is {values[first]}; scores need finite numbers"
             )
-    if len(pair[0]) != len(pair[1]) or not len(pair[0]):
+    if len(predictions) != len(labels) or not len(predictions):
         raise ValueError(
-            f"scores need as many predictions as labels, got {len(pair[0])} and {len(pair[1])}"
+            f"scores need as many predictions as labels, got {len(predictions)} and {len(labels)}"
         )
-    return pair[0], pair[1]
+    return predictions, labels
+
+
+def auilc(rates: Sequence[float], values: Sequence[float]) -> float:
+    """Area under the indicator's line chart (Yuan et al., ACM MM 2021): the trapezoid rule over the rates.
+
+    It sums up a metric's values over rates of missing data. Over rates from 0 to 1 (MOSI, MOSEI) it is about the mean;
+    over 0 to 0.5 (SIMS) about half of it, so tables of different grids cannot be compared. The rates must rise.
+    """
+    if len(rates) != len(values) or len(rates) < 2:
+        raise ValueError(
+            f"an area needs two or more rates with a value each, got {len(rates)} and {len(values)}"
+        )
+    if (np.diff(rates) <= 0).any():
+        raise ValueError(f"rates must rise, got {list(rates)}")
+    return float(np.trapezoid(values, rates))

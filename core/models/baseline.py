@@ -2,62 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
+from pydantic import NonNegativeInt
+from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 
 from core.batch import Utterances
-from core.encoders.inputs import MODALITIES, InputConfig, Inputs, groups
+from core.dropout import Probability
+from core.encoders.inputs import MODALITIES, InputConfig, Inputs, Modality, groups, in_order
 from core.encoders.sequence import masked_mean
 from core.encoders.text import TextConfig, TextEncoder
-from core.losses.task import task_loss
+from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 
 
 class Baseline(Model[Utterances, Sentiment]):
-    """Late fusion: the text's summary place and the mean frame of the others, side by side, and a head on top.
+    """Late fusion: the text's summary and the mean frame of the others, side by side, and a head on top.
 
     ``modalities=("text",)`` with ``hidden=0`` is a linear head on the text encoder.
     """
 
     task = "sentiment"
 
-    @dataclass(frozen=True)
+    @validated_dataclass(frozen=True)
     class Config:
-        modalities: tuple[str, ...] = MODALITIES
-        hidden: int = 64  # 0: a linear head
-        dropout: float = 0.1
+        modalities: tuple[Modality, ...] = MODALITIES
+        hidden: NonNegativeInt = 64  # 0: a linear head
+        dropout: Probability = 0.1
         text: TextConfig = TextConfig()
         inputs: InputConfig = InputConfig()
 
     def __init__(self, config: Config, data: DataSpec):
         super().__init__()
         self.inputs = Inputs(data, config.inputs, config.modalities)
-        self.modalities = [m for m in MODALITIES if m in config.modalities]
+        self.modalities = in_order(config.modalities)
         self.text = TextEncoder(config.text, data) if "text" in self.modalities else None
-        widths = {m: data.features[m] for m in self.modalities}
+        width = sum(data.features[m] for m in self.modalities if m != "text")
         if self.text is not None:
-            widths["text"] = self.text.width
-        width, out = sum(widths.values()), data.num_classes or 1
-        hidden = (
-            [nn.Linear(width, config.hidden), nn.ReLU(), nn.Dropout(config.dropout)]
-            if config.hidden
-            else []
-        )
-        self.predict = nn.Sequential(
-            nn.Dropout(config.dropout), *hidden, nn.Linear(config.hidden or width, out)
-        )
+            width += self.text.width
+        layers: list[nn.Module] = [nn.Dropout(config.dropout)]
+        if config.hidden:
+            layers += [nn.Linear(width, config.hidden), nn.ReLU(), nn.Dropout(config.dropout)]
+            width = config.hidden
+        self.predict = nn.Sequential(*layers, nn.Linear(width, data.num_classes or 1))
 
     def forward(self, batch: Utterances) -> Sentiment:
         frames, mask = self.inputs(batch)
-        summary = []
+        summaries = []
         for m in self.modalities:
             if self.text is not None and m == "text":
-                summary.append(self.text(frames[m], mask[m])[0][:, 0])
+                hidden, _ = self.text(frames[m], mask[m])
+                summaries.append(hidden[:, 0])
             else:
-                summary.append(masked_mean(frames[m], mask[m]))
-        score = self.predict(torch.cat(summary, dim=1)).float()  # (B, classes or 1)
+                summaries.append(masked_mean(frames[m], mask[m]))
+        score = self.predict(torch.cat(summaries, dim=1)).float()  # (B, classes or 1)
         return Sentiment(score=score.squeeze(1))
 
     def losses(self, output: Sentiment, batch: Utterances) -> dict[str, Tensor]:

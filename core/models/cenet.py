@@ -4,23 +4,34 @@ learnt memory (CENet: Wang et al., IEEE TMM 2022)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 
 from core.batch import Utterances
+from core.dropout import Probability
 from core.encoders.attention import Attention
-from core.encoders.inputs import MODALITIES, InputConfig, Inputs, groups, refuse_classes
+from core.encoders.inputs import (
+    MODALITIES,
+    InputConfig,
+    Inputs,
+    Modality,
+    groups,
+    in_order,
+    refuse_classes,
+)
 from core.encoders.text import TextConfig, TextEncoder, decayed
-from core.losses.task import task_loss
+from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 
 
 @dataclass(frozen=True)
 class Output(Sentiment):
-    entropy: dict[
-        str, Tensor
-    ]  # modality -> (2,), sum over real places of the memory read's entropy, and their number
+    # modality -> (2,), the summed entropy of what existing frames read from their memory, and their number
+    entropy: dict[str, Tensor]
 
 
 class CENet(Model[Utterances, Output]):
@@ -34,31 +45,27 @@ class CENet(Model[Utterances, Output]):
     task = "sentiment"
     entropy: Tensor
 
-    @dataclass(frozen=True)
+    @validated_dataclass(frozen=True)
     class Config:
-        modalities: tuple[str, ...] = MODALITIES
-        front: str = "codes"  # or "mlp"
-        layer: int = 1  # the encoder layer before which sound and video come in; 0 is the first
-        enhance: bool = (
-            True  # ablation: False leaves sound and video out, and only the text's memory stays
-        )
-        scale: float = 8.0  # of attention scores; 0: one over the root of the width
-        memory: tuple[str, ...] = MODALITIES  # which of them read from a memory; empty: plain CENet
-        memory_mode: str = (
-            "residual"  # "replace": what is read takes the place of the representation
-        )
-        slots: int = 64  # of each memory
+        modalities: tuple[Modality, ...] = MODALITIES
+        front: Literal["codes", "mlp"] = "codes"
+        # the encoder layer before which sound and video come in; 0 is the first
+        layer: NonNegativeInt = 1
+        # ablation: False leaves sound and video out, and only the text's memory stays
+        enhance: bool = True
+        scale: NonNegativeFloat = 8.0  # of attention scores; 0: one over the root of the width
+        memory: tuple[Modality, ...] = MODALITIES  # which read from a memory; empty: plain CENet
+        # "replace": what is read takes the place of the representation
+        memory_mode: Literal["residual", "replace"] = "residual"
+        slots: PositiveInt = 64  # of each memory
         gate: float = 0.1  # of what is read, at the start, for "residual"
-        dropout: float = 0.1
-        squared: bool = (
-            False  # the mean squared error of the released code instead of the absolute one
-        )
-        frame_mask: bool = (
-            True  # parity: False lets padded frames take part, as a fixed random word
-        )
-        freeze_embeddings: bool = (
-            False  # parity with MMSA: the text's embedding tables stay as they are
-        )
+        dropout: Probability = 0.1
+        # the mean squared error of the released code instead of the absolute one
+        squared: bool = False
+        # parity: False lets padded frames take part, as a fixed random word
+        frame_mask: bool = True
+        # parity with MMSA: the text's embedding tables stay as they are
+        freeze_embeddings: bool = False
         text: TextConfig = TextConfig()
         inputs: InputConfig = InputConfig()
 
@@ -69,44 +76,21 @@ class CENet(Model[Utterances, Output]):
             raise ValueError(
                 "cenet works inside the text encoder; options.modalities must hold text"
             )
-        if config.memory_mode not in ("residual", "replace"):
-            raise ValueError(
-                f"cenet has no memory_mode={config.memory_mode!r}; choose residual or replace"
-            )
         self.config = config
-        others = (
-            [m for m in MODALITIES if m in config.modalities and m != "text"]
-            if config.enhance
-            else []
-        )
+        others = [m for m in in_order(config.modalities) if m != "text"]
+        if not config.enhance:
+            others = []
         self.inputs = Inputs(data, config.inputs, ("text", *others))
         self.text = TextEncoder(config.text, data)
-        width = self.text.width
-        if not 0 <= config.layer < len(self.text.layers):
+        if config.layer >= len(self.text.layers):
             raise ValueError(
                 f"layer={config.layer}, but the text encoder has {len(self.text.layers)} layers"
             )
         if config.freeze_embeddings:
             self.text.backbone.embeddings.requires_grad_(False)
-        self.fronts = nn.ModuleDict({m: _front(m, width, config, data) for m in others})
-        scale = config.scale or None
-        self.attend = nn.ModuleDict(
-            {m: Attention(width, 1, out=False, scale=scale) for m in others}
-        )
-        self.mix = nn.Linear(len(others) * width, width) if others else None
-        for layer in (*self.attend.modules(), self.mix):
-            if isinstance(layer, nn.Linear):  # as the encoder's own layers are
-                nn.init.normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
-        self.memories = nn.ModuleDict(
-            {
-                m: ExternalMemory(
-                    width, config.slots, None if config.memory_mode == "replace" else config.gate
-                )
-                for m in ("text", *others)
-                if m in config.memory
-            }
-        )
+        self._make_enhancement(others, data)
+        self._make_memories(others)
+        width = self.text.width
         self.predict = nn.Sequential(
             nn.Dropout(config.dropout),
             nn.Linear(width, width),
@@ -116,32 +100,60 @@ class CENet(Model[Utterances, Output]):
         )
         self.register_buffer("entropy", torch.zeros(len(self.memories), 2), persistent=False)
 
+    def _make_enhancement(self, others: list[str], data: DataSpec) -> None:
+        """What brings sound and video into the text encoder."""
+        config, width = self.config, self.text.width
+        self.fronts = nn.ModuleDict({m: _front(m, width, config, data) for m in others})
+        self.attend = nn.ModuleDict()
+        for m in others:
+            self.attend[m] = Attention(width, 1, out=False, scale=config.scale or None)
+        self.mix = nn.Linear(len(others) * width, width) if others else None
+        for layer in (*self.attend.modules(), self.mix):
+            if isinstance(layer, nn.Linear):  # as the encoder's own layers are
+                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
+
+    def _make_memories(self, others: list[str]) -> None:
+        config = self.config
+        gate = None if config.memory_mode == "replace" else config.gate
+        self.memories = nn.ModuleDict()
+        for m in ("text", *others):
+            if m in config.memory:
+                self.memories[m] = ExternalMemory(self.text.width, config.slots, gate)
+
     def forward(self, batch: Utterances) -> Output:
         frames, mask = self.inputs(batch)
         entropy: dict[str, Tensor] = {}
 
         def change(hidden: Tensor) -> Tensor:
-            """(B, T, width) text states with sound and video in them."""
-            place = (
-                mask["text"]
-                if hidden.shape[1] == mask["text"].shape[1]
-                else _one_more(mask["text"])
-            )
-            hidden = self._read("text", hidden, place, entropy)
-            if self.mix is None:
-                return hidden
-            found = []
-            for m, front in self.fronts.items():
-                coded = self._read(m, front(frames[m], mask[m]), mask[m], entropy)
-                found.append(
-                    self.attend[m](hidden, coded, mask[m] if self.config.frame_mask else None)
-                )
-            return hidden + self.mix(torch.cat(found, dim=2))
+            return self._enhance(hidden, frames, mask, entropy)
 
         hidden, _ = self.text(frames["text"], mask["text"], change, self.config.layer)
         return Output(score=self.predict(hidden[:, 0]).squeeze(-1).float(), entropy=entropy)
 
+    def _enhance(
+        self,
+        hidden: Tensor,
+        frames: dict[str, Tensor],
+        mask: dict[str, Tensor],
+        entropy: dict[str, Tensor],
+    ) -> Tensor:
+        """(B, T, width) text states with sound and video in them; ``entropy`` is filled in."""
+        text_mask = mask["text"]
+        if hidden.shape[1] != text_mask.shape[1]:
+            text_mask = _with_summary(text_mask)
+        hidden = self._read("text", hidden, text_mask, entropy)
+        if self.mix is None:
+            return hidden
+        seen = []
+        for m, front in self.fronts.items():
+            encoded = self._read(m, front(frames[m], mask[m]), mask[m], entropy)
+            key_mask = mask[m] if self.config.frame_mask else None
+            seen.append(self.attend[m](hidden, encoded, key_mask))
+        return hidden + self.mix(torch.cat(seen, dim=2))
+
     def _read(self, m: str, x: Tensor, mask: Tensor, entropy: dict[str, Tensor]) -> Tensor:
+        """(B, T, width) after reading from the memory of a modality, if it has one."""
         if m not in self.memories:
             return x
         read, share = self.memories[m](x)
@@ -156,19 +168,18 @@ class CENet(Model[Utterances, Output]):
 
     def report(self) -> dict[str, float]:
         """Mean entropy of the reads of this epoch by memory, in nats; log(slots) means evenly spread."""
-        sums = self.entropy.tolist()
-        return {
-            f"{m}_memory_entropy": total / max(n, 1.0)
-            for m, (total, n) in zip(self.memories, sums, strict=True)
-        }
+        numbers = {}
+        for m, (total, reads) in zip(self.memories, self.entropy.tolist(), strict=True):
+            numbers[f"{m}_memory_entropy"] = total / max(reads, 1.0)
+        return numbers
 
     def begin_epoch(self, epoch: int) -> None:
         super().begin_epoch(epoch)
         self.entropy.zero_()
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        decay, plain = decayed(self.text.trained())
-        return groups(self, text=decay, text_no_decay=plain)
+        decay, no_decay = decayed(self.text.trained())
+        return groups(self, text=decay, text_no_decay=no_decay)
 
 
 class ExternalMemory(nn.Module):
@@ -181,17 +192,21 @@ class ExternalMemory(nn.Module):
     def __init__(self, width: int, slots: int, gate: float | None):
         super().__init__()
         self.slots = nn.Parameter(torch.randn(slots, width))
-        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width) if gate is not None else None
         self.gate = nn.Parameter(torch.tensor([gate])) if gate is not None else None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Of (..., width): what is read, (..., width), and the shares of the slots, (..., S)."""
-        asked = x if self.norm is None else self.norm(x)
-        score = self.query(asked) @ self.key(self.slots).T * self.slots.shape[1] ** -0.5
+        query = self.query(x if self.norm is None else self.norm(x))
+        score = query @ self.key(self.slots).T * self.slots.shape[1] ** -0.5
         share = score.softmax(-1)
         read = share @ self.value(self.slots)
-        return (read if self.gate is None else x + self.gate * read), share
+        if self.gate is not None:
+            read = x + self.gate * read
+        return read, share
 
 
 class Codes(nn.Module):
@@ -210,18 +225,21 @@ class Codes(nn.Module):
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
             # the squared distance but for a term that all centres share
-            nearest = (self.centres.square().sum(1) - 2 * frames.float() @ self.centres.T).argmin(
-                -1
-            )  # (B, T)
-        return self.words(nearest.masked_fill(~mask, len(self.centres)))
+            distance = self.centres.square().sum(1) - 2 * frames.float() @ self.centres.T
+            code = distance.argmin(-1)  # (B, T)
+        return self.words(code.masked_fill(~mask, len(self.centres)))
 
 
 class Perceptron(nn.Module):
     """Frames through two layers."""
 
-    def __init__(self, source: int, width: int):
+    def __init__(self, input_width: int, width: int):
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(source, width), nn.ReLU(), nn.Linear(width, width))
+        self.layers = nn.Sequential(
+            nn.Linear(input_width, width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+        )
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         return self.layers(frames)
@@ -230,8 +248,6 @@ class Perceptron(nn.Module):
 def _front(modality: str, width: int, config: CENet.Config, data: DataSpec) -> nn.Module:
     if config.front == "mlp":
         return Perceptron(data.features[modality], width)
-    if config.front != "codes":
-        raise ValueError(f"cenet has no front={config.front!r}; choose codes or mlp")
     if modality not in data.codebooks:
         raise ValueError(
             f"cenet needs a codebook of {modality}; make it with: python -m data_shards.codebook DIR, "
@@ -241,11 +257,10 @@ def _front(modality: str, width: int, config: CENet.Config, data: DataSpec) -> n
         raise ValueError(
             "the codebooks are of standardised frames; leave options.inputs.standardise=true"
         )
-    return Codes(
-        torch.as_tensor(data.codebooks[modality], dtype=torch.float32), width, config.frame_mask
-    )
+    centres = torch.as_tensor(data.codebooks[modality], dtype=torch.float32)
+    return Codes(centres, width, config.frame_mask)
 
 
-def _one_more(mask: Tensor) -> Tensor:
-    """The mask with the summary place in front that text features get."""
+def _with_summary(mask: Tensor) -> Tensor:
+    """The mask with the summary in front that text features get."""
     return torch.cat([mask.any(1, keepdim=True), mask], dim=1)

@@ -6,12 +6,15 @@ Yu et al., AAAI 2021 (arXiv:2102.04830), the unimodal label generation module. I
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 FUSION = "fusion"
 EPSILON = 1e-8
+
+Quantity = Literal["features", "labels", "visits", "sums", "sizes", "generated", "human"]
 
 
 class LabelMemory(nn.Module):
@@ -44,28 +47,28 @@ class LabelMemory(nn.Module):
         self.limit, self.middle, self.squared = limit, middle, squared
         for view, width in widths.items():
             self.register_buffer(f"features_{view}", torch.zeros(num_samples, width))
-            self.register_buffer(
-                f"labels_{view}", torch.zeros(num_samples)
-            )  # relative to the middle
+            # relative to the middle
+            self.register_buffer(f"labels_{view}", torch.zeros(num_samples))
             self.register_buffer(f"visits_{view}", torch.zeros(num_samples, dtype=torch.int64))
+            # of the samples on the positive and on the negative side
             self.register_buffer(f"sums_{view}", torch.zeros(2, width, dtype=torch.float64))
             self.register_buffer(f"sizes_{view}", torch.zeros(2, dtype=torch.int64))
-        for view in self.views:  # of this epoch: labels generated, of these cut to the limit
-            self.register_buffer(
-                f"generated_{view}", torch.zeros(2, dtype=torch.int64), persistent=False
-            )
-            self.register_buffer(
-                f"human_{view}", torch.zeros(3, dtype=torch.float64), persistent=False
-            )
+        for view in self.views:
+            # of this epoch: labels generated, of these cut to the limit
+            generated = torch.zeros(2, dtype=torch.int64)
+            self.register_buffer(f"generated_{view}", generated, persistent=False)
+            # of this epoch: samples with a human label of the view, and two summed distances from it
+            human = torch.zeros(3, dtype=torch.float64)
+            self.register_buffer(f"human_{view}", human, persistent=False)
 
-    def of(self, what: str, view: str) -> Tensor:
-        """The buffer ``what`` ("features", "labels", "visits", "sums", "sizes") of a view."""
-        return self.get_buffer(f"{what}_{view}")
+    def of(self, quantity: Quantity, view: str) -> Tensor:
+        """The buffer of a quantity and a view."""
+        return self.get_buffer(f"{quantity}_{view}")
 
     def labels(self, view: str, index: Tensor, label: Tensor) -> Tensor:
         """(B,) current labels of a view: the human ``label`` for a sample that the view has not met yet."""
-        met = self.of("visits", view)[index] > 0
-        return torch.where(met, self.of("labels", view)[index] + self.middle, label)
+        visited = self.of("visits", view)[index] > 0
+        return torch.where(visited, self.of("labels", view)[index] + self.middle, label)
 
     @torch.no_grad()
     def update(
@@ -73,35 +76,38 @@ class LabelMemory(nn.Module):
         index: Tensor,
         label: Tensor,
         features: Mapping[str, Tensor],
-        given: Mapping[str, Tensor] | None = None,
+        has_modality: Mapping[str, Tensor] | None = None,
     ) -> None:
         """Learn one batch, whose samples are all different: new labels by the old centres, then features, then centres.
 
         Args:
             features: view -> (B, width).
-            given: view -> (B,) bool; a view's memory of a sample stays as it is where the sample lacks that modality.
+            has_modality: view -> (B,) bool; a view's memory of a sample stays as it is where the sample lacks that
+                modality.
         """
         label = label - self.middle
-        towards = {view: self.attraction(view, rows) for view, rows in features.items()}
+        # all by the old centres, before any view moves its own
+        attraction = {view: self.attraction(view, rows) for view, rows in features.items()}
         for view, rows in features.items():
-            here = slice(None) if given is None or view not in given else given[view]
-            at = index[here]
-            new = label[here]
+            kept: Tensor | slice = slice(None)
+            if has_modality is not None and view in has_modality:
+                kept = has_modality[view]
+            view_index, view_label = index[kept], label[kept]
             if view != FUSION:
                 generated, cut = generate(
-                    towards[view][here], towards[FUSION][here], new, self.limit
+                    attraction[view][kept], attraction[FUSION][kept], view_label, self.limit
                 )
-                new = self._blend(view, at, new, generated, cut)
-            self._write(view, at, rows[here].float(), new)
+                view_label = self._blend(view, view_index, view_label, generated, cut)
+            self._write(view, view_index, rows[kept].float(), view_label)
 
     def attraction(self, view: str, features: Tensor) -> Tensor:
         """alpha of (B, width) features, (B,): how much nearer the positive centre is, as a part of its distance."""
-        centres = (self.of("sums", view) / self.of("sizes", view).clamp(min=1)[:, None]).float()
-        positive, negative = (
-            (features.float()[:, None] - centres).square().sum(-1).unbind(1)
-        )  # each (B,)
+        sizes = self.of("sizes", view).clamp(min=1)
+        centres = (self.of("sums", view) / sizes[:, None]).float()  # (2, width)
+        distances = (features.float()[:, None] - centres).square().sum(-1)  # (B, 2)
         if not self.squared:
-            positive, negative = positive.sqrt(), negative.sqrt()
+            distances = distances.sqrt()
+        positive, negative = distances.unbind(1)
         return (negative - positive) / (positive + EPSILON)
 
     def _blend(
@@ -109,29 +115,28 @@ class LabelMemory(nn.Module):
     ) -> Tensor:
         """Labels after visit n: (n-1)/(n+1) of the old and 2/(n+1) of the generated one, from the second visit on."""
         visit = self.of("visits", view)[index] + 1
+        # a side without samples has no centre: labels wait
         have_centres = (self.of("sizes", view) > 0).all() & (self.of("sizes", FUSION) > 0).all()
-        due = (visit > 1) & have_centres  # a side without samples has no centre: labels wait
+        due = (visit > 1) & have_centres
         old = torch.where(visit > 1, self.of("labels", view)[index], label)
         share = 2 / (visit + 1).float()
         self.of("generated", view).add_(torch.stack([due.sum(), (due & cut).sum()]))
         return torch.where(due, (1 - share) * old + share * generated, old)
 
     def _write(self, view: str, index: Tensor, features: Tensor, label: Tensor) -> None:
-        """Move rows from the side and the place they were at to the new ones."""
-        bank, labels, visits = (
-            self.of("features", view),
-            self.of("labels", view),
-            self.of("visits", view),
-        )
-        old = _sides(labels[index]) & (
-            visits[index] > 0
-        )  # (2, B); nothing of an unvisited row is in the sums
+        """Move samples from the side that they were on to their new one, with their new features."""
+        all_features = self.of("features", view)
+        all_labels = self.of("labels", view)
+        visits = self.of("visits", view)
+        # nothing of an unvisited row is in the sums
+        old = _sides(all_labels[index]) & (visits[index] > 0)  # (2, B)
         new = _sides(label)
-        self.of("sums", view).add_(
-            new.double() @ features.double() - old.double() @ bank[index].double()
-        )
+        arriving = new.double() @ features.double()
+        leaving = old.double() @ all_features[index].double()
+        self.of("sums", view).add_(arriving - leaving)
         self.of("sizes", view).add_(new.sum(1) - old.sum(1))
-        bank[index], labels[index] = features, label
+        all_features[index] = features
+        all_labels[index] = label
         visits[index] += 1
 
     @torch.no_grad()
@@ -149,26 +154,30 @@ class LabelMemory(nn.Module):
     def compare(self, view: str, index: Tensor, label: Tensor, human: Tensor) -> None:
         """Count how far the labels of a batch are from human unimodal ones, (B,), nan where there is none."""
         known = human.isfinite()
-        apart = [(self.labels(view, index, label) - human).abs(), (label - human).abs()]
-        sums = [torch.where(known, values, 0).sum() for values in apart]
+        made = (self.labels(view, index, label) - human).abs()
+        multimodal = (label - human).abs()
+        sums = [torch.where(known, distance, 0).sum() for distance in (made, multimodal)]
         self.of("human", view).add_(torch.stack([known.sum(), *sums]).double())
 
     def report(self) -> dict[str, float]:
-        """Per view: mean distance of its labels from the human multimodal ones, the part of generated labels that was
-        cut, and, where there are human unimodal labels, the distance from these, of the generated labels and of the
-        multimodal ones."""
-        found = {}
+        """Per view, what became of its labels.
+
+        The mean distance of its labels from the human multimodal ones, the part of generated labels that was cut, and,
+        where there are human unimodal labels, the distance from these, of the generated labels and of the multimodal
+        ones.
+        """
+        numbers = {}
         for view in self.views:
-            met = self.of("visits", view) > 0
-            drift = (self.of("labels", view) - self.of("labels", FUSION))[met].abs()
+            visited = self.of("visits", view) > 0
+            drift = (self.of("labels", view) - self.of("labels", FUSION))[visited].abs()
             generated, cut = self.of("generated", view).tolist()
-            found[f"{view}_label_drift"] = float(drift.mean()) if len(drift) else 0.0
-            found[f"{view}_labels_cut"] = cut / max(generated, 1)
+            numbers[f"{view}_label_drift"] = float(drift.mean()) if len(drift) else 0.0
+            numbers[f"{view}_labels_cut"] = cut / max(generated, 1)
             known, made, multimodal = self.of("human", view).tolist()
             if known:
-                found[f"{view}_label_to_human"] = made / known
-                found[f"{view}_multimodal_to_human"] = multimodal / known
-        return found
+                numbers[f"{view}_label_to_human"] = made / known
+                numbers[f"{view}_multimodal_to_human"] = multimodal / known
+        return numbers
 
 
 def generate(view: Tensor, fusion: Tensor, label: Tensor, limit: float) -> tuple[Tensor, Tensor]:

@@ -6,13 +6,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 
 from core.batch import Utterances
-from core.encoders.inputs import MODALITIES, InputConfig, Inputs, given, groups, refuse_classes
+from core.dropout import Probability
+from core.encoders.inputs import (
+    MODALITIES,
+    InputConfig,
+    Inputs,
+    Modality,
+    groups,
+    has_frames,
+    in_order,
+    refuse_classes,
+)
 from core.encoders.sequence import LSTMEncoder
 from core.encoders.text import TextConfig, TextEncoder, decayed
-from core.losses.task import task_loss
+from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.label_memory import FUSION, LabelMemory
 
@@ -21,7 +33,7 @@ from core.models.label_memory import FUSION, LabelMemory
 class Output(Sentiment):
     views: dict[str, Tensor]  # modality -> (B,), the score by that modality alone
     hidden: dict[str, Tensor]  # modality or "fusion" -> (B, post), what the label memory keeps
-    given: dict[str, Tensor]  # modality -> (B,) float32, 1 where the sample has it
+    has_modality: dict[str, Tensor]  # modality -> (B,) bool, True where the sample has it
 
 
 class SelfMM(Model[Utterances, Output]):
@@ -36,26 +48,26 @@ class SelfMM(Model[Utterances, Output]):
 
     task = "sentiment"
 
-    @dataclass(frozen=True)
+    @validated_dataclass(frozen=True)
     class Config:
-        modalities: tuple[str, ...] = MODALITIES
-        audio_hidden: int = 16  # of the LSTM
-        vision_hidden: int = 32
-        audio_out: int = 16  # width of the modality's representation
-        vision_out: int = 32
-        post_fusion: int = 128  # widths of the heads
-        post_text: int = 32
-        post_audio: int = 16
-        post_vision: int = 32
-        lstm_dropout: float = 0.0  # behind the LSTM
-        drop_fusion: float = 0.0  # these four: before the heads
-        drop_text: float = 0.1
-        drop_audio: float = 0.1
-        drop_vision: float = 0.0
-        label_limit: float = (
-            0.0  # how far generated labels may lie from the middle; 0: half of the label range
-        )
-        squared: bool = False  # paper: squared distances to the class centres; published numbers used plain ones
+        modalities: tuple[Modality, ...] = MODALITIES
+        audio_hidden: PositiveInt = 16  # of the LSTM
+        vision_hidden: PositiveInt = 32
+        audio_out: PositiveInt = 16  # width of the modality's representation
+        vision_out: PositiveInt = 32
+        post_fusion: PositiveInt = 128  # widths of the heads
+        post_text: PositiveInt = 32
+        post_audio: PositiveInt = 16
+        post_vision: PositiveInt = 32
+        lstm_dropout: Probability = 0.0  # behind the LSTM
+        drop_fusion: Probability = 0.0  # these four: before the heads
+        drop_text: Probability = 0.1
+        drop_audio: Probability = 0.1
+        drop_vision: Probability = 0.0
+        # how far generated labels may lie from the middle; 0: half of the label range
+        label_limit: NonNegativeFloat = 0.0
+        # paper: squared distances to the class centres; published numbers used plain ones
+        squared: bool = False
         text: TextConfig = TextConfig()
         inputs: InputConfig = InputConfig()
 
@@ -63,27 +75,19 @@ class SelfMM(Model[Utterances, Output]):
         super().__init__()
         refuse_classes(data, "self_mm")
         self.inputs = Inputs(data, config.inputs, config.modalities)
-        self.modalities = [m for m in MODALITIES if m in config.modalities]
+        self.modalities = in_order(config.modalities)
         self.text = TextEncoder(config.text, data) if "text" in self.modalities else None
-        hidden = {"audio": config.audio_hidden, "vision": config.vision_hidden}
+        lstm_hidden = {"audio": config.audio_hidden, "vision": config.vision_hidden}
         width = {"audio": config.audio_out, "vision": config.vision_out}
+        self.encoders = nn.ModuleDict()
+        for m in self.modalities:
+            if m != "text":
+                self.encoders[m] = FrameEncoder(
+                    data.features[m], lstm_hidden[m], width[m], config.lstm_dropout
+                )
         if self.text is not None:
             width["text"] = self.text.width
-        self.encoders = nn.ModuleDict(
-            {
-                m: Frames(data.features[m], hidden[m], width[m], config.lstm_dropout)
-                for m in self.modalities
-                if m != "text"
-            }
-        )
-        heads = {
-            FUSION: Head(
-                sum(width[m] for m in self.modalities), config.post_fusion, config.drop_fusion
-            ),
-            "text": Head(width.get("text", 1), config.post_text, config.drop_text),
-            "audio": Head(width["audio"], config.post_audio, config.drop_audio),
-            "vision": Head(width["vision"], config.post_vision, config.drop_vision),
-        }
+        heads = _heads(config, width, sum(width[m] for m in self.modalities))
         self.heads = nn.ModuleDict({view: heads[view] for view in (FUSION, *self.modalities)})
         low, high = data.label_range
         self.memory = LabelMemory(
@@ -96,48 +100,52 @@ class SelfMM(Model[Utterances, Output]):
 
     def forward(self, batch: Utterances) -> Output:
         frames, mask = self.inputs(batch)
-        coded = {
-            m: encoder(frames[m], mask[m]) for m, encoder in self.encoders.items()
-        }  # each (B, width)
+        encoded = {}  # modality or "fusion" -> (B, width)
+        for m, encoder in self.encoders.items():
+            encoded[m] = encoder(frames[m], mask[m])
         if self.text is not None:
-            coded["text"] = self.text(frames["text"], mask["text"])[0][:, 0]
-        coded[FUSION] = torch.cat([coded[m] for m in self.modalities], dim=1)
+            text_states, _ = self.text(frames["text"], mask["text"])
+            encoded["text"] = text_states[:, 0]
+        encoded[FUSION] = torch.cat([encoded[m] for m in self.modalities], dim=1)
         views, hidden = {}, {}
         for view, head in self.heads.items():
-            views[view], hidden[view] = head(coded[view])
+            views[view], hidden[view] = head(encoded[view])
         return Output(
             score=views.pop(FUSION),
             views=views,
             hidden=hidden,
-            given={m: given(mask[m]) for m in self.modalities},
+            has_modality={m: has_frames(mask[m]) for m in self.modalities},
         )
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
         losses = {"task": batch.mean(task_loss(output.score, batch.label))}
-        if self.training:  # the memory is of the train split
-            for m, score in output.views.items():
-                target = self.memory.labels(m, batch.index, batch.label)
-                weight = torch.tanh(
-                    (target - batch.label).abs()
-                )  # nothing new where it equals the human label
-                losses[m] = batch.mean(weight * (score - target).abs())
+        if not self.training:
+            return losses  # the memory is of the train split
+        for m, score in output.views.items():
+            target = self.memory.labels(m, batch.index, batch.label)
+            # nothing new where it equals the human label
+            weight = torch.tanh((target - batch.label).abs())
+            losses[m] = batch.mean(weight * (score - target).abs())
         return losses
 
     def memory_bank_rows(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
         if not self.training:
             return {}
-        human = {
-            f"human_{m}": batch.view_labels[m] for m in self.modalities if m in batch.view_labels
-        }
-        present = {f"given_{m}": value for m, value in output.given.items()}
-        hidden = {f"hidden_{view}": rows.detach() for view, rows in output.hidden.items()}
-        return {"index": batch.index, "label": batch.label, **human, **present, **hidden}
+        rows = {"index": batch.index, "label": batch.label}
+        for m in self.modalities:
+            if m in batch.view_labels:
+                rows[f"human_{m}"] = batch.view_labels[m]
+        for m, has in output.has_modality.items():
+            rows[f"has_{m}"] = has.float()
+        for view, hidden in output.hidden.items():
+            rows[f"hidden_{view}"] = hidden.detach()
+        return rows
 
     def update_memory_bank(self, rows: Mapping[str, Tensor]) -> None:
         index, label = rows["index"], rows["label"]
         hidden = {view: rows[f"hidden_{view}"] for view in self.heads}
-        present = {m: rows[f"given_{m}"] > 0 for m in self.modalities}
-        self.memory.update(index, label, hidden, present)
+        has_modality = {m: rows[f"has_{m}"] > 0 for m in self.modalities}
+        self.memory.update(index, label, hidden, has_modality)
         for m in self.modalities:
             if f"human_{m}" in rows:
                 self.memory.compare(m, index, label, rows[f"human_{m}"])
@@ -150,12 +158,14 @@ class SelfMM(Model[Utterances, Output]):
         self.memory.begin_epoch()
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        decay, plain = decayed(self.text.trained() if self.text is not None else [])
-        own = {m: list(encoder.parameters()) for m, encoder in self.encoders.items()}
-        return groups(self, text=decay, text_no_decay=plain, **own)
+        decay, no_decay = decayed(self.text.trained() if self.text is not None else [])
+        named = {"text": decay, "text_no_decay": no_decay}
+        for m, encoder in self.encoders.items():
+            named[m] = list(encoder.parameters())
+        return groups(self, **named)
 
 
-class Frames(nn.Module):
+class FrameEncoder(nn.Module):
     """The last state of an LSTM over sound or video, mapped to (B, out)."""
 
     def __init__(self, width: int, hidden: int, out: int, dropout: float):
@@ -165,24 +175,33 @@ class Frames(nn.Module):
         self.out = nn.Linear(hidden, out)
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        return self.out(self.dropout(self.last(frames, mask)))
+        state = self.dropout(self.last(frames, mask))
+        return self.out(state)
 
 
 class Head(nn.Module):
     """Three layers to a score; the first one's output is the representation that labels are generated from."""
 
-    def __init__(self, source: int, width: int, dropout: float):
+    def __init__(self, input_width: int, width: int, dropout: float):
         super().__init__()
         self.width = width
         self.dropout = nn.Dropout(dropout)
-        self.first, self.second, self.score = (
-            nn.Linear(source, width),
-            nn.Linear(width, width),
-            nn.Linear(width, 1),
-        )
+        self.first = nn.Linear(input_width, width)
+        self.second = nn.Linear(width, width)
+        self.score = nn.Linear(width, 1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) scores and (B, width) representations, float32."""
         hidden = torch.relu(self.first(self.dropout(x)))
         score = self.score(torch.relu(self.second(hidden)))
         return score.squeeze(-1).float(), hidden.float()
+
+
+def _heads(config: SelfMM.Config, width: Mapping[str, int], fused_width: int) -> dict[str, Head]:
+    """A head for every view, whether the model has its modality or not: so random draws do not depend on that."""
+    return {
+        FUSION: Head(fused_width, config.post_fusion, config.drop_fusion),
+        "text": Head(width.get("text", 1), config.post_text, config.drop_text),
+        "audio": Head(width["audio"], config.post_audio, config.drop_audio),
+        "vision": Head(width["vision"], config.post_vision, config.drop_vision),
+    }

@@ -7,24 +7,28 @@ import json
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import NonNegativeFloat, PositiveInt
+from pydantic.dataclasses import dataclass as validated_dataclass
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from core.batch import Utterances
+from core.dropout import Probability
 from core.encoders.attention import Attention
-from core.encoders.inputs import InputConfig, Inputs, groups, one_frame
+from core.encoders.inputs import InputConfig, Inputs, Modality, groups, one_frame
 from core.encoders.text import TextConfig, TextEncoder
-from core.losses.task import task_loss
+from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 
-ORDER = ("vision", "audio", "text")  # of tokens and of the tag's last three digits
+# of tokens and of the tag's last three digits
+ORDER: tuple[Modality, ...] = ("vision", "audio", "text")
 TAG = 1 + len(ORDER)
-TEACHER_OPTIONS, TEACHER_WEIGHTS = (
-    "options.json",
-    "weights.safetensors",
-)  # the two files of a teacher's folder
+# the two files of a teacher's folder
+TEACHER_OPTIONS = "options.json"
+TEACHER_WEIGHTS = "weights.safetensors"
 
 
 @dataclass(frozen=True)
@@ -51,85 +55,93 @@ class TATE(Model[Utterances, Output]):
 
     task = "sentiment"
 
-    @dataclass(frozen=True)
+    @validated_dataclass(frozen=True)
     class Config:
-        modalities: tuple[str, ...] = ORDER
-        width: int = 300
-        heads: int = 4  # must divide width and width + 4
-        dropout: float = 0.2  # of attention
+        modalities: tuple[Modality, ...] = ORDER
+        width: PositiveInt = 300
+        heads: PositiveInt = 4  # must divide width and width + 4
+        dropout: Probability = 0.2  # of attention
         teacher: str = ""  # folder of a trained teacher; empty: none
-        forward: float = 0.1  # weight of the likeness to the teacher
-        backward: float = 0.1  # of giving back the input; 0: no decoder
-        tag: float = 0.1  # of the tag's recovery
-        norm: float = 1e-4  # of half the squared norm of the last layer
-        distance: str = "kl"  # between tokens: symmetric divergence of their softmax; or "mse"
-        tag_mode: str = "sample"  # parity: "constant", 0001 for all, as in the released graphs
-        own_rates: bool = (
-            False  # what reads sound or video alone learns in optimiser groups of its own
-        )
+        forward: NonNegativeFloat = 0.1  # weight of the likeness to the teacher
+        backward: NonNegativeFloat = 0.1  # of giving back the input; 0: no decoder
+        tag: NonNegativeFloat = 0.1  # of the tag's recovery
+        norm: NonNegativeFloat = 1e-4  # of half the squared norm of the last layer
+        # between tokens: symmetric divergence of their softmax, or mean squared error
+        distance: Literal["kl", "mse"] = "kl"
+        # parity: "constant", 0001 for all, as in the released graphs
+        tag_mode: Literal["sample", "constant"] = "sample"
+        # what reads sound or video alone learns in optimiser groups of its own
+        own_rates: bool = False
         text: TextConfig = TextConfig()
         inputs: InputConfig = InputConfig()
 
     def __init__(self, config: Config, data: DataSpec):
         super().__init__()
-        for name, allowed in (("distance", ("kl", "mse")), ("tag_mode", ("sample", "constant"))):
-            if getattr(config, name) not in allowed:
-                raise ValueError(
-                    f"tate has no {name}={getattr(config, name)!r}; choose from: {', '.join(allowed)}"
-                )
         self.config, self.data = config, data
         self.inputs = Inputs(data, config.inputs, config.modalities)
-        self.modalities = mods = [m for m in ORDER if m in config.modalities]
-        self.text = TextEncoder(config.text, data) if "text" in mods else None
-        source = {m: data.features[m] for m in mods}
-        if self.text is not None:
-            source["text"] = self.text.width
-        d, wide = config.width, config.width + TAG
-        if d % max(len(mods) - 1, 1):
+        self.modalities: list[str] = [m for m in ORDER if m in config.modalities]
+        self.text = TextEncoder(config.text, data) if "text" in self.modalities else None
+        num_others = len(self.modalities) - 1
+        if config.width % max(num_others, 1):
             raise ValueError(
-                f"width={d} does not split into the {len(mods) - 1} pair spaces of a modality"
+                f"width={config.width} does not split into the {num_others} pair spaces of a modality"
             )
-        self.into = nn.ModuleDict({m: nn.Linear(source[m], d, bias=False) for m in mods})
-        self.encoders = nn.ModuleDict({m: Block(d, config.heads, config.dropout) for m in mods})
-        self.pairs = nn.ModuleDict(
-            {
-                f"{m}_{n}": nn.Linear(d, d // (len(mods) - 1), bias=False)
-                for m, n in combinations(mods, 2)
-            }
-        )
-        self.joint = Block(wide, config.heads, config.dropout)
-        self.decoder = Block(wide, config.heads, config.dropout) if config.backward else None
-        self.pool = Pool(wide)
-        self.narrow = nn.Linear(wide, d, bias=False)
-        self.answer = Answer(d, data.num_classes or 1)
-        own = [module for name, module in self.named_children() if name != "text"]
-        for parameter in (p for module in own for p in module.parameters() if p.ndim > 1):
-            nn.init.xavier_uniform_(parameter)
-        self._teacher: tuple[
-            TATE, ...
-        ] = ()  # a tuple hides it: it is neither trained nor saved with the student
+        self._make_encoders(data)
+        tagged_width = config.width + TAG
+        self.joint = Block(tagged_width, config.heads, config.dropout)
+        self.decoder = None
+        if config.backward:
+            self.decoder = Block(tagged_width, config.heads, config.dropout)
+        self.pool = Pool(tagged_width)
+        self.narrow = nn.Linear(tagged_width, config.width, bias=False)
+        self.answer = Answer(config.width, data.num_classes or 1)
+        for name, module in self.named_children():
+            if name != "text":
+                for parameter in module.parameters():
+                    if parameter.ndim > 1:
+                        nn.init.xavier_uniform_(parameter)
+        # a tuple hides it: it is neither trained nor saved with the student
+        self._teacher: tuple[TATE, ...] = ()
+
+    def _make_encoders(self, data: DataSpec) -> None:
+        config, num_others = self.config, len(self.modalities) - 1
+        self.into = nn.ModuleDict()
+        for m in self.modalities:
+            in_width = data.features[m]
+            if self.text is not None and m == "text":
+                in_width = self.text.width
+            self.into[m] = nn.Linear(in_width, config.width, bias=False)
+        self.encoders = nn.ModuleDict()
+        for m in self.modalities:
+            self.encoders[m] = Block(config.width, config.heads, config.dropout)
+        self.pairs = nn.ModuleDict()  # the space of each two modalities
+        for m, other in combinations(self.modalities, 2):
+            self.pairs[f"{m}_{other}"] = nn.Linear(
+                config.width, config.width // num_others, bias=False
+            )
 
     def forward(self, batch: Utterances) -> Output:
         tokens, mask, tag = self._tokens(batch)
-        # existing tokens first: a token's place, to which its dropout is tied, must not depend on the padding before it
+        # existing tokens first: a token's position, to which its dropout is tied, must not depend on the padding
         order = (~mask).long().argsort(dim=1, stable=True)
-        tokens, mask = tokens.gather(1, order[..., None].expand_as(tokens)), mask.gather(1, order)
-        joint = (
-            torch.cat([tokens, tag[:, None].expand(-1, tokens.shape[1], -1)], dim=2)
-            * mask[..., None]
-        )
+        tokens = tokens.gather(1, order[..., None].expand_as(tokens))
+        mask = mask.gather(1, order)
+        tag_of_tokens = tag[:, None].expand(-1, tokens.shape[1], -1)
+        joint = torch.cat([tokens, tag_of_tokens], dim=2) * mask[..., None]
         hidden = self.joint(joint, mask)
         pooled = self.pool(hidden, mask)
         answer, squares = self.answer(self.narrow(pooled))  # (B, classes or 1)
+        decoded = self.decoder(hidden, mask) if self.decoder is not None else None
+        is_taught = self.training and self.config.teacher != ""
         return Output(
             score=answer.squeeze(1) if self.data.num_classes == 0 else answer,
             joint=joint,
             hidden=hidden,
-            decoded=self.decoder(hidden, mask) if self.decoder is not None else None,
+            decoded=decoded,
             pooled=pooled,
             tag=tag,
             mask=mask,
-            teacher=self._shown(batch, hidden) if self.training and self.config.teacher else None,
+            teacher=self._teacher_tokens(batch, hidden) if is_taught else None,
             squares=squares,
         )
 
@@ -138,19 +150,19 @@ class TATE(Model[Utterances, Output]):
         frames, seen = self.inputs(batch)
         exists = {m: one_frame(batch.mask[m]) for m in self.modalities}
         if self.text is not None:
-            frames["text"], reached = self.text(frames["text"], seen["text"])
-            if reached.shape != seen["text"].shape:  # a summary place in front
-                exists["text"] = torch.cat(
-                    [exists["text"].any(1, keepdim=True), exists["text"]], dim=1
-                )
-            seen["text"] = reached
-            frames["text"] = frames["text"] * reached[..., None]
-        encoded = {}
+            hidden, hidden_mask = self.text(frames["text"], seen["text"])
+            if hidden_mask.shape != seen["text"].shape:  # a summary in front
+                has_text = exists["text"].any(1, keepdim=True)
+                exists["text"] = torch.cat([has_text, exists["text"]], dim=1)
+            seen["text"] = hidden_mask
+            frames["text"] = hidden * hidden_mask[..., None]
+        tokens = []
         for m in self.modalities:
-            zero = frames[m].abs().sum(2) == 0  # a frame of zeros neither asks nor answers
-            encoded[m] = self.encoders[m](self.into[m](frames[m]), seen[m] & ~zero)
-        tokens = torch.cat([self._in_pairs(m, x) for m, x in encoded.items()], dim=1)
-        return tokens, torch.cat([exists[m] for m in self.modalities], dim=1), self._tag(batch)
+            is_zero = frames[m].abs().sum(2) == 0  # a frame of zeros neither asks nor answers
+            encoded = self.encoders[m](self.into[m](frames[m]), seen[m] & ~is_zero)
+            tokens.append(self._in_pairs(m, encoded))
+        mask = torch.cat([exists[m] for m in self.modalities], dim=1)
+        return torch.cat(tokens, dim=1), mask, self._tag(batch)
 
     def _in_pairs(self, m: str, x: Tensor) -> Tensor:
         """(B, T, width): the modality in each pair space that names it, side by side."""
@@ -159,32 +171,32 @@ class TATE(Model[Utterances, Output]):
 
     def _tag(self, batch: Utterances) -> Tensor:
         """(B, 4): nothing missing, vision missing, audio missing, text missing."""
-        missing = torch.stack(
-            [
-                ~(batch.mask[m] & batch.present[m]).any(1)
-                if m in self.modalities
-                else torch.zeros_like(batch.index) > 0
-                for m in ORDER
-            ],
-            dim=1,
-        )
+        columns = []
+        for m in ORDER:
+            if m in self.modalities:
+                has_any = (batch.mask[m] & batch.present[m]).any(1)
+                columns.append(~has_any)
+            else:
+                columns.append(torch.zeros_like(batch.index, dtype=torch.bool))
+        missing = torch.stack(columns, dim=1)  # (B, 3)
         if self.config.tag_mode == "constant":
             missing = torch.zeros_like(missing)
             missing[:, -1] = True
         return torch.cat([~missing.any(1, keepdim=True), missing], dim=1).float()
 
-    def _shown(self, batch: Utterances, hidden: Tensor) -> Tensor:
+    def _teacher_tokens(self, batch: Utterances, hidden: Tensor) -> Tensor:
+        """What the teacher makes of the complete data, (B, L, width + 4) as ``hidden`` is."""
         teacher = self.teacher()
         if next(teacher.parameters()).device != hidden.device:
             teacher.to(hidden.device)
         with torch.no_grad():
-            shown = teacher(replace(batch, present=batch.mask)).hidden
-        if shown.shape != hidden.shape:
+            tokens: Tensor = teacher(replace(batch, present=batch.mask)).hidden
+        if tokens.shape != hidden.shape:
             raise ValueError(
-                f"the teacher in {self.config.teacher} gives tokens of shape {tuple(shown.shape)}, the student needs "
+                f"the teacher in {self.config.teacher} gives tokens of shape {tuple(tokens.shape)}, the student needs "
                 f"{tuple(hidden.shape)}; train the teacher with the student's width, modalities and text encoder"
             )
-        return shown
+        return tokens
 
     def teacher(self) -> TATE:
         """The frozen teacher, read from its folder when it is first asked for."""
@@ -198,45 +210,43 @@ class TATE(Model[Utterances, Output]):
             self.teacher()  # a folder that does not serve is found out before the first step
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
-        config, apart = self.config, self._apart
+        config = self.config
         losses = {"task": batch.mean(task_loss(output.score, batch.label))}
         if output.teacher is not None:
-            losses["forward"] = config.forward * batch.mean(
-                apart(output.hidden, output.teacher, output.mask)
-            )
+            distance = self._distance(output.hidden, output.teacher, output.mask)
+            losses["forward"] = config.forward * batch.mean(distance)
         if output.decoded is not None:
-            losses["backward"] = config.backward * batch.mean(
-                apart(output.decoded, output.joint, output.mask)
-            )
+            distance = self._distance(output.decoded, output.joint, output.mask)
+            losses["backward"] = config.backward * batch.mean(distance)
         if config.tag:
-            recovered = (
-                (output.tag - output.pooled[:, -TAG:].float().sigmoid()).abs().mean(1)
-            )  # (B,)
-            losses["tag"] = config.tag * batch.mean(recovered)
+            recovered = output.pooled[:, -TAG:].float().sigmoid()
+            error = (output.tag - recovered).abs().mean(1)  # (B,)
+            losses["tag"] = config.tag * batch.mean(error)
         if config.norm:
-            losses["norm"] = (
-                config.norm * 0.5 * output.squares * batch.mean(torch.ones_like(batch.weight))
-            )
+            share = batch.mean(torch.ones_like(batch.weight))  # so that micro-batches add up to one
+            losses["norm"] = config.norm * 0.5 * output.squares * share
         return losses
 
-    def _apart(self, left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
+    def _distance(self, left: Tensor, right: Tensor, mask: Tensor) -> Tensor:
         """(B,) mean over existing tokens of how far (B, L, D) tokens are apart."""
         left, right = left.float(), right.float()
         if self.config.distance == "kl":
-            left, right = left.softmax(-1).clamp(1e-7, 1), right.softmax(-1).clamp(1e-7, 1)
-            token = ((left - right) * (left.log() - right.log())).sum(
-                -1
-            )  # KL there and back, (B, L)
+            left = left.softmax(-1).clamp(1e-7, 1)
+            right = right.softmax(-1).clamp(1e-7, 1)
+            # KL there and back
+            token = ((left - right) * (left.log() - right.log())).sum(-1)  # (B, L)
         else:
             token = (left - right).square().mean(-1)
         return (token * mask).sum(1) / mask.sum(1).clamp(min=1)
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        own = {}
-        for m in self.modalities if self.config.own_rates else []:
-            if m != "text":
-                own[m] = [*self.into[m].parameters(), *self.encoders[m].parameters()]
-        return groups(self, text=self.text.trained() if self.text is not None else [], **own)
+        """With ``own_rates`` what reads sound or video alone has a group."""
+        named = {"text": self.text.trained() if self.text is not None else []}
+        if self.config.own_rates:
+            for m in self.modalities:
+                if m != "text":
+                    named[m] = [*self.into[m].parameters(), *self.encoders[m].parameters()]
+        return groups(self, **named)
 
 
 class Block(nn.Module):
@@ -246,12 +256,12 @@ class Block(nn.Module):
         super().__init__()
         self.attention = Attention(width, heads, dropout=dropout, bias=False, out=False)
         self.feed = nn.Sequential(
-            nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, width)
+            nn.Linear(width, 4 * width),
+            nn.ReLU(),
+            nn.Linear(4 * width, width),
         )
-        self.norm_attention, self.norm_feed = (
-            nn.LayerNorm(width, eps=1e-8),
-            nn.LayerNorm(width, eps=1e-8),
-        )
+        self.norm_attention = nn.LayerNorm(width, eps=1e-8)
+        self.norm_feed = nn.LayerNorm(width, eps=1e-8)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """(B, T, width); where ``mask`` is False a token neither asks nor answers and becomes a learnt constant."""
@@ -265,16 +275,16 @@ class Pool(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.value, self.gate = (
-            nn.Linear(width, width, bias=False),
-            nn.Linear(width, width, bias=False),
-        )
+        self.value = nn.Linear(width, width, bias=False)
+        self.gate = nn.Linear(width, width, bias=False)
         self.score = nn.Linear(width, 1, bias=False)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        score = self.score(self.value(x) * self.gate(x).sigmoid()).squeeze(-1).float()  # (B, L)
-        some = mask.any(1, keepdim=True)
-        share = score.masked_fill(~mask & some, float("-inf")).softmax(1) * mask
+        gated = self.value(x) * self.gate(x).sigmoid()
+        score = self.score(gated).squeeze(-1).float()  # (B, L)
+        # a softmax over nothing would be NaN, so a sample without tokens keeps them until they are zeroed
+        hidden = ~mask & mask.any(1, keepdim=True)
+        share = score.masked_fill(hidden, float("-inf")).softmax(1) * mask
         return (share[..., None] * x).sum(1)
 
 
@@ -283,7 +293,8 @@ class Answer(nn.Linear):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """(B, out) answers, float32, and the squared norm of weights and biases, a scalar."""
-        return super().forward(x).float(), self.weight.square().sum() + self.bias.square().sum()
+        answer = super().forward(x).float()
+        return answer, self.weight.square().sum() + self.bias.square().sum()
 
 
 def load_teacher(folder: Path, data: DataSpec) -> TATE:
@@ -298,11 +309,7 @@ def load_teacher(folder: Path, data: DataSpec) -> TATE:
             f"teacher={folder} has no {' and no '.join(missing)}; train one and export it there"
         )
     options = json.loads((folder / TEACHER_OPTIONS).read_text(encoding="utf-8"))
-    options |= {
-        "text": TextConfig(**options["text"]),
-        "inputs": InputConfig(**options["inputs"]),
-        "teacher": "",
-    }
+    options["teacher"] = ""
     teacher = TATE(TATE.Config(**options), data)
     try:
         teacher.load_state_dict(load_file(folder / TEACHER_WEIGHTS))

@@ -1,21 +1,18 @@
-"""Shards behind a URL (https, s3, gs), fetched whole into a bounded cache that the ranks of a machine share.
+"""Shards behind a URL (https, s3, gs), downloaded whole into a cache that the processes of a
+machine share.
 
-A shard is downloaded once per machine, under a lock, into a ``.part`` file that a broken transfer or a killed process
-leaves for the next to continue. It gets its name, a hash of its URL and of the content that the manifest promises,
-when its checksum is right. Whoever reads a cached shard holds a shared lock on it; the kernel drops that lock with
-the process, and eviction, oldest first, passes over what is locked.
+A shard is downloaded once per machine, in chunks, and goes on where an earlier attempt stopped. It
+gets its name, a hash of its URL and of the content that the manifest promises, when its checksum is
+right. Faults that may pass are retried with growing pauses, in one place, ``_retry``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import hashlib
 import logging
 import os
-import re
-import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import IO, Any, TypeVar
@@ -23,7 +20,6 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import fsspec
-from filelock import FileLock, Timeout
 from tenacity import (
     RetryError,
     Retrying,
@@ -33,28 +29,29 @@ from tenacity import (
     stop_after_attempt,
     stop_any,
     stop_when_event_set,
+    wait_random_exponential,
 )
-from tenacity import wait_random_exponential as wait_random
 
+from core.files import sha256_of_bytes, sha256_of_file, write_atomically
+from data_shards.reading.shard_cache import ShardCache
 from data_shards.shards.manifest import MANIFEST, DataError, Shard
-from data_shards.shards.writer import index_name, sha256_of, staged
+from data_shards.shards.writer import index_name
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-_OURS = re.compile(
-    r"[0-9a-f]{40}\.(tar|idx|[0-9]+\.part)"
-)  # a cache may lie in a folder with other files
 
 CHUNK = 8 << 20  # bytes of one request; what a broken one loses at most
-SMALL = 256 << 20  # no manifest or index is larger
-RETRY: dict[str, Any] = {"stop": stop_after_attempt(8), "wait": wait_random(multiplier=0.3, max=20)}
-PROTOCOLS = {
-    "http": "",
-    "https": "",
-    "s3": "s3fs",
-    "gs": "gcsfs",
-}  # and the package each needs besides fsspec
-_AGAIN = (408, 425, 429)  # answers of the 400s that another attempt may change
+MAX_SMALL = 256 << 20  # no manifest or index is larger
+RETRY: dict[str, Any] = {
+    "stop": stop_after_attempt(8),
+    "wait": wait_random_exponential(multiplier=0.3, max=20),
+}
+# What may be read, and the package that each needs besides fsspec.
+PROTOCOLS = {"http": "", "https": "", "s3": "s3fs", "gs": "gcsfs"}
+
+_RETRIED_STATUS = (408, 425, 429)  # answers of the 400s that another attempt may change
+_FINAL_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+_NETWORK_ERRORS = (OSError, aiohttp.ClientError, asyncio.TimeoutError, TimeoutError)
 
 
 class Remote:
@@ -77,88 +74,84 @@ class Remote:
         if cache_gb <= 0:
             raise ValueError(f"cache_gb must be positive, got {cache_gb}")
         self.name = url.rstrip("/")
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        self.cache = Path(cache) if cache is not None else home / "concord"
-        self.cache.mkdir(parents=True, exist_ok=True)
-        self.bound = cache_gb * 1e9
-        self.giving_up = Event()
+        self.cache = ShardCache(
+            Path(cache) if cache is not None else _default_cache(), cache_gb * 1e9
+        )
+        self._cancelled = Event()
+        options = _time_limits(protocol) | (options or {})
         try:
-            self.files = fsspec.filesystem(
-                protocol, skip_instance_cache=True, **(_patience(protocol) | (options or {}))
-            )
+            self.files = fsspec.filesystem(protocol, skip_instance_cache=True, **options)
         except ImportError as error:
             raise ValueError(
                 f"{url} needs one more package: pip install {PROTOCOLS[protocol]}"
             ) from error
 
-    def give_up(self, now: bool) -> None:
-        self.giving_up.set() if now else self.giving_up.clear()
+    def cancel_waiting(self, cancelled: bool) -> None:
+        if cancelled:
+            self._cancelled.set()
+        else:
+            self._cancelled.clear()
 
-    def room(self) -> float:
-        return self.bound
+    def capacity(self) -> float:
+        return self.cache.max_bytes
 
-    def manifest(self) -> bytes:
-        return self._small(MANIFEST)
+    def read_manifest(self) -> bytes:
+        return self._fetch_small(MANIFEST)
 
-    def wrong_sizes(self, shards: Sequence[Shard]) -> list[int]:
-        return []  # asking for ten thousand sizes would take minutes; each is known when its shard is fetched
+    def shards_of_wrong_size(self, shards: Sequence[Shard]) -> list[int]:
+        # Asking for ten thousand sizes would take minutes; each is known when its shard is fetched.
+        return []
 
-    def index(self, shard: Shard) -> bytes:
-        path = self._local(shard).with_suffix(".idx")
-        with self._exclusive(path):
+    def read_index(self, shard: Shard) -> bytes:
+        path = self.cached_path(shard).with_suffix(".idx")
+        with self.cache.lock(path):
             if path.exists():
                 return path.read_bytes()
-            body = self._small(index_name(shard.name))
-            if (
-                hashlib.sha256(body).hexdigest() == shard.index_sha256
-            ):  # a wrong one is not kept; the reader refuses it
-                with staged(path) as file:
-                    file.write(body)
+            body = self._fetch_small(index_name(shard.name))
+            # A wrong one is not kept; whoever reads it refuses it.
+            if sha256_of_bytes(body) == shard.index_sha256:
+                write_atomically(path, body)
             return body
 
-    def tar(self, shard: Shard) -> IO[bytes]:
-        path = self._local(shard)
-        while True:
-            file = _held(path)
+    def open_tar(self, shard: Shard) -> IO[bytes]:
+        path = self.cached_path(shard)
+        while True:  # another process may evict it between download and opening
+            file = self.cache.open_if_present(path)
             if file is not None:
                 return file
-            with self._exclusive(path):
+            with self.cache.lock(path):
                 if not path.exists():
                     self._download(shard, path)
 
-    def forget(self, shard: Shard) -> bool:
-        path = self._local(shard)
-        beside = path.with_suffix(".idx")
-        for file, sha256 in ((path, shard.sha256), (beside, shard.index_sha256)):
-            with self._exclusive(file):
-                if (
-                    file.exists() and _checksum(file) != sha256
-                ):  # another rank may have put it right meanwhile
-                    file.unlink()
+    def discard_copy(self, shard: Shard) -> bool:
+        path = self.cached_path(shard)
+        self.cache.remove_unless(path, shard.sha256)
+        self.cache.remove_unless(path.with_suffix(".idx"), shard.index_sha256)
         return True
 
-    def _local(self, shard: Shard) -> Path:
-        named = hashlib.sha256(f"{self.name}/{shard.name}\n{shard.sha256}".encode()).hexdigest()
-        return self.cache / f"{named[:40]}.tar"
-
-    def _exclusive(self, path: Path) -> FileLock:
-        return FileLock(path.with_suffix(path.suffix + ".lock"))
+    def cached_path(self, shard: Shard) -> Path:
+        """Where the shard is, or will be, in the cache; its index lies beside it."""
+        identity = f"{self.name}/{shard.name}\n{shard.sha256}"
+        digest = sha256_of_bytes(identity.encode())
+        return self.cache.path(digest[:40])
 
     def _download(self, shard: Shard, path: Path) -> None:
-        """Fetch a shard to ``path``, going on where an earlier attempt stopped. The caller holds its lock."""
+        """Fetch a shard to ``path``, going on where an earlier attempt stopped. The caller has its
+        lock."""
         url = f"{self.name}/{shard.name}"
-        part = path.with_suffix(f".{shard.bytes}.part")
-        self._make_room(part, shard.bytes)
+        part = self.cache.part_path(path, shard.bytes)
+        self.cache.reserve(part, shard.bytes)
         with part.open("r+b") as file:
-            have = file.seek(0, os.SEEK_END)
-            while have < shard.bytes:
-                chunk = self._chunk(url, have, min(have + CHUNK, shard.bytes), shard.bytes)
+            position = file.seek(0, os.SEEK_END)
+            while position < shard.bytes:
+                stop = min(position + CHUNK, shard.bytes)
+                chunk = self._fetch_chunk(url, position, stop, shard.bytes)
                 if len(chunk) == shard.bytes:  # a server without ranges sends all of it
-                    have = file.seek(0)
-                have += file.write(chunk)
+                    position = file.seek(0)
+                position += file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        if _checksum(part) != shard.sha256:
+        if sha256_of_file(part) != shard.sha256:
             part.unlink()
             raise DataError(
                 f"{url} is not the shard that the manifest promises: its checksum is wrong; "
@@ -166,22 +159,27 @@ class Remote:
             )
         os.replace(part, path)
 
-    def _chunk(self, url: str, start: int, stop: int, size: int) -> bytes:
+    def _fetch_chunk(self, url: str, start: int, stop: int, size: int) -> bytes:
+        """Bytes [start, stop) of a file of ``size`` bytes, or all of it; DataError when it has
+        another size."""
+
         def fetch() -> bytes:
             chunk: bytes = self.files.cat_file(url, start=start, end=stop)
-            if not chunk or len(chunk) > stop - start and len(chunk) != size:
+            too_long = len(chunk) > stop - start and len(chunk) != size
+            if not chunk or too_long:
                 raise ConnectionError(
                     f"asked for bytes {start} to {stop} of {url}, got {len(chunk)} bytes"
                 )
             return chunk
 
         try:
-            return self._again(fetch, url)
+            return self._retry(fetch, url)
         except OSError:
             found = self._size(url)
             if found not in (None, size):
                 raise DataError(
-                    f"{url} is damaged: it has {found} bytes, not {size}; publish the folder again, the manifest last"
+                    f"{url} is damaged: it has {found} bytes, not {size}; publish the folder "
+                    "again, the manifest last"
                 ) from None
             raise
 
@@ -192,20 +190,21 @@ class Remote:
         except Exception:  # each protocol has its own ways to say no
             return None
 
-    def _small(self, name: str) -> bytes:
+    def _fetch_small(self, name: str) -> bytes:
         url = f"{self.name}/{name}"
-        body: bytes = self._again(lambda: self.files.cat_file(url, start=0, end=SMALL), url)
-        if len(body) >= SMALL:
-            raise DataError(f"{url} is larger than {SMALL} bytes, so it is no {name}")
+        fetch = partial(self.files.cat_file, url, start=0, end=MAX_SMALL)
+        body: bytes = self._retry(fetch, url)
+        if len(body) >= MAX_SMALL:
+            raise DataError(f"{url} is larger than {MAX_SMALL} bytes, so it is no {name}")
         return body
 
-    def _again(self, fetch: Callable[[], T], url: str) -> T:
-        """``fetch()``, repeated with growing pauses while the fault may pass."""
+    def _retry(self, fetch: Callable[[], T], url: str) -> T:
+        """``fetch()``, repeated with growing pauses while the fault may pass and someone waits."""
         retrying = Retrying(
             retry=retry_if_exception(_may_pass),
             before_sleep=before_sleep_log(log, logging.WARNING),
-            stop=stop_any(RETRY["stop"], stop_when_event_set(self.giving_up)),
-            sleep=sleep_using_event(self.giving_up),
+            stop=stop_any(RETRY["stop"], stop_when_event_set(self._cancelled)),
+            sleep=sleep_using_event(self._cancelled),
             wait=RETRY["wait"],
         )
         try:
@@ -213,7 +212,8 @@ class Remote:
         except RetryError as error:
             last = error.last_attempt.exception()
             raise ConnectionError(
-                f"could not fetch {url}: {type(last).__name__}: {last}; what came is kept: run the same command again"
+                f"could not fetch {url}: {type(last).__name__}: {last}; what came is kept: run the "
+                "same command again"
             ) from last
         except FileNotFoundError as error:
             raise DataError(
@@ -226,115 +226,33 @@ class Remote:
                 f"could not fetch {url}: the server answers {error.status} {error.message}"
             ) from error
 
-    def _make_room(self, part: Path, size: int) -> None:
-        """Reserve ``size`` bytes of the cache for ``part``; remove the shards that were not used for longest."""
-        with FileLock(self.cache / "room.lock"):
-            files = [
-                file for file in self.cache.iterdir() if _OURS.fullmatch(file.name) and file != part
-            ]
-            known = {file: status for file in files if (status := _status(file))}
-            taken = {file: _reserved(file, status.st_size) for file, status in known.items()}
-            used = sum(taken.values())
-            for file in sorted(
-                (f for f in taken if f.suffix != ".idx"), key=lambda f: known[f].st_atime_ns
-            ):
-                if used + size <= self.bound:
-                    break
-                if self._removed(file):
-                    used -= taken[file] + taken.get(file.with_suffix(".idx"), 0)
-            if used + size > self.bound:
-                log.warning(
-                    "the shards in use leave no room for %s in %s; going over cache_gb=%g",
-                    part,
-                    self.cache,
-                    self.bound / 1e9,
-                )
-            part.touch()
 
-    def _removed(self, file: Path) -> bool:
-        """Remove a shard, or what is left of a transfer; False when somebody uses it."""
-        if file.suffix == ".part":
-            try:
-                with self._exclusive(file.with_suffix("").with_suffix(".tar")).acquire(
-                    blocking=False
-                ):
-                    file.unlink(missing_ok=True)
-                return True
-            except Timeout:
-                return False
-        with file.open("rb") as held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            file.unlink()
-        file.with_suffix(".idx").unlink(missing_ok=True)
-        return True
-
-
-def _held(path: Path) -> IO[bytes] | None:
-    """A cached shard, open and locked against eviction; None when it is not there."""
-    try:
-        file = path.open("rb")
-    except FileNotFoundError:
-        return None
-    fcntl.flock(file, fcntl.LOCK_SH)
-    status = _status(path)
-    if (
-        status is None or status.st_ino != os.fstat(file.fileno()).st_ino
-    ):  # evicted between the two calls
-        file.close()
-        return None
-    os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))  # used now, and not changed
-    return file
-
-
-def _status(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except FileNotFoundError:
-        return None
-
-
-def _reserved(file: Path, size: int) -> int:
-    """What a file of the cache will take: a transfer under way counts as the whole shard, which its name tells."""
-    return int(file.suffixes[-2][1:]) if file.suffix == ".part" else size
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return sha256_of(file)
+def _default_cache() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME")
+    return (Path(home) if home else Path.home() / ".cache") / "concord"
 
 
 def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt may do better."""
     if isinstance(error, aiohttp.ClientResponseError):
-        return error.status >= 500 or error.status in _AGAIN
-    if isinstance(
-        error, FileNotFoundError | PermissionError | NotADirectoryError | IsADirectoryError
-    ):
+        return error.status >= 500 or error.status in _RETRIED_STATUS
+    if isinstance(error, _FINAL_ERRORS):
         return False
-    if type(error).__module__.startswith("botocore") and "Credentials" in type(error).__name__:
+    # The errors of the S3 and GCS libraries share no base class with the network's.
+    module, name = type(error).__module__, type(error).__name__
+    if module.startswith("botocore") and "Credentials" in name:
         return False
-    return isinstance(
-        error, OSError | aiohttp.ClientError | asyncio.TimeoutError | TimeoutError
-    ) or type(error).__module__.startswith(("botocore", "gcsfs"))
+    return isinstance(error, _NETWORK_ERRORS) or module.startswith(("botocore", "gcsfs"))
 
 
-def _patience(protocol: str) -> dict[str, Any]:
+def _time_limits(protocol: str) -> dict[str, Any]:
     """Options that keep a silent server from stopping a run for ever."""
     if protocol in ("http", "https"):
-        return {
-            "client_kwargs": {
-                "timeout": aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
-            }
-        }
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
+        return {"client_kwargs": {"timeout": timeout}}
     if protocol == "s3":
-        # repeating is done here, with one count and one pause, and can be given up
-        return {
-            "config_kwargs": {
-                "connect_timeout": 30,
-                "read_timeout": 60,
-                "retries": {"max_attempts": 0},
-            }
-        }
+        limits = {"connect_timeout": 30, "read_timeout": 60}
+        # Retried by ``Remote`` instead, with one count and one pause, and until cancelled.
+        no_retries = {"retries": {"max_attempts": 0}}
+        return {"config_kwargs": limits | no_retries}
     return {}

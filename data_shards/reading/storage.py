@@ -1,4 +1,5 @@
-"""Where the files of a data set come from: a folder of this machine. ``remote`` has the same for a URL."""
+"""Where the files of a data set come from: a folder of this machine. ``remote`` has the same for a
+URL."""
 
 from __future__ import annotations
 
@@ -16,23 +17,26 @@ class Store(Protocol):
 
     name: str  # folder or URL, as the user gave it
 
-    def manifest(self) -> bytes: ...
+    def read_manifest(self) -> bytes: ...
 
-    def wrong_sizes(self, shards: Sequence[Shard]) -> list[int]:
-        """Numbers of the shards that can be seen at once, without reading, to be missing, cut or too long."""
+    def read_index(self, shard: Shard) -> bytes: ...
 
-    def tar(self, shard: Shard) -> IO[bytes]:
+    def open_tar(self, shard: Shard) -> IO[bytes]:
         """The shard, open on this machine; while it is open it is not removed."""
 
-    def index(self, shard: Shard) -> bytes: ...
+    def shards_of_wrong_size(self, shards: Sequence[Shard]) -> list[int]:
+        """Numbers of the shards that can be seen at once, without reading, to be missing, cut or
+        too long."""
 
-    def forget(self, shard: Shard) -> bool:
-        """Drop a local copy that turned out wrong; False when there is no other place to get it from."""
+    def discard_copy(self, shard: Shard) -> bool:
+        """Drop a local copy that turned out wrong; False when there is no other place to get it
+        from."""
 
-    def give_up(self, now: bool) -> None:
-        """Stop waiting for a server that does not answer, because nobody waits any more; or wait again."""
+    def cancel_waiting(self, cancelled: bool) -> None:
+        """Stop waiting for a server that does not answer, because nobody waits any more; or wait
+        again."""
 
-    def room(self) -> float:
+    def capacity(self) -> float:
         """Bytes of shards that may be open at the same time."""
 
 
@@ -40,35 +44,21 @@ class Folder:
     """A folder of this machine."""
 
     def __init__(self, folder: Path):
-        self.folder, self.name = folder, str(folder)
+        self.folder = folder
+        self.name = str(folder)
 
-    def manifest(self) -> bytes:
+    def read_manifest(self) -> bytes:
         path = self.folder / MANIFEST
         if not path.is_file():
             raise DataError(
-                f"{self.folder} has no {MANIFEST}, so it is no finished shard folder; make one with: "
+                f"{self.folder} has no {MANIFEST}, so it is no finished shard folder; make one "
+                "with: "
                 f"python -m data_shards.convert RAW --out {self.folder}, or for foreign tars: "
                 f"python -m data_shards.index {self.folder}"
             )
         return path.read_bytes()
 
-    def wrong_sizes(self, shards: Sequence[Shard]) -> list[int]:
-        with os.scandir(self.folder) as entries:
-            files = (entry for entry in entries if entry.name.endswith(".tar") and entry.is_file())
-            sizes = {entry.name: entry.stat().st_size for entry in files}
-        return [
-            number for number, shard in enumerate(shards) if sizes.get(shard.name) != shard.bytes
-        ]
-
-    def tar(self, shard: Shard) -> IO[bytes]:
-        try:
-            return (self.folder / shard.name).open("rb")
-        except FileNotFoundError as error:
-            raise DataError(
-                f"{self.folder / shard.name} is missing; restore the file or convert again"
-            ) from error
-
-    def index(self, shard: Shard) -> bytes:
+    def read_index(self, shard: Shard) -> bytes:
         path = self.folder / index_name(shard.name)
         try:
             return path.read_bytes()
@@ -77,13 +67,31 @@ class Folder:
                 f"{path} is missing; make it again with: python -m data_shards.index {self.name}"
             ) from error
 
-    def forget(self, shard: Shard) -> bool:
+    def open_tar(self, shard: Shard) -> IO[bytes]:
+        try:
+            return (self.folder / shard.name).open("rb")
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{self.folder / shard.name} is missing; restore the file or convert again"
+            ) from error
+
+    def shards_of_wrong_size(self, shards: Sequence[Shard]) -> list[int]:
+        sizes = {}
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(".tar") and entry.is_file():
+                    sizes[entry.name] = entry.stat().st_size
+        return [
+            number for number, shard in enumerate(shards) if sizes.get(shard.name) != shard.bytes
+        ]
+
+    def discard_copy(self, shard: Shard) -> bool:
         return False
 
-    def give_up(self, now: bool) -> None:
+    def cancel_waiting(self, cancelled: bool) -> None:
         pass
 
-    def room(self) -> float:
+    def capacity(self) -> float:
         return float("inf")
 
 
@@ -93,7 +101,8 @@ def open_store(
     cache_gb: float = 50.0,
     options: dict[str, Any] | None = None,
 ) -> Store:
-    """The folder or URL ``source``. ``cache``, ``cache_gb`` and ``options`` (for fsspec) concern URLs only."""
+    """The folder or URL ``source``. ``cache``, ``cache_gb`` and ``options`` (for fsspec) concern
+    URLs only."""
     if "://" not in str(source):
         return Folder(Path(source))
     from data_shards.reading.remote import Remote

@@ -1,12 +1,12 @@
-"""Shards as units of work: made by any number of processes, recorded one by one, never made twice.
+"""Shards as jobs: done by any number of processes, recorded one by one, never done twice.
 
-A shard appears complete (``write_shard``), then its record does. After an interruption, kill -9 included, the records
-tell what is done; a unit whose record agrees with its source, options and bytes on disk is left alone.
+A shard appears complete (``write_shard``), then its record does. After an interruption, kill -9
+included, the records tell what is done; a job whose record agrees with its raw data, options and
+bytes on disk is left alone.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -18,32 +18,39 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import cache
 from multiprocessing.connection import wait as wait_for_any
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from pydantic import TypeAdapter
 from tqdm import tqdm
 
+from core.files import sha256_of_bytes, sha256_of_file, write_atomically
 from data_shards.shards.frame_moments import Moments
 from data_shards.shards.manifest import DataError, Sample, Shard
-from data_shards.shards.writer import index_name, staged, write_shard
-from data_shards.sources.base import Source, sha256_of
+from data_shards.shards.writer import index_name, write_shard
+
+if TYPE_CHECKING:
+    from data_shards.sources.base import RawDataset
 
 RECORDS = ".convert"  # folder of the records, inside the shard folder
 
 
 @dataclass(frozen=True)
-class Unit:
-    """The work of one shard."""
+class Job:
+    """One shard to be written."""
 
     split: str
-    number: int
-    start: int  # place of the first row in its split
+    number: int  # of the shard in its split
+    start: int  # number of the first row in its split
     rows: tuple[Any, ...]
-    key: str  # of source, options and rows: same key, same bytes
+    key: str  # hash of raw data, options and rows: same key, same bytes
 
     @property
     def name(self) -> str:
+        """The tar's name."""
         return f"{self.split}-{self.number:06d}.tar"
 
 
@@ -59,97 +66,104 @@ class Record:
 
     @staticmethod
     def load(path: Path) -> Record | None:
-        """None where the record cannot be used; its shard is then made again."""
+        """None where the record cannot be used; its shard is then written again."""
         try:
-            body = json.loads(path.read_text(encoding="utf-8"))
-            moments = {name: Moments(**part) for name, part in body.pop("moments").items()}
-            return Record(shard=Shard(**body.pop("shard")), moments=moments, **body)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return _record_adapter().validate_json(path.read_bytes(), strict=True)
+        except (OSError, ValueError):
             return None
 
     def is_whole(self, out: Path) -> bool:
         """Whether the shard and its index are on disk as recorded."""
-        pairs = (
-            (self.shard.name, self.shard.sha256),
-            (index_name(self.shard.name), self.shard.index_sha256),
-        )
-        return all(
-            (out / name).is_file() and sha256_of(out / name) == sha256 for name, sha256 in pairs
-        )
+        tar = out / self.shard.name
+        beside = out / index_name(self.shard.name)
+        if not tar.is_file() or not beside.is_file():
+            return False
+        tar_agrees = sha256_of_file(tar) == self.shard.sha256
+        return tar_agrees and sha256_of_file(beside) == self.shard.index_sha256
 
 
-def units(source: Source, identity: str, shard_size: int) -> Iterator[Unit]:
-    """All shards, each as soon as its last row has come up; at most one open shard per split is held.
+@cache
+def _record_adapter() -> TypeAdapter[Record]:
+    return TypeAdapter(Record)
+
+
+def plan_jobs(dataset: RawDataset, identity: str, shard_size: int) -> Iterator[Job]:
+    """All jobs, each as soon as its last row has come up; at most one open shard per split is held.
 
     Args:
-        identity: hash of everything that decides about bytes, apart from the rows and the files they point to.
+        identity: hash of everything that decides about bytes, apart from the rows and the files
+            they point to.
     """
-    waiting: dict[str, list[Any]] = {split: [] for split in source.counts}
-    numbers: Counter[str] = Counter()
-
-    def close(split: str) -> Unit:
-        rows, waiting[split] = tuple(waiting[split]), []
-        number, start = numbers[split], numbers[split] * shard_size
-        numbers[split] += 1
-        stamps = [source.stamp(row) for row in rows] if source.stamp else []
-        work = json.dumps([identity, split, start, len(rows), stamps])
-        return Unit(split, number, start, rows, hashlib.sha256(work.encode("utf-8")).hexdigest())
-
-    for split, row in source.rows():
+    waiting: dict[str, list[Any]] = {split: [] for split in dataset.counts}
+    finished: Counter[str] = Counter()  # split -> shards
+    for split, row in dataset.rows():
         waiting[split].append(row)
         if len(waiting[split]) == shard_size:
-            yield close(split)
+            start = finished[split] * shard_size
+            yield _job(dataset, identity, split, finished[split], start, waiting[split])
+            waiting[split] = []
+            finished[split] += 1
     for split, rows in waiting.items():
         if rows:
-            yield close(split)
+            start = finished[split] * shard_size
+            yield _job(dataset, identity, split, finished[split], start, rows)
 
 
-def work(
-    source: Source, out: Path, todo: Iterable[Unit], processes: int, progress: bool
+def _job(
+    dataset: RawDataset, identity: str, split: str, number: int, start: int, rows: list[Any]
+) -> Job:
+    stamps = [dataset.stamp(row) for row in rows] if dataset.stamp else []
+    decisive = json.dumps([identity, split, start, len(rows), stamps])
+    return Job(split, number, start, tuple(rows), sha256_of_bytes(decisive.encode("utf-8")))
+
+
+def run_jobs(
+    dataset: RawDataset, out: Path, jobs: Iterable[Job], processes: int, progress: bool
 ) -> dict[str, list[Record]]:
-    """Split -> the records of its shards in order; shards that are already there are not made again."""
-    done: list[tuple[str, int, Record]] = []
-    with tqdm(
-        total=sum(source.counts.values()), unit="sample", desc=source.name, disable=not progress
-    ) as bar:
+    """Split -> the records of its shards in order; finished shards are not written again."""
+    done: dict[tuple[str, int], Record] = {}  # by split and number of the shard
+    samples = sum(dataset.counts.values())
+    with tqdm(total=samples, unit="sample", desc=dataset.name, disable=not progress) as bar:
 
-        def missing() -> Iterator[Unit]:
-            for unit in todo:
-                record = Record.load(_record_path(out, unit))
-                if record is not None and record.key == unit.key and record.is_whole(out):
-                    done.append((unit.split, unit.number, record))
-                    bar.update(len(unit.rows))
+        def jobs_to_do() -> Iterator[Job]:
+            # jobs are planned while others run, so what is there is found out along the way
+            for job in jobs:
+                record = Record.load(_record_path(out, job))
+                if record is not None and record.key == job.key and record.is_whole(out):
+                    done[job.split, job.number] = record
+                    bar.update(len(job.rows))
                 else:
-                    yield unit
+                    yield job
 
-        for unit, record in _make_all(source, out, missing(), processes):
-            done.append((unit.split, unit.number, record))
-            bar.update(len(unit.rows))
-    records: dict[str, list[Record]] = {split: [] for split in source.counts}
-    for split, _, record in sorted(done, key=lambda entry: entry[:2]):
-        records[split].append(record)
+        for job, record in _run_in_processes(dataset, out, jobs_to_do(), processes):
+            done[job.split, job.number] = record
+            bar.update(len(job.rows))
+    records: dict[str, list[Record]] = {split: [] for split in dataset.counts}
+    for split, number in sorted(done):
+        records[split].append(done[split, number])
     return records
 
 
-def _record_path(out: Path, unit: Unit) -> Path:
-    return out / RECORDS / f"{unit.name}.json"
+def _record_path(out: Path, job: Job) -> Path:
+    return out / RECORDS / f"{job.name}.json"
 
 
-def _make_all(
-    source: Source, out: Path, todo: Iterator[Unit], processes: int
-) -> Iterator[tuple[Unit, Record]]:
+def _run_in_processes(
+    dataset: RawDataset, out: Path, jobs: Iterator[Job], processes: int
+) -> Iterator[tuple[Job, Record]]:
+    """Jobs and their records as they are done, in any order."""
     if processes == 1:
-        for unit in todo:
-            yield unit, make(source, out, unit)
+        for job in jobs:
+            yield job, run_job(dataset, out, job)
         return
-    # A forked worker shares the source's memory; elsewhere each worker gets a copy.
+    # A forked worker shares the raw data's memory; elsewhere each worker gets a copy.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    pool = ProcessPoolExecutor(processes, context, _begin_worker, (source, out))
-    pending: dict[Future[Record], Unit] = {}
+    pool = ProcessPoolExecutor(processes, context, _begin_worker, (dataset, out))
+    pending: dict[Future[Record], Job] = {}
     try:
         while True:
-            for unit in todo:
-                pending[pool.submit(_make_in_worker, unit)] = unit
+            for job in jobs:
+                pending[pool.submit(_run_job_in_worker, job)] = job
                 if len(pending) >= 2 * processes:  # bounds the rows held in memory
                     break
             if not pending:
@@ -165,50 +179,67 @@ def _make_all(
         pool.shutdown(cancel_futures=True)  # shards that were begun are finished, and kept
 
 
-_worker: tuple[Source, Path]
+_worker: tuple[RawDataset, Path]
 
 
-def _begin_worker(source: Source, out: Path) -> None:
+def _begin_worker(dataset: RawDataset, out: Path) -> None:
     global _worker
-    _worker = source, out
+    _worker = dataset, out
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
 def _end_with_parent() -> None:
-    """A killed parent must not leave workers that write into a folder somebody else then continues."""
+    """Else workers of a killed parent would write into a folder that somebody else continues."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait_for_any([parent.sentinel])
         os._exit(1)
 
 
-def _make_in_worker(unit: Unit) -> Record:
-    return make(*_worker, unit)
+def _run_job_in_worker(job: Job) -> Record:
+    return run_job(*_worker, job)
 
 
-def make(source: Source, out: Path, unit: Unit) -> Record:
+def run_job(dataset: RawDataset, out: Path, job: Job) -> Record:
     """Write one shard, then its record."""
-    repairs: Counter[str] = Counter()
-    moments: dict[str, Moments] = {}
-    longest: dict[str, int] = {}
-
-    def samples() -> Iterator[tuple[str, Sample]]:
-        for position, row in enumerate(unit.rows, unit.start):
-            sample = source.sample(row, repairs)
-            for name, array in sample.arrays.items():
-                if None not in source.fields[name].shape:
-                    continue  # no time axis: labels
-                longest[name] = max(longest.get(name, 0), len(array))
-                if unit.split == "train" and array.dtype.kind == "f":
-                    part = Moments.of(array)
-                    moments[name] = moments[name].join(part) if name in moments else part
-            yield f"{unit.split}_{position:08d}", sample
-
-    shard = write_shard(out, unit.name, samples())
+    made = _Samples(dataset, job)
+    shard = write_shard(out, job.name, made)
     record = Record(
-        unit.key, shard, dict(+repairs), moments, longest
-    )  # + drops what was counted as none
-    with staged(_record_path(out, unit)) as file:
-        file.write(json.dumps(asdict(record)).encode("utf-8"))
+        key=job.key,
+        shard=shard,
+        repairs=dict(+made.repairs),  # + drops what was counted as none
+        moments=made.moments,
+        max_length=made.max_length,
+    )
+    write_atomically(_record_path(out, job), json.dumps(asdict(record)))
     return record
+
+
+class _Samples:
+    """The samples of a job, made one at a time, and what was seen of them on the way."""
+
+    def __init__(self, dataset: RawDataset, job: Job):
+        self.dataset = dataset
+        self.job = job
+        self.repairs: Counter[str] = Counter()
+        self.moments: dict[str, Moments] = {}
+        self.max_length: dict[str, int] = {}
+
+    def __iter__(self) -> Iterator[tuple[str, Sample]]:
+        for number, row in enumerate(self.job.rows, self.job.start):
+            sample = self.dataset.sample(row, self.repairs)
+            for field, array in sample.arrays.items():
+                self._measure(field, array)
+            yield f"{self.job.split}_{number:08d}", sample
+
+    def _measure(self, field: str, array: np.ndarray) -> None:
+        has_time_axis = None in self.dataset.fields[field].shape
+        if not has_time_axis:
+            return
+        self.max_length[field] = max(self.max_length.get(field, 0), len(array))
+        if self.job.split == "train" and array.dtype.kind == "f":
+            moments = Moments.of(array)
+            if field in self.moments:
+                moments = self.moments[field].join(moments)
+            self.moments[field] = moments

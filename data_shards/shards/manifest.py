@@ -1,26 +1,46 @@
 """What lies in a shard folder: samples, shards, and the manifest that vouches for them.
 
-A shard folder holds ``manifest.json``, one or more tar files per split (``train-000000.tar``, ...; plain WebDataset)
-and beside each tar its index. The manifest is written last: a folder without one is not a data set.
+A shard folder holds ``manifest.json``, one or more tar files per split (``train-000000.tar``, ...;
+plain WebDataset) and beside each tar its index. The manifest is written last: a folder without one
+is not a data set.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-import types
-from collections.abc import Callable, Iterable
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from collections import Counter
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from core.files import sha256_of_bytes
 
 FORMAT = "concord-shards"
 VERSION = 1
 MANIFEST = "manifest.json"
+
+# What an array may hold: numbers, never objects, records or text.
+NUMBERS = frozenset(
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 "
+    "float16 float32 float64 complex64 complex128".split()
+)
+MAX_AXES = 8
+MAX_EXTENT = 2**40  # of one axis
+MAX_SHARD_BYTES = 2**50
+
+Task = Literal["sentiment", "alignment"]
+LabelKind = Literal["regression", "classes"]
+
+# In JSON, 1 is no string, true is no number, and a key that nobody knows is an error.
+_STRICT = ConfigDict(strict=True, extra="forbid")
+_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]*\.tar")  # never a folder, never hidden
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class DataError(ValueError):
@@ -31,6 +51,8 @@ class DataError(ValueError):
 class Field:
     """An array that samples carry under this name, as ``<key>.<name>.npy``."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     dtype: str  # NumPy name: "int32", "float32"
     shape: tuple[int | None, ...]  # None marks the time axis; at most one
 
@@ -39,19 +61,17 @@ class Field:
 class Sample:
     """One sample on its way into a shard. An array that a sample lacks is simply not there."""
 
-    id: str  # as the source names it: "video$_$clip"
-    arrays: dict[
-        str, np.ndarray
-    ]  # field name -> array at its true length, C-contiguous, little-endian
+    id: str  # as the raw data names it: "video$_$clip"
+    arrays: dict[str, np.ndarray]  # field -> array at its true length, little-endian
     text: str | None = None  # transcript, stored as <key>.txt
-    extra: dict[str, Any] = field(
-        default_factory=dict
-    )  # plain JSON, stored with the id as <key>.json
+    extra: dict[str, Any] = field(default_factory=dict)  # plain JSON, stored with the id
 
 
 @dataclass(frozen=True)
 class Shard:
     """One tar file as the manifest knows it."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     name: str  # "train-000000.tar"
     samples: int
@@ -64,7 +84,9 @@ class Shard:
 class Labels:
     """What the labels mean."""
 
-    kind: str = "regression"  # or "classes"
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    kind: LabelKind = "regression"
     low: float = -3.0
     high: float = 3.0
     resolution: float | None = None  # annotated in multiples of this (1/5, 1/3); None: any float
@@ -75,245 +97,64 @@ class Labels:
 class Manifest:
     """Everything about a shard folder that is known without opening a shard."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
     name: str
-    task: str  # "sentiment" or "alignment"
+    task: Task
     fields: dict[str, Field]
     splits: dict[str, tuple[Shard, ...]]
     labels: Labels = Labels()
     synthetic: bool = False
-    source: dict[str, Any] = field(
-        default_factory=dict
-    )  # file name, bytes, sha256, and the options of the conversion
-    tokenizer: dict[str, Any] | None = (
-        None  # name, vocab_size, sha256 of the vocabulary, special ids
-    )
-    moments: dict[str, tuple[list[float], list[float]]] = field(
-        default_factory=dict
-    )  # field -> mean, std of train frames
-    max_length: dict[str, int] = field(default_factory=dict)  # field -> longest in any split
-    repairs: dict[str, int] = field(
-        default_factory=dict
-    )  # what was mended on the way in, and how often
-    extras: dict[str, Any] = field(
-        default_factory=dict
-    )  # further files of the folder: name -> sha256, and task facts
+    # of the raw data: file name, bytes, sha256, and the options of the conversion
+    source: dict[str, Any] = field(default_factory=dict)
+    # name, vocab_size, sha256 of the vocabulary, special ids
+    tokenizer: dict[str, Any] | None = None
+    # field -> mean and standard deviation of its train frames, per feature
+    moments: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
+    # field -> longest in any split
+    max_length: dict[str, int] = field(default_factory=dict)
+    # what was mended on the way in, and how often
+    repairs: dict[str, int] = field(default_factory=dict)
+    # further files of the folder: name -> sha256, and facts that only one task needs
+    extras: dict[str, Any] = field(default_factory=dict)
 
     def samples(self, split: str) -> int:
+        """How many samples a split has."""
         return sum(shard.samples for shard in self.splits[split])
 
     def to_json(self) -> str:
+        """The text of ``manifest.json``, with a checksum of all that it says."""
         body = {"format": FORMAT, "version": VERSION, **asdict(self)}
         body["checksum"] = _checksum(body)
         return json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @staticmethod
     def from_json(text: str, where: str) -> Manifest:
-        """Parse and check; anything missing or of the wrong kind is a DataError that names ``where``."""
+        """Parse and check; a DataError names ``where`` if anything is missing or wrong."""
         try:
-            body = json.loads(text, object_pairs_hook=_no_repeats, parse_constant=_no_constants)
+            body = json.loads(
+                text, object_pairs_hook=_refuse_repeated_keys, parse_constant=_refuse_constant
+            )
         except (ValueError, RecursionError) as error:
-            raise DataError(
-                f"{where} is not JSON ({error}); convert the data again, or restore the file"
-            ) from error
-        if not isinstance(body, dict) or (body.pop("format", None), body.pop("version", None)) != (
-            FORMAT,
-            VERSION,
-        ):
+            raise _refused(f"{where} is not JSON ({error})") from error
+        if not isinstance(body, dict):
+            body = {}
+        if (body.pop("format", None), body.pop("version", None)) != (FORMAT, VERSION):
             raise DataError(
                 f"{where} is no manifest of {FORMAT!r}, version {VERSION}; convert the data again"
             )
-        if body.pop("checksum", None) != _checksum({"format": FORMAT, "version": VERSION, **body}):
-            raise DataError(
-                f"{where} was changed after it was written; convert the data again, or restore the file"
-            )
+        checksum = body.pop("checksum", None)
+        if checksum != _checksum({"format": FORMAT, "version": VERSION, **body}):
+            raise _refused(f"{where} was changed after it was written")
         try:
-            manifest: Manifest = _decoder(Manifest)(body)
-        except _Misfit as misfit:
-            raise DataError(": ".join([where, *reversed(misfit.path), str(misfit)])) from misfit
-        _check(manifest, where)
+            # pydantic reads JSON here, not Python values: only there may a list stand for a tuple
+            manifest = _adapter().validate_json(json.dumps(body))
+        except ValidationError as error:
+            raise DataError(f"{where}: {_first_problem(error)}") from error
+        _check_fields(manifest, where)
+        _check_shards(manifest, where)
+        _check_counts(manifest, where)
         return manifest
-
-
-_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]*\.tar")  # never a folder, never hidden
-_NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-NUMBERS = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128".split()
-)  # what an array may hold; never objects, records or text
-
-
-def _checksum(body: dict[str, Any]) -> str:
-    """SHA-256 of a manifest's content, however laid out: nothing else guards a label range against a flipped bit."""
-    text = json.dumps(
-        body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
-    )
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    body = dict(pairs)
-    if len(body) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)!r} stands there twice")
-    return body
-
-
-def _no_constants(name: str) -> None:
-    raise ValueError(f"{name} is not a number")
-
-
-class _Misfit(Exception):
-    """A value of the wrong kind: what was expected, and the path to it, innermost name first."""
-
-    def __init__(self, what: str, *path: str):
-        super().__init__(what)
-        self.path = list(path)
-
-
-@cache
-def _decoder(hint: Any) -> Callable[[Any], Any]:
-    """What turns a value from JSON into one of the type ``hint``, or raises a _Misfit; made once per type."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return lambda value: value
-    if is_dataclass(hint):
-        return _dataclass_decoder(hint)
-    if origin in (Union, types.UnionType):
-        (some,) = (_decoder(kind) for kind in inner if kind is not type(None))
-        return lambda value: None if value is None else some(value)
-    if origin is dict:
-        return lambda value: _each(_decoder(inner[1]), _of(dict, value).items())
-    if origin is list or origin is tuple and inner[-1] is Ellipsis:
-        return lambda value: origin(_each(_decoder(inner[0]), enumerate(_of(list, value))).values())
-    if origin is tuple:
-        return lambda value: tuple(_decoder(kind)(item) for kind, item in _pairs(inner, value))
-    if hint is float:
-        return lambda value: float(value) if type(value) is int else _of(float, value)
-    return lambda value: _of(hint, value)
-
-
-def _dataclass_decoder(kind: Any) -> Callable[[Any], Any]:
-    hints = get_type_hints(kind)
-    decoders = {item.name: _decoder(hints[item.name]) for item in fields(kind)}
-    needed = {
-        item.name
-        for item in fields(kind)
-        if item.default is MISSING and item.default_factory is MISSING
-    }
-
-    def decode(value: Any) -> Any:
-        body = _of(dict, value)
-        if body.keys() != decoders.keys():
-            if missing := needed - body.keys():
-                raise _Misfit(f"{min(missing)!r} is missing")
-            if unknown := body.keys() - decoders.keys():
-                raise _Misfit(f"unknown {min(unknown)!r}")
-        found = {}
-        for name, item in body.items():
-            try:
-                found[name] = decoders[name](item)
-            except _Misfit as misfit:
-                misfit.path.append(name)
-                raise
-        return kind(**found)
-
-    return decode
-
-
-def _each(decode: Callable[[Any], Any], items: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    found = {}
-    for name, item in items:
-        try:
-            found[name] = decode(item)
-        except _Misfit as misfit:
-            misfit.path.append(str(name))
-            raise
-    return found
-
-
-def _pairs(kinds: tuple[Any, ...], value: Any) -> Iterable[tuple[Any, Any]]:
-    if len(_of(list, value)) != len(kinds):
-        raise _Misfit(f"expected {len(kinds)} values, found {len(value)}")
-    return zip(kinds, value, strict=True)
-
-
-def _of(kind: type, value: Any) -> Any:
-    if type(value) is kind:  # a bool is no int here
-        return value
-    raise _Misfit(f"expected {kind.__name__}, found {str(value)[:80]!r}")
-
-
-def _check(manifest: Manifest, where: str) -> None:
-    """DataError for values of the right kind that cannot be right."""
-    for name, shape in ((name, item.shape) for name, item in manifest.fields.items()):
-        item = manifest.fields[name]
-        _require(bool(_NAME.fullmatch(name)), where, f"field {name!r} is no plain name")
-        _require(
-            item.dtype in NUMBERS,
-            where,
-            f"field {name!r} has dtype {item.dtype!r}; only numbers are stored",
-        )
-        _require(
-            len(shape) <= 8 and shape.count(None) <= 1, where, f"field {name!r} has shape {shape}"
-        )
-        _require(
-            all(n is None or 0 <= n < 2**40 for n in shape),
-            where,
-            f"field {name!r} has shape {shape}",
-        )
-    _require(manifest.task in ("sentiment", "alignment"), where, f"unknown task {manifest.task!r}")
-    _require(
-        manifest.labels.kind in ("regression", "classes"),
-        where,
-        f"unknown labels {manifest.labels.kind!r}",
-    )
-    _require(
-        all(_NAME.fullmatch(split) for split in manifest.splits), where, "a split has no plain name"
-    )
-    shards = [shard for split in manifest.splits.values() for shard in split]
-    for shard in shards:
-        plain, possible = (
-            _SHARD_NAME.fullmatch(shard.name),
-            0 < shard.samples <= shard.bytes < 2**50,
-        )
-        if not (
-            plain
-            and possible
-            and _SHA256.fullmatch(shard.sha256)
-            and _SHA256.fullmatch(shard.index_sha256)
-        ):
-            at = f"{where}: shard {shard.name!r}"
-            _require(bool(plain), at, "this is no plain file name ending in .tar")
-            _require(possible, at, f"{shard.samples} samples in {shard.bytes} bytes")
-            _require(
-                False, at, f"{shard.sha256[:80]!r} or {shard.index_sha256[:80]!r} is no SHA-256"
-            )
-    repeated = _repeated(shard.name for shard in shards)
-    _require(repeated is None, where, f"shard {repeated!r} is listed twice")
-    for name, (mean, std) in manifest.moments.items():
-        _require(
-            len(mean) == len(std),
-            where,
-            f"moments of {name!r}: {len(mean)} means, {len(std)} deviations",
-        )
-    for what, counts in (("max_length", manifest.max_length), ("repairs", manifest.repairs)):
-        _require(
-            all(count >= 0 for count in counts.values()), where, f"a negative number in {what}"
-        )
-
-
-def _require(condition: bool, where: str, what: str) -> None:
-    if not condition:
-        raise DataError(f"{where}: {what}; convert the data again, or restore the file")
-
-
-def _repeated(names: Iterable[str]) -> str | None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -332,7 +173,121 @@ def parse_manifest(body: bytes, where: str) -> Manifest:
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(
-            f"{where} is not UTF-8 ({error}); convert the data again, or restore the file"
-        ) from error
+        raise _refused(f"{where} is not UTF-8 ({error})") from error
     return Manifest.from_json(text, where)
+
+
+@cache
+def _adapter() -> TypeAdapter[Manifest]:
+    return TypeAdapter(Manifest)
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    """SHA-256 of what a manifest says, however laid out: it guards against a flipped bit."""
+    text = json.dumps(
+        body, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return sha256_of_bytes(text.encode("utf-8", "surrogatepass"))
+
+
+def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For ``json.loads``, which would keep the last of two equal keys without a word."""
+    repeated = _repeated([key for key, _ in pairs])
+    if repeated is not None:
+        raise ValueError(f"{repeated!r} stands there twice")
+    return dict(pairs)
+
+
+def _refuse_constant(name: str) -> None:
+    """For ``json.loads``, which reads NaN and Infinity, and they are not JSON."""
+    raise ValueError(f"{name} is not a number")
+
+
+_TYPE_NAMES = {"string": "str", "dataclass": "dict", "tuple": "list"}  # pydantic's -> JSON's
+
+
+def _first_problem(error: ValidationError) -> str:
+    """One line about the first problem: the path of its key, what was expected, what was found."""
+    problem = error.errors(include_url=False)[0]
+    kind = problem["type"]
+    found = f"found {str(problem['input'])[:80]!r}"
+    *path, last = map(str, problem["loc"] or ("",))
+    if kind == "missing" and last.isdecimal():  # in a list of fixed length
+        return ": ".join([*path, f"value {int(last) + 1} is missing"])
+    if kind == "missing":
+        return ": ".join([*path, f"{last!r} is missing"])
+    if kind == "unexpected_keyword_argument":
+        return ": ".join([*path, f"unknown {last!r}"])
+    if kind == "literal_error":
+        expected = problem["ctx"]["expected"]
+        return ": ".join([*path, f"unknown {last} {problem['input']!r}; expected {expected}"])
+    if kind.endswith("_type"):
+        name = kind.removesuffix("_type")
+        expected = f"expected {_TYPE_NAMES.get(name, name)}"
+    else:
+        expected = problem["msg"]
+    return ": ".join([*path, last, f"{expected}, {found}"])
+
+
+def _check_fields(manifest: Manifest, where: str) -> None:
+    """DataError unless every field has a plain name, a dtype of numbers and a possible shape."""
+    for name, described in manifest.fields.items():
+        if not _NAME.fullmatch(name):
+            raise _refused(f"{where}: field {name!r} is no plain name")
+        if described.dtype not in NUMBERS:
+            raise _refused(
+                f"{where}: field {name!r} has dtype {described.dtype!r}; only numbers are stored"
+            )
+        shape = described.shape
+        has_few_axes = len(shape) <= MAX_AXES and shape.count(None) <= 1
+        fits = all(extent is None or 0 <= extent < MAX_EXTENT for extent in shape)
+        if not (has_few_axes and fits):
+            raise _refused(f"{where}: field {name!r} has shape {shape}")
+
+
+def _check_shards(manifest: Manifest, where: str) -> None:
+    """DataError unless names are plain and differ, and sizes and checksums are possible."""
+    names = []
+    for split, shards in manifest.splits.items():
+        if not _NAME.fullmatch(split):
+            raise _refused(f"{where}: split {split!r} has no plain name")
+        for shard in shards:
+            _check_shard(shard, f"{where}: shard {shard.name!r}")
+            names.append(shard.name)
+    repeated = _repeated(names)
+    if repeated is not None:
+        raise _refused(f"{where}: shard {repeated!r} is listed twice")
+
+
+def _check_shard(shard: Shard, where: str) -> None:
+    if not _SHARD_NAME.fullmatch(shard.name):
+        raise _refused(f"{where}: this is no plain file name ending in .tar")
+    if not 0 < shard.samples <= shard.bytes < MAX_SHARD_BYTES:
+        raise _refused(f"{where}: {shard.samples} samples in {shard.bytes} bytes")
+    for checksum in (shard.sha256, shard.index_sha256):
+        if not _SHA256.fullmatch(checksum):
+            raise _refused(f"{where}: {checksum[:80]!r} is no SHA-256")
+
+
+def _check_counts(manifest: Manifest, where: str) -> None:
+    """DataError unless means and deviations belong together and no number of things is negative."""
+    for name, (mean, std) in manifest.moments.items():
+        if len(mean) != len(std):
+            raise _refused(
+                f"{where}: moments of {name!r}: {len(mean)} means, {len(std)} deviations"
+            )
+    for name, counts in (("max_length", manifest.max_length), ("repairs", manifest.repairs)):
+        if min(counts.values(), default=0) < 0:
+            raise _refused(f"{where}: a negative number in {name}")
+
+
+def _repeated(names: list[str]) -> str | None:
+    """The first name that stands there more than once."""
+    if len(set(names)) == len(names):
+        return None
+    counts = Counter(names)
+    return next(name for name in names if counts[name] > 1)
+
+
+def _refused(problem: str) -> DataError:
+    return DataError(f"{problem}; convert the data again, or restore the file")

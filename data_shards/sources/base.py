@@ -1,26 +1,33 @@
 """What a reader makes of a raw file: light rows, and samples made from them one at a time.
 
-A reader is a function ``read(raw: Path, options: Options) -> Source``. Rows are small and picklable, so that they can
-be counted, grouped into shards and handed to other processes; only ``Source.sample`` touches the arrays.
+A reader is a function ``read(raw: Path, options: Options) -> RawDataset``. Rows are small and
+picklable, so that they can be counted, grouped into shards and handed to other processes; only
+``RawDataset.sample`` touches the arrays.
+
+The readers are the project's own because they are strict on purpose: a pickle that would execute
+something, a label outside its range, an array of another width is refused with the sample's id, and
+what is repaired is counted.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from data_shards.shards.manifest import DataError, Field, Labels, Sample
+from core.files import sha256_of_file
+from data_shards.shards.manifest import DataError, Field, Labels, Sample, Task
 
 if TYPE_CHECKING:
     from data_shards.sources.knowledge_graphs import EntityOptions
 
-SPLITS = {
+SPLITS = ("train", "valid", "test")
+# How raw files call the splits.
+SPLIT_NAMES = {
     "train": "train",
     "valid": "valid",
     "test": "test",
@@ -29,8 +36,9 @@ SPLITS = {
     "validation": "valid",
 }
 
+KnownDataset = Literal["mosi", "mosei", "sims", "simsv2"]
 # Range and annotation step of the labels of known data sets.
-KNOWN_LABELS = {
+KNOWN_LABELS: dict[KnownDataset, Labels] = {
     "mosi": Labels(low=-3.0, high=3.0, resolution=0.2),
     "mosei": Labels(low=-3.0, high=3.0, resolution=1 / 3),
     "sims": Labels(low=-1.0, high=1.0, resolution=0.2),
@@ -38,56 +46,51 @@ KNOWN_LABELS = {
 }
 
 
+TextChoice = Literal["auto", "tokens", "features", "tokenize"]
+
+
 @dataclass(frozen=True)
 class Options:
     """What the user may say about a raw file."""
 
     name: str | None = None  # of the data set; by default the file's
-    dataset: str | None = None  # a key of KNOWN_LABELS
+    dataset: KnownDataset | None = None  # which known data set this is
     labels: Labels | None = None
-    text: str = "auto"  # tokens (as given), features, tokenize, or auto
+    text: TextChoice = "auto"  # tokens: ids as they stand in the file
     tokenizer: str | None = None  # folder of a transformers tokenizer
     max_tokens: int | None = None
     entities: EntityOptions | None = None  # of an alignment folder
 
 
 @dataclass(frozen=True)
-class Source:
+class RawDataset:
     """A raw file, ready to be turned into samples. Must be picklable."""
 
     name: str
-    task: str  # "sentiment" or "alignment"
+    task: Task
     fields: dict[str, Field]
     labels: Labels
     counts: dict[str, int]  # split -> samples
-    rows: Callable[[], Iterator[tuple[str, Any]]]  # (split, row) in file order
-    sample: Callable[[Any, Counter[str]], Sample]  # row -> its sample; repairs are counted
-    facts: dict[str, Any] = field(
-        default_factory=dict
-    )  # for Manifest.source: file, bytes, sha256, ...
-    stamp: Callable[[Any], str] | None = (
-        None  # row -> changes when files that the row points to change
-    )
+    # (split, row) in file order
+    rows: Callable[[], Iterator[tuple[str, Any]]]
+    # row -> its sample; repairs are counted
+    sample: Callable[[Any, Counter[str]], Sample]
+    # for Manifest.source: file, bytes, sha256, ...
+    facts: dict[str, Any] = field(default_factory=dict)
+    # row -> a string that changes when files that the row points to change
+    stamp: Callable[[Any], str] | None = None
     tokenizer: dict[str, Any] | None = None
     synthetic: bool = False
     extras: dict[str, Any] = field(default_factory=dict)  # for Manifest.extras
 
 
-def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def file_facts(path: Path) -> dict[str, Any]:
     """Name, size and SHA-256 of a file, as the manifest records its source."""
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
 
 
 def as_string(value: Any, where: str) -> str:
-    """Text from str, a number, bytes (UTF-8, or Latin-1 where it is not that), or an array of one of them."""
+    """Text from str, a number, bytes (UTF-8, else Latin-1), or an array of one of them."""
     if isinstance(value, np.ndarray) and value.size == 1:
         value = value.reshape(-1)[0]
     if isinstance(value, bytes):
@@ -126,14 +129,15 @@ def as_frames(value: Any, where: str) -> np.ndarray:
 
 def finite(frames: np.ndarray, name: str, repairs: Counter[str]) -> np.ndarray:
     """``frames`` with every inf and NaN set to 0 and counted, as its own C-contiguous array."""
-    bad = ~np.isfinite(frames)
-    if found := int(bad.sum()):
-        repairs[f"{name} values not finite, set to 0"] += found
-        frames = np.where(bad, np.float32(0), frames)
+    is_finite = np.isfinite(frames)
+    if not is_finite.all():
+        repairs[f"{name} values not finite, set to 0"] += int((~is_finite).sum())
+        frames = np.where(is_finite, frames, np.float32(0))
     return np.ascontiguousarray(frames)
 
 
 def check_width(frames: np.ndarray, known: Field, where: str) -> None:
+    """DataError unless frames (T, D) are as wide as those of the field before them."""
     if frames.shape[1] != known.shape[-1]:
         raise DataError(
             f"{where}: has {frames.shape[1]} features, and samples before it have {known.shape[-1]}"
@@ -156,15 +160,36 @@ def check_label(value: Any, labels: Labels, where: str) -> np.float32:
 
 
 def known_resolution(labels: Labels, values: np.ndarray) -> Labels:
-    """``labels`` with a step that every value is a multiple of: its own, or a whole part of it, or none.
+    """``labels`` with a step that every value is a multiple of: its own, or a whole part of it, or
+    none.
 
-    One in seventeen MOSI labels is off its grid of 1/5, because a few clips had more or fewer than five annotators;
-    all are multiples of 1/60. Equal labels are only equal for sure on such a grid.
+    One in seventeen MOSI labels is off its grid of 1/5, because a few clips had more or fewer than
+    five annotators; all are multiples of 1/60. Equal labels are only equal for sure on such a grid.
     """
     if labels.resolution is None or not len(values):
         return labels
-    for parts in range(1, 21):
-        steps = np.asarray(values, dtype=np.float64) / labels.resolution * parts
-        if (np.abs(steps - np.round(steps)) < 1e-3).all():
-            return replace(labels, resolution=labels.resolution / parts)
+    for divisor in range(1, 21):
+        steps = np.asarray(values, dtype=np.float64) / labels.resolution * divisor
+        off_grid = np.abs(steps - np.round(steps))
+        if (off_grid < 1e-3).all():
+            return replace(labels, resolution=labels.resolution / divisor)
     return replace(labels, resolution=None)
+
+
+def stated_labels(
+    raw: Path, options: Options, dataset: KnownDataset | None, seen: str = ""
+) -> Labels:
+    """The label range that the user states, or that of the known data set; DataError where neither
+    is known.
+
+    Args:
+        seen: what the file's labels look like, for the message.
+    """
+    if options.labels:
+        return options.labels
+    if dataset is None:
+        raise DataError(
+            f"{raw}: the label range is not known{seen}; "
+            f"add --labels LOW:HIGH[:STEP], or --dataset {'|'.join(KNOWN_LABELS)}"
+        )
+    return KNOWN_LABELS[dataset]

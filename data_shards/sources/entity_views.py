@@ -1,7 +1,9 @@
-"""What is known of an entity beside its neighbours, one array per view: (N, D) numbers and (N,) presence.
+"""What is known of an entity beside its neighbours, one array per view: (N, D) numbers and (N,)
+presence.
 
-Widths, counts and vocabularies follow the released code of MCLEA (relation, attribute, name views, images); "numeric"
-is ours. No view looks at ids or at links.
+Widths, counts and vocabularies follow the released code of MCLEA (relation, attribute, name views,
+images); "numeric" is ours. No view looks at ids or at links. Names, attributes and numbers come by
+row: 0 to N-1, one per entity.
 """
 
 from __future__ import annotations
@@ -18,9 +20,8 @@ from data_shards.shards.manifest import DataError
 from data_shards.sources.pickles import load_pickle
 
 MOST_FREQUENT = 1000  # relations, attributes
-FREQUENCIES = np.geomspace(
-    10.0, 1e5, 250
-)  # of the waves that stand for a number; see numeric_waves
+FREQUENCIES = np.geomspace(10.0, 1e5, 250)  # of waves that stand for a number: numeric_waves
+MAX_COUNT = 127  # of one thing in a bag, which is int8
 
 
 @dataclass(frozen=True)
@@ -37,56 +38,59 @@ class View:
 
 
 def relation_counts(triples: np.ndarray, num_entities: int, most: int = MOST_FREQUENT) -> View:
-    """(N, most) int32: in how many of (T, 3) triples (head, relation, tail) an entity takes part by each of the most
-    frequent relations. A triple from an entity to itself counts twice."""
+    """(N, most) int32: in how many of (T, 3) triples (head, relation, tail) an entity takes part by
+    each of the most frequent relations. A triple from an entity to itself counts twice."""
     relations, counts = np.unique(triples[:, 1], return_counts=True)
     frequent = relations[np.argsort(-counts, kind="stable")][:most]
-    column = np.full(int(triples[:, 1].max(initial=0)) + 1, -1)
-    column[frequent] = np.arange(len(frequent))
+    largest = int(triples[:, 1].max(initial=0))
+    column_of = np.full(largest + 1, -1)  # relation -> column
+    column_of[frequent] = np.arange(len(frequent))
     ends = np.concatenate([triples[:, 0], triples[:, 2]])
-    which = np.tile(column[triples[:, 1]], 2)
-    cells = (ends * len(frequent) + which)[which >= 0]
-    rows = np.bincount(cells, minlength=num_entities * len(frequent)).astype("<i4")
-    return View.of(rows.reshape(num_entities, len(frequent)))
+    columns = np.tile(column_of[triples[:, 1]], 2)
+    # one number per cell of the table, so that bincount counts them all at once
+    cells = (ends * len(frequent) + columns)[columns >= 0]
+    counted = np.bincount(cells, minlength=num_entities * len(frequent)).astype("<i4")
+    return View.of(counted.reshape(num_entities, len(frequent)))
 
 
 def attribute_bag(
     attributes: Mapping[int, Iterable[str]], num_entities: int, most: int = MOST_FREQUENT
 ) -> View:
     """(N, <= most) int8: 1 where an entity has one of the attributes that most entities have."""
-    counts = Counter(name for names in attributes.values() for name in set(names))
-    frequent = sorted(counts, key=lambda name: (-counts[name], name))[:most]
-    return _bag(
-        {entity: set(names) for entity, names in attributes.items()}, frequent, num_entities
-    )
+    distinct = {row: set(names) for row, names in attributes.items()}
+    entities_with: Counter[str] = Counter()
+    for names in distinct.values():
+        entities_with.update(names)
+    frequent = sorted(entities_with, key=lambda name: (-entities_with[name], name))[:most]
+    return _bag(distinct, frequent, num_entities)
 
 
 def character_bigrams(names: Mapping[int, Sequence[str]], num_entities: int) -> View:
-    """(N, bigrams) int8: how often each pair of neighbouring characters occurs inside an entity's name tokens."""
-    found = {
-        entity: [
-            token[i : i + 2] for token in map(str.lower, tokens) for i in range(len(token) - 1)
-        ]
-        for entity, tokens in names.items()
-    }
-    return _bag(
-        found, sorted({bigram for bigrams in found.values() for bigram in bigrams}), num_entities
-    )
+    """(N, bigrams) int8: how often neighbouring characters occur inside an entity's name tokens."""
+    bigrams: dict[int, list[str]] = {}
+    for row, tokens in names.items():
+        bigrams[row] = []
+        for token in tokens:
+            neighbours = zip(token.lower(), token.lower()[1:], strict=False)
+            bigrams[row] += [first + second for first, second in neighbours]
+    vocabulary = sorted(set().union(*bigrams.values()))
+    return _bag(bigrams, vocabulary, num_entities)
 
 
 def _bag(things: Mapping[int, Iterable[str]], vocabulary: Sequence[str], num_entities: int) -> View:
-    column = {name: place for place, name in enumerate(vocabulary)}
-    rows = np.zeros((num_entities, len(vocabulary)), np.int8)
-    for entity, names in things.items():
+    """(N, words) int8: how often an entity has each word of the vocabulary."""
+    column_of = {name: column for column, name in enumerate(vocabulary)}
+    bag = np.zeros((num_entities, len(vocabulary)), np.int8)
+    for row, names in things.items():
         for name, count in Counter(names).items():
-            if name in column:
-                rows[entity, column[name]] = min(count, 127)
-    return View.of(rows)
+            if name in column_of:
+                bag[row, column_of[name]] = min(count, MAX_COUNT)
+    return View.of(bag)
 
 
 def word_vectors(names: Mapping[int, Sequence[str]], num_entities: int, path: Path) -> View:
-    """(N, D) float32: the mean vector of an entity's name tokens, from a text file of GloVe's format
-    (``word number number ...`` a line). Entities without a known word lack the view."""
+    """(N, D) float32: the mean vector of an entity's name tokens, from a text file of GloVe's
+    format (``word number number ...`` a line). Entities without a known word lack the view."""
     wanted = {token.lower() for tokens in names.values() for token in tokens}
     vectors: dict[str, np.ndarray] = {}
     width = 0
@@ -102,118 +106,131 @@ def word_vectors(names: Mapping[int, Sequence[str]], num_entities: int, path: Pa
                 )
             if word in wanted:
                 vectors[word] = np.array(values, np.float32)
-    rows = np.zeros((num_entities, width), "<f4")
-    for entity, tokens in names.items():
+    means = np.zeros((num_entities, width), "<f4")
+    for row, tokens in names.items():
         known = [vectors[token.lower()] for token in tokens if token.lower() in vectors]
         if known:
-            rows[entity] = np.mean(known, axis=0)
-    return View.of(rows)
+            means[row] = np.mean(known, axis=0)
+    return View.of(means)
 
 
 def encoded_names(
-    names: Mapping[int, Sequence[str]], num_entities: int, source: str, batch: int = 256
+    names: Mapping[int, Sequence[str]], num_entities: int, encoder_name: str, batch_size: int = 256
 ) -> View:
-    """(N, D) float32: the mean of a ``transformers`` encoder's last states over an entity's name, without padding."""
+    """(N, D) float32: the mean of an encoder's last states over a name, without padding."""
     import torch
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer, encoder = (
-            AutoTokenizer.from_pretrained(source),
-            AutoModel.from_pretrained(source).eval(),
-        )
+        tokenizer = AutoTokenizer.from_pretrained(encoder_name)
+        encoder = AutoModel.from_pretrained(encoder_name).eval()
     except (OSError, ValueError) as error:
-        raise DataError(f"--text-encoder {source}: transformers cannot load it ({error})") from None
-    entities = sorted(
-        (entity for entity in names if names[entity]),
-        key=lambda entity: len(" ".join(names[entity])),
-    )
-    rows = np.zeros((num_entities, encoder.config.hidden_size), "<f4")
-    for start in range(0, len(entities), batch):
-        some = entities[start : start + batch]
+        raise DataError(
+            f"--text-encoder {encoder_name}: transformers cannot load it ({error})"
+        ) from None
+    joined = {row: " ".join(tokens) for row, tokens in names.items() if tokens}
+    rows = sorted(joined, key=lambda row: len(joined[row]))  # names of like length, little padding
+    means = np.zeros((num_entities, encoder.config.hidden_size), "<f4")
+    for start in range(0, len(rows), batch_size):
+        batch = rows[start : start + batch_size]
         inputs = tokenizer(
-            [" ".join(names[entity]) for entity in some],
-            padding=True,
-            truncation=True,
-            return_tensors="pt",
+            [joined[row] for row in batch], padding=True, truncation=True, return_tensors="pt"
         )
         with torch.no_grad():
             states = encoder(**inputs).last_hidden_state  # (batch, T, D)
         mask = inputs["attention_mask"].unsqueeze(-1)
-        rows[some] = ((states * mask).sum(1) / mask.sum(1)).numpy()
-    return View.of(rows)
+        mean = (states * mask).sum(1) / mask.sum(1)
+        means[batch] = mean.numpy()
+    return View.of(means)
 
 
-def image_vectors(path: Path, places: Mapping[int, int], repairs: Counter[str]) -> View:
-    """(N, D) float32 image vectors from a file of one of three kinds; ``places`` maps the file's ids to rows.
+def image_vectors(path: Path, row_of: Mapping[int, int], repairs: Counter[str]) -> View:
+    """(N, D) float32 image vectors from a file of one of three kinds; ``row_of`` maps the file's
+    ids to rows.
 
-    ``.pkl``: a dict of id to vector, as the papers' authors gave them out. ``.npz``: arrays ``ids`` (M,) and
-    ``vectors`` (M, D). ``.npy``: (N, D) in the order of ids, rows of NaN where there is no image.
-    Vectors that are not finite or all zero are left out and counted.
+    ``.pkl``: a dict of id to vector, as the papers' authors gave them out. ``.npz``: arrays ``ids``
+    (M,) and ``vectors`` (M, D). ``.npy``: (N, D) in the order of ids, rows of NaN where there is no
+    image. Vectors that are not finite or all zero are left out and counted.
     """
     if path.suffix in (".pkl", ".pickle"):
-        loaded = load_pickle(path)
-        if not isinstance(loaded, dict):
-            raise DataError(
-                f"{path} holds a {type(loaded).__name__}; expected a dict of entity id to image vector"
-            )
-        ids, vectors = (
-            list(loaded),
-            [np.asarray(vector, "<f4").reshape(-1) for vector in loaded.values()],
-        )
+        ids, vectors = _images_of_pickle(path)
     elif path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            if not {"ids", "vectors"} <= set(file.files):
-                raise DataError(
-                    f"{path} holds {', '.join(file.files)}; expected arrays 'ids' and 'vectors'"
-                )
-            ids, vectors = file["ids"].tolist(), list(file["vectors"].astype("<f4"))
+        ids, vectors = _images_of_npz(path)
     else:
-        matrix = np.load(path, allow_pickle=False)
-        if matrix.ndim != 2 or len(matrix) != len(places):
-            raise DataError(
-                f"{path} has shape {matrix.shape}; expected one row for each of {len(places)} entities"
-            )
-        ids, vectors = sorted(places), list(matrix.astype("<f4"))
-    widths = {vector.shape for vector in vectors}
-    if len(widths) != 1 or len(ids) != len(vectors):
+        ids, vectors = _images_of_npy(path, row_of)
+    shapes = {vector.shape for vector in vectors}
+    if len(shapes) != 1 or len(ids) != len(vectors):
         raise DataError(
-            f"{path}: {len(ids)} ids for {len(vectors)} image vectors of shapes {sorted(widths)[:3]}"
+            f"{path}: {len(ids)} ids for {len(vectors)} image vectors "
+            f"of shapes {sorted(shapes)[:3]}"
         )
-    rows = np.zeros((len(places), vectors[0].shape[-1]), "<f4")
+    images = np.zeros((len(row_of), vectors[0].shape[-1]), "<f4")
     for entity, vector in zip(ids, vectors, strict=True):
-        if int(entity) not in places:
+        if int(entity) not in row_of:
             raise DataError(f"{path}: there is no entity {entity}")
+        marks_no_image = path.suffix == ".npy" and np.isnan(vector).all()
         if np.isfinite(vector).all() and vector.any():
-            rows[places[int(entity)]] = vector
-        elif path.suffix != ".npy" or not np.isnan(vector).all():
+            images[row_of[int(entity)]] = vector
+        elif not marks_no_image:
             repairs["image vectors not finite or all zero, left out"] += 1
-    return View.of(rows)
+    return View.of(images)
+
+
+def _images_of_pickle(path: Path) -> tuple[list[int], list[np.ndarray]]:
+    loaded = load_pickle(path)
+    if not isinstance(loaded, dict):
+        raise DataError(
+            f"{path} holds a {type(loaded).__name__}; expected a dict of entity id to image vector"
+        )
+    vectors = [np.asarray(vector, "<f4").reshape(-1) for vector in loaded.values()]
+    return list(loaded), vectors
+
+
+def _images_of_npz(path: Path) -> tuple[list[int], list[np.ndarray]]:
+    with np.load(path, allow_pickle=False) as file:
+        if not {"ids", "vectors"} <= set(file.files):
+            raise DataError(
+                f"{path} holds {', '.join(file.files)}; expected arrays 'ids' and 'vectors'"
+            )
+        return file["ids"].tolist(), list(file["vectors"].astype("<f4"))
+
+
+def _images_of_npy(path: Path, row_of: Mapping[int, int]) -> tuple[list[int], list[np.ndarray]]:
+    matrix = np.load(path, allow_pickle=False)
+    if matrix.ndim != 2 or len(matrix) != len(row_of):
+        raise DataError(
+            f"{path} has shape {matrix.shape}; expected one row for each of {len(row_of)} entities"
+        )
+    return sorted(row_of), list(matrix.astype("<f4"))
 
 
 def numeric_waves(literals: Mapping[int, Sequence[float]], num_entities: int) -> View:
-    """(N, 500) float32: the sum over an entity's numbers of cos and sin of their signed logarithm at many frequencies.
+    """(N, 500) float32: the sum over an entity's numbers of cos and sin of their signed logarithm
+    at many frequencies.
 
-    The cosine of two such rows is high when they share nearly equal numbers, whatever their attributes are called;
-    names of attributes seldom agree between two graphs, and a change of unit only shifts phases. Random Fourier
-    features (Rahimi and Recht, NeurIPS 2007) with frequencies in a geometric row instead of random ones: 10 tells
-    orders of magnitude apart, 100,000 the days of a century.
+    The cosine of two such rows is high when they share nearly equal numbers, whatever their
+    attributes are called; names of attributes seldom agree between two graphs, and a change of unit
+    only shifts phases. Random Fourier features (Rahimi and Recht, NeurIPS 2007) with frequencies in
+    a geometric row instead of random ones: 10 tells orders of magnitude apart, 100,000 the days of
+    a century.
     """
-    rows = np.zeros((num_entities, 2 * len(FREQUENCIES)), "<f4")
+    waves = np.zeros((num_entities, 2 * len(FREQUENCIES)), "<f4")
     present = np.zeros(num_entities, bool)
-    for entity, values in literals.items():
+    for row, values in literals.items():
         numbers = np.asarray(values, np.float64)
-        phase = np.outer(np.sign(numbers) * np.log1p(np.abs(numbers)), FREQUENCIES)  # (literals, K)
-        rows[entity] = np.concatenate([np.cos(phase).sum(0), np.sin(phase).sum(0)])
-        present[entity] = len(numbers) > 0
-    return View(rows, present)
+        logarithms = np.sign(numbers) * np.log1p(np.abs(numbers))
+        phase = np.outer(logarithms, FREQUENCIES)  # (literals, K)
+        cosines, sines = np.cos(phase).sum(0), np.sin(phase).sum(0)
+        waves[row] = np.concatenate([cosines, sines])
+        present[row] = len(numbers) > 0
+    return View(waves, present)
 
 
 _DATE = re.compile(r"(-?\d{1,6})-(\d{1,2})(?:-(\d{1,2}))?(?:T.*)?")
 
 
 def number_of(text: str) -> float | None:
-    """The number in a literal: a plain one, or a date as years with a fraction; None where there is none."""
+    """The number in a literal, plain or a date as years with a fraction; None without one."""
     try:
         value = float(text)
     except ValueError:

@@ -1,8 +1,10 @@
-"""The MMSA ``.pkl`` layout: one dict per file, in it one dict per split, in it one list or array per kind of data.
+"""The MMSA ``.pkl`` layout: one dict per file, in it one dict per split, in it one list or array
+per kind of data.
 
-All its variants are read: MOSI, MOSEI, SIMS (with human labels per modality) and SIMSv2; aligned and unaligned; lists
-and arrays; zero padding on either side; the (N, L, 3) order of token ids that some extractors write; ids as bytes or
-nested arrays; MulT's originals, whose labels are called ``labels``. What each key means: docs/data.md.
+All its variants are read: MOSI, MOSEI, SIMS (with human labels per modality) and SIMSv2; aligned
+and unaligned; lists and arrays; zero padding on either side; the (N, L, 3) order of token ids that
+some extractors write; ids as bytes or nested arrays; MulT's originals, whose labels are called
+``labels``. What each key means: docs/data.md.
 """
 
 from __future__ import annotations
@@ -19,25 +21,48 @@ import numpy as np
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
 from data_shards.sources.base import (
     KNOWN_LABELS,
+    SPLIT_NAMES,
     SPLITS,
+    KnownDataset,
     Options,
-    Source,
-    as_frames,
-    as_numbers,
+    RawDataset,
     as_string,
     check_label,
     check_width,
     file_facts,
     finite,
     known_resolution,
+    stated_labels,
+)
+from data_shards.sources.mmsa_arrays import (
+    Part,
+    is_aligned,
+    largest_token_id,
+    pads_left,
+    token_ids_are_swapped,
+    token_rows,
+    used_extent,
 )
 from data_shards.sources.pickles import load_pickle
-from data_shards.sources.tokens import Tokenizer, from_bert, from_vocabulary, text_kind
+from data_shards.sources.tokens import (
+    TextKind,
+    Tokenizer,
+    chosen_text,
+    from_bert,
+    from_vocabulary,
+)
 
 SEQUENCES = ("audio", "vision")
-VIEWS = {"T": "text", "A": "audio", "V": "vision"}
+COLUMNS = ("text_bert", "text", *SEQUENCES, "raw_text", "annotations")
+VIEWS = {"T": "text", "A": "audio", "V": "vision"}  # of labels per modality
+FIELD_ORDER = ("text", *SEQUENCES, "label", "label_text", "label_audio", "label_vision")
 # Widths of sound and vision tell the published feature sets apart.
-WIDTHS = {(5, 20): "mosi", (74, 35): "mosei", (33, 709): "sims", (25, 177): "simsv2"}
+WIDTHS: dict[tuple[int, int], KnownDataset] = {
+    (5, 20): "mosi",
+    (74, 35): "mosei",
+    (33, 709): "sims",
+    (25, 177): "simsv2",
+}
 # The tokenizers that made the published token ids, and the sizes of their vocabularies.
 PRETRAINED = {
     "mosi": ("bert-base-uncased", 30522),
@@ -48,115 +73,88 @@ PRETRAINED = {
 
 
 @dataclass(frozen=True)
-class Part:
-    """One split as it lies in the file; every column has one entry per sample."""
-
-    where: str  # "file.pkl: train"
-    ids: list[str]
-    labels: dict[str, Sequence[Any]]  # field -> raw values
-    columns: dict[
-        str, Sequence[Any]
-    ]  # text_bert, text, audio, vision, raw_text, annotations: those that are there
-    lengths: dict[str, Sequence[Any]]  # modality -> stored lengths
-
-    def at(self, i: int) -> str:
-        return f"{self.where}, sample {i} ({self.ids[i]!r})"
-
-
-@dataclass(frozen=True)
 class Content:
     """The whole file, and what was found out about it."""
 
     parts: dict[str, Part]
     labels: Labels
-    text: str  # "tokens", "features", "tokenize" or "none"
+    text: TextKind
     swapped: bool  # token ids are (L, 3) instead of (3, L)
-    left: dict[str, bool]  # modality -> padding stands on the left
+    left: dict[str, bool]  # modality of frames -> padding stands on the left
     aligned: bool  # all modalities share one time axis
     fields: dict[str, Field]
     tokenizer: Tokenizer | None
 
 
-def read(raw: Path, options: Options) -> Source:
+def read(raw: Path, options: Options) -> RawDataset:
     """An MMSA ``.pkl``, checked as far as that needs no look at every frame."""
     loaded = load_pickle(raw)
     parts, left_out = _parts(loaded, raw)
-    widths = {
-        m: _width(parts, m)
-        for m in (*SEQUENCES, "text")
-        if any(m in part.columns for part in parts.values())
-    }
-    dataset = options.dataset or _dataset(raw, parts, widths)
+    widths = _widths(parts)
+    dataset = options.dataset or _known_dataset(raw, widths)
     labels = _labels(raw, parts, dataset, options)
-    kind = text_kind(
-        options, str(raw), ids="text_bert", raw="raw_text", features="text", has=_has(parts)
+    in_all_splits = set.intersection(*(set(part.columns) for part in parts.values()))
+    text, tokenizer = chosen_text(
+        options, str(raw), ids="text_bert", raw="raw_text", features="text", has=in_all_splits
     )
-    tokenizer = (
-        Tokenizer(options.tokenizer, options.max_tokens)
-        if kind == "tokenize" and options.tokenizer
-        else None
-    )
-    frames = [
-        m for m in (*SEQUENCES, "text") if m in widths and (m != "text" or kind == "features")
-    ]
-    fields: dict[str, Field] = {}
-    if kind in ("tokens", "tokenize"):
-        fields["text"] = Field("int32", (None,))
-    fields |= {m: Field("float32", (None, widths[m])) for m in frames}
-    fields |= {name: Field("float32", ()) for name in next(iter(parts.values())).labels}
+    if text != "features":
+        widths.pop("text", None)
+    modalities = list(widths)
     content = Content(
         parts=parts,
         labels=labels,
-        text=kind,
-        swapped="text_bert" in _has(parts) and _is_swapped(parts),
-        left={m: _pads_left(parts, m) for m in frames},
-        aligned=_is_aligned(parts, frames),
-        fields=dict(sorted(fields.items(), key=lambda field: _ORDER.index(field[0]))),
+        text=text,
+        swapped="text_bert" in in_all_splits and token_ids_are_swapped(parts),
+        left={m: pads_left(parts, m) for m in modalities},
+        aligned=is_aligned(parts["train"], modalities),
+        fields=_fields(text, widths, list(parts["train"].labels)),
         tokenizer=tokenizer,
     )
     synthetic = bool(loaded.get("synthetic", False))
     if synthetic:
         dataset = None  # it only looks like one
-    facts = file_facts(raw) | {"layout": "mmsa", "dataset": dataset, "aligned": content.aligned}
-    return Source(
+    facts = file_facts(raw)
+    facts |= {"layout": "mmsa", "dataset": dataset, "aligned": content.aligned}
+    if left_out:
+        facts["left out"] = left_out
+    return RawDataset(
         name=options.name or dataset or raw.stem,
         task="sentiment",
         fields=content.fields,
         labels=labels,
-        counts={split: len(part.ids) for split, part in parts.items()},
+        counts={split: len(part) for split, part in parts.items()},
         rows=partial(_rows, parts),
         sample=partial(_sample, content),
-        facts=facts | ({"left out": left_out} if left_out else {}),
-        tokenizer=tokenizer.facts if tokenizer else _given_tokenizer(loaded, content, dataset),
+        facts=facts,
+        tokenizer=tokenizer.facts if tokenizer else _tokenizer_of_ids(loaded, content, dataset),
         synthetic=synthetic,
     )
-
-
-_ORDER = ["text", *SEQUENCES, "label", *(f"label_{view}" for view in VIEWS.values())]
 
 
 def _parts(loaded: Any, raw: Path) -> tuple[dict[str, Part], list[str]]:
     """The splits in the order train, valid, test, and the names of what else lies in the file."""
     if not isinstance(loaded, dict):
         raise DataError(
-            f"{raw} holds a {type(loaded).__name__}, not a dict of splits; the layout is in docs/data.md"
+            f"{raw} holds a {type(loaded).__name__}, not a dict of splits; "
+            "the layout is in docs/data.md"
         )
-    found = {SPLITS[key]: key for key in loaded if key in SPLITS}
-    if set(found) != {"train", "valid", "test"}:
+    keys = {SPLIT_NAMES[key]: key for key in loaded if key in SPLIT_NAMES}
+    if keys.keys() != set(SPLITS):
         hint = ""
         if "train_mix" in loaded:
-            hint = "; its 'train_mix' holds clips without labels too, take the file of the supervised task instead"
+            hint = (
+                "; its 'train_mix' holds clips without labels too, "
+                "take the file of the supervised task instead"
+            )
         raise DataError(
-            f"{raw} needs the splits train, valid and test, and has {sorted(map(str, loaded))}{hint}"
+            f"{raw} needs the splits train, valid and test, "
+            f"and has {sorted(map(str, loaded))}{hint}"
         )
-    parts = {
-        split: _part(loaded[found[split]], f"{raw}: {found[split]}")
-        for split in ("train", "valid", "test")
-    }
-    named = {tuple(part.labels) for part in parts.values()}
-    if len(named) > 1:
-        raise DataError(f"{raw}: the splits have different labels: {sorted(named)}")
-    known = {*found.values(), "synthetic", "vocabulary"}
+    parts = {split: _part(loaded[keys[split]], f"{raw}: {keys[split]}") for split in SPLITS}
+    label_names = {tuple(part.labels) for part in parts.values()}
+    if len(label_names) > 1:
+        raise DataError(f"{raw}: the splits have different labels: {sorted(label_names)}")
+    known = {*keys.values(), "synthetic", "vocabulary"}
     return parts, sorted(str(key) for key in loaded if key not in known)
 
 
@@ -165,36 +163,33 @@ def _part(content: Any, where: str) -> Part:
         raise DataError(
             f"{where} is a {type(content).__name__}, not a dict; the layout is in docs/data.md"
         )
-    key = "regression_labels" if "regression_labels" in content else "labels"
-    for needed in (key, "id"):
+    label_key = "regression_labels"
+    if label_key not in content and "labels" in content:
+        label_key = "labels"
+    for needed in (label_key, "id"):
         if needed not in content:
-            name = "regression_labels" if needed == key else needed
             raise DataError(
-                f"{where} has no {name!r}, only {sorted(map(str, content))}; the layout is in docs/data.md"
+                f"{where} has no {needed!r}, only {sorted(map(str, content))}; "
+                "the layout is in docs/data.md"
             )
-    ids = [
-        _id(value, f"{where}: id of sample {i}")
-        for i, value in enumerate(_column(content, "id", where))
-    ]
+    ids = []
+    for i, value in enumerate(_column(content, "id", where)):
+        ids.append(_id(value, f"{where}: id of sample {i}"))
     if not ids:
         raise DataError(f"{where} holds no samples")
-    labels = {"label": _scalars(content, key, where, len(ids))}
+    labels = {"label": _numbers(content, label_key, where, len(ids))}
     for letter, view in VIEWS.items():
-        if f"regression_labels_{letter}" in content:
-            labels[f"label_{view}"] = _scalars(
-                content, f"regression_labels_{letter}", where, len(ids)
-            )
-    names = ("text_bert", "text", *SEQUENCES, "raw_text", "annotations")
-    columns = {
-        name: _column(content, name, where, len(ids))
-        for name in names
-        if content.get(name) is not None
-    }
-    lengths = {
-        m: _scalars(content, f"{m}_lengths", where, len(ids))
-        for m in SEQUENCES
-        if f"{m}_lengths" in content
-    }
+        key = f"regression_labels_{letter}"
+        if key in content:
+            labels[f"label_{view}"] = _numbers(content, key, where, len(ids))
+    columns = {}
+    for name in COLUMNS:
+        if content.get(name) is not None:
+            columns[name] = _column(content, name, where, len(ids))
+    lengths = {}
+    for modality in SEQUENCES:
+        if f"{modality}_lengths" in content:
+            lengths[modality] = _numbers(content, f"{modality}_lengths", where, len(ids))
     return Part(where, ids, labels, columns, lengths)
 
 
@@ -203,23 +198,23 @@ def _column(
 ) -> Sequence[Any]:
     """What stands under ``name``: a list or array, one entry per sample."""
     column = content[name]
-    if not isinstance(column, list | tuple | np.ndarray) or (
-        isinstance(column, np.ndarray) and column.ndim == 0
-    ):
+    is_scalar = isinstance(column, np.ndarray) and column.ndim == 0
+    if is_scalar or not isinstance(column, list | tuple | np.ndarray):
         raise DataError(f"{where}: {name!r} is a {type(column).__name__}, not one entry per sample")
     if count is not None and len(column) != count:
         raise DataError(f"{where}: {name!r} has {len(column)} entries for {count} ids")
-    return column  # type: ignore[return-value]  # an array, in all that is done with it here, is a sequence
+    # an array is a sequence in all that is done with it here
+    return column  # type: ignore[return-value]
 
 
 def _id(value: Any, where: str) -> str:
     """``video$_$clip``; MulT's arrays [video, start, end] are joined in the same way."""
     if isinstance(value, np.ndarray | list | tuple):
-        return "$_$".join(as_string(item, where) for item in value)
+        return "$_$".join([as_string(item, where) for item in value])
     return as_string(value, where)
 
 
-def _scalars(content: dict[str, Any], name: str, where: str, count: int) -> Sequence[Any]:
+def _numbers(content: dict[str, Any], name: str, where: str, count: int) -> Sequence[Any]:
     """One number per sample from a list, an array (N,), or MulT's (N, 1, 1)."""
     column = _column(content, name, where, count)
     if isinstance(column, np.ndarray):
@@ -228,233 +223,171 @@ def _scalars(content: dict[str, Any], name: str, where: str, count: int) -> Sequ
                 f"{where}: {name!r} has shape {column.shape}; one number per sample is read"
             )
         return column.reshape(-1).tolist()
-    return [
-        value.item() if isinstance(value, np.ndarray) and value.size == 1 else value
-        for value in column
-    ]
+    numbers = []
+    for value in column:
+        is_array_of_one = isinstance(value, np.ndarray) and value.size == 1
+        numbers.append(value.item() if is_array_of_one else value)
+    return numbers
 
 
-def _has(parts: dict[str, Part]) -> set[str]:
-    return set.intersection(*(set(part.columns) for part in parts.values()))
+def _widths(parts: dict[str, Part]) -> dict[str, int]:
+    """Modality -> features per frame, of the modalities that are in any split."""
+    widths: dict[str, int] = {}
+    for modality in (*SEQUENCES, "text"):
+        for part in parts.values():
+            if modality in part.columns:
+                widths.setdefault(modality, part.frames(modality, 0).shape[1])
+    return widths
 
 
-def _width(parts: dict[str, Part], modality: str) -> int:
-    for part in parts.values():
-        if modality in part.columns:
-            return as_frames(part.columns[modality][0], f"{part.at(0)}: {modality}").shape[1]
-    raise AssertionError(modality)
-
-
-def _dataset(raw: Path, parts: dict[str, Part], widths: dict[str, int]) -> str | None:
+def _known_dataset(raw: Path, widths: dict[str, int]) -> KnownDataset | None:
     """Which known data set this is, by its widths or else its file's name."""
     by_width = WIDTHS.get((widths.get("audio", 0), widths.get("vision", 0)))
-    by_name = next(
-        (name for name in sorted(KNOWN_LABELS, key=len, reverse=True) if name in raw.stem.lower()),
-        None,
-    )
-    return by_width or by_name
+    if by_width:
+        return by_width
+    longest_first = sorted(KNOWN_LABELS, key=len, reverse=True)  # "simsv2" before "sims"
+    return next((name for name in longest_first if name in raw.stem.lower()), None)
 
 
-def _labels(raw: Path, parts: dict[str, Part], dataset: str | None, options: Options) -> Labels:
+def _labels(
+    raw: Path, parts: dict[str, Part], dataset: KnownDataset | None, options: Options
+) -> Labels:
     """The label range: stated, or that of the data set; then every label is checked against it."""
-    if options.labels is None and dataset is None:
-        raise DataError(
-            f"{raw}: the label range is not known; add --labels LOW:HIGH[:STEP], or --dataset {'|'.join(KNOWN_LABELS)}"
-        )
-    labels = options.labels or KNOWN_LABELS[dataset or ""]
+    labels = stated_labels(raw, options, dataset)
     for part in parts.values():
         for name, column in part.labels.items():
             for i, value in enumerate(column):
-                check_label(value, labels, f"{part.at(i)}: {name}")
+                check_label(value, labels, f"{part.describe(i)}: {name}")
     if options.labels:
         return labels
-    return known_resolution(
-        labels, np.concatenate([np.asarray(part.labels["label"], float) for part in parts.values()])
-    )
+    values = [np.asarray(part.labels["label"], float) for part in parts.values()]
+    return known_resolution(labels, np.concatenate(values))
 
 
-def _is_swapped(parts: dict[str, Part]) -> bool:
-    """Whether token ids lie as (L, 3); where L is 3 the mask, all 0 and 1, tells rows from columns."""
-    first = [
-        as_numbers(part.columns["text_bert"][i], "f8", f"{part.at(i)}: text_bert")
-        for part in parts.values()
-        for i in range(min(8, len(part.ids)))
-    ]
-    if first[0].ndim != 2 or 3 not in first[0].shape:
-        return False  # refused, with its id, when the sample is made
-    if first[0].shape != (3, 3):
-        return first[0].shape[0] != 3
-
-    def masks(column: bool) -> int:
-        rows = [(ids.T if column else ids)[1:] for ids in first if ids.shape == (3, 3)]
-        return sum(bool(np.isin(row, (0, 1)).all() and row[0][0] == 1) for row in rows)
-
-    return masks(column=True) > masks(column=False)
+def _fields(text: TextKind, widths: dict[str, int], labels: list[str]) -> dict[str, Field]:
+    fields: dict[str, Field] = {}
+    if text in ("tokens", "tokenize"):
+        fields["text"] = Field("int32", (None,))
+    for modality, width in widths.items():
+        fields[modality] = Field("float32", (None, width))
+    for name in labels:
+        fields[name] = Field("float32", ())
+    return {name: fields[name] for name in FIELD_ORDER if name in fields}
 
 
-def _pads_left(parts: dict[str, Part], modality: str) -> bool:
-    """Whether zero frames pile up in front; frames of face trackers and [CLS] may be zero at either end."""
-    before = after = 0
-    for part in parts.values():
-        for i in range(len(part.ids)) if modality in part.columns else ():
-            start, stop, size = _extent(
-                as_frames(part.columns[modality][i], f"{part.at(i)}: {modality}")
-            )
-            before, after = before + start, after + size - stop
-    return before > after
-
-
-def _extent(frames: np.ndarray) -> tuple[int, int, int]:
-    """Start and end of what is not zero at the ends, and the whole length; (0, 0, T) where all is zero."""
-    used = np.flatnonzero((frames != 0).any(axis=1))  # inf and NaN are data too, to be repaired
-    return (int(used[0]), int(used[-1]) + 1, len(frames)) if len(used) else (0, 0, len(frames))
-
-
-def _is_aligned(parts: dict[str, Part], frames: list[str]) -> bool:
-    """One time axis for all: no lengths are stored, and all padded arrays are equally long."""
-    part = parts["train"]
-    if part.lengths or not frames:
-        return False
-    lengths = {len(as_frames(part.columns[m][0], part.at(0))) for m in frames if m in part.columns}
-    if "text_bert" in part.columns:
-        lengths.add(max(np.shape(part.columns["text_bert"][0]), default=0))
-    return len(lengths) == 1 and len(frames) > 1 and lengths != {1}
-
-
-def _given_tokenizer(
-    loaded: dict[str, Any], content: Content, dataset: str | None
+def _tokenizer_of_ids(
+    loaded: dict[str, Any], content: Content, dataset: KnownDataset | None
 ) -> dict[str, Any] | None:
     """What is known of the tokenizer that made the ids in the file."""
     if content.text != "tokens":
         return None
-    largest = 0
-    for part in content.parts.values():
-        for i, value in enumerate(part.columns["text_bert"]):
-            ids = _token_rows(value, content.swapped, part.at(i))[0]
-            largest = max(largest, int(ids.max(initial=0)))
+    largest = largest_token_id(content.parts, content.swapped)
     if "vocabulary" in loaded:
-        return from_vocabulary(
-            [as_string(word, "vocabulary") for word in loaded["vocabulary"]], largest
-        )
-    return from_bert(*PRETRAINED.get(dataset or "", ("", 0)), largest)
+        words = [as_string(word, "vocabulary") for word in loaded["vocabulary"]]
+        return from_vocabulary(words, largest)
+    name, size = PRETRAINED.get(dataset or "", ("", 0))
+    return from_bert(name, size, largest)
 
 
 def _rows(parts: dict[str, Part]) -> Iterator[tuple[str, tuple[str, int]]]:
     for split, part in parts.items():
-        for i in range(len(part.ids)):
+        for i in range(len(part)):
             yield split, (split, i)
 
 
 def _sample(content: Content, row: tuple[str, int], repairs: Counter[str]) -> Sample:
     split, i = row
     part = content.parts[split]
-    arrays = _text(content, part, i, repairs)
+    where = part.describe(i)
+    text = None
+    if "raw_text" in part.columns:
+        text = as_string(part.columns["raw_text"][i], f"{where}: raw_text")
+    arrays: dict[str, np.ndarray] = {}
+    token_ids = _token_ids(content, part, i, text, repairs)
+    if len(token_ids):
+        arrays["text"] = token_ids
     arrays |= _frames(content, part, i, repairs)
     for name, column in part.labels.items():
-        arrays[name] = np.array(
-            check_label(column[i], content.labels, f"{part.at(i)}: {name}"), "<f4"
-        )
+        label = check_label(column[i], content.labels, f"{where}: {name}")
+        arrays[name] = np.array(label, "<f4")
     extra: dict[str, Any] = {}
-    if "$_$" in part.ids[i]:
-        extra["video"] = part.ids[i].partition("$_$")[0]
+    video, separator, _ = part.ids[i].partition("$_$")
+    if separator:
+        extra["video"] = video
     if "annotations" in part.columns:
-        extra["annotation"] = as_string(
-            part.columns["annotations"][i], f"{part.at(i)}: annotations"
-        )
-    text = (
-        as_string(part.columns["raw_text"][i], f"{part.at(i)}: raw_text")
-        if "raw_text" in part.columns
-        else None
-    )
-    return Sample(
-        part.ids[i], {name: arrays[name] for name in content.fields if name in arrays}, text, extra
-    )
+        extra["annotation"] = as_string(part.columns["annotations"][i], f"{where}: annotations")
+    in_order = {name: arrays[name] for name in content.fields if name in arrays}
+    return Sample(part.ids[i], in_order, text, extra)
 
 
-def _text(content: Content, part: Part, i: int, repairs: Counter[str]) -> dict[str, np.ndarray]:
-    """Token ids, where the data set has them; features are frames like others."""
-    if content.text == "tokenize" and content.tokenizer is not None:
-        ids = content.tokenizer.encode(
-            as_string(part.columns["raw_text"][i], f"{part.at(i)}: raw_text"), repairs
-        )
-    elif content.text == "tokens":
-        rows, mask, kinds = _token_rows(part.columns["text_bert"][i], content.swapped, part.at(i))
-        used = np.flatnonzero(mask)
-        if len(used) and used[-1] - used[0] + 1 != len(used):
-            raise DataError(
-                f"{part.at(i)}: the attention mask of text_bert has holes: {mask.tolist()}"
-            )
-        if kinds[used].any():
-            raise DataError(
-                f"{part.at(i)}: token types of text_bert are {kinds.tolist()}; only 0 is read"
-            )
-        ids = rows[used].astype("<i4")
-        repairs["text_bert entries of shape (L, 3), turned"] += content.swapped
-        repairs["text_bert entries padded on the left, moved"] += bool(len(used) and used[0] > 0)
-    else:
-        return {}
-    return {"text": ids} if len(ids) else {}
-
-
-def _token_rows(value: Any, swapped: bool, where: str) -> np.ndarray:
-    """Token ids, mask and types as (3, L) int64."""
-    rows = as_numbers(value, "f8", f"{where}: text_bert")
-    rows = rows.T if swapped else rows
-    if rows.ndim != 2 or len(rows) != 3:
+def _token_ids(
+    content: Content, part: Part, i: int, text: str | None, repairs: Counter[str]
+) -> np.ndarray:
+    """Token ids (T,) int32 without padding; empty where the data set has none, or this sample."""
+    if content.text == "tokenize" and content.tokenizer is not None and text is not None:
+        return content.tokenizer.encode(text, repairs)
+    if content.text != "tokens":
+        return np.empty(0, "<i4")
+    where = part.describe(i)
+    rows = token_rows(part, i, content.swapped)
+    used = rows.used()
+    if len(used) and used[-1] - used[0] + 1 != len(used):
+        raise DataError(f"{where}: the attention mask of text_bert has holes: {rows.mask.tolist()}")
+    if rows.types[used].any():
         raise DataError(
-            f"{where}: text_bert has shape {rows.shape}; it must be (3, L): ids, mask, types"
+            f"{where}: token types of text_bert are {rows.types.tolist()}; only 0 is read"
         )
-    if (
-        not np.isfinite(rows).all()
-        or (rows != np.round(rows)).any()
-        or (rows < 0).any()
-        or (rows >= 2**31).any()
-    ):
-        raise DataError(
-            f"{where}: text_bert holds {rows[~_is_id(rows)][0]:g}, which is no token id"
-        )
-    if (rows[1] > 1).any():
-        raise DataError(
-            f"{where}: the attention mask of text_bert holds {rows[1].max():g}; it must be 0 or 1"
-        )
-    return rows.astype(np.int64)
-
-
-def _is_id(rows: np.ndarray) -> np.ndarray:
-    return np.isfinite(rows) & (rows == np.round(rows)) & (rows >= 0) & (rows < 2**31)
+    padded_left = bool(len(used) and used[0] > 0)
+    repairs["text_bert entries of shape (L, 3), turned"] += content.swapped
+    repairs["text_bert entries padded on the left, moved"] += padded_left
+    return rows.ids[used].astype("<i4")
 
 
 def _frames(content: Content, part: Part, i: int, repairs: Counter[str]) -> dict[str, np.ndarray]:
-    """Frames without their padding. A modality that is zero throughout is one that the sample lacks."""
-    whole: dict[str, np.ndarray] = {}
-    extents: dict[str, tuple[int, int]] = {}
-    for m in content.left:
-        if m not in part.columns:
+    """Modality -> frames (T, D) without padding. One of zeros only is one that the sample lacks."""
+    padded: dict[str, np.ndarray] = {}
+    extents: dict[str, tuple[int, int]] = {}  # modality -> first frame, end
+    for modality in content.left:
+        if modality not in part.columns:
             continue
-        frames = as_frames(part.columns[m][i], f"{part.at(i)}: {m}")
-        check_width(frames, content.fields[m], f"{part.at(i)}: {m}")
-        start, stop, size = _extent(frames)
-        if stop == 0:
-            continue
-        left = content.left[m]
-        repairs[f"{m} sequences padded on the left, moved"] += left and start > 0
-        whole[m], extents[m] = frames, (start, size) if left else (0, stop)
-        if m in part.lengths:
-            length = extents[m][1] - extents[m][0]
-            repairs[f"{m} lengths not as stored, counted again"] += bool(
-                part.lengths[m][i] != length
-            )
-    if "text_bert" in part.columns and (content.aligned or "text" in whole):
-        # A frozen encoder's output is not zero where padded, and aligned frames end with the text's [SEP].
-        used = np.flatnonzero(
-            _token_rows(part.columns["text_bert"][i], content.swapped, part.at(i))[1]
-        )
+        frames = part.frames(modality, i)
+        check_width(frames, content.fields[modality], f"{part.describe(i)}: {modality}")
+        extent = _extent(content, part, i, modality, frames, repairs)
+        if extent is not None:
+            padded[modality] = frames
+            extents[modality] = extent
+    if "text_bert" in part.columns and (content.aligned or "text" in padded):
+        # The mask says more than zeros do: a frozen encoder's output is not zero where padded, and
+        # aligned frames end with the text's [SEP].
+        used = token_rows(part, i, content.swapped).used()
         if len(used):
             extents["text"] = int(used[0]), int(used[-1]) + 1
     if content.aligned and extents:
-        common = (
-            min(start for start, _ in extents.values()),
-            max(stop for _, stop in extents.values()),
-        )
-        extents = dict.fromkeys(extents, common)
-    return {m: finite(frames[slice(*extents[m])], m, repairs) for m, frames in whole.items()}
+        first = min(start for start, _ in extents.values())
+        end = max(stop for _, stop in extents.values())
+        extents = dict.fromkeys(extents, (first, end))
+    unpadded = {}
+    for modality, frames in padded.items():
+        start, stop = extents[modality]
+        unpadded[modality] = finite(frames[start:stop], modality, repairs)
+    return unpadded
+
+
+def _extent(
+    content: Content, part: Part, i: int, modality: str, frames: np.ndarray, repairs: Counter[str]
+) -> tuple[int, int] | None:
+    """First frame and end of what is not padding; None where all is zero."""
+    start, stop = used_extent(frames)
+    if stop == 0:
+        return None
+    # zeros at the other end are data, such as a face that was not found
+    if content.left[modality]:
+        extent = (start, len(frames))
+        repairs[f"{modality} sequences padded on the left, moved"] += start > 0
+    else:
+        extent = (0, stop)
+    if modality in part.lengths:
+        length = extent[1] - extent[0]
+        differs = bool(part.lengths[modality][i] != length)
+        repairs[f"{modality} lengths not as stored, counted again"] += differs
+    return extent

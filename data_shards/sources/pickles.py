@@ -1,9 +1,10 @@
 """The one place that knows pickles. Reading one executes nothing.
 
-A pickle is a program for a small stack machine that may call anything by name. Here every name resolves to one of
-the few functions below, which make only plain containers and inert stand-ins for NumPy's arrays; any other name is
-refused. The stand-ins become arrays afterwards, through ``np.frombuffer`` with checked sizes, so that NumPy's own
-unpickling code, which trusts the state it is given, never runs.
+A pickle is a program for a small stack machine that may call anything by name. Here every name
+resolves to one of the few functions below, which make only plain containers and inert stand-ins for
+NumPy's arrays; any other name is refused. The stand-ins become arrays afterwards, through
+``np.frombuffer`` with checked sizes, so that NumPy's own unpickling code, which trusts the state it
+is given, never runs.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from core.files import atomic_file
 from data_shards.shards.manifest import DataError
-from data_shards.shards.writer import staged
 
 DEEPEST = 32  # containers inside containers; the layouts in use have four levels
 
@@ -27,7 +28,7 @@ class _Refused(Exception):
 
 
 class _Dtype:
-    """Stands for ``numpy.dtype`` while unpickling; only fixed-size numbers and strings, and object, are known."""
+    """Stands for ``numpy.dtype``; only fixed-size numbers and strings, and object, are known."""
 
     def __init__(self, spec: Any, *_: Any) -> None:
         if isinstance(spec, bytes):
@@ -41,8 +42,11 @@ class _Dtype:
             raise _Refused(f"an array of type {spec!r}")
 
     def __setstate__(self, state: Any) -> None:
-        order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
-        if any(part is not None for part in state[2:5]):  # sub-array, names, fields
+        order = state[1]
+        if isinstance(order, bytes):
+            order = order.decode("ascii")
+        subarray_names_fields = state[2:5]
+        if any(item is not None for item in subarray_names_fields):
             raise _Refused("a structured array")
         if self.dtype.kind != "O" and order in ("<", ">"):
             self.dtype = self.dtype.newbyteorder(order)
@@ -63,9 +67,12 @@ class _Array:
     def _fill(self, shape: Any, dtype: Any, fortran: bool, data: Any) -> None:
         if isinstance(shape, int):
             shape = (shape,)
-        if not isinstance(dtype, _Dtype) or not all(isinstance(n, int) and n >= 0 for n in shape):
+        is_shape = all(isinstance(extent, int) and extent >= 0 for extent in shape)
+        if not isinstance(dtype, _Dtype) or not is_shape:
             raise _Refused("an array with no proper type or shape")
-        self.shape, self.dtype, self.fortran = tuple(shape), dtype.dtype, fortran
+        self.shape = tuple(shape)
+        self.dtype = dtype.dtype
+        self.fortran = fortran
         size = math.prod(self.shape)
         if self.dtype.kind == "O":
             if not isinstance(data, list) or len(data) != size:
@@ -120,7 +127,8 @@ def _of(container: type) -> Callable[..., Any]:
     return lambda items=(): container(items)
 
 
-# What a name in a pickle stands for. numpy.core became numpy._core in NumPy 2; __builtin__ is Python 2's spelling.
+# What a name in a pickle stands for. numpy.core became numpy._core in NumPy 2; __builtin__ is
+# Python 2's spelling.
 _KNOWN: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): lambda *_: _Array(),
     ("numpy", "dtype"): _Dtype,
@@ -148,15 +156,17 @@ class _Unpickler(
         known = _KNOWN.get((module, name))
         if known is None:
             raise _Refused(
-                f"a {module}.{name}, and only NumPy arrays and plain containers are read (nothing was executed); "
-                "save it again with plain dicts, lists and arrays, or describe the data as a table (docs/data.md)"
+                f"a {module}.{name}, and only NumPy arrays and plain containers are read "
+                "(nothing was executed); save it again with plain dicts, lists and arrays, "
+                "or describe the data as a table (docs/data.md)"
             )
-        # A pickle may set attributes on what it was given; a fresh function keeps that from lasting.
+        # A pickle may set attributes on what it gets; a fresh function keeps that from lasting.
         return lambda *values: known(*values)
 
 
 def load_pickle(path: Path) -> Any:
-    """The contents of a pickle of any protocol, Python 2's included: plain containers, scalars and read-only arrays.
+    """The contents of a pickle of any protocol, Python 2's included: plain containers, scalars and
+    read-only arrays.
 
     ``str`` written by Python 2 comes back as bytes, except as a key of a dict.
     """
@@ -179,7 +189,7 @@ def load_pickle(path: Path) -> Any:
 
 def save_pickle(content: Any, path: Path) -> None:
     """Write a raw file; it appears complete or not at all."""
-    with staged(path) as file:
+    with atomic_file(path) as file:
         pickle.dump(content, file, protocol=4)
 
 

@@ -1,19 +1,23 @@
-"""Text as token ids: through a local ``transformers`` tokenizer, or as somebody else's tokenizer gave them."""
+"""Text as token ids: through a local ``transformers`` tokenizer, or as they stand in a file."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from core.files import sha256_of_bytes
 from data_shards.shards.manifest import DataError
 from data_shards.sources.base import Options
 
 LONGEST = 100_000  # a tokenizer that knows no limit of its own says some 10^30
+SPECIAL_TOKENS = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
+
+# What becomes of a data set's text. none: there is nothing to choose.
+TextKind = Literal["tokens", "tokenize", "features", "none"]
 
 
 class Tokenizer:
@@ -24,29 +28,25 @@ class Tokenizer:
 
         if not Path(path).is_dir():
             raise DataError(
-                f"--tokenizer {path}: no such folder; give the folder of a saved transformers tokenizer"
+                f"--tokenizer {path}: no such folder; "
+                "give the folder of a saved transformers tokenizer"
             )
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"--tokenizer {path}: transformers cannot load it ({error})") from None
-        own = self.tokenizer.model_max_length
-        self.max_tokens = max_tokens or (own if own < LONGEST else None)
-        special = {
-            "pad": "pad",
-            "cls": "cls",
-            "sep": "sep",
-            "unk": "unk",
-            "mask": "mask",
-            "bos": "bos",
-            "eos": "eos",
-        }
-        ids = {name: getattr(self.tokenizer, f"{part}_token_id") for name, part in special.items()}
+        limit = self.tokenizer.model_max_length
+        self.max_tokens = max_tokens or (limit if limit < LONGEST else None)
+        special = {}
+        for name in SPECIAL_TOKENS:
+            number = getattr(self.tokenizer, f"{name}_token_id")
+            if number is not None:
+                special[name] = number
         self.facts: dict[str, Any] = {
             "name": Path(path).resolve().name,
             "vocab_size": len(self.tokenizer),
             "sha256": _digest(self.tokenizer.get_vocab()),
-            "special": {name: number for name, number in ids.items() if number is not None},
+            "special": special,
         }
 
     def encode(self, text: str, repairs: Counter[str]) -> np.ndarray:
@@ -59,18 +59,19 @@ class Tokenizer:
 
 
 def _digest(vocabulary: Any) -> str:
-    return hashlib.sha256(json.dumps(vocabulary, sort_keys=True).encode("utf-8")).hexdigest()
+    return sha256_of_bytes(json.dumps(vocabulary, sort_keys=True).encode("utf-8"))
 
 
 def from_vocabulary(words: list[str], largest: int) -> dict[str, Any]:
-    """Manifest.tokenizer for ids that index ``words``, which the source carries itself."""
+    """Manifest.tokenizer for ids that index ``words``, which the raw file carries itself."""
     if largest >= len(words):
         raise DataError(
             f"the file has a vocabulary of {len(words)} words, but a token id {largest}"
         )
-    special = {
-        word.strip("[]").lower(): place for place, word in enumerate(words) if word.startswith("[")
-    }
+    special = {}
+    for number, word in enumerate(words):
+        if word.startswith("["):  # "[PAD]"
+            special[word.strip("[]").lower()] = number
     return {
         "name": "own vocabulary",
         "vocab_size": len(words),
@@ -80,39 +81,46 @@ def from_vocabulary(words: list[str], largest: int) -> dict[str, Any]:
 
 
 def from_bert(name: str, size: int, largest: int) -> dict[str, Any]:
-    """Manifest.tokenizer for ids that BERT ``name`` is said to have made; only their size is known if it cannot."""
+    """Manifest.tokenizer for ids of BERT ``name``; only their number is known if it has fewer."""
     if largest >= size:
         return {"name": "unknown", "vocab_size": largest + 1}
     special = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
     return {"name": name, "vocab_size": size, "special": special}
 
 
-def text_kind(
+def chosen_text(
     options: Options, where: str, *, ids: str, raw: str, features: str, has: set[str]
-) -> str:
-    """What becomes of text: "tokens", "tokenize", "features", or "none" where there is nothing to choose.
+) -> tuple[TextKind, Tokenizer | None]:
+    """What becomes of text, and the tokenizer for it where the raw text is tokenized here.
 
     Args:
-        ids, raw, features: what the source calls each kind of text.
-        has: what it holds.
+        ids, raw, features: what the raw file calls each kind of text.
+        has: which of these it holds, among others.
     """
-    needs = {"tokens": ids, "tokenize": raw, "features": features}
-    kind = options.text
-    if kind == "auto":
-        if options.tokenizer:
-            kind = "tokenize"
-        else:
-            kind = next((kind for kind in ("tokens", "features") if needs[kind] in has), "none")
+    needs: dict[TextKind, str] = {"tokens": ids, "tokenize": raw, "features": features}
+    kind: TextKind
+    if options.text != "auto":
+        kind = options.text
+    elif options.tokenizer:
+        kind = "tokenize"
+    elif ids in has:
+        kind = "tokens"
+    elif features in has:
+        kind = "features"
+    else:
+        kind = "none"
     if kind != "none" and needs[kind] not in has:
         raise DataError(
             f"{where} has no {needs[kind]!r}, which --text {kind} needs; it has {sorted(has)}"
         )
-    if kind == "tokenize" and not options.tokenizer:
-        raise DataError(
-            "--text tokenize needs --tokenizer DIR, the folder of a transformers tokenizer"
-        )
-    if kind != "tokenize" and options.tokenizer:
+    if kind == "tokenize":
+        if not options.tokenizer:
+            raise DataError(
+                "--text tokenize needs --tokenizer DIR, the folder of a transformers tokenizer"
+            )
+        return kind, Tokenizer(options.tokenizer, options.max_tokens)
+    if options.tokenizer:
         raise DataError(f"--tokenizer has no effect with --text {kind}; leave one of them out")
-    if kind != "tokenize" and options.max_tokens is not None:
+    if options.max_tokens is not None:
         raise DataError("--max-tokens has no effect without --tokenizer; leave it out")
-    return kind
+    return kind, None

@@ -11,7 +11,7 @@ from dataclasses import replace
 from core.encoders.text import TextConfig
 from core.models.cenet import CENet
 from launch.config import Group, Optim, Run
-from launch.recipes import hscl
+from launch.recipes import demo_run, for_depression, hscl
 
 
 def _optim(rate: float, decay: float = 0.0, eps: float = 1e-8, main: float = 10.0) -> Optim:
@@ -78,9 +78,7 @@ def avec2019() -> Run:
 
     deepspeed launch/train.py cenet/avec2019 data=shards/avec2019
     """
-    base = mosi()
-    options = replace(base.options, text=TextConfig(source="bert-base-uncased", frozen=True))
-    return replace(base, options=options, batch_size=16, metrics="phq", select="CCC", goal="max")
+    return for_depression(mosi())
 
 
 def mosi_utterance() -> Run:
@@ -105,14 +103,8 @@ def demo() -> Run:
 
     deepspeed launch/train.py cenet/demo data=demo/shards
     """
-    return Run(
-        model="cenet",
-        options=CENet.Config(text=TextConfig(source="small"), scale=0.0, slots=16),
-        optim=Optim(groups={"main": Group(2e-3, 1e-3)}, clip=1.0, schedule="cosine", warmup=0.05),
-        batch_size=32,
-        epochs=15,
-        patience=5,
-    )
+    options = CENet.Config(text=TextConfig(source="small"), scale=0.0, slots=16)
+    return demo_run("cenet", options)
 
 
 RECIPES: dict[str, Callable[[], Run]] = {

@@ -11,6 +11,7 @@ from dataclasses import replace
 from core.encoders.text import TextConfig
 from core.models.hscl import HSCL
 from launch.config import Group, Loading, Optim, Run
+from launch.recipes import demo_run
 
 
 def _groups(
@@ -18,8 +19,12 @@ def _groups(
 ) -> dict[str, Group]:
     """``others``: the learning rate of what reads sound and video, where it is not the main one."""
     rate = main if others is None else others
-    slow = {"audio": Group(rate, decay), "vision": Group(rate, decay)}
-    return {"text": Group(text, decay), **slow, "main": Group(main, decay)}
+    return {
+        "text": Group(text, decay),
+        "audio": Group(rate, decay),
+        "vision": Group(rate, decay),
+        "main": Group(main, decay),
+    }
 
 
 def mosi() -> Run:
@@ -113,13 +118,10 @@ def demo() -> Run:
 
     deepspeed launch/train.py hscl/demo data=demo/shards
     """
-    return Run(
-        model="hscl",
-        options=HSCL.Config(text=TextConfig(source="small"), layers=1),
+    return demo_run(
+        "hscl",
+        HSCL.Config(text=TextConfig(source="small"), layers=1),
         optim=Optim(groups=_groups(2e-3, 2e-3, 1e-3), clip=1.0, schedule="cosine", warmup=0.05),
-        batch_size=32,
-        epochs=15,
-        patience=5,
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from core.encoders.text import TextConfig
 from core.models.self_mm import SelfMM
 from launch.config import Group, Optim, Run
-from launch.recipes import hscl
+from launch.recipes import demo_run, for_depression, hscl
 
 
 def _optim(
@@ -102,9 +102,7 @@ def avec2019() -> Run:
 
     deepspeed launch/train.py self_mm/avec2019 data=shards/avec2019
     """
-    base = mosi()
-    options = replace(base.options, text=TextConfig(source="bert-base-uncased", frozen=True))
-    return replace(base, options=options, batch_size=16, metrics="phq", select="CCC", goal="max")
+    return for_depression(mosi())
 
 
 def mosi_utterance() -> Run:
@@ -148,18 +146,11 @@ def demo() -> Run:
 
     deepspeed launch/train.py self_mm/demo data=demo/shards
     """
-    return Run(
-        model="self_mm",
-        options=SelfMM.Config(text=TextConfig(source="small")),
-        optim=replace(
-            _optim(2e-3, 2e-3, 2e-3, (0.0, 0.0, 0.0, 1e-3)),
-            clip=1.0,
-            schedule="cosine",
-            warmup=0.05,
-        ),
-        batch_size=32,
-        epochs=15,
-        patience=5,
+    optim = _optim(2e-3, 2e-3, 2e-3, (0.0, 0.0, 0.0, 1e-3))
+    return demo_run(
+        "self_mm",
+        SelfMM.Config(text=TextConfig(source="small")),
+        optim=replace(optim, clip=1.0, schedule="cosine", warmup=0.05),
     )
 
 

@@ -12,7 +12,7 @@ from core.encoders.text import TextConfig
 from core.models.tate import TATE
 from data_shards.missing import Missing
 from launch.config import Group, Optim, Run
-from launch.recipes import hscl
+from launch.recipes import demo_run, for_depression, hscl
 
 
 def mosi() -> Run:
@@ -53,8 +53,7 @@ def avec2019() -> Run:
 
     deepspeed launch/train.py tate/avec2019 data=shards/avec2019
     """
-    base = mosi()
-    return replace(base, batch_size=16, classes="given", metrics="phq", select="CCC", goal="max")
+    return for_depression(mosi())
 
 
 def mosi_utterance() -> Run:
@@ -78,13 +77,10 @@ def demo() -> Run:
 
     deepspeed launch/train.py tate/demo data=demo/shards missing.rate=0.5
     """
-    return Run(
-        model="tate",
-        options=TATE.Config(width=60, text=TextConfig(source="small")),
-        optim=Optim(groups={"main": Group(2e-3, 1e-3)}, clip=1.0, schedule="cosine", warmup=0.05),
+    return demo_run(
+        "tate",
+        TATE.Config(width=60, text=TextConfig(source="small")),
         missing=Missing(protocol="modality"),
-        batch_size=32,
-        epochs=15,
         patience=0,  # under a high rate five epochs without gain are common, and the last ones are the best
     )
 

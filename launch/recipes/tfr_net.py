@@ -14,11 +14,15 @@ from core.encoders.text import TextConfig
 from core.models.tfr_net import TFRNet
 from data_shards.missing import Missing
 from launch.config import Group, Optim, Run
-from launch.recipes import hscl
+from launch.recipes import demo_run, for_depression, hscl
 
 
 def _groups(text: float, main: float) -> dict[str, Group]:
-    return {"text": Group(text, 1e-4), "text_no_decay": Group(text, 0.0), "main": Group(main, 1e-3)}
+    return {
+        "text": Group(text, 1e-4),
+        "text_no_decay": Group(text, 0.0),
+        "main": Group(main, 1e-3),
+    }
 
 
 def mosi() -> Run:
@@ -78,9 +82,7 @@ def avec2019() -> Run:
 
     deepspeed launch/train.py tfr_net/avec2019 data=shards/avec2019
     """
-    base = mosi()
-    options = replace(base.options, text=TextConfig(source="bert-base-uncased", frozen=True))
-    return replace(base, options=options, batch_size=16, metrics="phq", select="CCC", goal="max")
+    return for_depression(mosi())
 
 
 def mosi_utterance() -> Run:
@@ -105,21 +107,14 @@ def demo() -> Run:
 
     deepspeed launch/train.py tfr_net/demo data=demo/shards missing.rate=0.5
     """
-    return Run(
-        model="tfr_net",
-        options=TFRNet.Config(
-            text=TextConfig(source="small"),
-            layers=1,
-            cross_layers=1,
-            gru_layers=1,
-            text_dropout=0.1,
-        ),
-        optim=Optim(groups={"main": Group(2e-3, 1e-3)}, clip=1.0, schedule="cosine", warmup=0.05),
-        missing=Missing(protocol="frames"),
-        batch_size=32,
-        epochs=15,
-        patience=5,
+    options = TFRNet.Config(
+        text=TextConfig(source="small"),
+        layers=1,
+        cross_layers=1,
+        gru_layers=1,
+        text_dropout=0.1,
     )
+    return demo_run("tfr_net", options, missing=Missing(protocol="frames"))
 
 
 RECIPES: dict[str, Callable[[], Run]] = {

@@ -210,7 +210,7 @@ def test_dropout_inside_the_text_encoder_belongs_to_the_sample(
 def test_attention_matches_torch() -> None:
     torch.manual_seed(0)
     mine, theirs = (
-        Attention(12, 3, source=7),
+        Attention(12, 3, key_width=7),
         nn.MultiheadAttention(12, 3, kdim=7, vdim=7, batch_first=True),
     )
     with torch.no_grad():

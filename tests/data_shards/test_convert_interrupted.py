@@ -52,14 +52,14 @@ def _command(*arguments: Any, code: str = "", **options: Any) -> subprocess.Pope
 # Says when it has written two shards, then waits to be interrupted.
 PAUSE = """
 import time
-make, made = jobs.make, []
-def slowly(source, out, unit):
-    if len(made) == 2:
+run_job, records = jobs.run_job, []
+def slowly(dataset, out, job):
+    if len(records) == 2:
         print("two", flush=True)
         time.sleep(600)
-    made.append(make(source, out, unit))
-    return made[-1]
-jobs.make = slowly
+    records.append(run_job(dataset, out, job))
+    return records[-1]
+jobs.run_job = slowly
 """
 
 
@@ -81,7 +81,7 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
         assert errors.splitlines()[-1].startswith("stopped; run the same command again")
     with pytest.raises(DataError, match="no finished shard folder"):
         read_manifest(tmp_path / "out")
-    (tmp_path / "out" / ".train-000002.tar.staging").write_bytes(b"half a shard")
+    (tmp_path / "out" / ".train-000002.tar.partial").write_bytes(b"half a shard")
     done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.tar")}
     assert len(done) == 2
     convert(tmp_path / "made.pkl", tmp_path / "out", shard_size=7)
@@ -129,7 +129,10 @@ def test_a_conversion_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path: P
 def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
     """Else they would go on writing beside the conversion that continues."""
     write(tmp_path / "made.pkl", 60)
-    slow = "import os, time\ndef slowly(*_):\n print(os.getpid(), flush=True)\n time.sleep(600)\njobs.make = slowly"
+    slow = (
+        "import os, time\ndef slowly(*_):\n print(os.getpid(), flush=True)\n time.sleep(600)\n"
+        "jobs.run_job = slowly"
+    )
     process = _command(
         tmp_path / "made.pkl", "--out", tmp_path / "out", "--processes", 2, code=slow
     )
@@ -144,8 +147,9 @@ def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
 def test_ctrl_c_stops_all_processes_and_keeps_what_is_done(tmp_path: Path) -> None:
     write(tmp_path / "made.pkl", 60)
     slow = (
-        "import os, time\nmake = jobs.make\ndef slowly(*unit):\n record = make(*unit)\n os.write(1, b'one\\n')\n"
-        " time.sleep(.2)\n return record\njobs.make = slowly"
+        "import os, time\nrun_job = jobs.run_job\n"
+        "def slowly(*job):\n record = run_job(*job)\n os.write(1, b'one\\n')\n"
+        " time.sleep(.2)\n return record\njobs.run_job = slowly"
     )
     arguments = (
         tmp_path / "made.pkl",

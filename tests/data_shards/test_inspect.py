@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from data_shards.convert import convert
-from data_shards.inspect import examine, main, render, simplify
+from data_shards.inspect import main, render
+from data_shards.reading.contents import examine, simplify
 from data_shards.shards.manifest import Labels, Manifest
 from data_shards.sources.base import Options
 from data_shards.synthetic import make, write
@@ -46,7 +47,7 @@ def test_counts_lengths_and_labels_are_those_of_the_data(made: tuple[Path, Manif
         for modality in ("audio", "vision"):
             assert found.lengths[modality] == part[f"{modality}_lengths"]
         np.testing.assert_array_equal(found.labels, part["regression_labels"])
-    assert report.damaged == report.shared_videos() == report.like_ids() == []
+    assert report.corrupt == report.shared_videos() == report.like_ids() == []
 
 
 def test_the_report_names_everything(

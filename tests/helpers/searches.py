@@ -101,12 +101,12 @@ def run_module(words: list[str], code: Path = ROOT, **around: str) -> subprocess
 
 def finish(search: subprocess.Popen[str], code: int = 0) -> str:
     try:
-        said, _ = search.communicate(timeout=400)
+        output, _ = search.communicate(timeout=400)
     except subprocess.TimeoutExpired:
         search.kill()
-        said, _ = search.communicate()
-    assert search.returncode == code, said
-    return said
+        output, _ = search.communicate()
+    assert search.returncode == code, output
+    return output
 
 
 def journal(folder: Path, name: str = "journal.jsonl") -> Journal:
@@ -157,26 +157,23 @@ class Verdict(NamedTuple):
 
 
 def verdicts(path: Path, *, epochs: int, reduction: int) -> list[Verdict]:
-    """Asynchronous successive halving worked out anew from a journal's lines, which stand in the order of the reports.
+    """Asynchronous successive halving worked out anew from a journal, in the reports' order.
 
-    A trial that comes to a rung stops when it is worse than all but the best of ``reduction`` parts of those that came
-    before it: in this session, or in earlier ones if they had ended there.
+    A trial that comes to a rung stops when it is worse than all but the best of ``reduction`` parts
+    of those that came before it: in this session, or in earlier ones if they had ended there.
     """
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     milestones = [reduction**power for power in range(20) if reduction**power <= epochs]
     found: list[Verdict] = []
-    rungs: dict[int, dict[int, float]] = {}
-    running: dict[int, list[float]] = {}
-    over: dict[int, list[float]] = {}
-    known: set[int] = set()
-    for place, event in enumerate(lines):
+    rungs: dict[int, dict[int, float]] = {}  # milestone -> trial -> its best until then
+    running: dict[int, list[float]] = {}  # trial -> objectives of its epochs
+    over: dict[int, list[float]] = {}  # the same, of trials that have ended
+    ended_before: set[int] = set()  # in an earlier session
+    for index, event in enumerate(events):
         number = event["trial"]
         if event["event"] == "session":
-            known = set(over)
-            rungs = {
-                m: {n: min(past[:m]) for n, past in over.items() if len(past) >= m}
-                for m in milestones
-            }
+            ended_before = set(over)
+            rungs = {milestone: _best_until(milestone, over) for milestone in milestones}
         elif event["event"] == "start":
             running[number] = []
         elif event["event"] == "end":
@@ -185,22 +182,31 @@ def verdicts(path: Path, *, epochs: int, reduction: int) -> list[Verdict]:
             running[number].append(event["objective"])
             epoch, best = len(running[number]), min(running[number])
             assert epoch == event["epoch"]
-            new = [m for m in milestones if m <= epoch and number not in rungs[m]]
-            others = rungs[new[-1]] if new else {}
-            bar = (
-                np.percentile([-one for one in others.values()], (1 - 1 / reduction) * 100)
-                if others
-                else -np.inf
-            )
-            due = "stop" if -best < bar else "go on"
-            found.append(
-                Verdict(
-                    number, epoch, due, _taken(lines[place + 1 :], number), len(known & set(others))
-                )
-            )
-            if new:
+            reached = [m for m in milestones if m <= epoch and number not in rungs[m]]
+            others = rungs[reached[-1]] if reached else {}
+            due = "stop" if best > _bar(list(others.values()), reduction) else "go on"
+            known = len(ended_before & set(others))
+            found.append(Verdict(number, epoch, due, _taken(events[index + 1 :], number), known))
+            if reached:
                 others[number] = best
     return found
+
+
+def _best_until(milestone: int, over: dict[int, list[float]]) -> dict[int, float]:
+    """The lowest objective of each trial that came to a milestone."""
+    return {
+        number: min(objectives[:milestone])
+        for number, objectives in over.items()
+        if len(objectives) >= milestone
+    }
+
+
+def _bar(objectives: list[float], reduction: int) -> float:
+    """The objective above which a trial stops."""
+    if not objectives:
+        return np.inf
+    scores = [-objective for objective in objectives]  # as Ray has them, for the same rounding
+    return -np.percentile(scores, (1 - 1 / reduction) * 100)
 
 
 def _taken(later: list[dict[str, Any]], number: int) -> str:
@@ -209,8 +215,7 @@ def _taken(later: list[dict[str, Any]], number: int) -> str:
         if event["event"] == "session":
             return ""
         if event["trial"] == number:
-            ended = {"stopped": "stop"}.get(event.get("state", ""), "")
-            return (
-                ended if event["event"] == "end" else "go on" if event["event"] == "epoch" else ""
-            )
+            if event["event"] == "end" and event["state"] == "stopped":
+                return "stop"
+            return "go on" if event["event"] == "epoch" else ""
     return ""

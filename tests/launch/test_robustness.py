@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from training_runs import ROOT, environment, events, scores
 
-from core.metrics.missing_rates import auilc
+from core.metrics.regression import auilc
 from launch.config import ConfigError
 from launch.evaluate import read_run
 from launch.robustness import main, parse_rates, usual_rates

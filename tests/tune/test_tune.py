@@ -1,4 +1,4 @@
-"""What a search is and what its trials get, without Ray running: domains, settings, configurations."""
+"""Domains, settings and configurations of a search, without Ray running."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tune.domain import Around, Choice, Range, read_domain
 from tune.journal import WORST
 from tune.overrides import leaves
 from tune.settings import load_search, read_search, same_search, write_search
-from tune.spaces import SPACES, SYMBOLS
-from tune.suggest import Source, default_point
+from tune.spaces import DEFAULT_SPACE, SPACES, SYMBOLS, default_space
+from tune.suggest import Suggester, default_point
 
 KNOWN = ["hscl/demo", "data=shards"]
 
 
-# domains -----------------------------------------------------------------------------------------------------------
+# domains ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_what_is_no_domain_is_refused_with_the_forms_that_there_are(text: str):
         read_domain("key", text)
 
 
-# settings ----------------------------------------------------------------------------------------------------------
+# settings --------------------------------------------------------------------------------------
 
 
 def test_every_default_space_belongs_to_fields_of_a_recipe():
@@ -89,6 +89,16 @@ def test_every_default_space_belongs_to_fields_of_a_recipe():
         missing = set(SPACES[model]) - fields[model]
         assert not missing, f"{model}: {missing}"
         assert set(SYMBOLS.get(model, {}).values()) <= fields[model]
+
+
+@pytest.mark.parametrize("recipe", recipe_names())
+def test_every_recipe_has_something_to_search(recipe: str):
+    assert read_search([recipe, "data=shards"]).spaces
+
+
+def test_a_model_without_a_space_of_its_own_is_searched_for_what_most_models_have():
+    assert default_space("a new model") == DEFAULT_SPACE
+    assert "optim.groups.main.lr" in DEFAULT_SPACE
 
 
 def test_the_default_space_is_searched_as_far_as_the_recipe_has_it():
@@ -130,7 +140,7 @@ def test_a_value_that_is_given_is_not_searched():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["space.temprature=uniform(0, 1)"], "did you mean 'temperature'"),
         (["optoins.alpha=1"], "did you mean 'options'"),
@@ -147,10 +157,15 @@ def test_a_value_that_is_given_is_not_searched():
         (["space.seed=choice(1, 2)"], "confirm=0"),
         (["space.layers=choice(1, 2)"], "could be options.layers"),
         (["cpus=0"], "needs some part of a CPU"),
+        (["gpus=-2"], "gpus=-2: at least -1"),
+        (["concurrent=-1"], "concurrent=-1: at least 0"),
+        (["interval=-1"], "interval=-1: at least 0"),
+        (["retries=-1"], "retries=-1: at least 0"),
+        (["reduction=1"], "reduction=1: at least 2"),
     ],
 )
-def test_what_makes_no_sense_is_refused_before_anything_starts(words: list[str], said: str):
-    with pytest.raises(ConfigError, match=said):
+def test_what_makes_no_sense_is_refused_before_anything_starts(words: list[str], message: str):
+    with pytest.raises(ConfigError, match=message):
         read_search([*KNOWN, *words])
 
 
@@ -169,8 +184,8 @@ def test_a_grid_is_searched_whole_unless_told_otherwise(tmp_path: Path):
     ]
     search = read_search(words)
     assert (search.trials, search.scheduler) == (6, "none")
-    source = Source(search, anything)
-    points = [source.point(number, []) for number in range(1, 8)]
+    suggester = Suggester(search, anything)
+    points = [suggester.point(number, []) for number in range(1, 8)]
     assert points[-1] is None
     assert {(p["options.alpha"], p["options.layers"]) for p in points[:-1] if p} == {
         (alpha, layers) for alpha in (0.1, 0.2) for layers in (1, 2, 3)
@@ -213,12 +228,12 @@ def test_a_trial_that_does_not_fit_is_refused(tmp_path: Path):
         capacity(a_search(tmp_path, processes=3), {"CPU": 2.0})
 
 
-# configurations ----------------------------------------------------------------------------------------------------
+# configurations --------------------------------------------------------------------------------
 
 
 def test_the_first_trial_is_the_recipe_where_the_space_holds_it(tmp_path: Path):
     search = a_search(tmp_path)
-    assert Source(search, anything).point(1, []) == {"options.alpha": 0.1, "options.layers": 1}
+    assert Suggester(search, anything).point(1, []) == {"options.alpha": 0.1, "options.layers": 1}
     outside = replace(search, spaces={"options.alpha": "uniform(0.5, 1.0)"})
     assert default_point(outside, outside.domains()) is None
 
@@ -226,17 +241,17 @@ def test_the_first_trial_is_the_recipe_where_the_space_holds_it(tmp_path: Path):
 @pytest.mark.parametrize("kind", ["optuna", "random"])
 def test_a_configuration_follows_from_seed_number_and_the_trials_before(tmp_path: Path, kind: str):
     search = a_search(tmp_path, search=kind)
-    before = [ended(n, [0.1 * n], **Source(search, anything).point(n, [])) for n in range(1, 8)]
-    points = [Source(search, anything).point(8, before) for _ in range(2)]
+    before = [ended(n, [0.1 * n], **Suggester(search, anything).point(n, [])) for n in range(1, 8)]
+    points = [Suggester(search, anything).point(8, before) for _ in range(2)]
     assert points[0] == points[1]
-    assert points[0] != Source(search, anything).point(9, before)
+    assert points[0] != Suggester(search, anything).point(9, before)
     other = replace(search, changes={**search.changes, "seed": 7})
-    assert points[0] != Source(other, anything).point(8, before)
+    assert points[0] != Suggester(other, anything).point(8, before)
 
 
 def test_a_random_configuration_does_not_depend_on_other_trials(tmp_path: Path):
-    source = Source(a_search(tmp_path, search="random"), anything)
-    assert source.point(5, []) == source.point(
+    suggester = Suggester(a_search(tmp_path, search="random"), anything)
+    assert suggester.point(5, []) == suggester.point(
         5, [ended(1, [0.3], **{"options.alpha": 0.1, "options.layers": 1})]
     )
 
@@ -244,30 +259,30 @@ def test_a_random_configuration_does_not_depend_on_other_trials(tmp_path: Path):
 def test_optuna_learns_from_the_trials_before(tmp_path: Path):
     """After trials in which small alphas were better, more than half of what it draws is small."""
     search = a_search(tmp_path, spaces={"options.alpha": "uniform(0.0, 1.0)"}, trials=30)
-    source = Source(search, anything)
+    suggester = Suggester(search, anything)
     before = [ended(n, [n / 25], **{"options.alpha": n / 25}) for n in range(1, 25)]
-    drawn = [source.point(number, before)["options.alpha"] for number in range(25, 45)]
+    drawn = [suggester.point(number, before)["options.alpha"] for number in range(25, 45)]
     assert sum(value < 0.4 for value in drawn) > 14
 
 
 def test_a_trial_that_runs_or_diverged_keeps_others_away_and_one_that_failed_does_not_count(
     tmp_path: Path,
 ):
-    source = Source(a_search(tmp_path), anything)
+    suggester = Suggester(a_search(tmp_path), anything)
     point = {"options.alpha": 0.5, "options.layers": 2}
-    assert source.frozen(ended(1, [], "running", **point)).value is None
-    assert source.frozen(ended(1, [0.3], "diverged", **point)).value == WORST
-    assert source.frozen(ended(1, [0.3, 0.2], "stopped", **point)).value == 0.2
+    assert suggester.frozen(ended(1, [], "running", **point)).value is None
+    assert suggester.frozen(ended(1, [0.3], "diverged", **point)).value == WORST
+    assert suggester.frozen(ended(1, [0.3, 0.2], "stopped", **point)).value == 0.2
     before = [ended(n, [n / 9], **point) for n in range(1, 9)]
     failed = [*before, ended(9, [], "failed", **{"options.alpha": 0.9, "options.layers": 1})]
-    assert source.point(10, before) == source.point(10, failed)
+    assert suggester.point(10, before) == suggester.point(10, failed)
 
 
 def test_a_configuration_that_cannot_be_trained_is_drawn_again(tmp_path: Path):
-    source = Source(
+    suggester = Suggester(
         a_search(tmp_path), lambda point: "" if point["options.layers"] == 2 else "not two layers"
     )
-    assert {source.point(number, [])["options.layers"] for number in range(2, 12)} == {2}
-    source = Source(a_search(tmp_path), lambda point: "never")
+    assert {suggester.point(number, [])["options.layers"] for number in range(2, 12)} == {2}
+    suggester = Suggester(a_search(tmp_path), lambda point: "never")
     with pytest.raises(ConfigError, match="the last: never"):
-        source.point(2, [])
+        suggester.point(2, [])

@@ -81,11 +81,11 @@ def test_ranks_know_their_world_and_nothing_of_the_one_around(start, monkeypatch
         monkeypatch.setenv(name, "999")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     program = "if rank == 0:\n    next(orders()); say(**os.environ)\nelse:\n    time.sleep(60)"
-    told = start(program, count=2).next()
-    assert (told["RANK"], told["WORLD_SIZE"], told["LOCAL_WORLD_SIZE"]) == ("0", "2", "2")
-    assert told["CUDA_VISIBLE_DEVICES"] == "3"  # what Ray has given to the trial
-    assert told["MASTER_PORT"] != "999"
-    assert not {"RAY_ADDRESS", "TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_SIZE"} & set(told)
+    seen = start(program, count=2).next()
+    assert (seen["RANK"], seen["WORLD_SIZE"], seen["LOCAL_WORLD_SIZE"]) == ("0", "2", "2")
+    assert seen["CUDA_VISIBLE_DEVICES"] == "3"  # what Ray has given to the trial
+    assert seen["MASTER_PORT"] != "999"
+    assert not {"RAY_ADDRESS", "TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_SIZE"} & set(seen)
     assert environment(threads=3)["OMP_NUM_THREADS"] == "3"
 
 
@@ -95,7 +95,7 @@ def test_two_trials_never_share_a_port(start):
 
 
 @pytest.mark.parametrize(
-    ("program", "code", "said"),
+    ("program", "code", "reason"),
     [
         ("sys.exit('error: no such shard')", 1, "no such shard"),
         ("print('error: loss became nan'); sys.exit(3)", 3, "loss became nan"),
@@ -109,8 +109,8 @@ def test_two_trials_never_share_a_port(start):
         ("pass", 0, "left before its last epoch"),
     ],
 )
-def test_a_process_that_ends_is_told_with_its_reason(start, program: str, code: int, said: str):
-    with pytest.raises(ProcessEnded, match=said) as caught:
+def test_a_process_that_ends_is_told_with_its_reason(start, program: str, code: int, reason: str):
+    with pytest.raises(ProcessEnded, match=reason) as caught:
         start(program).next()
     assert caught.value.code == code
 
@@ -177,8 +177,8 @@ def test_every_process_has_its_own_copy_of_what_is_compiled(tmp_path: Path):
     )  # ninja compiles again when times differ from those in its log
     (built / "lock").touch()
     for _ in range(2):
-        told = operators.copy(str(tmp_path / "built"), tmp_path / "trial" / "0")
-        copied = Path(told["TORCH_EXTENSIONS_DIR"]) / "op" / "op.so"
+        seen = operators.copy(str(tmp_path / "built"), tmp_path / "trial" / "0")
+        copied = Path(seen["TORCH_EXTENSIONS_DIR"]) / "op" / "op.so"
         assert copied.read_bytes() == b"code"
         assert copied.stat().st_mtime == 1e9
         assert not (copied.parent / "lock").exists()

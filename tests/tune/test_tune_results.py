@@ -1,11 +1,10 @@
-"""What a search makes of its trials' results, without Ray running: the journal, rungs, the report, the confirmation."""
+"""A trial's end, the confirmation and the report of a search, without Ray running."""
 
 from __future__ import annotations
 
 import json
 import math
 import statistics
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,209 +12,26 @@ from typing import Any
 
 import numpy as np
 import pytest
-from searches import Verdict, a_search, alone, anything, ended, verdicts
+from matplotlib import pyplot, rc_context
+from optuna.exceptions import ExperimentalWarning
+from optuna.visualization.matplotlib import plot_slice
+from searches import a_search, alone, anything, ended
 
 from launch.config import load_recipe, override
+from launch.reports.plots import figure
 from launch.train import parse
 from tune import search as command
 from tune import tuner
-from tune.asha import Rungs
 from tune.cluster import Capacity
 from tune.domain import Choice, Range
 from tune.journal import WORST, Journal
-from tune.search_plots import importance, position
+from tune.search_plots import as_study, importance, leave_out_outliers, position
 from tune.search_report import best_changes, write_best, write_confirmed, write_report
 from tune.settings import Search
-from tune.suggest import Source
-from tune.trial_progress import Progress
+from tune.suggest import Suggester
+from tune.trial_progress import ProgressCallback
 
-# the journal -------------------------------------------------------------------------------------------------------
-
-
-def test_a_journal_is_read_back_as_it_was_written(tmp_path: Path):
-    path = tmp_path / "journal.jsonl"
-    with Journal(path) as journal:
-        journal.write("session")
-        journal.write("start", 1, changes={"options.layers": 2})
-        journal.write("epoch", 1, epoch=1, objective=0.5, scores={"MAE": 0.5})
-        journal.write("epoch", 1, epoch=2, objective=0.7, scores={"MAE": 0.7})
-        journal.write("start", 2, changes={})
-        journal.write("epoch", 2, epoch=1, objective=0.4, scores={"MAE": 0.4})
-        journal.write("end", 2, state="diverged", reason="nan")
-    with Journal(path) as again:
-        assert again.records == journal.records
-        assert again.sessions == 1
-        assert [record.number for record in again.unfinished()] == [1]
-        assert (again.records[1].best, again.records[1].best_epoch) == (0.5, 1)
-        assert again.ranking() == []  # one runs, the other diverged
-
-
-@pytest.mark.parametrize("cut", [1, 20, 40])
-def test_a_line_that_was_cut_off_counts_as_not_written_and_spoils_nothing_after_it(
-    tmp_path: Path, cut: int
-):
-    path = tmp_path / "journal.jsonl"
-    with Journal(path) as journal:
-        journal.write("start", 1, changes={})
-        journal.write("end", 1, state="finished", reason="")
-    path.write_bytes(path.read_bytes()[:-cut])
-    with Journal(path) as journal:
-        assert journal.records[1].state == "running"
-        journal.write("start", 2, changes={})
-    with Journal(path) as journal:
-        assert sorted(journal.records) == [1, 2]
-        assert journal.records[1].state == "running"
-
-
-def test_trials_are_ranked_by_their_best_epoch_and_the_earlier_of_equals_comes_first(
-    tmp_path: Path,
-):
-    with Journal(tmp_path / "journal.jsonl") as journal:
-        journal.records = {
-            1: ended(1, [0.9, 0.3, 0.8]),
-            2: ended(2, [0.3], "stopped"),
-            3: ended(3, [0.1], "diverged"),
-            4: ended(4, [0.2]),
-            5: ended(5, [], "failed"),
-        }
-        assert [record.number for record in journal.ranking()] == [4, 1, 2]
-        assert journal.ranking()[1].scores["MAE"] == 0.3
-
-
-# rungs -------------------------------------------------------------------------------------------------------------
-
-
-def reports(rungs: Rungs, name: str, values: list[float]) -> tuple[int, str]:
-    """Let a trial report; (its epochs, the last decision)."""
-    trial = SimpleNamespace(trial_id=name)
-    rungs.on_trial_add(None, trial)
-    action, best, epoch = "CONTINUE", math.inf, 0
-    for epoch, value in enumerate(values, 1):
-        best = min(best, value)
-        action = rungs.on_trial_result(
-            None, trial, {"epoch": epoch, "best": best, "objective": value}
-        )
-        if action == "STOP":
-            break
-    return epoch, action
-
-
-def new_rungs(journal: Journal) -> Rungs:
-    rungs = Rungs(journal, epochs=9, grace=1, reduction=3)
-    rungs.set_search_properties("best", "min")
-    return rungs
-
-
-TRIALS = [
-    [0.9, 0.8, 0.5, 0.4],
-    [0.7, 0.75, 0.6],
-    [0.5, 0.45, 0.3, 0.2],
-    [0.95],
-    [0.6],
-    [0.49, 0.48, 0.47],
-]
-
-
-def test_rungs_are_the_same_after_a_restart(tmp_path: Path):
-    with Journal(tmp_path / "journal.jsonl") as journal:
-        first = new_rungs(journal)
-        for number, values in enumerate(TRIALS, 1):
-            epochs, action = reports(first, f"trial {number}", values)
-            journal.records[number] = ended(
-                number, values[:epochs], "stopped" if action == "STOP" else "finished"
-            )
-        assert {record.state for record in journal.trials()} == {"stopped", "finished"}
-        again = new_rungs(journal)
-        assert again.rungs() == first.rungs()
-        assert [milestone for milestone, _ in again.rungs()] == [9, 3, 1]
-        newcomer = [0.65, 0.6, 0.5]
-        assert reports(again, "new", newcomer) == reports(first, "new", newcomer) == (1, "STOP")
-    with Journal(tmp_path / "empty.jsonl") as journal:
-        assert reports(new_rungs(journal), "new", newcomer)[1] == "CONTINUE"
-
-
-def test_a_trial_that_is_to_go_on_leaves_its_place_on_the_rungs_until_it_reports_again(
-    tmp_path: Path,
-):
-    with Journal(tmp_path / "journal.jsonl") as journal:
-        journal.records = {1: ended(1, [0.5, 0.4, 0.3]), 2: ended(2, [0.9], "running")}
-        rungs = new_rungs(journal)
-        assert [list(scores) for _, scores in rungs.rungs()] == [[], ["trial 1"], ["trial 1"]]
-        assert reports(rungs, "x", [0.9, 0.8]) == (1, "STOP")
-
-
-def test_a_trial_that_failed_takes_no_place_on_the_rungs(tmp_path: Path):
-    with Journal(tmp_path / "journal.jsonl") as journal:
-        rungs = new_rungs(journal)
-        trial = SimpleNamespace(trial_id="bad")
-        rungs.on_trial_add(None, trial)
-        rungs.on_trial_complete(None, trial, {"epoch": 1, "best": WORST, "state": "diverged"})
-        assert all(not scores for _, scores in rungs.rungs())
-
-
-@pytest.mark.parametrize("reduction", [2, 3])
-def test_verdicts_are_those_that_can_be_worked_out_from_the_journal(tmp_path: Path, reduction: int):
-    """The check that whole searches are put to, on a search that is interrupted: right ones pass it, wrong ones not."""
-    path = tmp_path / "journal.jsonl"
-    values = np.random.default_rng(3).uniform(size=(24, 9))
-    for trials in (range(1, 13), range(13, 25)):
-        with Journal(path) as journal:
-            journal.write("session")
-            rungs = Rungs(journal, epochs=9, grace=1, reduction=reduction)
-            rungs.set_search_properties("best", "min")
-            for number in trials:
-                epochs, action = reports(rungs, f"new {number}", list(values[number - 1]))
-                journal.write("start", number, changes={})
-                for epoch in range(1, epochs + 1):
-                    journal.write(
-                        "epoch",
-                        number,
-                        epoch=epoch,
-                        objective=values[number - 1, epoch - 1],
-                        scores={},
-                    )
-                journal.write(
-                    "end",
-                    number,
-                    state="stopped" if action == "STOP" and epochs < 9 else "finished",
-                )
-    found = verdicts(path, epochs=9, reduction=reduction)
-    told = [verdict for verdict in found if verdict.taken]
-    assert all(verdict.due == verdict.taken for verdict in told)
-    assert {verdict.taken for verdict in told} == {"go on", "stop"}
-    assert any(verdict.known_before for verdict in told)
-    for kind, instead in (
-        ("stop", ""),
-        ("go on", "stopped"),
-    ):  # let one go on that was stopped, and stop another
-        chosen = next(verdict for verdict in told if verdict.taken == kind)
-        forged = list(forge(path.read_text().splitlines(), chosen, instead))
-        (tmp_path / "forged.jsonl").write_text("\n".join(forged))
-        again = verdicts(tmp_path / "forged.jsonl", epochs=9, reduction=reduction)
-        assert [v for v in again if v.taken and v.due != v.taken]
-
-
-def forge(lines: list[str], verdict: Verdict, instead: str) -> Iterator[str]:
-    """The journal with another end of one trial after the epoch of this verdict."""
-    past = False
-    for line in lines:
-        event = json.loads(line)
-        own = event["trial"] == verdict.trial
-        if not (own and past):
-            yield line
-        elif event["event"] == "end":
-            more = {
-                "event": "epoch",
-                "trial": verdict.trial,
-                "epoch": verdict.epoch + 1,
-                "objective": 0.5,
-            }
-            yield from [] if instead else [json.dumps(more)]
-            yield json.dumps({**event, "state": instead or event["state"]})
-        past = past or (own and event["event"] == "epoch" and event["epoch"] == verdict.epoch)
-
-
-# a trial's end ------------------------------------------------------------------------------------------------------
+# a trial's end ---------------------------------------------------------------------------------
 
 
 class Told:
@@ -244,7 +60,7 @@ def test_a_validation_score_that_is_no_number_ends_the_trial_which_is_never_the_
     actor = alone(tmp_path / "trials", "shards", number=1)
     actor.processes = Told(0.1, value, 0.05)  # type: ignore[assignment]
     with Journal(tmp_path / "journal.jsonl") as journal:
-        progress = Progress(journal, trials=1, select="MAE", sign=1.0)
+        progress = ProgressCallback(journal, trials=1, select="MAE", sign=1.0)
         progress.on_trial_start(0, [], ray_trial)
         while not ray_trial.last_result.get("done"):
             ray_trial.last_result = actor.step()
@@ -259,7 +75,7 @@ def test_a_validation_score_that_is_no_number_ends_the_trial_which_is_never_the_
         assert (record.state, sorted(record.history)) == ("diverged", [1])
         assert f"the validation score is {value} after epoch 2" in record.reason
         assert journal.ranking() == []
-        assert Source(search, anything).frozen(record).value == WORST
+        assert Suggester(search, anything).frozen(record).value == WORST
         write_report(search, journal, confirmation)
     assert record.reason in (tmp_path / "report.md").read_text()
 
@@ -270,7 +86,7 @@ def test_a_trial_that_is_given_up_is_recorded_with_what_its_process_died_of(
     error = tmp_path / "error.txt"
     ray_trial = SimpleNamespace(config={"number": 1, "options.alpha": 0.5}, error_file=str(error))
     with Journal(tmp_path / "journal.jsonl") as journal:
-        progress = Progress(journal, trials=1, select="MAE", sign=1.0)
+        progress = ProgressCallback(journal, trials=1, select="MAE", sign=1.0)
         progress.on_trial_start(0, [], ray_trial)
         progress.on_trial_recover(0, [], ray_trial)  # Ray knows nothing of it yet
         error.write_text(
@@ -284,13 +100,13 @@ def test_a_trial_that_is_given_up_is_recorded_with_what_its_process_died_of(
         progress.on_trial_error(0, [], ray_trial)
         record = journal.records[1]
     assert (record.state, record.reason) == ("failed", "the process was ended by SIGKILL")
-    said = capsys.readouterr().out
-    assert "starts again from its checkpoint: its actor died" in said
-    assert "starts again from its checkpoint: the process was ended by SIGSEGV" in said
-    assert "failed    the process was ended by SIGKILL" in said
+    printed = capsys.readouterr().out
+    assert "starts again from its checkpoint: its actor died" in printed
+    assert "starts again from its checkpoint: the process was ended by SIGSEGV" in printed
+    assert "failed    the process was ended by SIGKILL" in printed
 
 
-# the confirmation ---------------------------------------------------------------------------------------------------
+# the confirmation ------------------------------------------------------------------------------
 
 
 def test_test_is_evaluated_when_the_validation_scores_of_all_seeds_are_on_the_disk(
@@ -315,7 +131,7 @@ def test_test_is_evaluated_when_the_validation_scores_of_all_seeds_are_on_the_di
         }
         with Journal(tmp_path / "confirm.jsonl") as read:
             assert [record.state for record in read.trials()] == ["finished", "finished"]
-        evaluated.append(len(command.untested(journal)))
+        evaluated.append(len(journal.untested()))
         for record in journal.trials():
             journal.write("test", record.number, scores={"MAE": 0.6})
 
@@ -347,14 +163,14 @@ def test_test_is_not_evaluated_while_a_seed_is_missing(
         assert not command.confirm(a_search(tmp_path), {}, journal, Capacity(0.0, 1))
 
 
-# the report --------------------------------------------------------------------------------------------------------
+# the report ------------------------------------------------------------------------------------
 
 
 def a_journal(search: Search) -> Journal:
     journal = Journal(search.folder / "journal.jsonl")
-    source = Source(search, anything)
+    suggester = Suggester(search, anything)
     for number in range(1, 8):
-        point = source.point(number, journal.trials())
+        point = suggester.point(number, journal.trials())
         assert point is not None
         value = 0.5 + (point["options.alpha"] - 0.3) ** 2
         journal.records[number] = ended(
@@ -410,8 +226,8 @@ def test_a_search_without_a_usable_trial_has_a_report_that_says_so(tmp_path: Pat
 
 def test_importance_finds_the_setting_that_matters(tmp_path: Path):
     search = a_search(tmp_path, search="random")
-    source = Source(search, anything)
-    points = [source.point(number, []) for number in range(2, 40)]
+    suggester = Suggester(search, anything)
+    points = [suggester.point(number, []) for number in range(2, 40)]
     records = [ended(n, [p["options.alpha"]], **p) for n, p in enumerate(points, 1) if p]
     shares = importance(search.domains(), records)
     assert math.isclose(sum(shares.values()), 1.0, rel_tol=1e-6)
@@ -420,6 +236,22 @@ def test_importance_finds_the_setting_that_matters(tmp_path: Path):
     assert (
         importance(search.domains(), [ended(r.number, [1.0], **r.changes) for r in records]) == {}
     )
+
+
+def test_an_outlier_does_not_press_the_other_trials_into_a_line(tmp_path: Path):
+    search = a_search(tmp_path, spaces={"options.alpha": "uniform(0.0, 1.0)"})
+    scores = [0.50, 0.52, 0.55, 0.58, 0.61, 9.0]
+    records = [ended(n, [score], **{"options.alpha": n / 10}) for n, score in enumerate(scores)]
+    # optuna sets a style for the whole process, and its plots are experimental
+    with rc_context(), pytest.warns(ExperimentalWarning):
+        axes_of_optuna = plot_slice(as_study(search.domains(), records))
+    assert axes_of_optuna.get_ylim()[1] > 9.0
+    drawing, axes = figure(4, 3)
+    leave_out_outliers(axes.set_ylim, np.array(scores))
+    low, high = axes.get_ylim()
+    assert low < 0.50
+    assert 0.61 < high < 1.0
+    pyplot.close(axes_of_optuna.figure)
 
 
 def test_a_value_is_drawn_where_it_lies_on_its_own_scale():

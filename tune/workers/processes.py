@@ -1,4 +1,7 @@
-"""The processes of one trial: started side by side on this machine, watched, and ended with everything they started."""
+"""The processes of one trial: started side by side, watched, and ended with their children.
+
+What Ray's worker groups lack is in the docstring of ``tune.workers``.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from tune.workers import operators
-from tune.workers.environment import FOLDER, LISTENER, RESULTS, environment, homes
+from tune.workers.environment import FOLDER, LISTENER, RESULTS, environment, package_folders
 
 GRACE = 10.0  # seconds in which a process may leave by itself
 
@@ -33,9 +36,9 @@ class Processes:
     """``count`` processes of ``python -m module arguments``, as the ranks of one world.
 
     Args:
-        output: file to which everything that they print is appended.
-        folder: where they run, once they have found the code (``tune.workers.child``); here, if there is none.
-        extensions: compiled operators of DeepSpeed, see ``tune.workers.operators``.
+        output: file to which everything that they print is appended. folder: where they run, once
+        they have found the code (``tune.workers.child``); here, if there is none. extensions:
+        compiled operators of DeepSpeed, see ``tune.workers.operators``.
     """
 
     def __init__(
@@ -50,46 +53,48 @@ class Processes:
         extensions: str = "",
     ):
         self.output = output
-        self.results, theirs = os.pipe()
-        self._buffer = b""
-        self._end: ProcessEnded | None = None
         self.processes: list[subprocess.Popen[bytes]] = []
-        listener = socket.socket()
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(128)
-        base = environment(threads) | {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
-        base |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(listener.getsockname()[1])}
-        base |= {
+        self._unread = b""  # of a result that has not come whole
+        self.results, results_end = os.pipe()
+        listener = _listening_socket()
+        shared = environment(threads) | {
+            "WORLD_SIZE": str(count),
+            "LOCAL_WORLD_SIZE": str(count),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(listener.getsockname()[1]),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             FOLDER: folder if os.path.isdir(folder) else os.getcwd(),
         }
+        command = [sys.executable, "-m", module, *arguments]
         try:
             with output.open("ab") as printed:
                 for rank in range(count):
-                    own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-                    own |= operators.copy(extensions, output.parent / "extensions" / str(rank))
-                    passed = (theirs, listener.fileno()) if rank == 0 else ()
+                    variables = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                    copied_to = output.parent / "extensions" / str(rank)
+                    variables |= operators.copy(extensions, copied_to)
+                    inherited: tuple[int, ...] = ()
                     if rank == 0:
-                        own |= {RESULTS: str(theirs), LISTENER: str(listener.fileno())}
-                    self.processes.append(
-                        subprocess.Popen(
-                            [sys.executable, "-m", module, *arguments],
-                            stdin=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
-                            stdout=printed,
-                            stderr=printed,
-                            env=base | own,
-                            cwd=homes()[
-                                -1
-                            ],  # `-m` looks here first: for the code that this process has
-                            pass_fds=passed,
-                            start_new_session=True,  # a group of its own, which close() can end as a whole
-                        )
+                        variables[RESULTS] = str(results_end)
+                        variables[LISTENER] = str(listener.fileno())
+                        inherited = (results_end, listener.fileno())
+                    process = subprocess.Popen(
+                        command,
+                        stdin=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+                        stdout=printed,
+                        stderr=printed,
+                        env=variables,
+                        # `-m` looks here first: for the code that this process has
+                        cwd=package_folders()[-1],
+                        pass_fds=inherited,
+                        # a group of its own, which close() can end as a whole
+                        start_new_session=True,
                     )
+                    self.processes.append(process)
         except BaseException:
             self.close()
             raise
         finally:
-            os.close(theirs)
+            os.close(results_end)
             listener.close()
 
     def next(self) -> dict[str, Any]:
@@ -103,13 +108,13 @@ class Processes:
             with contextlib.suppress(BrokenPipeError):
                 orders.write(b"go\n")
                 orders.flush()
-        while b"\n" not in self._buffer:
+        while b"\n" not in self._unread:
             ready, _, _ = select.select([self.results], [], [], 0.5)
-            part = os.read(self.results, 1 << 16) if ready else b""
-            self._buffer += part
-            if not part:
+            received = os.read(self.results, 1 << 16) if ready else b""
+            self._unread += received
+            if not received:
                 self._check(closed=bool(ready))
-        line, _, self._buffer = self._buffer.partition(b"\n")
+        line, _, self._unread = self._unread.partition(b"\n")
         return json.loads(line)
 
     def wait(self) -> None:
@@ -124,36 +129,41 @@ class Processes:
         self._check(closed=False)
 
     def _orders(self) -> BinaryIO | None:
+        """Where rank 0 reads whether to go on, while it is open."""
         stream = self.processes[0].stdin
-        return stream if stream is not None and not stream.closed else None  # type: ignore[return-value]
+        if stream is None or stream.closed:
+            return None
+        return stream  # type: ignore[return-value]
 
     def _check(self, *, closed: bool) -> None:
-        """Raise for a process that failed; rank 0 must not close its pipe while a result is expected."""
+        """Raise for a process that failed; rank 0's pipe must stay open while a result is due."""
         if closed:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.processes[0].wait(GRACE)
-        codes = [process.poll() for process in self.processes]
-        failed = [(rank, code) for rank, code in enumerate(codes) if code]
+        failed = []
+        for rank, process in enumerate(self.processes):
+            code = process.poll()
+            if code:
+                failed.append((rank, code))
         if failed:
-            # ranks that lose a peer end too, with a higher code: one that was killed is the cause, or one that refused
-            rank, code = min(failed, key=lambda item: (item[1] > 0, item[1] == 1, item[1], item[0]))
+            rank, code = min(failed, key=_cause_first)
             raise ProcessEnded(rank, code, self._reason(rank, code))
         if closed:
             raise ProcessEnded(0, 0, "rank 0 left before its last epoch")
 
     def _reason(self, rank: int, code: int) -> str:
-        who = f"rank {rank}" if len(self.processes) > 1 else "the process"
+        """Why a process ended, in one line: the signal, its last error, or its last output."""
+        name = f"rank {rank}" if len(self.processes) > 1 else "the process"
         if code < 0:
             hint = " (the system may have run out of memory)" if code == -signal.SIGKILL else ""
-            return f"{who} was ended by {signal.Signals(-code).name}{hint}"
-        lines = self.output.read_text(encoding="utf-8", errors="replace").splitlines()
-        said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        last = (
-            said[-1]
-            if said
-            else next((line for line in reversed(lines) if line.strip()), "it said nothing")
-        )
-        return last if said else f"{who} ended with code {code}: {last.strip()}"
+            return f"{name} was ended by {signal.Signals(-code).name}{hint}"
+        text = self.output.read_text(encoding="utf-8", errors="replace")
+        lines = [line for line in text.splitlines() if line.strip()]
+        for line in reversed(lines):
+            if line.startswith("error: "):
+                return line.removeprefix("error: ")
+        last = lines[-1].strip() if lines else "it printed nothing"
+        return f"{name} ended with code {code}: {last}"
 
     def close(self) -> None:
         """End all processes: asked first, then by force, with whatever they have started."""
@@ -161,10 +171,11 @@ class Processes:
         if orders is not None:
             with contextlib.suppress(OSError):
                 orders.close()  # they leave at the next question
-        until = time.monotonic() + (GRACE if all(p.poll() is None for p in self.processes) else 0.0)
+        all_run = all(process.poll() is None for process in self.processes)
+        deadline = time.monotonic() + (GRACE if all_run else 0.0)  # ranks wait for a lost one
         for process in self.processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, until - time.monotonic()))
+                process.wait(max(0.0, deadline - time.monotonic()))
         for process in self.processes:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)  # its group, also when it has left it behind
@@ -172,3 +183,22 @@ class Processes:
         if self.results >= 0:
             os.close(self.results)
             self.results = -1
+
+
+def _listening_socket() -> socket.socket:
+    """On a free port of the loopback interface, which nobody else can take from now on."""
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.listen(128)
+    return listener
+
+
+def _cause_first(failure: tuple[int, int]) -> tuple[bool, bool, int, int]:
+    """Sorts (rank, exit code): ranks that lose a peer end too, but later and with a higher code.
+
+    One that was killed is the cause, before one that ended with an error, before one that crashed
+    with code 1.
+    """
+    rank, code = failure
+    was_killed, crashed = code < 0, code == 1
+    return not was_killed, crashed, code, rank

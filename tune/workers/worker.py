@@ -1,9 +1,10 @@
-"""One process of a trial: ``launch.train`` that asks before every epoch and never sees the test split.
+"""One process of a trial: training that asks before every epoch and never sees test.
 
-Started by ``tune.workers.processes`` with the command line of ``launch/train.py``. Rank 0 reads ``go`` or ``stop``
-from its standard input before each epoch and writes one JSON line per finished epoch to the pipe that it was given,
-those of epochs that an earlier process had finished included. So nothing is trained that the search does not want, and
-what a scheduler sees does not depend on interruptions.
+Started by ``tune.workers.processes`` with the command line of ``launch/train.py``. Before each
+epoch, rank 0 reads ``go`` from its standard input; the end of the input means stop. For each
+finished epoch it writes one JSON line to the pipe that it inherited, also for epochs that an
+earlier process had finished. So nothing is trained that the search does not want, and what a
+scheduler sees does not depend on interruptions.
 """
 
 from __future__ import annotations
@@ -21,77 +22,78 @@ from launch.engine import init_processes, shutdown_processes
 from launch.reports.report import read_events
 from launch.session import TrainingSession, prepare
 from launch.train import exit_code, parse
-from tune.workers.child import die_with_parent, enter_folder, serve_store
+from tune.workers.child import run_as_child
 from tune.workers.environment import RESULTS
 
+NOT_SCORES = ("kind", "step", "time", "epoch", "steps")  # in the log's line about an epoch
 
-def past(it: TrainingSession) -> list[dict[str, Any]]:
+
+def main(arguments: list[str]) -> int:
+    """The exit code of a trial's process."""
+    return exit_code(lambda: train_on_demand(arguments))
+
+
+def train_on_demand(arguments: list[str]) -> None:
+    """Train one epoch whenever rank 0 is told to, until the run has ended or no more is wanted."""
+    run = parse(arguments)
+    init_processes(run.timeout)
+    is_first = distributed.rank() == 0
+    orders = sys.stdin if is_first else None
+    with prepare(run, quiet=True) as session:
+        pipe = os.fdopen(int(os.environ[RESULTS]), "w", encoding="utf-8") if is_first else None
+        results = epoch_results(session)
+        while next_epoch_wanted(orders, session.engine.device):
+            result = next(results, None)
+            if result is None:
+                break
+            if pipe is not None:
+                pipe.write(json.dumps(result) + "\n")
+                pipe.flush()
+    shutdown_processes()
+
+
+def next_epoch_wanted(orders: TextIO | None, device: torch.device) -> bool:
+    """Whether to train another epoch; the same on every rank. An end of the orders is a no."""
+    told_to_go = orders is not None and orders.readline().strip() == "go"
+    votes = torch.tensor(float(told_to_go), device=device)  # only rank 0 ever votes
+    return bool(distributed.all_reduce_sum(votes) > 0)
+
+
+def epoch_results(session: TrainingSession) -> Iterator[dict[str, Any]]:
+    """One result per epoch, from the first: read back up to the checkpoint, then trained."""
+    for event in logged_epochs(session):
+        is_newest = session.progress.epoch == event["epoch"] + 1
+        yield epoch_result(session, event, is_newest and has_ended(session))
+    for scores in session.epochs:
+        yield epoch_result(session, scores, has_ended(session))
+
+
+def logged_epochs(session: TrainingSession) -> list[dict[str, Any]]:
     """What the log says of the epochs before the checkpoint that this process goes on from."""
-    if not (it.run_dir / "log.jsonl").is_file():
+    if not (session.run_dir / "log.jsonl").is_file():
         return []
-    events = [
-        event
-        for event in read_events(it.run_dir).get("epoch", [])
-        if event["epoch"] < it.progress.epoch
-    ]
-    return sorted(events, key=lambda event: event["epoch"])
+    logged = read_events(session.run_dir).get("epoch", [])
+    before = [event for event in logged if event["epoch"] < session.progress.epoch]
+    return sorted(before, key=lambda event: event["epoch"])
 
 
-def results(it: TrainingSession) -> Iterator[dict[str, Any]]:
-    """One result per epoch, from the first: read back where there is a checkpoint behind it, else trained."""
-    for event in past(it):
-        last = it.progress.epoch == event["epoch"] + 1 and over(it)
-        yield result(it, event, last)
-    for scores in it.epochs:
-        yield result(it, scores, over(it))
+def has_ended(session: TrainingSession) -> bool:
+    return session.progress.finished or session.progress.epoch >= session.run.epochs
 
 
-def over(it: TrainingSession) -> bool:
-    return it.progress.finished or it.progress.epoch >= it.run.epochs
-
-
-def result(it: TrainingSession, event: dict[str, Any], last: bool) -> dict[str, Any]:
-    skipped = ("kind", "step", "time", "epoch", "steps")
-    numbers = {
-        key: value
-        for key, value in event.items()
-        if key not in skipped and isinstance(value, int | float)
-    }
-    objective = it.task.objective(numbers)
+def epoch_result(session: TrainingSession, event: dict[str, Any], last: bool) -> dict[str, Any]:
+    """What the search is told about an epoch, which it counts from 1."""
+    scores = {}
+    for name, value in event.items():
+        if name not in NOT_SCORES and isinstance(value, int | float):
+            scores[name] = value
     return {
         "epoch": int(event["epoch"]) + 1,
-        "objective": objective,
-        "scores": numbers,
+        "objective": session.task.objective(scores),
+        "scores": scores,
         "last": last,
     }
 
 
-def wanted(orders: TextIO | None, device: torch.device) -> bool:
-    """Whether the next epoch is wanted; the same on every rank. An end of the orders is a no."""
-    said = orders is not None and orders.readline().strip() == "go"
-    return bool(distributed.all_reduce_sum(torch.tensor(float(said), device=device)) > 0)
-
-
-def work(arguments: list[str]) -> None:
-    store = serve_store()
-    run = parse(arguments)
-    init_processes(run.timeout)
-    first = distributed.rank() == 0
-    with prepare(run, quiet=True) as it:
-        out = os.fdopen(int(os.environ[RESULTS]), "w", encoding="utf-8") if first else None
-        todo = results(it)
-        while wanted(sys.stdin if first else None, it.engine.device):
-            body = next(todo, None)
-            if body is None:
-                break
-            if out is not None:
-                out.write(json.dumps(body) + "\n")
-                out.flush()
-    shutdown_processes()
-    del store
-
-
 if __name__ == "__main__":
-    die_with_parent()
-    enter_folder()
-    sys.exit(exit_code(lambda: work(sys.argv[1:])))
+    sys.exit(run_as_child(main))

@@ -1,7 +1,8 @@
 # mypy: disable-error-code="untyped-decorator"
-"""The element-wise loops between the matrix products, compiled by numba: exponentials, sums by label, walks, weights.
+"""The element-wise loops between the matrix products, compiled by numba: exponentials, sums by label, weights.
 
 A tile holds inner products of some rows with a run of columns; both are sorted by label. It is worked on in place.
+``first_row`` and ``first_column`` say where it lies in the whole matrix, ``self_column`` which column each row is.
 Sums and weights are kept by label first, (U, n), so that neighbouring anchors are neighbours in memory.
 """
 
@@ -29,12 +30,14 @@ class Loop:
         self.serial = njit(**LOOP)(function)
         self.parallel = njit(parallel=True, **LOOP)(function)
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(
+        self, **arguments: Any
+    ) -> Any:  # by name only: arrays of indices are easily swapped
         threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
         if threads == 1:
-            return self.serial(*arguments)
+            return self.serial(**arguments)
         numba.set_num_threads(threads)
-        return self.parallel(*arguments)
+        return self.parallel(**arguments)
 
 
 @intrinsic
@@ -52,51 +55,50 @@ def power_of_two(typing_context: Any, whole: Any) -> Any:
     return whole(whole), generate
 
 
-def exp2(x: Any) -> Any:
-    """2 to the x inside compiled loops; x and its negative must be in the range of exponents of their type.
+def exp2(exponent: Any) -> Any:
+    """2 to the exponent inside compiled loops; that and its negative must be in the type's range of exponents.
 
-    A polynomial after taking off the whole part. A loop over it becomes vector code, four times faster than a call
-    of exp per element.
+    A polynomial after taking off the whole part: vector code, four times faster than a call of exp per element.
     """
     raise NotImplementedError  # pragma: no cover - numba puts one of the two below in its place
 
 
 @overload(exp2, jit_options={"fastmath": FASTMATH})
-def _exp2(x: Any) -> Any:
-    if x == numba.float32:
+def _exp2(exponent: Any) -> Any:
+    if exponent == numba.float32:
 
-        def single(x: Any) -> Any:
-            whole = np.floor(x + np.float32(0.5))
-            t = (x - whole) * np.float32(math.log(2.0))
+        def single(exponent: Any) -> Any:
+            whole = np.floor(exponent + np.float32(0.5))
+            rest = (exponent - whole) * np.float32(math.log(2.0))
             power = np.float32(1 / 5040)
-            power = power * t + np.float32(1 / 720)
-            power = power * t + np.float32(1 / 120)
-            power = power * t + np.float32(1 / 24)
-            power = power * t + np.float32(1 / 6)
-            power = power * t + np.float32(0.5)
-            power = power * t + np.float32(1.0)
-            power = power * t + np.float32(1.0)
+            power = power * rest + np.float32(1 / 720)
+            power = power * rest + np.float32(1 / 120)
+            power = power * rest + np.float32(1 / 24)
+            power = power * rest + np.float32(1 / 6)
+            power = power * rest + np.float32(0.5)
+            power = power * rest + np.float32(1.0)
+            power = power * rest + np.float32(1.0)
             return power * power_of_two(whole)
 
         return single
 
-    def double(x: Any) -> Any:
-        whole = np.floor(x + 0.5)
-        t = (x - whole) * math.log(2.0)
+    def double(exponent: Any) -> Any:
+        whole = np.floor(exponent + 0.5)
+        rest = (exponent - whole) * math.log(2.0)
         power = 1 / 6227020800
-        power = power * t + 1 / 479001600
-        power = power * t + 1 / 39916800
-        power = power * t + 1 / 3628800
-        power = power * t + 1 / 362880
-        power = power * t + 1 / 40320
-        power = power * t + 1 / 5040
-        power = power * t + 1 / 720
-        power = power * t + 1 / 120
-        power = power * t + 1 / 24
-        power = power * t + 1 / 6
-        power = power * t + 0.5
-        power = power * t + 1.0
-        power = power * t + 1.0
+        power = power * rest + 1 / 479001600
+        power = power * rest + 1 / 39916800
+        power = power * rest + 1 / 3628800
+        power = power * rest + 1 / 362880
+        power = power * rest + 1 / 40320
+        power = power * rest + 1 / 5040
+        power = power * rest + 1 / 720
+        power = power * rest + 1 / 120
+        power = power * rest + 1 / 24
+        power = power * rest + 1 / 6
+        power = power * rest + 0.5
+        power = power * rest + 1.0
+        power = power * rest + 1.0
         return power * power_of_two(whole)
 
     return double
@@ -117,197 +119,231 @@ def exponent_of(typing_context: Any, number: Any) -> Any:
     return number(number), generate
 
 
-def log2(x: Any) -> Any:
+def log2(number: Any) -> Any:
     """Logarithm of a positive normal number inside compiled loops, as vector code like ``exp2``."""
     raise NotImplementedError  # pragma: no cover - numba puts one of the two below in its place
 
 
 @overload(log2, jit_options={"fastmath": FASTMATH})
-def _log2(x: Any) -> Any:
-    # log(m) = 2 artanh((m - 1) / (m + 1)) for m around 1, by its power series in the square of that fraction
-    if x == numba.float32:
+def _log2(number: Any) -> Any:
+    # log(m) = 2 artanh((m - 1) / (m + 1)) for m around 1, by its power series in the square of that ratio
+    if number == numba.float32:
 
-        def single(x: Any) -> Any:
-            whole = exponent_of(x * np.float32(math.sqrt(2)))
-            m = x * power_of_two(-whole)
-            s = (m - np.float32(1)) / (m + np.float32(1))
-            t = s * s
+        def single(number: Any) -> Any:
+            whole = exponent_of(number * np.float32(math.sqrt(2)))
+            mantissa = number * power_of_two(-whole)
+            ratio = (mantissa - np.float32(1)) / (mantissa + np.float32(1))
+            square = ratio * ratio
             series = np.float32(1 / 9)
-            series = series * t + np.float32(1 / 7)
-            series = series * t + np.float32(1 / 5)
-            series = series * t + np.float32(1 / 3)
-            series = series * t + np.float32(1)
-            return series * s * np.float32(2 / math.log(2)) + whole
+            series = series * square + np.float32(1 / 7)
+            series = series * square + np.float32(1 / 5)
+            series = series * square + np.float32(1 / 3)
+            series = series * square + np.float32(1)
+            return series * ratio * np.float32(2 / math.log(2)) + whole
 
         return single
 
-    def double(x: Any) -> Any:
-        whole = exponent_of(x * math.sqrt(2))
-        m = x * power_of_two(-whole)
-        s = (m - 1) / (m + 1)
-        t = s * s
+    def double(number: Any) -> Any:
+        whole = exponent_of(number * math.sqrt(2))
+        mantissa = number * power_of_two(-whole)
+        ratio = (mantissa - 1) / (mantissa + 1)
+        square = ratio * ratio
         series = 1 / 21
-        series = series * t + 1 / 19
-        series = series * t + 1 / 17
-        series = series * t + 1 / 15
-        series = series * t + 1 / 13
-        series = series * t + 1 / 11
-        series = series * t + 1 / 9
-        series = series * t + 1 / 7
-        series = series * t + 1 / 5
-        series = series * t + 1 / 3
-        series = series * t + 1.0
-        return series * s * (2 / math.log(2)) + whole
+        series = series * square + 1 / 19
+        series = series * square + 1 / 17
+        series = series * square + 1 / 15
+        series = series * square + 1 / 13
+        series = series * square + 1 / 11
+        series = series * square + 1 / 9
+        series = series * square + 1 / 7
+        series = series * square + 1 / 5
+        series = series * square + 1 / 3
+        series = series * square + 1.0
+        return series * ratio * (2 / math.log(2)) + whole
 
     return double
 
 
-def _exponentials(tile: Any, scale: Any, row: int, column: int, own: Any) -> None:
-    """Products to exponentials, 0 where a row meets itself, which is in column own[row] of the whole matrix."""
+# Overwrites a tile of products p_ij with e_ij = 2 ** (p_ij scale):
+# for each row of the tile, in parallel:
+#     raise two to each scaled product
+#     write 0 where the row meets itself, so that no sum counts it
+@Loop
+def exponentials(
+    tile: Any, scale: Any, first_row: int, first_column: int, self_column: Any
+) -> None:
     rows, columns = tile.shape
-    for i in prange(rows):
-        for j in range(columns):
-            tile[i, j] = exp2(tile[i, j] * scale)
-        if column <= own[row + i] < column + columns:
-            tile[i, own[row + i] - column] = 0
+    for row in prange(rows):
+        for column in range(columns):
+            tile[row, column] = exp2(tile[row, column] * scale)
+        if first_column <= self_column[first_row + row] < first_column + columns:
+            tile[row, self_column[first_row + row] - first_column] = 0
 
 
-def _add_row_sums(tile: Any, row: int, column: int, groups: Any, starts: Any, sums: Any) -> None:
-    """Each row's sums over the columns of one label."""
+# Adds to sums[label, row] the row's exponentials over the columns of that label:
+# for each row of the tile, in parallel:
+#     go through its columns by runs of equal label, which end where the label's columns or the tile end
+#     add up the run, and add that to the row's sum of the label, which earlier tiles may have begun
+@Loop
+def add_row_sums(
+    tile: Any, first_row: int, first_column: int, groups: Any, starts: Any, sums: Any
+) -> None:
     rows, columns = tile.shape
-    for i in prange(rows):
-        j = 0
-        while j < columns:
-            label = groups[column + j]
-            end = min(starts[label + 1] - column, columns)
-            run, total = tile[i, j:end], tile.dtype.type(0)
-            for k in range(len(run)):
-                total += run[k]
-            sums[label, row + i] += total
-            j = end
+    for row in prange(rows):
+        begin = 0
+        while begin < columns:
+            label = groups[first_column + begin]
+            end = min(starts[label + 1] - first_column, columns)
+            run, total = tile[row, begin:end], tile.dtype.type(0)
+            for place in range(len(run)):
+                total += run[place]
+            sums[label, first_row + row] += total
+            begin = end
 
 
-def _add_column_sums(tile: Any, row: int, column: int, groups: Any, sums: Any) -> None:
-    """Each column's sums over the rows of one label: what the mirrored tile would add to its rows."""
+# Adds to sums[label, column] the column's exponentials over the rows of that label: the row sums of the mirror image:
+# for each block of columns, in parallel, so that no two threads add to the same sum:
+#     for each row of the tile, add its exponentials to the columns' sums of the row's label
+@Loop
+def add_column_sums(
+    tile: Any, first_row: int, first_column: int, row_groups: Any, sums: Any
+) -> None:
     rows, columns = tile.shape
-    for chunk in prange((columns + 255) // 256):
-        begin, end = chunk * 256, min(chunk * 256 + 256, columns)
-        for i in range(rows):
-            line, total = tile[i, begin:end], sums[groups[row + i], column + begin : column + end]
-            for j in range(len(line)):
-                total[j] += line[j]
+    for block in prange((columns + 255) // 256):
+        begin, end = block * 256, min(block * 256 + 256, columns)
+        for row in range(rows):
+            line = tile[row, begin:end]
+            total = sums[row_groups[first_row + row], first_column + begin : first_column + end]
+            for place in range(len(line)):
+                total[place] += line[place]
 
 
-def _gradient_weights(
+# Overwrites exponentials with the gradient's matrix, e_ij (W_i[y_j] + W_j[y_i]) - 2:
+# for each row i of the tile, in parallel:
+#     go through its columns j by runs of equal label; W_i[y_j] is one number there, W_j[y_i] side by side in memory
+#     write 0 where the row meets itself
+@Loop
+def gradient_weights(
     tile: Any,
-    row: int,
-    column: int,
-    own: Any,
+    first_row: int,
+    first_column: int,
+    self_column: Any,
     row_groups: Any,
     groups: Any,
     starts: Any,
     row_weights: Any,
-    weights: Any,
+    column_weights: Any,
 ) -> None:
-    """Exponentials to the gradient's matrix, e_ij (W_i[y_j] + W_j[y_i]) - 2, 0 where a row meets itself."""
     rows, columns = tile.shape
-    two = weights.dtype.type(2)
-    for i in prange(rows):
-        mine = weights[row_groups[row + i], column : column + columns]
-        j = 0
-        while j < columns:
-            label = groups[column + j]
-            end = min(starts[label + 1] - column, columns)
-            weight, run, theirs = row_weights[label, row + i], tile[i, j:end], mine[j:end]
-            for k in range(len(run)):
-                run[k] = run[k] * (weight + theirs[k]) - two
-            j = end
-        if column <= own[row + i] < column + columns:
-            tile[i, own[row + i] - column] = 0
+    two = column_weights.dtype.type(2)
+    for row in prange(rows):
+        row_label = row_groups[first_row + row]
+        as_candidate = column_weights[row_label, first_column : first_column + columns]
+        begin = 0
+        while begin < columns:
+            label = groups[first_column + begin]
+            end = min(starts[label + 1] - first_column, columns)
+            as_anchor = row_weights[label, first_row + row]
+            run, run_as_candidate = tile[row, begin:end], as_candidate[begin:end]
+            for place in range(len(run)):
+                run[place] = run[place] * (as_anchor + run_as_candidate[place]) - two
+            begin = end
+        if first_column <= self_column[first_row + row] < first_column + columns:
+            tile[row, self_column[first_row + row] - first_column] = 0
 
 
 @register_jitable
-def outside_in(group: int, values: Any, counts: Any, first: Any, second: Any, pairs: Any) -> int:
+def order_by_distance(
+    group: int, values: Any, counts: Any, one_label: Any, other_label: Any, num_pairs: Any
+) -> int:
     """Order of the labels by falling distance from one of them, both of the same distance in one step.
 
     Writes each step's labels (the same twice where there is one) and its number of candidates for an anchor of this
     label, itself excluded; gives the number of steps. Not compiled with fast arithmetic: it compares distances.
     """
     left, right, steps = 0, len(values) - 1, 0
-    here = values[group]
+    anchor_value = values[group]
     while left < right:
-        to_left, to_right = here - values[left], values[right] - here
+        to_left, to_right = anchor_value - values[left], values[right] - anchor_value
         if to_left > to_right:
-            first[steps] = second[steps] = left
-            pairs[steps] = counts[left]
+            one_label[steps] = other_label[steps] = left
+            num_pairs[steps] = counts[left]
             left += 1
         elif to_left < to_right:
-            first[steps] = second[steps] = right
-            pairs[steps] = counts[right]
+            one_label[steps] = other_label[steps] = right
+            num_pairs[steps] = counts[right]
             right -= 1
         else:
-            first[steps], second[steps] = left, right
-            pairs[steps] = counts[left] + counts[right]
+            one_label[steps], other_label[steps] = left, right
+            num_pairs[steps] = counts[left] + counts[right]
             left += 1
             right -= 1
         steps += 1
-    first[steps] = second[steps] = group
-    pairs[steps] = counts[group] - 1
+    one_label[steps] = other_label[steps] = group
+    num_pairs[steps] = counts[group] - 1
     return steps + 1
 
 
-def _walk(sums: Any, row_starts: Any, values: Any, counts: Any, losses: Any) -> None:
-    """Sums by label to weights by label, in place, and each row's sum of log denominators (base 2).
-
-    Denominators add up from the farthest label inwards, weights from the nearest outwards; nothing is subtracted, so
-    no digits are lost. Rows of one label share the order, and go through it side by side.
-    """
+# Overwrites sums by label with weights by label, and gives each row's sum of log denominators (base 2):
+# for each label, in parallel, its rows side by side, as they share one order of all labels by distance:
+#     from the farthest label inwards, add up sums; each total is the denominator D of that step's c pairs
+#     add c log2(D) to the loss, and leave c / D in the place of the sum
+#     from the nearest label outwards, add up the c / D; each total is the weight W of that step's labels
+@Loop
+def accumulate(sums: Any, row_starts: Any, values: Any, counts: Any, losses: Any) -> None:
     for group in prange(len(values)):
         begin, end = row_starts[group], row_starts[group + 1]
         if begin == end:
             continue
-        first, second = np.empty(len(values), np.uint32), np.empty(len(values), np.uint32)
-        pairs = np.empty(len(values), sums.dtype)
-        steps = outside_in(group, values, counts, first, second, pairs)
+        one_label = np.empty(len(values), np.uint32)
+        other_label = np.empty(len(values), np.uint32)
+        num_pairs = np.empty(len(values), sums.dtype)
+        steps = order_by_distance(group, values, counts, one_label, other_label, num_pairs)
         total = np.zeros(end - begin, sums.dtype)
         for step in range(steps):
-            one, other, number = (
-                sums[first[step], begin:end],
-                sums[second[step], begin:end],
-                pairs[step],
-            )
-            tie = sums.dtype.type(first[step] != second[step])
-            for x in range(end - begin):
-                total[x] += one[x] + tie * other[x]
-            if number == 0:
+            one, other = sums[one_label[step], begin:end], sums[other_label[step], begin:end]
+            pairs = num_pairs[step]
+            # 0 for one label, as a factor: a branch would keep the loop from becoming vector code
+            two_labels = sums.dtype.type(one_label[step] != other_label[step])
+            for row in range(end - begin):
+                total[row] += one[row] + two_labels * other[row]
+            if pairs == 0:
                 one[:] = 0
                 continue
-            for x in range(end - begin):
-                one[x] = number / total[x]
-                losses[begin + x] += number * log2(total[x])
+            for row in range(end - begin):
+                one[row] = pairs / total[row]
+                losses[begin + row] += pairs * log2(total[row])
         total[:] = 0
         for step in range(steps - 1, -1, -1):
-            one, other = sums[first[step], begin:end], sums[second[step], begin:end]
-            for x in range(end - begin):
-                total[x] += one[x]
-                one[x] = total[x]
-                other[x] = total[x]
+            one, other = sums[one_label[step], begin:end], sums[other_label[step], begin:end]
+            for row in range(end - begin):
+                total[row] += one[row]
+                one[row] = total[row]
+                other[row] = total[row]
 
 
 @register_jitable(fastmath=FASTMATH)
-def log_sum(totals: Any, pairs: Any) -> float:
-    """Sum of pairs * log2(total) over the steps of one anchor."""
+def log_sum(totals: Any, num_pairs: Any) -> float:
+    """Sum of num_pairs * log2(total) over the steps of one anchor."""
     loss = 0.0
     for step in range(len(totals)):
-        loss += pairs[step] * log2(totals[step])
+        loss += num_pairs[step] * log2(totals[step])
     return loss
 
 
-def _scan(
+# Does at once what the loops above do, a row at a time, for so many labels that (U, n) sums would not fit; overwrites
+# products with e_ij W_i[y_j] - 1:
+# for each block of 16 rows, in parallel, and each of its rows:
+#     take exponentials, 0 where the row meets itself, and add them up by label
+#     reuse the order of labels while the row's label stays the same: rows are sorted by label
+#     from the farthest step inwards to denominators D, then from the nearest outwards to weights W, one per label
+#     write e_ij W_i[y_j] - 1; where all labels are distinct, labels are columns and need no look-up
+@Loop
+def scan(
     tile: Any,
     scale: Any,
-    row: int,
-    own: Any,
+    first_row: int,
+    self_column: Any,
     row_groups: Any,
     groups: Any,
     starts: Any,
@@ -315,62 +351,50 @@ def _scan(
     counts: Any,
     losses: Any,
 ) -> None:
-    """Whole rows of products to the gradient by the products, e_ij W_i[y_j] - 1, and sums of log denominators.
-
-    The walk of ``_walk`` one row at a time, for so many labels that (U, n) sums would not fit.
-    """
     rows, columns = tile.shape
     labels = len(values)
     one = tile.dtype.type(1)
-    for chunk in prange((rows + 15) // 16):
-        first, second = np.empty(labels, np.uint32), np.empty(labels, np.uint32)
-        pairs = np.empty(labels, tile.dtype)
+    for block in prange((rows + 15) // 16):
+        one_label, other_label = np.empty(labels, np.uint32), np.empty(labels, np.uint32)
+        num_pairs = np.empty(labels, tile.dtype)
         totals, by_label = np.empty(labels, tile.dtype), np.empty(labels, tile.dtype)
         steps, group = 0, -1
-        for i in range(chunk * 16, min(chunk * 16 + 16, rows)):
-            line = tile[i]
-            for j in range(columns):
-                line[j] = exp2(line[j] * scale)
-            line[own[row + i]] = 0
-            if row_groups[row + i] != group:
-                group = row_groups[row + i]
-                steps = outside_in(group, values, counts, first, second, pairs)
+        for row in range(block * 16, min(block * 16 + 16, rows)):
+            line = tile[row]
+            for column in range(columns):
+                line[column] = exp2(line[column] * scale)
+            line[self_column[first_row + row]] = 0
+            if row_groups[first_row + row] != group:
+                group = row_groups[first_row + row]
+                steps = order_by_distance(group, values, counts, one_label, other_label, num_pairs)
             if labels == columns:
                 by_label[:] = line
             else:
                 for label in range(labels):
                     total = line[starts[label]]
-                    for k in range(starts[label] + np.uint32(1), starts[label + 1]):
-                        total += line[k]
+                    for column in range(starts[label] + np.uint32(1), starts[label + 1]):
+                        total += line[column]
                     by_label[label] = total
             running = tile.dtype.type(0)
             for step in range(steps):
-                running += by_label[first[step]]
-                if first[step] != second[step]:
-                    running += by_label[second[step]]
+                running += by_label[one_label[step]]
+                if one_label[step] != other_label[step]:
+                    running += by_label[other_label[step]]
                 totals[step] = running
-            if pairs[steps - 1] == 0:
+            if num_pairs[steps - 1] == 0:
                 totals[steps - 1] = 1
-            losses[row + i] = log_sum(totals[:steps], pairs[:steps])
+            losses[first_row + row] = log_sum(totals[:steps], num_pairs[:steps])
             for step in range(steps):
-                totals[step] = pairs[step] / totals[step]
+                totals[step] = num_pairs[step] / totals[step]
             running = tile.dtype.type(0)
             for step in range(steps - 1, -1, -1):
                 running += totals[step]
-                by_label[first[step]] = running
-                by_label[second[step]] = running
+                by_label[one_label[step]] = running
+                by_label[other_label[step]] = running
             if labels == columns:
-                for j in range(columns):
-                    line[j] = line[j] * by_label[j] - one
+                for column in range(columns):
+                    line[column] = line[column] * by_label[column] - one
             else:
-                for j in range(columns):
-                    line[j] = line[j] * by_label[groups[j]] - one
-            line[own[row + i]] = 0
-
-
-exponentials, add_row_sums, add_column_sums = (
-    Loop(_exponentials),
-    Loop(_add_row_sums),
-    Loop(_add_column_sums),
-)
-gradient_weights, walk, scan = Loop(_gradient_weights), Loop(_walk), Loop(_scan)
+                for column in range(columns):
+                    line[column] = line[column] * by_label[groups[column]] - one
+            line[self_column[first_row + row]] = 0

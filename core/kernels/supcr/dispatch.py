@@ -1,103 +1,171 @@
-"""The steps of SupCR on whichever device the rows are, for one process and for ranks that each own some rows."""
+"""Which way SupCR goes, and the functions of each way.
+
+| path    | where       | labels                         | exponents                | memory    |
+|---------|-------------|--------------------------------|--------------------------|-----------|
+| buckets | CPU, numba  | few: a sum for each label      | in range of the type     | n U       |
+| scan    | CPU, numba  | many: whole rows in turn       | in range of the type     | n         |
+| triton  | CUDA        | up to 2**30 / n                | any, several ranks: few  | n U       |
+| torch   | any device  | any, also ones next to equal   | any                      | n         |
+
+``choose_path`` reads the table for one process or for one of several ranks. ``loss_and_gradient`` serves the former.
+Ranks that each hold some rows take "buckets" and "triton" step by step, with ``bucket_steps``, or ``whole_rows``.
+"""
 
 from __future__ import annotations
 
 import warnings
 from functools import cache
+from typing import Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor
 
 from core.kernels.supcr import cpu, torch_chunks
-from core.kernels.supcr.grouping import Anchors, Columns, Labels, by_label, in_range
-
-MOST_BUCKETS = 256  # labels; with more, (U, n) sums get large
-SHORTEST_RUN = (
-    4  # rows per label; with fewer, loops over the runs of equal labels do too little each
+from core.kernels.supcr.grouping import (
+    Anchors,
+    LabelTable,
+    SortedRows,
+    in_range,
+    invert,
+    sort_by_label,
 )
+
+Path = Literal["buckets", "scan", "torch", "triton"]
+PATHS = ("auto", *get_args(Path))
+MOST_BUCKETS = 256  # labels; with more, (U, n) sums get large
+FEWEST_ROWS_PER_LABEL = 4  # with fewer, loops over the rows of each label do too little each
 MOST_SUMS = 2**30  # of (U, n) on a GPU, where many labels do no harm until then
 WIDEST = 1024  # columns of features that the GPU kernels take
 
 
-def bucket_sums(anchors: Anchors, columns: Columns, num_labels: int, temperature: float) -> Tensor:
-    """Sums of exponentials by label of the column, (U, m)."""
-    if columns.rows.is_cuda:
-        from core.kernels.supcr import triton_launch
+class BucketSteps(Protocol):
+    """The three steps of "buckets" and "triton" for anchors that are only some of the rows."""
 
-        return triton_launch.bucket_sums(anchors, columns, num_labels, temperature)
-    sums = columns.rows.new_zeros(num_labels, len(anchors.columns))
-    cpu.bucket_sums(cpu.Tiles(anchors, columns, symmetric=False), sums, temperature)
-    return sums
+    def bucket_sums(
+        self, anchors: Anchors, columns: SortedRows, num_labels: int, temperature: float
+    ) -> Tensor:
+        """Sums of exponentials by label of the column, (U, m)."""
 
+    def bucket_weights(self, sums: Tensor, anchors: SortedRows, labels: LabelTable) -> Tensor:
+        """Turns sums into weights in place; gives the sum of log denominators over all pairs, (), float64."""
 
-def bucket_weights(sums: Tensor, anchors: Columns, labels: Labels) -> Tensor:
-    """Sums to weights in place; gives the sum of log denominators over all pairs, (), float64."""
-    if sums.is_cuda:
-        from core.kernels.supcr import triton_launch
+    def bucket_gradient(
+        self,
+        anchors: Anchors,
+        columns: SortedRows,
+        row_weights: Tensor,
+        column_weights: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        """Gradient of the anchors times T n (n - 1), (m, D), as far as it comes from these columns.
 
-        return triton_launch.bucket_weights(sums, anchors, labels)
-    return sums.new_tensor(cpu.bucket_weights(sums, anchors.starts, labels), dtype=torch.float64)
-
-
-def bucket_gradient(
-    anchors: Anchors, columns: Columns, row_weights: Tensor, weights: Tensor, temperature: float
-) -> Tensor:
-    """Gradient of the anchors times T n (n - 1), (m, D), as far as it comes from these columns."""
-    if columns.rows.is_cuda:
-        from core.kernels.supcr import triton_launch
-
-        return triton_launch.bucket_gradient(anchors, columns, row_weights, weights, temperature)
-    gradient = torch.zeros_like(anchors.columns.rows)
-    tiles = cpu.Tiles(anchors, columns, symmetric=False)
-    cpu.bucket_gradient(tiles, row_weights, weights, temperature, gradient)
-    return gradient
-
-
-def strips(
-    rows: Tensor, own: Tensor, columns: Tensor, table: Labels, temperature: float, path: str
-) -> tuple[Tensor, Tensor]:
-    """Sum of log denominators, (), and gradient of all columns times T n (n - 1), (n, D): anchors' whole rows in turn.
-
-    Args:
-        rows: (m, D) anchors, each column own[i] of the (n, D) columns.
-    """
-    gradient = torch.zeros_like(columns)
-    if path == "torch":
-        labels = table.values[table.groups]
-        return torch_chunks.strips(rows, own, columns, labels, temperature, gradient), gradient
-    by_columns, order = by_label(columns, table.groups, len(table))
-    back = torch.empty_like(order).index_copy_(0, order, torch.arange(len(order)))
-    mine, my_order = by_label(rows, table.groups[own], len(table))
-    anchors = Anchors(mine, back[own[my_order]])
-    log_sum = cpu.scan(anchors, by_columns, table, temperature, gradient)
-    return columns.new_tensor(log_sum, dtype=torch.float64), gradient[back]
+        Args:
+            row_weights: (U, m), of the anchors.
+            column_weights: (U, n), of the columns.
+        """
 
 
 def choose_path(
     rows: Tensor, exponent: float, n: int, num_labels: int, *, alone: bool = True
-) -> str:
-    """The way to go for working rows on their device: "buckets", "scan", "triton", or "torch" where no other can run.
+) -> Path:
+    """The fastest path for working rows on their device.
 
     Args:
-        exponent: a bound of |log2 e_ij|, see ``largest_exponent``.
+        rows: in the type that ``grouping.working_type`` gives.
+        exponent: a bound of |log2 e_ij|, see ``grouping.largest_exponent``.
+        n: rows of all ranks.
         alone: whether one process does it all; only then does the GPU work on logarithms where it must.
     """
-    fits = rows.dtype == torch.float32 and rows.shape[1] <= WIDEST and num_labels * n <= MOST_SUMS
-    if (
-        rows.is_cuda
-        and fits
-        and (alone or in_range(rows.dtype, exponent, n))
-        and triton_available()
-    ):
-        return "triton"
-    if rows.device.type != "cpu" or not in_range(rows.dtype, exponent, n):
+    exponentials_fit = in_range(rows.dtype, exponent, n)
+    if rows.is_cuda:
+        kernels_fit = rows.dtype == torch.float32 and rows.shape[1] <= WIDEST
+        sums_fit = num_labels * n <= MOST_SUMS
+        if kernels_fit and sums_fit and (alone or exponentials_fit) and triton_available():
+            return "triton"
+    if rows.device.type != "cpu" or not exponentials_fit:
         return "torch"
-    return "buckets" if num_labels <= min(MOST_BUCKETS, n // SHORTEST_RUN) else "scan"
+    few_labels = num_labels <= min(MOST_BUCKETS, n // FEWEST_ROWS_PER_LABEL)
+    return "buckets" if few_labels else "scan"
+
+
+def resolve_path(requested: str, rows: Tensor, exponent: float, labels: LabelTable) -> Path:
+    """The path for one process: the requested one, "auto" resolved, but "torch" where only that is right."""
+    if not labels.well_separated:
+        return "torch"  # the only one that expects equal distances on the same side
+    if requested == "auto":
+        return choose_path(rows, exponent, len(rows), len(labels))
+    on_exponentials = requested in ("buckets", "scan")
+    if on_exponentials and not in_range(rows.dtype, exponent, len(rows)):
+        return "torch"
+    return cast(Path, requested)
+
+
+def loss_and_gradient(
+    path: Path,
+    rows: Tensor,
+    labels: LabelTable,
+    temperature: float,
+    *,
+    wants_gradient: bool,
+    keep_exponentials: bool,
+    fast: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Sum of log denominators over all pairs of (n, D) rows, (), and their gradient times T n (n - 1), (n, D)."""
+    if path == "torch":
+        return torch_chunks.loss_and_gradient(rows, labels, temperature, wants_gradient)
+    if path == "scan":
+        return cpu.loss_and_gradient_by_scan(rows, labels, temperature, wants_gradient)
+    if path == "buckets":
+        return cpu.loss_and_gradient_by_buckets(
+            rows, labels, temperature, wants_gradient, keep_exponentials
+        )
+    # Imported only here and below: Triton is there on machines with a GPU only.
+    from core.kernels.supcr import triton_launch
+
+    return triton_launch.loss_and_gradient(rows, labels, temperature, wants_gradient, fast)
+
+
+def bucket_steps(rows: Tensor) -> BucketSteps:
+    """The module whose steps serve rows on this device."""
+    if not rows.is_cuda:
+        return cpu
+    from core.kernels.supcr import triton_launch
+
+    return triton_launch
+
+
+def whole_rows(
+    rows: Tensor,
+    self_column: Tensor,
+    columns: Tensor,
+    labels: LabelTable,
+    temperature: float,
+    path: Path,
+) -> tuple[Tensor, Tensor]:
+    """Sum of log denominators, (), and gradient of all columns times T n (n - 1), (n, D), by "torch" or "scan".
+
+    Args:
+        rows: (m, D) anchors.
+        self_column: (m,) int64, the column that each anchor is.
+        columns: (n, D) rows in the order of ``labels.groups``.
+    """
+    gradient = torch.zeros_like(columns)
+    if path == "torch":
+        log_sum = torch_chunks.accumulate(
+            rows, self_column, columns, labels.values[labels.groups], temperature, gradient
+        )
+        return log_sum, gradient
+    sorted_columns, order = sort_by_label(columns, labels.groups, len(labels))
+    sorted_place = invert(order)
+    anchor_rows, anchor_order = sort_by_label(rows, labels.groups[self_column], len(labels))
+    anchors = Anchors(anchor_rows, sorted_place[self_column[anchor_order]])
+    log_sum = cpu.scan(anchors, sorted_columns, labels, temperature, gradient)
+    return log_sum, gradient[sorted_place]
 
 
 @cache
 def triton_available() -> bool:
-    """Whether Triton can be imported; says so once if not."""
+    """Whether Triton can be imported; warns once if not."""
     try:
         import triton  # noqa: F401
     except ImportError:

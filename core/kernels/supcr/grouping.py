@@ -1,4 +1,7 @@
-"""Rows sorted by label, and the table of distinct labels: what every fast form of SupCR starts from."""
+"""Rows sorted by label, and the table of distinct labels: what every fast form of SupCR starts from.
+
+The rows of one label are a *group*; groups are numbered by rising label.
+"""
 
 from __future__ import annotations
 
@@ -8,42 +11,54 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+LARGEST_EXACT_INTEGER = 2**53  # up to which float64 holds every integer
+# What an exponent of two may reach in each type, with room for a few factors before infinity.
+LARGEST_EXPONENT = {torch.float32: 124, torch.float64: 1020}
+ROWS_IN_FLOAT64 = 4096  # rows copied to float64 at a time
+
 
 class RowError(ValueError):
-    """A row of features that cannot be multiplied with others; ``row`` is its place, None where only its rank knows."""
+    """A row of features that cannot be multiplied with others.
 
-    def __init__(self, row: int | None, what: str):
-        super().__init__(what if row is None else f"features of row {row} {what}")
-        self.row, self.what = row, what
+    Attributes:
+        row: its index, None where only the rank that holds it knows.
+        problem: what is wrong with it, to follow "features of row N".
+    """
+
+    def __init__(self, row: int | None, problem: str):
+        super().__init__(problem if row is None else f"features of row {row} {problem}")
+        self.row = row
+        self.problem = problem
 
 
 @dataclass(frozen=True)
-class Labels:
+class LabelTable:
     """The U distinct labels of all n rows."""
 
     values: Tensor  # (U,) float64, rising
     counts: Tensor  # (U,) int64, rows of each label
-    groups: Tensor  # (n,) int64, each row's place in values
+    groups: Tensor  # (n,) int64, each row's index into values
 
     def __len__(self) -> int:
         return len(self.values)
 
     @property
-    def apart(self) -> bool:
+    def well_separated(self) -> bool:
         """Whether two labels on the same side of a third have different distances from it, rounding included."""
         if len(self) < 2:
             return True
-        smallest = 4 * torch.finfo(self.values.dtype).eps * (self.values[-1] - self.values[0])
-        return bool(self.values.diff().min() > smallest)
+        spread = self.values[-1] - self.values[0]
+        rounding = 4 * torch.finfo(self.values.dtype).eps * spread
+        return bool(self.values.diff().min() > rounding)
 
 
 @dataclass(frozen=True)
-class Columns:
+class SortedRows:
     """Some rows of the batch in the order of their labels."""
 
     rows: Tensor  # (m, D)
-    groups: Tensor  # (m,) int64, rising places in Labels.values
-    starts: Tensor  # (U + 1,) int64, first row of each label; the last is m
+    groups: Tensor  # (m,) int64, rising indices into LabelTable.values
+    starts: Tensor  # (U + 1,) int64, first row of each group; the last is m
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -51,13 +66,13 @@ class Columns:
 
 @dataclass(frozen=True)
 class Anchors:
-    """The rows whose losses are wanted, against any columns."""
+    """The rows whose losses are wanted, to be compared with any columns."""
 
-    columns: Columns  # the anchors themselves, in the order of their labels
-    own: Tensor  # (m,) int64, the column that each anchor is; -1 where it is none of them
+    sorted: SortedRows  # the m anchors themselves
+    self_column: Tensor  # (m,) int64, the column that each anchor is; -1 where it is none of them
 
 
-def distinct(labels: Tensor) -> Labels:
+def tabulate_labels(labels: Tensor) -> LabelTable:
     """The table of (n,) labels, as float64, in which differences of float32 numbers or integers are all but exact.
 
     Raises:
@@ -65,22 +80,34 @@ def distinct(labels: Tensor) -> Labels:
     """
     numbers = labels.double()
     if labels.is_floating_point():
-        if not bool(labels.isfinite().all()):
-            row = int((~labels.isfinite()).nonzero()[0])
+        finite = labels.isfinite()
+        if not bool(finite.all()):
+            row = int((~finite).nonzero()[0])
             raise ValueError(
                 f"label of row {row} is {float(labels[row])}; leave out rows without a label"
             )
-    elif labels.numel() > 0 and float(numbers.abs().max()) >= 2**53:
+    elif bool((numbers.abs() >= LARGEST_EXACT_INTEGER).any()):
         raise ValueError(f"integer labels must be below 2**53, got {int(labels.abs().max())}")
     values, groups, counts = numbers.unique(return_inverse=True, return_counts=True)
-    return Labels(values, counts, groups)
+    return LabelTable(values, counts, groups)
 
 
-def by_label(rows: Tensor, groups: Tensor, num_labels: int) -> tuple[Columns, Tensor]:
-    """Rows in the order of their labels, and that order, (m,): the place each came from."""
+def sort_by_label(rows: Tensor, groups: Tensor, num_labels: int) -> tuple[SortedRows, Tensor]:
+    """Rows in the order of their labels, and that order, (m,): the index each came from."""
     groups, order = groups.sort(stable=True)
-    starts = torch.searchsorted(groups, torch.arange(num_labels + 1, device=groups.device))
-    return Columns(rows[order], groups, starts), order
+    return SortedRows(rows[order], groups, group_starts(groups, num_labels)), order
+
+
+def group_starts(groups: Tensor, num_labels: int) -> Tensor:
+    """(U + 1,) int64: where each group starts among the (m,) sorted ``groups``, and m."""
+    numbers = torch.arange(num_labels + 1, device=groups.device)
+    return torch.searchsorted(groups, numbers)
+
+
+def invert(order: Tensor) -> Tensor:
+    """The permutation that undoes ``order``, (n,) int64."""
+    places = torch.arange(len(order), device=order.device)
+    return torch.empty_like(order).index_copy_(0, order, places)
 
 
 def largest_exponent(rows: Tensor, temperature: float) -> float:
@@ -89,30 +116,30 @@ def largest_exponent(rows: Tensor, temperature: float) -> float:
     Raises:
         RowError: naming the first row that is not finite.
     """
-    wide = torch.float64 if rows.dtype == torch.float64 else torch.float32
-    lengths = torch.linalg.vector_norm(rows.detach(), dim=1, dtype=wide)
+    dtype = loss_type(rows)
+    lengths = torch.linalg.vector_norm(rows.detach(), dim=1, dtype=dtype)
     longest = float(lengths.max()) if len(rows) else 0.0
     if not math.isfinite(longest):
         bad = ~rows.isfinite().all(1)
         if bool(bad.any()):
             row = int(bad.nonzero()[0])
             raise RowError(row, f"are not finite ({int(bad.sum())} such rows of {len(rows)})")
-        raise RowError(int(lengths.argmax()), f"are too long to be multiplied in {wide}")
+        raise RowError(int(lengths.argmax()), f"are too long to be multiplied in {dtype}")
     return longest * longest / temperature * math.log2(math.e)
-
-
-def working_type(rows: Tensor, exponent: float, n: int) -> torch.dtype:
-    """float32 where its exponents suffice, float64 where only its do or where it came in."""
-    if rows.dtype == torch.float64 or (
-        rows.device.type == "cpu" and not in_range(torch.float32, exponent, n)
-    ):
-        return torch.float64
-    return torch.float32
 
 
 def in_range(dtype: torch.dtype, exponent: float, n: int) -> bool:
     """Whether sums of n exponentials, and n over the smallest of them, are normal numbers of the type."""
-    return exponent + math.log2(n) < (1020 if dtype == torch.float64 else 124)
+    return exponent + math.log2(n) < LARGEST_EXPONENT[dtype]
+
+
+def working_type(rows: Tensor, exponent: float, n: int) -> torch.dtype:
+    """float32 where its exponents suffice, float64 for rows in float64 or, on a CPU, where only its do."""
+    if rows.dtype == torch.float64:
+        return torch.float64
+    if rows.device.type == "cpu" and not in_range(torch.float32, exponent, n):
+        return torch.float64
+    return torch.float32
 
 
 def loss_type(features: Tensor) -> torch.dtype:
@@ -121,9 +148,9 @@ def loss_type(features: Tensor) -> torch.dtype:
 
 
 def sum_of_products(rows: Tensor) -> Tensor:
-    """Sum of <r_i, r_j> over i != j, (), float64."""
-    parts = rows.split(4096)  # so that few rows at a time are held in float64
-    total = torch.stack([part.sum(0, dtype=torch.float64) for part in parts]).sum(0)
-    return (
-        total.square().sum() - torch.stack([part.double().square().sum() for part in parts]).sum()
-    )
+    """Sum of <r_i, r_j> over i != j, (), float64: the square of the rows' sum less the sum of their squares."""
+    chunks = rows.split(ROWS_IN_FLOAT64)
+    sums = [chunk.sum(0, dtype=torch.float64) for chunk in chunks]
+    squares = [chunk.double().square().sum() for chunk in chunks]
+    total = torch.stack(sums).sum(0)
+    return total.square().sum() - torch.stack(squares).sum()

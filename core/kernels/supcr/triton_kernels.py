@@ -1,11 +1,14 @@
 # mypy: ignore-errors
-"""The three Triton kernels of SupCR: sums by label, the walk from sums to weights, the gradient.
+"""The three Triton kernels of SupCR: sums by label, from sums to weights, the gradient.
 
 Rows and columns are sorted by label. Sums and weights are (U, m), by label first, so that neighbouring anchors are
 neighbours in memory. Every output element has one writer: no atomics, the same bits every time.
 
 Operands come as float16, ``high`` and, in the exact mode, what it leaves over, ``low``; the product then is
 high high + high low + low high, accumulated in float32. With LOG, sums and weights are base-2 logarithms.
+
+The names of sizes are Triton's usual ones: a program works on BLOCK_M rows and BLOCK_N columns, and multiplies
+BLOCK_D of the D features at a time.
 """
 
 from __future__ import annotations
@@ -13,183 +16,263 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-NOTHING = tl.constexpr(float("-inf"))  # the logarithm of an empty sum
+LOG_OF_ZERO = tl.constexpr(float("-inf"))  # of an empty sum
 
 
 @triton.jit
-def add_logarithms(a, b):
-    """log2(2**a + 2**b), where either may be the logarithm of nothing."""
-    larger = tl.maximum(a, b)
-    nothing = larger == NOTHING
-    shift = tl.where(nothing, 0.0, larger)
-    total = tl.where(nothing, 1.0, tl.exp2(a - shift) + tl.exp2(b - shift))
-    return tl.where(nothing, NOTHING, shift + tl.log2(total))
+def add_logarithms(left, right):
+    """log2(2**left + 2**right), where either may be the logarithm of zero."""
+    larger = tl.maximum(left, right)
+    is_zero = larger == LOG_OF_ZERO
+    shift = tl.where(is_zero, 0.0, larger)
+    total = tl.exp2(left - shift) + tl.exp2(right - shift)
+    total = tl.where(is_zero, 1.0, total)
+    return tl.where(is_zero, LOG_OF_ZERO, shift + tl.log2(total))
+
+
+@triton.jit
+def sum_logarithms(logarithms):
+    """log2 of the sum of 2**logarithms over the columns, where all may be logarithms of zero."""
+    largest = tl.max(logarithms, axis=1)
+    is_zero = largest == LOG_OF_ZERO
+    shift = tl.where(is_zero, 0.0, largest)
+    total = tl.sum(tl.exp2(logarithms - shift[:, None]), axis=1)
+    total = tl.where(total > 0, total, 1.0)
+    return tl.where(is_zero, LOG_OF_ZERO, shift + tl.log2(total))
 
 
 @triton.jit
 def load_rows(base, index, valid, first, width: tl.constexpr, stride: tl.constexpr):
     """(len(index), width) of a matrix with ``stride`` columns, from column ``first``; zeros where not valid."""
     columns = first + tl.arange(0, width)
-    return tl.load(
-        base + index[:, None] * stride + columns[None, :], mask=valid[:, None], other=0.0
-    )
+    places = base + index[:, None] * stride + columns[None, :]
+    return tl.load(places, mask=valid[:, None], other=0.0)
 
 
 @triton.jit
 def products(
-    left_high, left_low, row_high, row_low, rows, row_valid, high, low, columns, valid,
-    D: tl.constexpr, BD: tl.constexpr, EXACT: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
-):  # fmt: skip
-    """(BM, BN) inner products over D features, BD at a time; where that is all of them, left is the rows' tile."""
-    total = tl.zeros((BM, BN), dtype=tl.float32)
-    if D == BD:
-        right = tl.trans(load_rows(high, columns, valid, 0, BD, D))
+    left_high,
+    left_low,
+    row_high,
+    row_low,
+    rows,
+    row_valid,
+    high,
+    low,
+    columns,
+    valid,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    """(BLOCK_M, BLOCK_N) inner products over D features, BLOCK_D at a time.
+
+    Args:
+        left_high, left_low: the rows' first BLOCK_D features, loaded once; all that is needed where D is BLOCK_D.
+        row_high, row_low, rows, row_valid: where to load the rows from otherwise.
+    """
+    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    if D == BLOCK_D:
+        right = tl.trans(load_rows(high, columns, valid, 0, BLOCK_D, D))
         total = tl.dot(left_high, right, total)
         if EXACT:
-            total = tl.dot(left_high, tl.trans(load_rows(low, columns, valid, 0, BD, D)), total)
+            right_low = tl.trans(load_rows(low, columns, valid, 0, BLOCK_D, D))
+            total = tl.dot(left_high, right_low, total)
             total = tl.dot(left_low, right, total)
     else:
-        for piece in range(0, D, BD):
-            left = load_rows(row_high, rows, row_valid, piece, BD, D)
-            right = tl.trans(load_rows(high, columns, valid, piece, BD, D))
+        for first in range(0, D, BLOCK_D):
+            left = load_rows(row_high, rows, row_valid, first, BLOCK_D, D)
+            right = tl.trans(load_rows(high, columns, valid, first, BLOCK_D, D))
             total = tl.dot(left, right, total)
             if EXACT:
-                total = tl.dot(left, tl.trans(load_rows(low, columns, valid, piece, BD, D)), total)
-                total = tl.dot(load_rows(row_low, rows, row_valid, piece, BD, D), right, total)
+                right_low = tl.trans(load_rows(low, columns, valid, first, BLOCK_D, D))
+                total = tl.dot(left, right_low, total)
+                rest = load_rows(row_low, rows, row_valid, first, BLOCK_D, D)
+                total = tl.dot(rest, right, total)
     return total
 
 
 @triton.jit
 def sums_kernel(
-    row_high, row_low, high, low, own, starts, tile_begin, tile_end, tile_label, splits, sums, scale, num_rows,
-    D: tl.constexpr, BD: tl.constexpr, EXACT: tl.constexpr, LOG: tl.constexpr, LABELS: tl.constexpr,
-    BN: tl.constexpr, BM: tl.constexpr,
-):  # fmt: skip
-    """Sums of exponentials by label, (U, num_rows), for BM rows and one split of the tiles of columns.
+    row_high,
+    row_low,
+    high,
+    low,
+    self_column,
+    starts,
+    tile_begin,
+    tile_end,
+    tile_label,
+    splits,
+    sums,
+    scale,
+    num_rows,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EXACT: tl.constexpr,
+    LOG: tl.constexpr,
+    LABELS: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Sums of exponentials by label, (U, num_rows), for BLOCK_M rows and one split of the tiles of columns.
 
-    A tile has up to BN columns of up to LABELS labels. A label's sum is carried from tile to tile in registers and
+    A tile has up to BLOCK_N columns of up to LABELS labels. A label's sum is carried from tile to tile in registers and
     stored by the tile in which its columns end; a split never cuts a label.
     """
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_valid = rows < num_rows
-    me = tl.load(own + rows, mask=row_valid, other=-1)
-    left_high = load_rows(row_high, rows, row_valid, 0, BD, D)
-    left_low = load_rows(row_low, rows, row_valid, 0, BD, D)
-    empty = NOTHING if LOG else 0.0
-    carried = tl.full((BM,), empty, dtype=tl.float32)
-    for tile in range(tl.load(splits + tl.program_id(1)), tl.load(splits + tl.program_id(1) + 1)):
-        begin, end, label = (
-            tl.load(tile_begin + tile),
-            tl.load(tile_end + tile),
-            tl.load(tile_label + tile),
-        )
-        columns = begin + tl.arange(0, BN)
+    itself = tl.load(self_column + rows, mask=row_valid, other=-1)
+    left_high = load_rows(row_high, rows, row_valid, 0, BLOCK_D, D)
+    left_low = load_rows(row_low, rows, row_valid, 0, BLOCK_D, D)
+    empty = LOG_OF_ZERO if LOG else 0.0
+    carried = tl.full((BLOCK_M,), empty, dtype=tl.float32)
+    first_tile = tl.load(splits + tl.program_id(1))
+    last_tile = tl.load(splits + tl.program_id(1) + 1)
+    for tile in range(first_tile, last_tile):
+        begin = tl.load(tile_begin + tile)
+        end = tl.load(tile_end + tile)
+        label = tl.load(tile_label + tile)
+        columns = begin + tl.arange(0, BLOCK_N)
         similarity = scale * products(
-            left_high, left_low, row_high, row_low, rows, row_valid, high, low, columns, columns < end,
-            D, BD, EXACT, BM, BN,
-        )  # fmt: skip
-        candidate = (columns[None, :] < end) & (columns[None, :] != me[:, None])
-        similarity = tl.where(candidate, similarity, NOTHING)
+            left_high=left_high,
+            left_low=left_low,
+            row_high=row_high,
+            row_low=row_low,
+            rows=rows,
+            row_valid=row_valid,
+            high=high,
+            low=low,
+            columns=columns,
+            valid=columns < end,
+            D=D,
+            BLOCK_D=BLOCK_D,
+            EXACT=EXACT,
+            BLOCK_M=BLOCK_M,
+            BLOCK_N=BLOCK_N,
+        )
+        is_candidate = (columns[None, :] < end) & (columns[None, :] != itself[:, None])
+        similarity = tl.where(is_candidate, similarity, LOG_OF_ZERO)
         if not LOG:
             similarity = tl.exp2(similarity)
+        # One pass for each label the tile may have; passes after its last label find nothing to add.
         for _ in tl.static_range(LABELS):
-            last = tl.load(starts + label + 1)
+            label_end = tl.load(starts + label + 1)
             if LABELS == 1:
-                part = similarity
+                of_label = similarity
             else:
-                part = tl.where(((columns >= begin) & (columns < last))[None, :], similarity, empty)
+                has_label = (columns >= begin) & (columns < label_end)
+                of_label = tl.where(has_label[None, :], similarity, empty)
             if LOG:
-                largest = tl.max(part, axis=1)
-                shift = tl.where(largest == NOTHING, 0.0, largest)
-                total = tl.sum(tl.exp2(part - shift[:, None]), axis=1)
-                total = tl.where(
-                    largest == NOTHING, NOTHING, shift + tl.log2(tl.where(total > 0, total, 1.0))
-                )
-                carried = add_logarithms(carried, total)
+                carried = add_logarithms(carried, sum_logarithms(of_label))
             else:
-                carried += tl.sum(part, axis=1)
-            done = (begin < end) & (last <= end)
-            if done:
-                tl.store(sums + label.to(tl.int64) * num_rows + rows, carried, mask=row_valid)
-                carried = tl.full((BM,), empty, dtype=tl.float32)
+                carried += tl.sum(of_label, axis=1)
+            is_complete = (begin < end) & (label_end <= end)
+            if is_complete:
+                places = sums + label.to(tl.int64) * num_rows + rows
+                tl.store(places, carried, mask=row_valid)
+                carried = tl.full((BLOCK_M,), empty, dtype=tl.float32)
                 label += 1
-                begin = last
+                begin = label_end
             else:
                 begin = end
 
 
 @triton.jit
-def walk_kernel(
-    sums, groups, values, counts, losses, num_rows, num_labels, LOG: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
+def count_candidates(counts, label, group, taken):
+    """Rows of ``label`` that a row of ``group`` is compared with, so without itself; 0 where not taken."""
+    count = tl.load(counts + label, mask=taken, other=0)
+    count -= tl.where(label == group, 1, 0)
+    return tl.where(taken, count, 0).to(tl.float32)
+
+
+@triton.jit
+def log_of_quotient(count, log_total):
+    """log2(count / total), the logarithm of zero for no candidates."""
+    quotient = tl.log2(tl.maximum(count, 1.0)) - log_total
+    return tl.where(count > 0, quotient, LOG_OF_ZERO)
+
+
+@triton.jit
+def accumulate_kernel(
+    sums,
+    groups,
+    values,
+    counts,
+    losses,
+    num_rows,
+    num_labels,
+    LOG: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
     """Sums to weights in place, and each row's sum of log denominators, one row per lane.
 
-    Denominators add up from the farthest label inwards; c over D takes their place; those add up outwards.
+    From the farthest label inwards, sums add up to denominators D, and c / D takes the sum's place, where c is the
+    number of the row's candidates of that label. From the row's label outwards, those add up to weights.
     """
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = rows < num_rows
     group = tl.load(groups + rows, mask=valid, other=0)
-    here = tl.load(values + group)
-    empty = NOTHING if LOG else 0.0
-    left, right = tl.zeros_like(group), tl.zeros_like(group) + (num_labels - 1)
-    total = tl.full((BLOCK,), empty, dtype=tl.float32)
-    loss = tl.zeros((BLOCK,), dtype=tl.float32)
+    row_value = tl.load(values + group)
+    empty = LOG_OF_ZERO if LOG else 0.0
+
+    # Inwards: left and right close in on the row's label; in one step both are taken where they are equally far.
+    left = tl.zeros_like(group)
+    right = tl.zeros_like(group) + (num_labels - 1)
+    total = tl.full((BLOCK_M,), empty, dtype=tl.float32)
+    loss = tl.zeros((BLOCK_M,), dtype=tl.float32)
     for _ in range(num_labels):
-        going = valid & (left <= right)
-        to_left = here - tl.load(values + left, mask=going, other=0)
-        to_right = tl.load(values + right, mask=going, other=0) - here
-        take_left = going & (to_left >= to_right)
-        take_right = going & (to_right >= to_left) & (left != right)
-        at_left, at_right = (
-            left.to(tl.int64) * num_rows + rows,
-            right.to(tl.int64) * num_rows + rows,
-        )
-        one = tl.load(sums + at_left, mask=take_left, other=empty)
-        two = tl.load(sums + at_right, mask=take_right, other=empty)
-        number_left = tl.load(counts + left, mask=take_left, other=0) - tl.where(
-            left == group, 1, 0
-        )
-        number_right = tl.load(counts + right, mask=take_right, other=0) - tl.where(
-            right == group, 1, 0
-        )
-        number_left = tl.where(take_left, number_left, 0).to(tl.float32)
-        number_right = tl.where(take_right, number_right, 0).to(tl.float32)
+        remaining = valid & (left <= right)
+        to_left = row_value - tl.load(values + left, mask=remaining, other=0)
+        to_right = tl.load(values + right, mask=remaining, other=0) - row_value
+        take_left = remaining & (to_left >= to_right)
+        take_right = remaining & (to_right >= to_left) & (left != right)
+        at_left = left.to(tl.int64) * num_rows + rows
+        at_right = right.to(tl.int64) * num_rows + rows
+        of_left = tl.load(sums + at_left, mask=take_left, other=empty)
+        of_right = tl.load(sums + at_right, mask=take_right, other=empty)
+        count_left = count_candidates(counts, left, group, take_left)
+        count_right = count_candidates(counts, right, group, take_right)
         if LOG:
-            total = add_logarithms(total, add_logarithms(one, two))
-            logarithm = tl.where(total == NOTHING, 0.0, total)
-            one = tl.where(
-                number_left > 0, tl.log2(tl.maximum(number_left, 1.0)) - logarithm, NOTHING
-            )
-            two = tl.where(
-                number_right > 0, tl.log2(tl.maximum(number_right, 1.0)) - logarithm, NOTHING
-            )
+            total = add_logarithms(total, add_logarithms(of_left, of_right))
+            log_total = tl.where(total == LOG_OF_ZERO, 0.0, total)
+            of_left = log_of_quotient(count_left, log_total)
+            of_right = log_of_quotient(count_right, log_total)
         else:
-            total += one + two
-            safe = tl.where(total > 0, total, 1.0)
-            logarithm = tl.log2(safe)
-            one, two = number_left / safe, number_right / safe
-        loss += (number_left + number_right) * logarithm
-        tl.store(sums + at_left, one, mask=take_left)
-        tl.store(sums + at_right, two, mask=take_right)
+            total += of_left + of_right
+            positive_total = tl.where(total > 0, total, 1.0)
+            log_total = tl.log2(positive_total)
+            of_left = count_left / positive_total
+            of_right = count_right / positive_total
+        loss += (count_left + count_right) * log_total
+        tl.store(sums + at_left, of_left, mask=take_left)
+        tl.store(sums + at_right, of_right, mask=take_right)
         left += take_left.to(left.dtype)
         right -= take_right.to(right.dtype)
     tl.store(losses + rows, loss, mask=valid)
+
+    # Outwards: the same steps in reverse.
     at_group = group.to(tl.int64) * num_rows + rows
     total = tl.load(sums + at_group, mask=valid, other=empty)
-    left, right = group - 1, group + 1
+    left = group - 1
+    right = group + 1
     for _ in range(num_labels):
-        has_left, has_right = valid & (left >= 0), valid & (right < num_labels)
-        to_left = here - tl.load(values + left, mask=has_left, other=0)
-        to_right = tl.load(values + right, mask=has_right, other=0) - here
+        has_left = valid & (left >= 0)
+        has_right = valid & (right < num_labels)
+        to_left = row_value - tl.load(values + left, mask=has_left, other=0)
+        to_right = tl.load(values + right, mask=has_right, other=0) - row_value
         take_left = has_left & ((to_left <= to_right) | (right >= num_labels))
         take_right = has_right & ((to_right <= to_left) | (left < 0))
-        at_left, at_right = (
-            left.to(tl.int64) * num_rows + rows,
-            right.to(tl.int64) * num_rows + rows,
-        )
-        one = tl.load(sums + at_left, mask=take_left, other=empty)
-        two = tl.load(sums + at_right, mask=take_right, other=empty)
-        total = add_logarithms(total, add_logarithms(one, two)) if LOG else total + one + two
+        at_left = left.to(tl.int64) * num_rows + rows
+        at_right = right.to(tl.int64) * num_rows + rows
+        of_left = tl.load(sums + at_left, mask=take_left, other=empty)
+        of_right = tl.load(sums + at_right, mask=take_right, other=empty)
+        if LOG:
+            total = add_logarithms(total, add_logarithms(of_left, of_right))
+        else:
+            total = total + of_left + of_right
         tl.store(sums + at_left, total, mask=take_left)
         tl.store(sums + at_right, total, mask=take_right)
         left -= take_left.to(left.dtype)
@@ -198,74 +281,91 @@ def walk_kernel(
 
 @triton.jit
 def gradient_kernel(
-    row_high, row_low, high, low, own, row_groups, groups, row_weights, weights, gradient, scale, shrink,
-    num_rows, num_columns, num_labels, columns_per_split,
-    D: tl.constexpr, BD: tl.constexpr, BO: tl.constexpr, EXACT: tl.constexpr, LOG: tl.constexpr,
-    BN: tl.constexpr, BM: tl.constexpr,
-):  # fmt: skip
-    """shrink * sum over columns of [e_ij (W_i[y_j] + W_j[y_i]) - 2] r_j, for BM rows and BO of the D features.
+    row_high,
+    row_low,
+    high,
+    low,
+    self_column,
+    row_groups,
+    groups,
+    row_weights,
+    column_weights,
+    gradient,
+    scale,
+    shrink,
+    num_rows,
+    num_columns,
+    num_labels,
+    columns_per_split,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    EXACT: tl.constexpr,
+    LOG: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """shrink * sum over columns of [e_ij (W_i[y_j] + W_j[y_i]) - 2] r_j, for BLOCK_M rows and BLOCK_OUT features.
 
-    Gradient is (splits, num_rows, D): each split of the columns writes its own.
+    Gradient is (splits, num_rows, D): each split of the columns writes a part of its own.
 
     Args:
         row_weights: (num_rows, U), by row first: neighbouring columns then read the same place.
-        weights: (U, num_columns), by label first: neighbouring columns are neighbours.
+        column_weights: (U, num_columns), by label first: neighbouring columns are neighbours.
     """
-    rows = tl.program_id(0) * BM + tl.arange(0, BM)
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_valid = rows < num_rows
-    me = tl.load(own + rows, mask=row_valid, other=-1)
-    my_group = tl.load(row_groups + rows, mask=row_valid, other=0)
-    left_high = load_rows(row_high, rows, row_valid, 0, BD, D)
-    left_low = load_rows(row_low, rows, row_valid, 0, BD, D)
-    first = tl.program_id(2) * BO
-    total = tl.zeros((BM, BO), dtype=tl.float32)
+    itself = tl.load(self_column + rows, mask=row_valid, other=-1)
+    row_group = tl.load(row_groups + rows, mask=row_valid, other=0)
+    left_high = load_rows(row_high, rows, row_valid, 0, BLOCK_D, D)
+    left_low = load_rows(row_low, rows, row_valid, 0, BLOCK_D, D)
+    first_feature = tl.program_id(2) * BLOCK_OUT
+    total = tl.zeros((BLOCK_M, BLOCK_OUT), dtype=tl.float32)
     begin = tl.program_id(1) * columns_per_split
-    for column in range(begin, tl.minimum(begin + columns_per_split, num_columns), BN):
-        columns = column + tl.arange(0, BN)
+    end = tl.minimum(begin + columns_per_split, num_columns)
+    for first_column in range(begin, end, BLOCK_N):
+        columns = first_column + tl.arange(0, BLOCK_N)
         valid = columns < num_columns
         similarity = scale * products(
-            left_high,
-            left_low,
-            row_high,
-            row_low,
-            rows,
-            row_valid,
-            high,
-            low,
-            columns,
-            valid,
-            D,
-            BD,
-            EXACT,
-            BM,
-            BN,
+            left_high=left_high,
+            left_low=left_low,
+            row_high=row_high,
+            row_low=row_low,
+            rows=rows,
+            row_valid=row_valid,
+            high=high,
+            low=low,
+            columns=columns,
+            valid=valid,
+            D=D,
+            BLOCK_D=BLOCK_D,
+            EXACT=EXACT,
+            BLOCK_M=BLOCK_M,
+            BLOCK_N=BLOCK_N,
         )
         group = tl.load(groups + columns, mask=valid, other=0)
-        both = row_valid[:, None] & valid[None, :]
-        theirs = tl.load(
-            weights + my_group.to(tl.int64)[:, None] * num_columns + columns[None, :],
-            mask=both,
-            other=0.0,
-        )
-        mine = tl.load(
-            row_weights + rows.to(tl.int64)[:, None] * num_labels + group[None, :],
-            mask=both,
-            other=0.0,
-        )
-        candidate = both & (columns[None, :] != me[:, None])
-        similarity = tl.where(
-            candidate, similarity, NOTHING
-        )  # before exp2, which it might overflow
+        both_valid = row_valid[:, None] & valid[None, :]
+        at_column = row_group.to(tl.int64)[:, None] * num_columns + columns[None, :]
+        as_candidate = tl.load(column_weights + at_column, mask=both_valid, other=0.0)
+        at_row = rows.to(tl.int64)[:, None] * num_labels + group[None, :]
+        as_anchor = tl.load(row_weights + at_row, mask=both_valid, other=0.0)
+        is_candidate = both_valid & (columns[None, :] != itself[:, None])
+        # Masked before exp2, which it might overflow.
+        similarity = tl.where(is_candidate, similarity, LOG_OF_ZERO)
         if LOG:
-            share = tl.exp2(similarity + mine) + tl.exp2(similarity + theirs)
+            weight = tl.exp2(similarity + as_anchor) + tl.exp2(similarity + as_candidate)
         else:
-            share = tl.exp2(similarity) * (mine + theirs)
-        share = tl.where(candidate, (share - 2.0) * shrink, 0.0)
-        share_high = share.to(tl.float16)
-        right = load_rows(high, columns, valid, first, BO, D)
-        total = tl.dot(share_high, right, total)
+            weight = tl.exp2(similarity) * (as_anchor + as_candidate)
+        weight = tl.where(is_candidate, (weight - 2.0) * shrink, 0.0)
+        weight_high = weight.to(tl.float16)
+        right = load_rows(high, columns, valid, first_feature, BLOCK_OUT, D)
+        total = tl.dot(weight_high, right, total)
         if EXACT:
-            total = tl.dot(share_high, load_rows(low, columns, valid, first, BO, D), total)
-            total = tl.dot((share - share_high.to(tl.float32)).to(tl.float16), right, total)
-    out = gradient + (tl.program_id(1).to(tl.int64) * num_rows + rows)[:, None] * D
-    tl.store(out + first + tl.arange(0, BO)[None, :], total, mask=row_valid[:, None])
+            right_low = load_rows(low, columns, valid, first_feature, BLOCK_OUT, D)
+            total = tl.dot(weight_high, right_low, total)
+            weight_low = (weight - weight_high.to(tl.float32)).to(tl.float16)
+            total = tl.dot(weight_low, right, total)
+    split_row = tl.program_id(1).to(tl.int64) * num_rows + rows
+    features = first_feature + tl.arange(0, BLOCK_OUT)
+    places = gradient + split_row[:, None] * D + features[None, :]
+    tl.store(places, total, mask=row_valid[:, None])

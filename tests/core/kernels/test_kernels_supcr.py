@@ -96,7 +96,7 @@ def test_tiles_of_any_shape_give_the_same(height, width, keep, kind, monkeypatch
     monkeypatch.setattr(
         cpu.Tiles, "height", property(lambda self: height, lambda self, value: None), raising=False
     )
-    monkeypatch.setattr("core.kernels.supcr.op.KEEP_BELOW", 0)
+    monkeypatch.setattr("core.kernels.supcr.cpu.KEEP_BELOW", 0)
     rows = unit_rows(61, 5)
     labels = {
         "few": torch.arange(61) % 6,
@@ -116,12 +116,12 @@ def test_labels_whose_distances_round_to_the_same_number_are_ties(path):
     assert_same(fused(rows, labels, 0.1, path=path), definition(rows, labels, 0.1), 1e-12)
 
 
-def test_several_strips_and_threads_give_the_same(monkeypatch):
+def test_several_chunks_and_threads_give_the_same(monkeypatch):
     rows, labels = unit_rows(150, 5), torch.arange(150) // 2 * 0.3
     expected = definition(rows, labels, 0.2)
     monkeypatch.setattr(cpu, "SCAN_ELEMENTS", 1)
     monkeypatch.setattr(cpu, "TILE_COLUMNS", 40)
-    monkeypatch.setattr("core.kernels.supcr.torch_chunks.STRIP_ELEMENTS", 1000)
+    monkeypatch.setattr("core.kernels.supcr.torch_chunks.CHUNK_ELEMENTS", 1000)
     torch.set_num_threads(2)
     try:
         for path in PATHS:

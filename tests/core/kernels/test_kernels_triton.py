@@ -24,10 +24,10 @@ interpreted = pytest.mark.skipif(PURPOSE != "interpret", reason="run in a proces
 compiled = pytest.mark.skipif(PURPOSE != "compile", reason="run in a process of its own")
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes a program may have
 POINTERS = {"values": "*fp64"} | dict.fromkeys(["row_high", "row_low", "high", "low"], "*fp16")
-POINTERS |= dict.fromkeys(["sums", "losses", "row_weights", "weights", "gradient"], "*fp32")
+POINTERS |= dict.fromkeys(["sums", "losses", "row_weights", "column_weights", "gradient"], "*fp32")
 POINTERS |= dict.fromkeys(
     [
-        "own",
+        "self_column",
         "starts",
         "tile_begin",
         "tile_end",
@@ -130,23 +130,24 @@ def test_work_may_be_divided_over_columns_and_is_the_same_every_time(monkeypatch
 @interpreted
 def test_kernels_serve_ranks_that_own_some_of_the_rows():
     from core.kernels.supcr import triton_launch
-    from core.kernels.supcr.grouping import Anchors, by_label, distinct
+    from core.kernels.supcr.grouping import Anchors, sort_by_label, tabulate_labels
     from core.kernels.supcr.op import supcr_op
 
     rows = torch.nn.functional.normalize(torch.randn(60, 16), dim=1)
-    table = distinct(labels := torch.randint(0, 6, (60,)))
+    labels = torch.randint(0, 6, (60,))
+    table = tabulate_labels(labels)
     loss, gradient = supcr_op(rows.double(), labels, 0.1)
-    columns, order = by_label(rows, table.groups, len(table))
+    columns, order = sort_by_label(rows, table.groups, len(table))
     log_sum, weights, parts = 0.0, torch.empty(len(table), 60), []
     for mine in (torch.arange(0, 60, 3), torch.arange(1, 60, 3), torch.arange(2, 60, 3)):
-        anchors, _ = by_label(rows[order[mine]], table.groups[order[mine]], len(table))
+        anchors, _ = sort_by_label(rows[order[mine]], table.groups[order[mine]], len(table))
         sums = triton_launch.bucket_sums(Anchors(anchors, mine), columns, len(table), 0.1)
         log_sum += triton_launch.bucket_weights(sums, anchors, table).item()
         weights[:, mine] = sums
         parts.append((Anchors(anchors, mine), sums))
     found = torch.empty_like(rows)
     for of_rank, sums in parts:
-        found[order[of_rank.own]] = triton_launch.bucket_gradient(
+        found[order[of_rank.self_column]] = triton_launch.bucket_gradient(
             of_rank, columns, sums, weights, 0.1
         )
     similarity = rows.double() @ rows.double().T / 0.1
@@ -204,13 +205,17 @@ def check_width(target: int, width: int, fast: bool, log: bool, labels: int) -> 
     from core.kernels.supcr import triton_launch as launches
 
     operand = launches.Operand.of(torch.zeros(1, width), exact=not fast)
-    common = {"D": operand.width, "BD": operand.piece, "EXACT": not fast, "LOG": log}
-    columns = launches.COLUMNS if labels == 1 else launches.FEW_COLUMNS
+    common = {"D": operand.width, "BLOCK_D": operand.block_width, "EXACT": not fast, "LOG": log}
+    columns = launches.TILE_COLUMNS if labels == 1 else launches.FEW_COLUMNS
     for choice in launches._configurations():
-        rows = {"BM": choice.kwargs["BM"]}
+        rows = {"BLOCK_M": choice.kwargs["BLOCK_M"]}
         shape = target, choice.num_warps, choice.num_stages
-        check(kernels.sums_kernel, common | rows | {"LABELS": labels, "BN": columns}, *shape)
-        gradient = common | rows | {"BO": operand.output, "BN": launches.GRADIENT_COLUMNS}
+        check(kernels.sums_kernel, common | rows | {"LABELS": labels, "BLOCK_N": columns}, *shape)
+        gradient = (
+            common
+            | rows
+            | {"BLOCK_OUT": operand.output_width, "BLOCK_N": launches.GRADIENT_COLUMNS}
+        )
         check(kernels.gradient_kernel, gradient, *shape)
 
 
@@ -221,7 +226,7 @@ def test_kernels_compile_for_gpus_without_spills(target, fast):
     from core.kernels.supcr import triton_kernels as kernels
 
     check_width(target, 128, fast, log=False, labels=1)
-    check(kernels.walk_kernel, {"LOG": False, "BLOCK": 64}, target, warps=2, stages=1)
+    check(kernels.accumulate_kernel, {"LOG": False, "BLOCK_M": 64}, target, warps=2, stages=1)
 
 
 @compiled
@@ -237,4 +242,4 @@ def test_wide_rows_logarithms_and_many_labels_compile_without_spills(
     from core.kernels.supcr import triton_kernels as kernels
 
     check_width(target, width, fast, log, labels)
-    check(kernels.walk_kernel, {"LOG": log, "BLOCK": 64}, target, warps=2, stages=1)
+    check(kernels.accumulate_kernel, {"LOG": log, "BLOCK_M": 64}, target, warps=2, stages=1)

@@ -211,7 +211,7 @@ def test_wrong_settings_are_refused_with_their_value():
     "kind", ["icl", "icl log_mean", "ial", "supcon", "supcon without positives"]
 )
 def test_linear_memory_gives_the_definition(kind, strip, monkeypatch):
-    monkeypatch.setattr("core.kernels.in_batch_softmax.STRIP_ELEMENTS", strip)
+    monkeypatch.setattr("core.kernels.in_batch_softmax.CHUNK_ELEMENTS", strip)
     found = {}
     for fused in (False, True):
         left, right, *joint = (part.clone().requires_grad_() for part in pairs())

@@ -213,8 +213,8 @@ def test_any_bert_is_enhanced_and_has_its_own_group(
     ("changes", "message"),
     [
         ({"layer": 3}, "layer=3, but the text encoder has 3 layers"),
-        ({"front": "vae"}, "no front='vae'; choose codes or mlp"),
-        ({"memory_mode": "add"}, "no memory_mode='add'"),
+        ({"front": "vae"}, "front\\n.*should be 'codes' or 'mlp'"),
+        ({"memory_mode": "add"}, "memory_mode\\n.*should be 'residual' or 'replace'"),
         ({"modalities": ("audio",)}, "must hold text"),
     ],
 )

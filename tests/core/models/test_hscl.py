@@ -14,8 +14,8 @@ from torch import nn
 from core.batch import Utterances
 from core.encoders.attention import largest_heads
 from core.encoders.text import TextConfig
-from core.model import DataSpec
-from core.models.hscl import HSCL
+from core.model import DataSpec, GlobalBatchRows
+from core.models.hscl import HSCL, Output
 
 MakeUtterances = Callable[..., Utterances]
 Array = np.ndarray
@@ -164,30 +164,19 @@ def test_the_network_is_the_papers(
 def test_golden_values_of_the_contrast_and_the_similarity(spec: DataSpec) -> None:
     left = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
     right = torch.tensor([[0.8, 0.6], [0.6, 0.8], [1.0, 1.0]])
-    flags = torch.tensor([[1.0, 0.0], [1.0, 1.0], [1.0, 2.0]])  # given, index
+    embeddings = {"text": left, "audio": right}
+    has_modality = dict.fromkeys(("text", "audio"), torch.ones(3, dtype=torch.bool))
+    rows = GlobalBatchRows(embeddings, has_modality, torch.arange(3))
     label = torch.tensor([1.0, -2.0, 0.5])
-    views = torch.cat([left, flags], 1), torch.cat([right, flags], 1)
     for denominator, wanted in (("ik", 1.121675), ("jk", 1.391400)):
         model = build(spec, denominator=denominator)
-        assert float(model._between(*views, label, torch.ones(3))) == pytest.approx(
-            wanted, abs=2e-6
-        )
+        loss = model._contrast(rows, "text", "audio", label, torch.ones(3))
+        assert float(loss) == pytest.approx(wanted, abs=2e-6)
     for similarity, wanted in (("l2", 0.570708), ("squared", 0.333333)):
         model = build(spec, similarity=similarity)
-        output = replace(
-            _empty(),
-            projected={"text": left, "audio": right},
-            given=dict.fromkeys(("text", "audio"), torch.ones(3)),
-        )
-        assert float(model._distance(output, ("text", "audio")).mean()) == pytest.approx(
-            wanted, abs=1e-6
-        )
-
-
-def _empty() -> Any:
-    from core.models.hscl import Output
-
-    return Output(score=torch.zeros(3), projected={}, given={}, index=torch.arange(3))
+        output = Output(torch.zeros(3), embeddings, has_modality, torch.arange(3))
+        distance = model._distance(output, "text", "audio")
+        assert float(distance.mean()) == pytest.approx(wanted, abs=1e-6)
 
 
 def test_published_numbers_of_heads_follow_from_the_widths() -> None:
@@ -276,9 +265,9 @@ def test_a_sample_without_sound_takes_no_part_in_contrast_with_sound(
 
 
 def test_wrong_settings_are_refused(spec: DataSpec) -> None:
-    with pytest.raises(ValueError, match="no residual='E_t'; choose from: previous, text"):
+    with pytest.raises(ValueError, match="residual\\n.*should be 'previous' or 'text'"):
         build(spec, residual="E_t")
-    with pytest.raises(ValueError, match="modalities text, smell"):
+    with pytest.raises(ValueError, match="modalities.1\\n.*should be 'text', 'audio' or 'vision'"):
         build(spec, modalities=("text", "smell"))
     with pytest.raises(ValueError, match="labels are 3 classes"):
         build(replace(spec, num_classes=3))

@@ -13,9 +13,8 @@ import torch
 from core.batch import Utterances
 from core.encoders.text import TextConfig
 from core.model import DataSpec
-from core.models.central_moments import central_moment_discrepancy
-from core.models.simam import simam
-from core.models.tfr_net import Encoder, Gate, TFRNet
+from core.models.tfr_net import TFRNet
+from core.models.tfr_net_layers import Encoder, Gate, central_moment_discrepancy, simam
 
 MakeUtterances = Callable[..., Utterances]
 Array = np.ndarray
@@ -149,7 +148,7 @@ def test_what_is_fused_and_rebuilt_is_the_spec_restated(
 @torch.no_grad()
 def test_the_gate_is_the_spec_restated() -> None:
     torch.manual_seed(0)
-    gate = Gate(7, 4, SMALL).eval()
+    gate = Gate(7, 4, SMALL.gru_layers, SMALL.fusion_dropout).eval()
     x, mask = torch.randn(2, 6, 7), torch.arange(6) < torch.tensor([[6], [4]])
     x = x * mask[..., None]
     weights = {name: value.double().numpy() for name, value in gate.state_dict().items()}
@@ -360,7 +359,7 @@ def test_what_reads_sound_or_video_can_have_rates_of_its_own(spec: DataSpec) -> 
 
 
 def test_wrong_settings_are_refused(spec: DataSpec) -> None:
-    with pytest.raises(ValueError, match="no simam='all'; choose from: none, conv, enhanced"):
+    with pytest.raises(ValueError, match="simam\\n.*should be 'none', 'conv' or 'enhanced'"):
         build(spec, simam="all")
     with pytest.raises(ValueError, match="rebuild_heads=25 does not divide text's length 12"):
         build(spec, rebuild_heads=25)

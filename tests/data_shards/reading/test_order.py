@@ -23,7 +23,7 @@ def lengths(shard: int) -> np.ndarray:
 
 def walk(epoch: Epoch) -> list[list[tuple[int, int]]]:
     """Every global batch as (shard, row) pairs."""
-    batches = (epoch.batch(step) for step in range(epoch.order.steps))
+    batches = (epoch.batch(step) for step in range(epoch.sampler.steps))
     return [list(zip(shard.tolist(), row.tolist(), strict=True)) for shard, row in batches]
 
 
@@ -80,8 +80,8 @@ def test_a_batch_touches_only_its_windows():
         shard, _ = epoch.batch(step)
         windows = {epoch.shards.tolist().index(one) // 4 for one in shard.tolist()}
         assert len(windows) <= 2
-        assert set(shard.tolist()) <= set(epoch.needed(step))
-        assert len(epoch.needed(step)) <= 8
+        assert set(shard.tolist()) <= set(epoch.upcoming_shards(step))
+        assert len(epoch.upcoming_shards(step)) <= 8
 
 
 def test_epochs_and_seeds_differ_and_repeat():

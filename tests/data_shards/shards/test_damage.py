@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_shards.index import index_folder
+from data_shards.shards.folder_indexer import index_folder
 from data_shards.shards.index_table import CRC, END, START, Index
 from data_shards.shards.manifest import DataError, Manifest
 from data_shards.stream import Stream
@@ -98,7 +98,7 @@ def test_skipping_leaves_out_the_shard_on_every_rank_alike(folder, kind, caplog)
     with caplog.at_level(logging.WARNING):
         whole = [sorted(part.index.tolist()) for (part,) in alone.epoch(3)]
     assert sorted(sum(whole, [])) == [*range(6), *range(12, 18)]
-    assert (alone.skipped, list(alone.damaged)) == (6, [1])
+    assert (alone.skipped, list(alone.skipped_shards.reasons)) == (6, [1])
     assert "skipping 6 samples" in caplog.text
     assert NAME in caplog.text
     steps = []

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import webdataset as wds
 
-from data_shards.index import index_folder, index_tar, main, restore_indexes
+from data_shards.index import main
+from data_shards.shards.folder_indexer import index_folder, restore_indexes
 from data_shards.shards.index_table import Index
 from data_shards.shards.manifest import DataError, read_manifest
 from data_shards.shards.tar import members
+from data_shards.shards.tar_indexer import index_tar
 from data_shards.stream import Stream
 
 

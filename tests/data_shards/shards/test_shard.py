@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
 import pytest
 import webdataset as wds
 
-from data_shards.shards import writer as shard_module
 from data_shards.shards.index_table import ABSENT, CRC, END, Index
 from data_shards.shards.manifest import DataError, Field, Manifest, Sample, Shard, read_manifest
 from data_shards.shards.writer import write_shard
@@ -151,11 +151,9 @@ def test_a_source_that_fails_half_way_leaves_nothing(tmp_path):
 
 def test_both_files_are_on_disk_before_either_has_its_name(tmp_path, monkeypatch):
     happened = []
-    monkeypatch.setattr(shard_module.os, "fsync", lambda handle: happened.append("fsync"))
-    rename = shard_module.os.replace
-    monkeypatch.setattr(
-        shard_module.os, "replace", lambda a, b: (happened.append(b.name), rename(a, b))
-    )
+    monkeypatch.setattr(os, "fsync", lambda descriptor: happened.append("fsync"))
+    rename = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (happened.append(b.name), rename(a, b)))
     write_shard(tmp_path, "x-0.tar", [sample(0)])
     assert happened == ["fsync", "x-0.idx", "fsync", "fsync", "x-0.tar", "fsync"]
 
@@ -277,9 +275,11 @@ SHARD = {
         ({"splits": {"train": [SHARD, SHARD]}}, "listed twice"),
         ({"splits": {"train": [SHARD], "test": [SHARD]}}, "listed twice"),
         ({"splits": {"tr/ain": [SHARD]}}, "plain name"),
-        ({"labels": {"kind": "ranks"}}, "unknown labels"),
+        ({"labels": {"kind": "ranks"}}, "labels: unknown kind 'ranks'; expected 'regression' or"),
         ({"moments": {"audio": [[1.0], [1.0, 2.0]]}}, "1 means, 2 deviations"),
-        ({"moments": {"audio": [[1.0]]}}, "moments: audio: expected 2 values, found 1"),
+        ({"moments": {"audio": [[1.0]]}}, "moments: audio: value 2 is missing"),
+        ({"moments": {"audio": [[1.0], [1.0], []]}}, "moments: audio: .* at most 2 items"),
+        ({"moments": {"audio": [[1.0], ["x"]]}}, "moments: audio: 1: 0: expected float, found 'x'"),
         ({"repairs": {"audio": -1}}, "negative"),
     ],
 )

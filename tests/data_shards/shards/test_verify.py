@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_shards.index import index_folder
 from data_shards.shards.canonical import is_canonical
+from data_shards.shards.folder_indexer import index_folder
 from data_shards.shards.index_table import Index
 from data_shards.shards.manifest import Field, Manifest, Sample, read_manifest
 from data_shards.shards.writer import write_shard
@@ -56,7 +56,7 @@ def test_damage_names_the_sample_and_its_bytes(folder):
     start, end = index.table[2, :2].tolist()
     body[start + 700] ^= 1
     path.write_bytes(body)
-    (damage,) = (finding.damage for finding in verify(folder) if finding.damage)
+    (damage,) = (finding.corruption for finding in verify(folder) if finding.corruption)
     assert f"sample 'train_00000006' in bytes {start} to {end}" in damage
 
 

@@ -170,7 +170,7 @@ def test_name_words_come_from_any_transformers_encoder_too(tmp_path: Path) -> No
     }
     BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(tmp_path)
     names = {0: ["red", "fish"], 1: ["blue"], 2: ["red", "fish"], 3: []}
-    view = entity_views.encoded_names(names, 4, str(tmp_path), batch=2)
+    view = entity_views.encoded_names(names, 4, str(tmp_path), batch_size=2)
     np.testing.assert_allclose(
         view.rows[0], view.rows[2], atol=1e-6
     )  # whatever else was in its batch

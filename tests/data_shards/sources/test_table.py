@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
 import subprocess
 import sys
@@ -12,88 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 from paths import ROOT, SHARED_DATA
+from raw_tables import (
+    AUDIO,
+    SCORES,
+    VISION,
+    Rows,
+    write_arrays,
+    write_csv,
+    write_json,
+    write_parquet,
+)
 
 from data_shards.convert import convert
-from data_shards.inspect import examine
+from data_shards.reading.contents import examine
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
-from data_shards.shards.manifest import DataError, Field, Labels, Manifest
+from data_shards.shards.manifest import Field, Labels, Manifest
 from data_shards.sources.base import KNOWN_LABELS, Options, known_resolution
-
-SCORES = Options(labels=Labels(low=-3, high=3))
-RNG = np.random.default_rng(0)
-AUDIO = RNG.normal(size=(4, 7, 3)).astype(np.float32)
-VISION = RNG.normal(size=(4, 2))
-
-Rows = list[dict[str, Any]]
 
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Rows:
-    """Four rows that point to arrays in every way there is."""
-    np.savez(tmp_path / "some.npz", first=AUDIO[0], stack=AUDIO)
-    np.save(tmp_path / "vision.npy", VISION)
-    (tmp_path / "deep").mkdir()
-    np.save(tmp_path / "deep" / "frames.npy", AUDIO.reshape(-1, 3))
-    return [
-        {
-            "id": "a",
-            "split": "train",
-            "label": 1.5,
-            "text": "fine",
-            "audio": "some.npz#first",
-            "vision": "vision.npy[0]",
-        },
-        {
-            "id": "b",
-            "split": "train",
-            "label": -3,
-            "text": "no",
-            "audio": "some.npz#stack[1]",
-            "vision": "",
-        },
-        {
-            "id": "7",
-            "split": "dev",
-            "label": 0,
-            "text": "",
-            "audio": "deep/frames.npy[15:17]",
-            "vision": "vision.npy[2]",
-        },
-        {
-            "id": 'd,\n"é',
-            "split": "test",
-            "label": 3,
-            "text": "x",
-            "audio": "",
-            "vision": "vision.npy[3]",
-        },
-    ]
-
-
-def write_csv(rows: Rows, path: Path) -> Path:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]))
-        table.writeheader()
-        table.writerows(rows)
-    return path
-
-
-def write_json(rows: Rows, path: Path) -> Path:
-    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n\n", encoding="utf-8")
-    return path
-
-
-def write_parquet(rows: Rows, path: Path) -> Path:
-    cleaned = [
-        {name: None if value == "" else value for name, value in row.items()} for row in rows
-    ]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(cleaned), path)
-    return path
+    return write_arrays(tmp_path)
 
 
 def samples(folder: Path, manifest: Manifest) -> dict[str, dict[str, Any]]:
@@ -102,7 +42,7 @@ def samples(folder: Path, manifest: Manifest) -> dict[str, dict[str, Any]]:
     for split, shards in manifest.splits.items():
         reader = Reader(open_store(folder), shards, manifest.fields, keep=1, threads=0)
         for number, shard in enumerate(shards):
-            for row, arrays in enumerate(reader.walk(number, range(shard.samples))):
+            for row, arrays in enumerate(reader.iter_views(number, range(shard.samples))):
                 record = reader.record(number, row)
                 found[record["id"]] = {**arrays, "record": record, "split": split}
     return found
@@ -193,113 +133,6 @@ def test_values_that_are_not_finite_are_counted(rows: Rows, tmp_path: Path) -> N
     assert manifest.repairs == {"vision values not finite, set to 0": 2}
 
 
-def _cell(i: int, column: str, value: Any) -> Callable[[Rows], None]:
-    return lambda rows: rows[i].update({column: value})
-
-
-def _drop(column: str) -> Callable[[Rows], None]:
-    return lambda rows: [row.pop(column) for row in rows] and None
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (_cell(1, "id", "a"), r"t\.csv, line 3 \('a'\): this id is already in the table"),
-        (_cell(1, "id", ""), r"t\.csv, line 3: no 'id'"),
-        (_drop("split"), "line 2: no 'split'"),
-        (_drop("label"), r"\('a'\): needs either a label or a class"),
-        (_cell(0, "split", "holdout"), r"\('a'\): split 'holdout' is none of train"),
-        (_cell(0, "label", "good"), r"\('a'\): label: 'good' is no number"),
-        (_cell(0, "label", "3.5"), r"\('a'\): label: 3.5 is outside the label range -3 to 3"),
-        (_cell(0, "label", "nan"), r"\('a'\): label: nan is outside"),
-        (_cell(1, "audio", "../secret.npy"), "'../secret.npy' lies outside the table's folder"),
-        (_cell(1, "audio", "link.npy"), "'link.npy' lies outside the table's folder"),
-        (_cell(1, "audio", "/etc/secret.npy"), "lies outside the table's folder"),
-        (_cell(1, "audio", "gone.npy"), "there is no file 'gone.npy'"),
-        (_cell(1, "audio", "some.npz"), "an .npz needs a #KEY"),
-        (_cell(1, "audio", "vision.npy#x"), "an .npy has no keys"),
-        (_cell(1, "audio", "some.npz#other"), "some.npz has no key 'other'"),
-        (_cell(1, "audio", "some.npz#stack[4]"), "points past the end of an array of shape"),
-        (_cell(1, "audio", "deep/frames.npy[20:30]"), "points past the end"),
-        (_cell(1, "audio", "frames"), "neither FILE.npy nor FILE.npz#KEY"),
-        (
-            _cell(1, "audio", "vision.npy"),
-            r"\('b'\): audio: has 2 features, and samples before it have 3",
-        ),
-        (_cell(1, "audio", "some.npz#stack"), "frames are"),
-        (
-            _cell(0, "audio", "objects.npy"),
-            r"\('a'\): audio: cannot read objects.npy: .*Python objects",
-        ),
-        (_cell(0, "audio", "cut.npy"), "cannot read cut.npy"),
-        (_cell(0, "audio", "cut.npz#first"), "cannot read cut.npz"),
-        (_cell(0, "audio", "words.npy"), "no array of numbers"),
-        (_cell(0, "audio", "zip.npy"), "cannot read zip.npy"),
-        (_cell(0, "audio", "array.npz#first"), "cannot read array.npz"),
-        (
-            _cell(0, "audio", "objects.npz#first"),
-            "cannot read objects.npz: Object arrays cannot be loaded",
-        ),
-        (
-            lambda rows: [row.update({"bad name": row.pop("audio")}) for row in rows] and None,
-            "cannot be the name",
-        ),
-    ],
-)
-def test_what_cannot_be_used_is_refused_by_row(
-    rows: Rows, tmp_path: Path, change: Callable[[Rows], None], message: str
-) -> None:
-    np.save(tmp_path.parent / "secret.npy", AUDIO[0])
-    (tmp_path / "link.npy").symlink_to(tmp_path.parent / "secret.npy")
-    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
-    np.save(tmp_path / "words.npy", np.array(["a", "b"]))
-    (tmp_path / "cut.npy").write_bytes((tmp_path / "vision.npy").read_bytes()[:100])
-    (tmp_path / "cut.npz").write_bytes((tmp_path / "some.npz").read_bytes()[:-30])
-    (tmp_path / "zip.npy").write_bytes((tmp_path / "some.npz").read_bytes())
-    (tmp_path / "array.npz").write_bytes((tmp_path / "vision.npy").read_bytes())
-    np.savez(tmp_path / "objects.npz", first=np.array([{}], dtype=object))
-    change(rows)
-    with pytest.raises(DataError, match=message):
-        convert(write_csv(rows, tmp_path / "t.csv"), tmp_path / "out", SCORES)
-
-
-@pytest.mark.parametrize("tokens", ["[1.5]", "[-1]", "1 2", "[[1]]", '["a"]', "[4294967296]"])
-def test_impossible_token_ids_are_refused(rows: Rows, tmp_path: Path, tokens: str) -> None:
-    for row in rows:
-        row["tokens"] = tokens
-    with pytest.raises(DataError, match="token ids"):
-        convert(write_csv(rows, tmp_path / "t.csv"), tmp_path / "out", SCORES)
-
-
-@pytest.mark.parametrize(
-    ("name", "body", "message"),
-    [
-        ("t.csv", b"id,split,label\na,train\n", "not as many cells"),
-        ("t.csv", b"id,split,label\n\xff,train,1\n", "no CSV in UTF-8"),
-        ("t.csv", b"", "holds no rows"),
-        ("t.csv", b'id,split,label\n"a,train,1\n', "no CSV"),
-        ("t.jsonl", b'{"id": 1}\n{"id"\n', "line 1"),
-        ("t.jsonl", b"[1]\n", "a list, not an object"),
-        ("t.jsonl", b"{\n", "line 1: not JSON"),
-        ("t.parquet", b"PAR1", "damaged or no Parquet"),
-    ],
-)
-def test_damaged_tables_are_refused_by_name(
-    tmp_path: Path, name: str, body: bytes, message: str
-) -> None:
-    (tmp_path / name).write_bytes(body)
-    with pytest.raises(DataError, match=message) as caught:
-        convert(tmp_path / name, tmp_path / "out", SCORES)
-    assert name in str(caught.value)
-
-
-def test_the_label_range_must_be_stated(rows: Rows, tmp_path: Path) -> None:
-    table = write_csv(rows, tmp_path / "t.csv")
-    with pytest.raises(DataError, match=r"labels are from -3 to 3\); add --labels"):
-        convert(table, tmp_path / "out")
-    assert convert(table, tmp_path / "out", Options(dataset="mosi")).labels.low == -3
-
-
 def test_memory_does_not_grow_with_the_source(tmp_path: Path) -> None:
     """40 arrays of 2 MB take no more than 10 of them."""
     lines = ["id,split,label,audio"]
@@ -335,7 +168,7 @@ def test_memory_does_not_grow_with_the_source(tmp_path: Path) -> None:
 
 
 def test_more_rows_than_a_shard_interleaved_and_in_many_processes(tmp_path: Path) -> None:
-    np.save(tmp_path / "audio.npy", RNG.normal(size=(90, 4, 3)))
+    np.save(tmp_path / "audio.npy", np.random.default_rng(1).normal(size=(90, 4, 3)))
     rows = [
         {
             "id": i,
@@ -364,7 +197,7 @@ def test_changed_arrays_are_not_taken_for_those_of_an_interrupted_conversion(
     """The table is the same, so only size and time of the files that it points to tell."""
     table = write_csv(rows, tmp_path / "t.csv")
     with monkeypatch.context() as patch:
-        patch.setattr("data_shards.convert._sweep", _interrupt)
+        patch.setattr("data_shards.convert._remove_leftovers", _interrupt)
         with pytest.raises(KeyboardInterrupt):
             convert(table, tmp_path / "out", SCORES)
     np.save(tmp_path / "vision.npy", VISION + 1)
@@ -390,7 +223,7 @@ def test_mosi_at_utterance_level_comes_in_through_a_table(tmp_path: Path) -> Non
     _example("mosi_utterance.py", source, tmp_path, "--split", "bclstm")
     manifest = convert(tmp_path / "mosi.csv", tmp_path / "out", Options(dataset="mosi"))
     report = examine(tmp_path / "out")
-    assert report.shared_videos() == report.like_ids() == report.damaged == []
+    assert report.shared_videos() == report.like_ids() == report.corrupt == []
     assert manifest.samples("test") == 752
     assert manifest.samples("train") + manifest.samples("valid") == 1447
     means = {split: np.mean(found.labels) for split, found in report.splits.items()}

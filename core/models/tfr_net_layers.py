@@ -1,0 +1,156 @@
+"""What TFR-Net is built of: its Transformer encoder and gate, SimAM, and the central moment discrepancy."""
+
+from __future__ import annotations
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from core.encoders.attention import Attention
+from core.encoders.sequence import BiGRU, masked_max
+
+SIMAM_LAMBDA = 1e-4
+
+
+class EncoderOptions(Protocol):
+    """What all encoders of a model share."""
+
+    @property
+    def embed_dropout(self) -> float: ...
+    @property
+    def relu_dropout(self) -> float: ...
+    @property
+    def residual_dropout(self) -> float: ...
+
+
+class Encoder(nn.Module):
+    """Pre-norm Transformer encoder on itself or on another sequence (MulT, Tsai et al., ACL 2019, arXiv:1906.00295).
+
+    Queries and keys pass the same norm, and every layer looks at the other sequence as it came in.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        layers: int,
+        attention_dropout: float,
+        options: EncoderOptions,
+    ):
+        super().__init__()
+        self.width = width
+        self.attention = nn.ModuleList(
+            Attention(width, heads, dropout=attention_dropout) for _ in range(layers)
+        )
+        self.feed = nn.ModuleList(
+            nn.Sequential(
+                nn.Linear(width, 4 * width),
+                nn.ReLU(),
+                nn.Dropout(options.relu_dropout),
+                nn.Linear(4 * width, width),
+            )
+            for _ in range(layers)
+        )
+        self.before = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
+        self.between = nn.ModuleList(nn.LayerNorm(width) for _ in range(layers))
+        self.last = nn.LayerNorm(width)
+        self.embed = nn.Dropout(options.embed_dropout)
+        self.residual = nn.Dropout(options.residual_dropout)
+        for layer in self.modules():
+            if isinstance(layer, nn.Linear):
+                nn.init.xavier_uniform_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        attn_mask: Tensor | None = None,
+        other: Tensor | None = None,
+        other_mask: Tensor | None = None,
+    ) -> Tensor:
+        """(B, T, width).
+
+        Args:
+            mask: (B, T); None means that positions have no order and all exist (the feature axis).
+            attn_mask: (T, S), True where a query may look at a key.
+            other: (B, S, width), what is looked at instead of ``x`` itself.
+            other_mask: (B, S).
+        """
+        embedded_other = None if other is None else self._embed(other, other_mask)
+        key_mask = mask if other is None else other_mask
+        x = self._embed(x, mask)
+        layers = zip(self.attention, self.feed, self.before, self.between, strict=True)
+        for attention, feed, before, between in layers:
+            queries = before(x)
+            keys = queries if embedded_other is None else before(embedded_other)
+            x = x + self.residual(attention(queries, keys, key_mask, attn_mask))
+            x = x + self.residual(feed(between(x)))
+        return self.last(x)
+
+    def _embed(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        x = math.sqrt(self.width) * x
+        if mask is not None:
+            x = x + positions(x.shape[1], self.width, x.device) * mask[..., None]
+        return self.embed(x)
+
+
+class Gate(nn.Module):
+    """C-GATE: a recurrent encoder whose states a convolution opens and closes, pooled by maximum to (B, hidden)."""
+
+    def __init__(self, width: int, hidden: int, gru_layers: int, dropout: float):
+        super().__init__()
+        self.states = BiGRU(width, hidden, gru_layers)
+        self.gate = nn.Conv1d(2 * hidden, 1, 3, padding=1)
+        self.out = nn.Linear(width + 2 * hidden, hidden)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        states = self.states(x, mask)  # (B, T, 2 hidden)
+        gate = self.gate(states.transpose(1, 2)).transpose(1, 2).sigmoid()  # (B, T, 1)
+        joined = torch.tanh(self.out(torch.cat([x, states.tanh() * gate], dim=2)))
+        return self.dropout(masked_max(joined, mask))
+
+
+def positions(length: int, width: int, device: torch.device) -> Tensor:
+    """(length, width) positions counted from 1: a half of sines, a half of cosines (fairseq's and MulT's way)."""
+    half = width // 2
+    rate = torch.exp(torch.arange(half, device=device) * -(math.log(10000.0) / max(half - 1, 1)))
+    angle = torch.arange(1, length + 1, device=device)[:, None] * rate
+    return F.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, width % 2))
+
+
+def simam(x: Tensor, mask: Tensor) -> Tensor:
+    """SimAM, attention without parameters, by how much a value stands out (Yang et al., ICML 2021).
+
+    (B, T, C) scaled per sample and channel by what stands out over the existing times of ``mask`` (B, T). Equation 5
+    of the paper turned upside down: d / (4 (v + lambda)) + 1/2, d the squared distance from the mean, v the variance
+    over n - 1. Padding gives zero.
+    """
+    kept = mask[..., None].to(x.dtype)  # (B, T, 1)
+    size = kept.sum(1, keepdim=True)
+    mean = (x * kept).sum(1, keepdim=True) / size.clamp(min=1)
+    squared = (x - mean).square() * kept
+    variance = squared.sum(1, keepdim=True) / (size - 1).clamp(min=1)
+    return x * kept * (squared / (4 * (variance + SIMAM_LAMBDA)) + 0.5).sigmoid()
+
+
+def central_moment_discrepancy(left: Tensor, right: Tensor, moments: int = 3) -> Tensor:
+    """CMD (Zellinger et al., ICLR 2017, arXiv:1702.08811): how far two sets of rows are apart in their moments.
+
+    Sum of the distances between means and central moments 2..``moments`` of (n, D) and (m, D) rows, as a scalar.
+    Without the paper's scaling by powers of the range, as MISA's code and those that took it over compute it.
+    """
+    left_mean, right_mean = left.mean(0), right.mean(0)
+    distance = _norm(left_mean - right_mean)
+    left, right = left - left_mean, right - right_mean
+    for order in range(2, moments + 1):
+        distance = distance + _norm((left**order).mean(0) - (right**order).mean(0))
+    return distance
+
+
+def _norm(x: Tensor) -> Tensor:
+    return torch.sqrt(x.square().sum() + 1e-12)  # a root whose gradient is finite at zero

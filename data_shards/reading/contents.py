@@ -1,0 +1,115 @@
+"""What a data set holds, found by reading all of it; and what its samples share between splits."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_shards.reading.open_shards import OpenShard
+from data_shards.reading.reader import Reader
+from data_shards.reading.storage import open_store
+from data_shards.shards.index_table import ABSENT
+from data_shards.shards.manifest import DataError, Manifest, parse_manifest
+
+
+@dataclass
+class SplitContents:
+    """What was found in one split."""
+
+    # field with a time axis -> lengths of the samples that have it
+    lengths: dict[str, list[int]] = field(default_factory=dict)
+    present: Counter[str] = field(default_factory=Counter)  # field -> samples that have it
+    labels: list[float] = field(default_factory=list)
+    samples: int = 0
+    texts: int = 0
+
+
+@dataclass
+class Contents:
+    """What was found in all splits."""
+
+    name: str  # folder or URL
+    manifest: Manifest
+    splits: dict[str, SplitContents] = field(default_factory=dict)
+    corrupt: list[str] = field(default_factory=list)  # what is wrong with each corrupt shard
+    # simplified id -> (split, id) of each sample
+    ids: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
+    videos: dict[str, set[str]] = field(default_factory=dict)  # video -> splits
+
+    def shared_videos(self) -> list[str]:
+        """Videos that are in more than one split."""
+        return sorted(video for video, splits in self.videos.items() if len(splits) > 1)
+
+    def like_ids(self) -> list[list[tuple[str, str]]]:
+        """Groups of samples whose ids are the same but for case, punctuation and leading zeros."""
+        return [group for _, group in sorted(self.ids.items()) if len(group) > 1]
+
+
+def simplify(name: str) -> str:
+    """An id without what people write differently: case, punctuation, leading zeros."""
+    folded = unicodedata.normalize("NFKC", name).casefold()
+    simplified = []
+    for word in re.split(r"[\W_]+", folded):
+        if word.isdigit():
+            simplified.append(word.lstrip("0") or "0")
+        elif word:
+            simplified.append(word)
+    return "_".join(simplified)
+
+
+def examine(source: str | Path, progress: bool = False) -> Contents:
+    """Read all shards of a folder or URL. Corrupt ones are listed and left out."""
+    store = open_store(source)
+    manifest = parse_manifest(store.read_manifest(), f"{store.name}/manifest.json")
+    contents = Contents(store.name, manifest)
+    total = sum(manifest.samples(split) for split in manifest.splits)
+    with tqdm(total=total, unit="sample", disable=not progress, leave=False) as bar:
+        for split, shards in manifest.splits.items():
+            contents.splits[split] = SplitContents()
+            reader = Reader(store, shards, manifest.fields, keep=1, threads=0)
+            for number, shard in enumerate(shards):
+                try:
+                    _add_shard(contents, split, reader, number)
+                except DataError as error:
+                    contents.corrupt.append(str(error))
+                bar.update(shard.samples)
+            reader.close()
+    return contents
+
+
+def _add_shard(contents: Contents, split: str, reader: Reader, number: int) -> None:
+    shard = reader.shard(number)
+    found = contents.splits[split]
+    _add_fields(found, contents.manifest, shard)
+    has_classes = contents.manifest.labels.kind == "classes"
+    target = "class" if has_classes else "label"
+    for row, arrays in enumerate(reader.iter_views(number, range(len(shard.index)))):
+        if target in arrays:
+            found.labels.append(float(arrays[target]))
+        record = reader.record(number, row)
+        found.samples += 1
+        found.texts += "text" in record
+        name = str(record["id"])
+        contents.ids.setdefault(simplify(name), []).append((split, name))
+        if record.get("video") is not None:
+            contents.videos.setdefault(str(record["video"]), set()).add(split)
+
+
+def _add_fields(found: SplitContents, manifest: Manifest, shard: OpenShard) -> None:
+    """How many samples have each field, and how long it is; all from the index."""
+    index = shard.index
+    for name, kind in manifest.fields.items():
+        if name not in index.arrays:
+            continue
+        column = index.column(name)
+        is_present = index.table[:, column] != ABSENT
+        found.present[name] += int(is_present.sum())
+        if None in kind.shape:
+            time = column + 1 + kind.shape.index(None)
+            lengths = index.table[is_present, time].tolist()
+            found.lengths.setdefault(name, []).extend(lengths)
