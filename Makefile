@@ -40,7 +40,7 @@ check: $(READY)
 test: check
 	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -n 2 --dist loadfile
 
-# CPU seconds of one test, measured: a demo training 64, a model on 1 to 3 ranks 45, kernels for all
+# CPU seconds of one test, measured: a demo training 64, a model on 1 to 3 ranks 36 and more, kernels for all
 # shapes 54, two hosts 71, precisions 76, the alignment commands 66, a checkpoint's damage 32, a search 29.
 test-slow: $(READY)
 	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m "slow and not deep"

@@ -81,17 +81,19 @@ def all_cases() -> list[Case]:
     return [*cases, (1, 2, 4), (2, 2, 4)]
 
 
-def compare_cases(name: str, cases: list[Case], data: dict[str, Path], folder: Path) -> None:
+def compare_cases(
+    name: str, cases: list[Case], steps: int, data: dict[str, Path], folder: Path
+) -> None:
     if name in ALIGNMENT:  # graphs come whole
         cases = list(dict.fromkeys((ranks, stage, 0) for ranks, stage, _ in cases))
-    compare(results(runs_of(data, [name]), cases, 20, folder))
+    compare(results(runs_of(data, [name]), cases, steps, folder))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_model_gives_one_result_on_1_to_3_ranks_at_every_stage(
     name: str, data: dict[str, Path], tmp_path: Path
 ):
-    compare_cases(name, some_cases(list(MODELS).index(name)), data, tmp_path)
+    compare_cases(name, some_cases(list(MODELS).index(name)), 10, data, tmp_path)
 
 
 @pytest.mark.deep
@@ -99,7 +101,7 @@ def test_every_model_gives_one_result_on_1_to_3_ranks_at_every_stage(
 def test_every_model_gives_one_result_in_every_combination(
     name: str, data: dict[str, Path], tmp_path: Path
 ):
-    compare_cases(name, all_cases(), data, tmp_path)
+    compare_cases(name, all_cases(), 20, data, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["hscl", "mclea"])
