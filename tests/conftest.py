@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from raw_pickles import clean
+from shard_folders import alignment_shards, numbered_shards, sentiment_shards
+from small_models import small_words
+from training_runs import LONG, train_in_turn
 
 from core.batch import EntityGraph, Utterances
 from core.encoders.graph_networks import symmetric_edges
 from core.model import DataSpec
-from data_shards.shards.manifest import Field, Manifest, Sample
-from data_shards.shards.writer import write_shard
+from data_shards.shards.manifest import Manifest
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell that starts the tests in its background lets them ignore Ctrl-C, and what they start
+    # would inherit that; a handler is not inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WIDTHS = {"text": 0, "audio": 5, "vision": 20}
 
@@ -77,70 +86,31 @@ def minilm() -> Path:
 @pytest.fixture
 def content() -> dict[str, Any]:
     """What a raw pickle in the MMSA layout holds, for tests to spoil."""
-    from raw_files import clean
-
     return clean()
 
 
 @pytest.fixture(scope="session")
 def small_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of 120 synthetic clips, made as a user makes them."""
-    from data_shards.convert import main as convert
-    from data_shards.synthetic import main as synthetic
+    """Shards of 120 made-up clips, for tests that only read them."""
+    return sentiment_shards(tmp_path_factory.mktemp("small"), codebooks=False)
 
-    folder = tmp_path_factory.mktemp("small")
-    assert not synthetic([str(folder / "small.pkl"), "--samples", "120"])
-    assert not convert(
-        [str(folder / "small.pkl"), "--out", str(folder / "shards"), "--shard-size", "16"]
-    )
-    return folder / "shards"
+
+@pytest.fixture(scope="session")
+def coded_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 60 made-up clips with codebooks, for tests that only read them."""
+    return sentiment_shards(tmp_path_factory.mktemp("coded"), 60)
+
+
+@pytest.fixture(scope="session")
+def graph_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of two small graphs, for tests that only read them."""
+    return alignment_shards(tmp_path_factory.mktemp("graphs"))
 
 
 @pytest.fixture(scope="session")
 def make_shards() -> Callable[..., Manifest]:
-    """Writer of a shard folder with ``sizes`` samples per shard; sample i of the split has label i and id ``id-i``.
-
-    Every fifth sample lacks its vision, every third its view label, every seventh its flag.
-    """
-
-    def make(folder: Path, sizes: Sequence[int], split: str = "train", seed: int = 0) -> Manifest:
-        rng = np.random.default_rng(seed)
-        folder.mkdir(parents=True, exist_ok=True)
-
-        def sample(place: int) -> tuple[str, Sample]:
-            arrays = {
-                "audio": rng.normal(size=(rng.integers(1, 9), 5)).astype(np.float32),
-                "text": rng.integers(1, 60, (3, rng.integers(2, 7)), np.int32),
-                "label": np.array(place, np.float32),
-            }
-            if place % 5:
-                arrays["vision"] = rng.normal(size=(rng.integers(1, 12), 2)).astype(np.float32)
-            if place % 3:
-                arrays["label_audio"] = np.array(place / 2, np.float32)
-            if place % 7:
-                arrays["flag"] = np.array([place % 2], np.int16)
-            return f"{split}_{place:08d}", Sample(
-                f"id-{place}", arrays, f"text {place}", {"place": place}
-            )
-
-        shards, start = [], 0
-        for number, size in enumerate(sizes):
-            samples = (sample(place) for place in range(start, start + size))
-            shards.append(write_shard(folder, f"{split}-{number:06d}.tar", samples))
-            start += size
-        fields = {
-            "audio": Field("float32", (None, 5)),
-            "flag": Field("int16", (1,)),
-            "label": Field("float32", ()),
-            "label_audio": Field("float32", ()),
-            "text": Field("int32", (3, None)),
-            "vision": Field("float32", (None, 2)),
-        }
-        manifest = Manifest("tiny", "sentiment", fields, {split: tuple(shards)}, synthetic=True)
-        (folder / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
-        return manifest
-
-    return make
+    """``numbered_shards``: a folder with so many samples per shard, whose labels are their numbers."""
+    return numbered_shards
 
 
 @pytest.fixture
@@ -181,26 +151,24 @@ def make_graph() -> Callable[..., tuple[DataSpec, EntityGraph]]:
 
 @pytest.fixture(scope="session")
 def finished(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of short runs: "one", "same" with the same seed, "other" with another, "zero2" by a DeepSpeed file,
-    "signs" with scores as classes. Read only."""
-    from runs import QUICK, train_in_turn
-
+    """A folder of short runs: "one", "same" with the same seed, "other" with another, "long" with ``LONG``,
+    "zero2" by a DeepSpeed file, "signs" with scores as classes. Read only."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "zero2.json").write_text(
         json.dumps({"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000000}})
     )
-    hscl = ["hscl/demo", f"data={small_shards}", *QUICK, "epochs=2"]
+    hscl = ["hscl/demo", f"data={small_shards}", *small_words("hscl"), "epochs=2"]
     tate = [
         "tate/demo",
         f"data={small_shards}",
         "epochs=1",
-        "options.width=16",
-        "options.text.width=16",
+        *small_words("tate"),
     ]
     train_in_turn(
         [*hscl, f"run_dir={folder / 'one'}"],
         [*hscl, f"run_dir={folder / 'same'}"],
         [*hscl, f"run_dir={folder / 'other'}", "seed=7"],
+        [*hscl, f"run_dir={folder / 'long'}", *LONG],
         [
             *hscl,
             f"run_dir={folder / 'zero2'}",

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from raw_files import SPLITS, Content, assert_same, each, read_back, save
+from raw_pickles import SPLITS, Content, assert_same, each, read_back, save
 
 from data_shards import convert as entry
 from data_shards.convert import convert

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from paths import ROOT
-from raw_files import Content, hashes, save
+from raw_pickles import Content, hashes, save
 
 from data_shards import convert as entry
 from data_shards.convert import convert
@@ -74,7 +74,7 @@ def test_an_interrupted_conversion_goes_on_to_the_same_bytes(
     assert process.stdout is not None
     assert process.stdout.readline() == "two\n"
     process.send_signal(signal_number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == code
     if signal_number == signal.SIGINT:
         assert "Traceback" not in errors
@@ -114,7 +114,7 @@ def test_a_conversion_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path: P
     kills = 0
     for moments in [*range(1, 20), *range(20, 120, 7)]:
         process = _command(*arguments, code=DIE.format(moments=moments))
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
         assert process.returncode in (0, -signal.SIGKILL), errors
         if process.returncode == 0:
             break
@@ -139,7 +139,7 @@ def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
     assert process.stdout is not None
     workers = [int(process.stdout.readline()) for _ in range(2)]
     process.kill()
-    process.communicate(timeout=60)  # returns when the last worker has let go of the pipe
+    process.communicate(timeout=300)  # returns when the last worker has let go of the pipe
     assert workers[0] != workers[1]
     convert(tmp_path / "made.pkl", tmp_path / "out")
 
@@ -164,7 +164,7 @@ def test_ctrl_c_stops_all_processes_and_keeps_what_is_done(tmp_path: Path) -> No
     assert process.stdout is not None
     assert process.stdout.readline() == "one\n"
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to parent and workers alike
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert "Traceback" not in errors
     assert not (tmp_path / "out" / MANIFEST).exists()
@@ -183,7 +183,7 @@ def test_a_full_disk_ends_with_one_line_and_no_half_shard(tmp_path: Path) -> Non
         resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
 
     process = _command(tmp_path / "made.pkl", "--out", tmp_path / "out", preexec_fn=limit)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "Traceback" not in errors
     assert errors.splitlines()[-1].startswith("error: the disk is full")

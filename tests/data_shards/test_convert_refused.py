@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from raw_files import Content, each, save
+from raw_pickles import Content, each, save
 
 from data_shards import convert as entry
 from data_shards.convert import convert, parse_labels

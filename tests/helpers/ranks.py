@@ -11,25 +11,51 @@ import inspect
 import json
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tune.workers.operators import build, copy
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
-_PATH = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
-os.environ["PATH"] = _PATH  # ninja, which DeepSpeed asks for when it loads its operator
+# There is ninja, which DeepSpeed asks for when it loads its operator.
+_BIN = str(Path(sys.executable).parent)
+os.environ["PATH"] = os.pathsep.join([_BIN, os.environ.get("PATH", "")])
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["deepspeed", "launch.train", "launch.tasks.sentiment", "launch.tasks.alignment"]
 )
+
+
+def free_port() -> int:
+    """A port that nobody uses, below those that the system deals out, so that it stays free for a while."""
+    while True:
+        with socket.socket() as probe:
+            port = random.SystemRandom().randrange(15_000, 32_000)
+            with suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+
+
+class Start(NamedTuple):
+    """What a forked process needs to become a rank."""
+
+    rank: int
+    world_size: int
+    port: int
+    folder: Path  # of what it prints and returns
+    operators: dict[str, str]  # environment variables that lead to its copy of them
+    file: str  # that holds the function
+    function: str
+    arguments: tuple[Any, ...]
 
 
 class Ranks:
@@ -38,16 +64,15 @@ class Ranks:
     def __init__(self, ranks: int, folder: Path, function: Callable[..., Any], *arguments: Any):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        source = (inspect.getfile(function), function.__name__)
+        port = free_port()
+        file, name = inspect.getfile(function), function.__name__
         self.processes = []
         for rank in range(ranks):
-            # a rank that is killed may leave a lock on the operators that it loads: it shall hinder no other test
-            own = copy(_operators(), folder / f"operators-{rank}")
-            place = (rank, ranks, port, folder, own)
-            self.processes.append(_CONTEXT.Process(target=_run, args=(*place, source, arguments)))
+            # A rank that is killed may leave a lock on the operators that it loads, which would
+            # hinder other tests: each has a copy.
+            operators = copy(_operators(), folder / f"operators-{rank}")
+            start = Start(rank, ranks, port, folder, operators, file, name, arguments)
+            self.processes.append(_CONTEXT.Process(target=_run, args=(start,)))
 
     def __enter__(self) -> Ranks:
         for process in self.processes:
@@ -63,7 +88,7 @@ class Ranks:
                 process.kill()
             process.join()
 
-    def codes(self, timeout: float = 240) -> list[int | None]:
+    def codes(self, timeout: float = 600) -> list[int | None]:
         """Exit codes, once all have ended; None for one that has not within ``timeout`` seconds for each."""
         for process in self.processes:
             process.join(timeout)
@@ -74,26 +99,54 @@ class Ranks:
         return (self.folder / f"rank-{rank}.txt").read_text(encoding="utf-8")
 
     def results(self) -> list[Any]:
-        """What the function gave on each rank. However long it takes: the test's own time-out ends it."""
+        """What the function returned on each rank. However long it takes: the test's own time-out ends it."""
         codes = self.codes(timeout=10_000)
-        assert codes == [0] * len(codes), "\n".join(
-            self.output(rank)[-3000:] for rank in range(len(codes))
-        )
-        return [
-            json.loads((self.folder / f"rank-{rank}.json").read_text())
-            for rank in range(len(codes))
-        ]
+        ranks = range(len(codes))
+        assert codes == [0] * len(codes), "\n".join(self.output(rank)[-3000:] for rank in ranks)
+        return [json.loads((self.folder / f"rank-{rank}.json").read_text()) for rank in ranks]
 
 
 def run_ranks(ranks: int, folder: Path, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """What ``function(*arguments)`` returns on each rank, as JSON gives it back."""
     with Ranks(ranks, folder, function, *arguments) as started:
         return started.results()
 
 
 @cache
 def _operators() -> str:
-    """DeepSpeed's operators, compiled."""
+    """The folder of DeepSpeed's operators, compiled."""
     return build()
+
+
+def _run(start: Start) -> None:
+    """The life of a rank, from the fork to its exit."""
+    os.environ |= start.operators
+    os.environ |= {
+        "RANK": str(start.rank),
+        "LOCAL_RANK": str(start.rank),
+        "WORLD_SIZE": str(start.world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(start.port),
+    }
+    output = (start.folder / f"rank-{start.rank}.txt").open("a", encoding="utf-8")
+    os.dup2(output.fileno(), 1)
+    os.dup2(output.fileno(), 2)
+    import torch
+
+    torch.set_num_threads(1)
+    faulthandler.enable()  # says where it is when it is aborted
+    code = 0
+    try:
+        result = _load(start.file, start.function)(*start.arguments)
+        (start.folder / f"rank-{start.rank}.json").write_text(json.dumps(result))
+    except SystemExit as left:
+        code = int(left.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _load(path: str, name: str) -> Callable[..., Any]:
@@ -104,41 +157,3 @@ def _load(path: str, name: str) -> Callable[..., Any]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return getattr(module, name)
-
-
-def _run(
-    rank: int,
-    ranks: int,
-    port: int,
-    folder: Path,
-    operators: dict[str, str],
-    source: tuple[str, str],
-    arguments: tuple[Any, ...],
-) -> None:
-    os.environ |= operators
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(ranks),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    output = (folder / f"rank-{rank}.txt").open("a", encoding="utf-8")
-    os.dup2(output.fileno(), 1)
-    os.dup2(output.fileno(), 2)
-    import torch
-
-    torch.set_num_threads(1)
-    faulthandler.enable()  # says where it is when it is aborted
-    code = 0
-    try:
-        result = _load(*source)(*arguments)
-        (folder / f"rank-{rank}.json").write_text(json.dumps(result))
-    except SystemExit as left:
-        code = int(left.code or 0)
-    except BaseException:
-        traceback.print_exc()
-        code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import psutil
 from paths import ROOT
+from small_models import small_words
 
 from tune.journal import Journal, Record
 from tune.settings import Search
 from tune.trial import Job, Trial
 
-FAST = ["options.layers=1", "options.projection=8", "options.hidden=8"]
-FAST += ["options.text.width=16", "options.text.layers=1"]
+FAST = small_words("hscl")
 FREE = {"options.alpha": "uniform(0.0, 1.0)", "options.layers": "choice(1, 2, 3)"}
 
 
@@ -127,7 +127,7 @@ def workers(folder: Path) -> list[int]:
 
 
 def wait_until(condition: Callable[[], Any], search: subprocess.Popen[str]) -> None:
-    until = time.monotonic() + 200
+    until = time.monotonic() + 600
     while not condition():
         assert search.poll() is None, search.communicate()[0]
         assert time.monotonic() < until

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from runs import losses, scores, train
+from training_runs import losses, scores, train
 
 from data_shards.codebook import main as codebook
 
@@ -37,7 +37,14 @@ def test_three_modalities_reach_the_promised_correlation(demo: dict[str, float])
     assert demo["Corr"] >= 0.80
 
 
-@pytest.mark.parametrize("modality", ["text", "audio", "vision"])
+@pytest.mark.parametrize(
+    "modality",
+    [  # words weigh most in the label, so text is the hardest to beat
+        "text",
+        pytest.param("audio", marks=pytest.mark.deep),
+        pytest.param("vision", marks=pytest.mark.deep),
+    ],
+)
 def test_one_modality_alone_is_worse(
     modality: str, demo: dict[str, float], demo_shards: Path, tmp_path: Path
 ):

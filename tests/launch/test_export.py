@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
-from small_runs import alignment_data, sentiment_data, small_run
+from small_models import small_run
 
 from core import bundle
 from core.encoders.text import TextConfig
@@ -27,9 +27,8 @@ from launch.tasks.build import build_model, build_task
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("export")
-    return {"sentiment": sentiment_data(folder, 60), "alignment": alignment_data(folder)}
+def data(coded_shards: Path, graph_shards: Path) -> dict[str, Path]:
+    return {"sentiment": coded_shards, "alignment": graph_shards}
 
 
 def train_all(runs: list[Run]) -> None:

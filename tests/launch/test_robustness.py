@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runs import ROOT, environment, events, scores
+from training_runs import ROOT, environment, events, scores
 
 from core.metrics.regression import auilc
 from launch.config import ConfigError
@@ -111,7 +111,7 @@ def test_a_teacher_on_complete_data_comes_before_its_student(small_shards: Path,
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "teacher" / "weights.safetensors").is_file()

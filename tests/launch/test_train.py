@@ -12,7 +12,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from runs import QUICK, ROOT, command, environment, events, losses, scores, train
+from ranks import free_port
+from small_models import small_words
+from training_runs import LONG, ROOT, command, environment, events, losses, scores, train
+
+SMALL = small_words("hscl")
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +65,15 @@ def test_two_processes_train_to_the_same_losses_and_scores(
     one: Path, small_shards: Path, tmp_path: Path
 ):
     run_dir = tmp_path / "two"
-    arguments = ["hscl/demo", f"data={small_shards}", f"run_dir={run_dir}", *QUICK, "epochs=2"]
+    arguments = ["hscl/demo", f"data={small_shards}", f"run_dir={run_dir}", *SMALL, "epochs=2"]
+    launcher = ["--num_gpus", "2", "--master_port", str(free_port())]
     done = subprocess.run(
-        ["deepspeed", "--num_gpus", "2", "--master_port", "29617", "launch/train.py", *arguments],
+        ["deepspeed", *launcher, "launch/train.py", *arguments],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     assert losses(run_dir)[:20] == pytest.approx(losses(one)[:20], rel=1e-4)
@@ -83,15 +88,11 @@ def test_the_same_seed_gives_the_same_result_and_another_seed_another(finished: 
 
 
 def test_interrupting_saves_and_the_same_command_goes_on_to_the_same_end(
-    one: Path, small_shards: Path, tmp_path: Path
+    finished: Path, small_shards: Path, tmp_path: Path
 ):
-    arguments = [
-        "hscl/demo",
-        f"data={small_shards}",
-        f"run_dir={tmp_path / 'cut'}",
-        *QUICK,
-        "epochs=2",
-    ]
+    whole = finished / "long"
+    run_dir = f"run_dir={tmp_path / 'cut'}"
+    arguments = ["hscl/demo", f"data={small_shards}", run_dir, *SMALL, *LONG]
     process = subprocess.Popen(
         command(*arguments), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
     )
@@ -99,7 +100,7 @@ def test_interrupting_saves_and_the_same_command_goes_on_to_the_same_end(
     while process.poll() is None and not (log.is_file() and log.read_text().count("\n") >= 3):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == 75, said
     assert "goes on from here" in said
     assert "Traceback" not in said
@@ -108,9 +109,9 @@ def test_interrupting_saves_and_the_same_command_goes_on_to_the_same_end(
     done = train(*arguments)
     assert done.returncode == 0, done.stderr
     assert "going on at epoch" in done.stderr
-    assert 0 < taken < len(losses(one))
-    assert losses(tmp_path / "cut") == losses(one)
-    assert scores(tmp_path / "cut") == scores(one)
+    assert 0 < taken < len(losses(whole))
+    assert losses(tmp_path / "cut") == losses(whole)
+    assert scores(tmp_path / "cut") == scores(whole)
 
 
 REFUSALS = {
@@ -156,7 +157,7 @@ def test_a_damaged_shard_ends_training_with_its_name(small_shards: Path, tmp_pat
     body = bytearray(tar.read_bytes())
     body[len(body) // 2] ^= 1
     tar.write_bytes(body)
-    done = train("hscl/demo", f"data={damaged}", f"run_dir={tmp_path / 'run'}", *QUICK)
+    done = train("hscl/demo", f"data={damaged}", f"run_dir={tmp_path / 'run'}", *SMALL, "epochs=1")
     assert done.returncode == 2
     assert tar.name in done.stderr
     assert "Traceback" not in done.stderr
@@ -165,7 +166,7 @@ def test_a_damaged_shard_ends_training_with_its_name(small_shards: Path, tmp_pat
 def test_another_run_is_not_overwritten(one: Path, small_shards: Path):
     before = (one / "scores.json").read_text()
     done = train(
-        "hscl/demo", f"data={small_shards}", f"run_dir={one}", *QUICK, "epochs=2", "batch_size=8"
+        "hscl/demo", f"data={small_shards}", f"run_dir={one}", *SMALL, "epochs=2", "batch_size=8"
     )
     assert done.returncode == 2
     assert "another batch_size" in done.stderr

@@ -74,16 +74,14 @@ def ray_node(log: Path, **around: str) -> Iterator[str]:
         head.wait()
 
 
-def run_dirs(trial: str) -> set[Path]:
-    """Where processes of a trial with this number run, wherever that is."""
-    words = [
-        word
-        for process in psutil.process_iter(["cmdline"])
-        for word in process.info["cmdline"] or []
-    ]
-    found = {
-        Path(json.loads(word.partition("=")[2])) for word in words if word.startswith('run_dir="')
-    }
+def run_dirs(trial: str, shards: Path) -> set[Path]:
+    """Where processes of a trial with this number run on these shards, wherever that is."""
+    found = set()
+    for process in psutil.process_iter(["cmdline"]):
+        words = process.info["cmdline"] or []
+        if any(str(shards) in word for word in words):
+            folders = [word.partition("=")[2] for word in words if word.startswith('run_dir="')]
+            found |= {Path(json.loads(folder)) for folder in folders}
     return {path for path in found if path.parent.name == trial}
 
 
@@ -100,7 +98,7 @@ def test_a_search_joins_a_cluster_with_its_own_code_and_keeps_its_runs_at_a_uri(
         "RAY_AUTH_TOKEN": "0" * 64,
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
-    before = run_dirs("0001")
+    before = run_dirs("0001", small_shards)
     with ray_node(tmp_path / "ray.log", **around) as address:
         names = [
             f"address={address}",
@@ -112,7 +110,7 @@ def test_a_search_joins_a_cluster_with_its_own_code_and_keeps_its_runs_at_a_uri(
         ]
         search = begin(small_shards, folder, *names, code=copy, PYTHONPATH=str(copy), **around)
         wait_until(lambda: any(r.checkpoint and 2 in r.history for r in peek(folder)), search)
-        [run_dir] = run_dirs("0001") - before
+        [run_dir] = run_dirs("0001", small_shards) - before
         for pid in workers(run_dir.parent):
             os.kill(pid, signal.SIGKILL)
         finish(search)

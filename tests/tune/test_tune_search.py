@@ -28,7 +28,7 @@ from searches import (
 from launch.config import load_recipe
 from launch.train import parse
 
-pytestmark = pytest.mark.timeout(600)  # a slow one takes about a minute, beside other work several
+pytestmark = pytest.mark.timeout(1800)  # a slow one takes about a minute, beside other work many
 
 
 def open_ports(search: subprocess.Popen[str]) -> set[str]:

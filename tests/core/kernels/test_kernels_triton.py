@@ -146,9 +146,9 @@ def test_kernels_serve_ranks_that_own_some_of_the_rows():
         weights[:, mine] = sums
         parts.append((Anchors(anchors, mine), sums))
     found = torch.empty_like(rows)
-    for anchors, sums in parts:
-        found[order[anchors.self_column]] = triton_launch.bucket_gradient(
-            anchors, columns, sums, weights, 0.1
+    for of_rank, sums in parts:
+        found[order[of_rank.self_column]] = triton_launch.bucket_gradient(
+            of_rank, columns, sums, weights, 0.1
         )
     similarity = rows.double() @ rows.double().T / 0.1
     expected = log_sum - (similarity.sum() - similarity.trace()).item()

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-
-if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[3]), str(Path(__file__).parents[2] / "helpers")]
-
-from paths import ROOT
+from ranks import run_ranks
 
 from core.kernels.supcr.grouping import RowError
 from core.losses.info_nce import ICL
@@ -75,12 +69,11 @@ def share(name: str, rank: int, ranks: int) -> slice:
     return slice(cuts[rank], cuts[rank + 1])
 
 
-def work(rank: int, ranks: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks
-    )
-    results = {}
+def work(folder: str) -> None:
+    """On a rank: losses, gradients and refusals, into a file of ``folder``."""
+    dist.init_process_group("gloo")
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    results: dict[str, Any] = {}
     for name, loss in cases().items():
         features, labels, weight = (part[share(name, rank, ranks)] for part in inputs(name))
         features.requires_grad_()
@@ -155,12 +148,7 @@ def alone() -> dict[str, Any]:
 def test_any_number_of_ranks_gives_the_loss_and_gradients_of_one_process(
     ranks, alone, tmp_path: Path
 ):
-    start = [sys.executable, __file__]
-    running = [
-        subprocess.Popen([*start, str(rank), str(ranks), str(tmp_path)], cwd=ROOT)
-        for rank in range(ranks)
-    ]
-    assert [process.wait() for process in running] == [0] * ranks
+    run_ranks(ranks, tmp_path / "ranks", work, str(tmp_path))
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(ranks)]
     for name, (loss, gradient, of_parameters) in alone.items():
         parts = [part[name] for part in found]
@@ -196,7 +184,3 @@ def test_a_ring_refuses_what_only_whole_rows_can_do():
         supcr_across_ranks(
             rows, torch.tensor([0, 1, 2**-60, 1, 0, 5], dtype=torch.float64), [6], 0.1, ring=True
         )
-
-
-if __name__ == "__main__":
-    work(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

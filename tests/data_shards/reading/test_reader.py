@@ -88,7 +88,7 @@ def test_opening_ten_thousand_shards_opens_only_the_first_window(make_shards, tm
     for _ in range(20):
         next(steps)
         assert len(stream.reader.open_shards) <= 8
-    steps.close()
+    steps.close()  # type: ignore[attr-defined]
     state = stream.state_dict() | {"samples": 16_000}
     other = Stream(tmp_path, "train", global_batch=8, window=4, prefetch=0)
     other.load_state_dict(state)

@@ -110,7 +110,7 @@ def test_leaving_the_loop_does_not_wait_for_a_dead_server(server, tmp_path, monk
     steps = stream.epoch(0)
     assert next(steps)[0].index.tolist() == [0, 1]
     assert server.failing.wait(30)  # the third shard is being opened ahead
-    steps.close()
+    steps.close()  # type: ignore[attr-defined]
     stream.close()
     server.always.clear()
     again = Stream(

@@ -97,7 +97,7 @@ def test_a_run_continues_where_it_stopped_with_other_ranks_and_workers(
             next(steps)
             stream.mark_consumed()
         states.append(stream.state_dict())
-        steps.close()
+        steps.close()  # type: ignore[attr-defined]
         stream.close()
     assert all(state == states[0] for state in states)
     state = json.loads(json.dumps(states[0]))

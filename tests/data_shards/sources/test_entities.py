@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from folders import PAIRS, SECOND, write_folder
+from graph_folder import PAIRS, SECOND, write_folder
 from paths import SHARED_DATA
 
 from core.encoders.graph_networks import symmetric_edges

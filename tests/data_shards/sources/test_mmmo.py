@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from paths import ROOT, SHARED_DATA
-from runs import scores, train
+from training_runs import scores, train
 
 SOURCE = SHARED_DATA / "mfn_sequences" / "mmmo.npz"
 

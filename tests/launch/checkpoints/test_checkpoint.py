@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import Ranks, run_ranks
-from small_runs import sentiment_data, small_run
+from small_models import small_run
 
 from launch.checkpoints import store
 from launch.checkpoints.progress import Progress
@@ -24,8 +24,8 @@ from launch.config import ConfigError, Run
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sentiment_data(tmp_path_factory.mktemp("checkpoint"), 60)
+def data(coded_shards: Path) -> Path:
+    return coded_shards
 
 
 def plain(folder: Path, step: int, keep: int = 2) -> Checkpoints:

@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from rank_trainings import partitioned, stored_tensors
 from ranks import Ranks, run_ranks
-from small_runs import alignment_data, partitioned, sentiment_data, small_run, stored_tensors
+from shard_folders import alignment_shards, sentiment_shards
+from small_models import small_run
 
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import Checkpoints
@@ -24,7 +26,7 @@ from launch.config import Run
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sentiment_data(tmp_path_factory.mktemp("resume"), 90)
+    return sentiment_shards(tmp_path_factory.mktemp("resume"), 90)
 
 
 def whole(run: Run, kill: tuple[int, int] | None = None, how: str = "step") -> list[float]:
@@ -167,7 +169,7 @@ def test_another_number_of_ranks_and_another_stage_go_on_to_the_same_losses(
 
 def test_an_alignment_run_goes_on_with_its_proposed_links(tmp_path: Path):
     options = {"iterate_from": 1, "propose_every": 1, "restart_every": 2, "commit_every": 2}
-    run = small_run("mclea", alignment_data(tmp_path), task_options=options)
+    run = small_run("mclea", alignment_shards(tmp_path), task_options=options)
     run = replace(run, epochs=4)
     first = replace(run, run_dir=str(tmp_path / "whole"), patience=0, save_every=1)
     run_ranks(2, tmp_path / "a", whole, first)
@@ -180,15 +182,16 @@ def test_an_alignment_run_goes_on_with_its_proposed_links(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_thirty_random_kills_lose_no_more_than_the_steps_since_the_last_save(
-    data: Path, tmp_path: Path
+@pytest.mark.parametrize("kills", [8, pytest.param(30, marks=pytest.mark.deep)])
+def test_random_kills_lose_no_more_than_the_steps_since_the_last_save(
+    data: Path, tmp_path: Path, kills: int
 ):
     """One rank of two is killed at a random time, at any place of the code, and the run is started again."""
     draw = random.Random(0)
     run = small_run("baseline", data, zero_stage=1)
     run = replace(of(run, tmp_path / "killed"), epochs=100_000, keep=3)
     reached = 0
-    for attempt in range(30):
+    for attempt in range(kills):
         with Ranks(2, tmp_path / f"try-{attempt}", whole, run) as started:
             begun = time.monotonic()
             log = tmp_path / "killed/log.jsonl"
@@ -209,4 +212,4 @@ def test_thirty_random_kills_lose_no_more_than_the_steps_since_the_last_save(
         assert max(steps) - saved <= run.save_every
         assert saved >= reached
         reached = saved
-    assert reached > 30
+    assert reached > kills

@@ -14,8 +14,9 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from rank_trainings import partitioned, train_all, train_one
 from ranks import run_ranks
-from small_runs import partitioned, sentiment_data, small_run, train_all, train_one
+from small_models import small_run
 from torch import nn
 
 from core.dropout import SampleDropout, sample_masks
@@ -33,8 +34,8 @@ RUN = Run(model="hscl", options=None, batch_size=30)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sentiment_data(tmp_path_factory.mktemp("engine"), 60)
+def data(coded_shards: Path) -> Path:
+    return coded_shards
 
 
 @pytest.mark.parametrize(
@@ -170,7 +171,7 @@ def test_a_build_that_is_killed_while_others_wait_is_named(
 
     monkeypatch.setattr(processes.os, "_exit", leave)
     with processes._build_lock_watched(0.05):
-        assert left.wait(20)
+        assert left.wait(120)
     assert codes[0] == 2
     assert f"rm {lock}" in capfd.readouterr().err
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 from ranks import Ranks, run_ranks
-from small_runs import sentiment_data, small_run
+from shard_folders import sentiment_shards
+from small_models import small_run
 
 from data_shards.stream import Stream
 from launch.config import Run
@@ -23,7 +24,7 @@ EPOCHS = 2
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sentiment_data(tmp_path_factory.mktemp("data"), 120)
+    return sentiment_shards(tmp_path_factory.mktemp("data"), 120)
 
 
 def watched(run: Run, seen: str, kill_at: int = -1) -> list[dict[str, float]]:

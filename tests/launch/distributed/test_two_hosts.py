@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from runs import ROOT, environment, train
-from small_runs import sentiment_data
+from shard_folders import sentiment_shards
+from small_models import small_words
+from training_runs import ROOT, environment, train
 
 SCRIPT = ROOT / "examples/cluster/two_hosts.sh"
 NAME = f"t{os.getpid()}"
@@ -53,10 +54,11 @@ def losses(run_dir: Path) -> dict[int, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.usefixtures("_two_hosts")
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_two_hosts_train_lose_each_other_and_go_on(tmp_path: Path, launcher: str):
-    data = sentiment_data(tmp_path, 90)
+    data = sentiment_shards(tmp_path, 90)
     words = [
         "baseline/demo",
         f"data={data}",
@@ -65,7 +67,7 @@ def test_two_hosts_train_lose_each_other_and_go_on(tmp_path: Path, launcher: str
         "patience=0",
         "save_every=2",
     ]
-    words += ["options.text.width=16", "options.text.layers=1"]
+    words += small_words("baseline")
     command = [str(SCRIPT), launcher, *words, f"run_dir={tmp_path / 'two'}"]
     started = subprocess.Popen(command, cwd=ROOT, env=settings(), stderr=subprocess.PIPE, text=True)
     begun = time.monotonic()
@@ -74,7 +76,7 @@ def test_two_hosts_train_lose_each_other_and_go_on(tmp_path: Path, launcher: str
         assert time.monotonic() - begun < 240
         time.sleep(0.05)
     hosts("cut")
-    said = started.communicate(timeout=120)[
+    said = started.communicate(timeout=300)[
         1
     ]  # both ends notice; nothing waits for the 30 minutes of a collective
     assert started.returncode != 0
@@ -82,7 +84,7 @@ def test_two_hosts_train_lose_each_other_and_go_on(tmp_path: Path, launcher: str
     reached = max(losses(tmp_path / "two"))
     hosts("join")
     again = subprocess.run(
-        command, cwd=ROOT, env=settings(), capture_output=True, text=True, timeout=300
+        command, cwd=ROOT, env=settings(), capture_output=True, text=True, timeout=600
     )
     assert again.returncode == 0, again.stderr
     assert "going on at" in again.stderr

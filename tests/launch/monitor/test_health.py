@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from ranks import run_ranks
-from small_runs import sentiment_data, small_run
+from small_models import small_run
 
 from launch.config import Run
 from launch.monitor import health
@@ -23,8 +23,8 @@ from launch.monitor.health import Clock, Utilisation, padding_share
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sentiment_data(tmp_path_factory.mktemp("health"), 60)
+def data(coded_shards: Path) -> Path:
+    return coded_shards
 
 
 def test_padding_is_the_share_of_frames_that_only_fill_up(make_utterances: Any):
@@ -167,7 +167,7 @@ def spoilt_embedding(run: Run, run_dir: Path) -> dict[str, Any]:
     real, spoilt, said = TrainStep.run, [], io.StringIO()
 
     def spoil(self: Any, batch: Any, step: int) -> Any:
-        output = real(self, batch, step)
+        output: Any = real(self, batch, step)
         if step == 2 and distributed.rank() == distributed.world_size() - 1:
             sample = spoilt[0] if spoilt else int(batch.index[-1])
             spoilt[:] = [sample]

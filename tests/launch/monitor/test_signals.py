@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from ranks import Ranks, run_ranks
-from small_runs import sentiment_data, small_run
+from small_models import small_run, small_words
 
 from core.command import RANK_LOST, STOPPED
 from launch.checkpoints.progress import Progress
@@ -22,8 +22,8 @@ from launch.monitor.interruptible_iterator import InterruptibleIterator
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return sentiment_data(tmp_path_factory.mktemp("signals"), 60)
+def data(coded_shards: Path) -> Path:
+    return coded_shards
 
 
 def signalled(run: Run, place: str, number: int, times: int = 1) -> None:
@@ -79,7 +79,7 @@ def signalled(run: Run, place: str, number: int, times: int = 1) -> None:
         if key in ("data", "run_dir", "save_every", "epochs")
     }
     words = [f"{key}={value}" for key, value in tree.items()]
-    small = ["options.text.width=16", "options.text.layers=1", "batch_size=8", "eval_batch_size=4"]
+    small = [*small_words("baseline"), "batch_size=8", "eval_batch_size=4"]
     raise SystemExit(main(["baseline/demo", *words, *small]))
 
 
@@ -180,12 +180,7 @@ def give_up(run: Run) -> None:
             raise OSError("the disk of this machine is gone")
 
         session.build_model = fail
-    words = [
-        f"data={run.data}",
-        f"run_dir={run.run_dir}",
-        "options.text.width=16",
-        "options.text.layers=1",
-    ]
+    words = [f"data={run.data}", f"run_dir={run.run_dir}", *small_words("baseline")]
     raise SystemExit(train.main(["baseline/demo", *words]))
 
 
@@ -242,8 +237,8 @@ def test_an_error_of_the_source_comes_through_and_the_source_is_closed():
     batches = InterruptibleIterator(endless())
     batches.next(lambda: False)
     batches.close()
-    assert closed.wait(10)
-    assert early.wait(10)
+    assert closed.wait(60)
+    assert early.wait(60)
 
 
 def lonely(seconds: float) -> bool:

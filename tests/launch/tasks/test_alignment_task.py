@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-
-if __name__ == "__main__":
-    sys.path[:0] = [str(Path(__file__).parents[3]), str(Path(__file__).parents[2] / "helpers")]
-
-from folders import PAIRS, SECOND, write_folder
+from graph_folder import PAIRS, SECOND
+from ranks import run_ranks
+from small_models import small_options
 
 from core import distributed
 from core.models.mclea import MCLEA
 from core.models.meaformer import MEAformer
-from data_shards.convert import convert
-from data_shards.sources.base import Options
-from data_shards.sources.knowledge_graphs import EntityOptions
 from launch.align import predict
 from launch.config import ConfigError, Run, load_recipe, override, recipe_names
 from launch.engine.optimizer import learning_rate_factor
@@ -33,21 +25,15 @@ from launch.tasks.alignment_options import AlignmentOptions
 from launch.tasks.build import build_task
 
 CONFIGS: dict[str, Any] = {
-    "mclea": MCLEA.Config(graph_hidden=12, hidden=8),
-    "meaformer": MEAformer.Config(hidden=12, feedforward=16, dropout=0.0),
+    "mclea": small_options("mclea"),
+    "meaformer": small_options("meaformer", dropout=0.0),
 }
 QUICK = {"iterate_from": 1, "propose_every": 1, "restart_every": 3, "commit_every": 3}
 
 
-def make_shards(folder: Path) -> Path:
-    raw = write_folder(folder / "raw")
-    convert(raw, folder / "shards", Options(entities=EntityOptions(train_ratio=0.5)), shard_size=32)
-    return folder / "shards"
-
-
 @pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_shards(tmp_path_factory.mktemp("alignment"))
+def shards(graph_shards: Path) -> Path:
+    return graph_shards
 
 
 def run_of(shards: Path, model: str = "mclea", **options: Any) -> Run:
@@ -114,21 +100,22 @@ def whole_run(shards: Path, model_name: str) -> dict[str, Any]:
     }
 
 
+def whole_run_of_a_rank(shards: Path, model_name: str) -> dict[str, Any]:
+    from launch.engine import init_processes, shutdown_processes
+
+    init_processes()
+    result = whole_run(shards, model_name)
+    shutdown_processes()
+    return result
+
+
 @pytest.mark.parametrize("model", ["mclea", "meaformer"])
 def test_two_processes_give_the_losses_links_and_scores_of_one(
     shards: Path, tmp_path: Path, model: str
 ) -> None:
     alone = whole_run(shards, model)
     assert len(alone["proposed"]) > 3
-    processes = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(rank), "2", str(tmp_path), str(shards), model]
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    for rank in range(2):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())
+    for found in run_ranks(2, tmp_path, whole_run_of_a_rank, shards, model):
         assert found["losses"] == pytest.approx(alone["losses"], rel=1e-4)
         assert found["proposed"] == alone["proposed"]
         assert found["scores"] == pytest.approx(alone["scores"], abs=1e-9)
@@ -196,7 +183,7 @@ def test_every_link_comes_once_an_epoch_in_an_order_of_its_own(shards: Path) -> 
         parts = [part for (part,) in task.batches(epoch)]
         assert len(parts) == task.steps(epoch) == 3
         epochs.append(torch.cat([part.index for part in parts]).tolist())
-        links = torch.cat([part.links for part in parts])
+        links = torch.cat([part.links for part in parts])  # type: ignore[attr-defined]
         assert torch.equal(links, task.links[torch.tensor(epochs[-1])])
         assert [part.loss_scale for part in parts] == [1 / len(part) for part in parts]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(18))
@@ -382,17 +369,3 @@ def test_every_recipe_of_alignment_can_be_loaded_and_changed() -> None:
         run = override(load_recipe(name), ["options.views=graph,relation", "task_options.csls=5"])
         assert tuple(run.options.views) == ("graph", "relation")
         assert run.task_options["csls"] == 5
-
-
-def main(rank: int, ranks: int, folder: Path, shards: Path, model: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks
-    )
-    (folder / f"{rank}.json").write_text(json.dumps(whole_run(shards, model)))
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4]), sys.argv[5])

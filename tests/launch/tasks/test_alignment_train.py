@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from folders import SECOND, write_folder
-from runs import ROOT, environment, losses, scores, train
+from graph_folder import SECOND, write_folder
+from training_runs import ROOT, environment, losses, scores, train
 
 CHANGES = [
     "epochs=5",

@@ -11,14 +11,8 @@ from typing import Any
 
 from paths import ROOT
 
-QUICK = [
-    "epochs=1",
-    "options.layers=1",
-    "options.projection=8",
-    "options.hidden=8",
-    "options.text.width=16",
-    "options.text.layers=1",
-]
+# So many steps that one who watches the log can interrupt in between, also when the machine is busy.
+LONG = ["batch_size=12", "epochs=4"]
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -50,7 +44,7 @@ def train(*arguments: str, processes: int = 1, **more: str) -> subprocess.Comple
         env=environment(**more),
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1500,
     )
 
 
@@ -67,7 +61,7 @@ def train_in_turn(*runs: list[str]) -> None:
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1500,
     )
     assert done.returncode == 0, done.stderr
 

@@ -18,7 +18,7 @@ def write_folder(folder: Path, *, seed: int = 0, views: bool = True) -> Path:
     triples = [
         (rng.integers(PAIRS), rng.integers(6), rng.integers(PAIRS)) for _ in range(5 * PAIRS)
     ]
-    images = {}
+    images: dict[int, np.ndarray] = {}
     vectors = rng.normal(size=(PAIRS, 12)).astype(np.float32)
     for digit, first, relation in (("1", 0, 0), ("2", SECOND, 10)):
         _write(

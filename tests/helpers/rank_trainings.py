@@ -1,83 +1,16 @@
-"""Small runs for tests with several ranks: data, a run for any registered model, and functions that ranks execute."""
+"""What the ranks of a test execute: trainings without the loop around them, and what they leave behind."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from core.batch import Batch
-from core.encoders.text import TextConfig
-from core.models import MODELS
-from launch.config import Group, Optim, Run
-
-SENTIMENT = [name for name, kind in MODELS.items() if kind.task == "sentiment"]
-ALIGNMENT = [name for name, kind in MODELS.items() if kind.task == "alignment"]
-# Less of what only costs time; and of TATE's width, with which rounding grows under Adam: at 300 the losses of two runs
-# that begin 1e-7 apart differ by 6e-4 after 20 steps, at 24 by 3e-7.
-LESS: dict[str, dict[str, Any]] = {
-    "tate": {"width": 24},
-    "tfr_net": {"layers": 1, "cross_layers": 1, "gru_layers": 1},
-}
-
-
-def sentiment_data(folder: Path, samples: int = 120) -> Path:
-    """Shards of made-up clips with codebooks, as a user makes them."""
-    from data_shards.codebook import main as codebook
-    from data_shards.convert import main as convert
-    from data_shards.synthetic import main as synthetic
-
-    assert not synthetic([str(folder / "small.pkl"), "--samples", str(samples)])
-    assert not convert(
-        [str(folder / "small.pkl"), "--out", str(folder / "shards"), "--shard-size", "16"]
-    )
-    assert not codebook([str(folder / "shards"), "--clusters", "8"])
-    return folder / "shards"
-
-
-def alignment_data(folder: Path) -> Path:
-    """Shards of two small graphs."""
-    from folders import write_folder
-
-    from data_shards.convert import convert
-    from data_shards.sources.base import Options
-    from data_shards.sources.knowledge_graphs import EntityOptions
-
-    raw = write_folder(folder / "raw")
-    convert(raw, folder / "graphs", Options(entities=EntityOptions(train_ratio=0.5)), shard_size=32)
-    return folder / "graphs"
-
-
-def small_run(model: str, data: Path | str, **changes: Any) -> Run:
-    """A run of ``model`` with its default options but for ``LESS``, a tiny text encoder, and a rate for every group."""
-    from launch.tasks.build import build_model, build_task
-
-    options = MODELS[model].Config(**LESS.get(model, {}))
-    if any(field.name == "text" for field in fields(options)):
-        options = replace(options, text=TextConfig(source="small", width=16, layers=2, heads=2))
-    graphs = MODELS[model].task == "alignment"
-    run = Run(
-        model=model,
-        recipe=f"{model}/small",
-        options=options,
-        data=str(data),
-        batch_size=10 if graphs else 13,  # no number of ranks but 1 divides it
-        eval_batch_size=16,
-        epochs=3,
-        select="MRR" if graphs else "MAE",
-        goal="max" if graphs else "min",
-        metrics="alignment" if graphs else "mosi",
-    )
-    names = build_model(run, build_task(run).data).param_groups()
-    groups = {
-        name: Group(lr=2e-4 * (place + 1), weight_decay=0.01) for place, name in enumerate(names)
-    }
-    return replace(
-        run, **{"optim": Optim(groups=groups, clip=1.0, schedule="cosine", warmup=0.1), **changes}
-    )
+from launch.config import Run
 
 
 def partitioned(folder: Path) -> str:
@@ -132,14 +65,17 @@ def stored_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
 
     folder, _ = Checkpoints(run_dir, Progress()).find("last")
     assert folder is not None
-    stored, whole = StoredTensors(folder), {}
+    stored = StoredTensors(folder)
+    whole: dict[str, torch.Tensor] = {}
     for name, shape in read_state(folder).shapes.items():
         for kind in ("param", "exp_avg", "exp_avg_sq"):
             whole[f"{kind} {name}"] = torch.empty(torch.Size(shape).numel())
             stored.fill(kind, name, 0, whole[f"{kind} {name}"])
-    return whole | {
-        f"buffer {name}": stored.whole("buffer", name) for name in stored.names("buffer")
-    }
+    for name in stored.names("buffer"):
+        buffer = stored.whole("buffer", name)
+        assert buffer is not None
+        whole[f"buffer {name}"] = buffer
+    return whole
 
 
 def train_one(
