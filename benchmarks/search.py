@@ -35,10 +35,10 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.results import made_by, paste  # noqa: E402
 from core.files import write_atomically  # noqa: E402
+from launch.command_line import as_changes  # noqa: E402
 from launch.config import load_recipe  # noqa: E402
 from launch.reports.tables import markdown_table  # noqa: E402
 from tune.journal import Journal, Record  # noqa: E402
-from tune.overrides import arguments  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "search.json"
 BUSY = 2.0 * (os.cpu_count() or 1)  # load before a step
@@ -96,7 +96,7 @@ def plain(work: Path, record: Record, seed: int) -> float:
     if not timing.is_file():
         shutil.rmtree(folder, ignore_errors=True)  # one that was interrupted would be too fast
         settings = [f"data={shards(work)}", f"run_dir={folder}", f"seed={seed}"]
-        settings += arguments(record.changes)
+        settings += as_changes(record.changes)
         seconds = run_module("launch.train", RECIPE, *settings)
         timing.write_text(json.dumps(seconds) + "\n", encoding="utf-8")
     return json.loads(timing.read_text(encoding="utf-8"))

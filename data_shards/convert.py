@@ -36,7 +36,7 @@ from data_shards.shards.manifest import (
     read_manifest,
 )
 from data_shards.sources import knowledge_graphs, mmsa, table
-from data_shards.sources.base import KNOWN_LABELS, Options, RawDataset, TextChoice
+from data_shards.sources.raw_dataset import KNOWN_LABELS, Options, RawDataset, TextChoice
 
 CONVERTER = 1  # raise it when the same input gives other bytes than before
 SHARD_SIZE = 512

@@ -19,8 +19,8 @@ from launch.config import Run, override
 from launch.evaluate import read_run
 from launch.reports.provenance import provenance
 from launch.reports.report import best_model
-from launch.tasks.base import Task
 from launch.tasks.build import build_task
+from launch.tasks.task import Task
 
 
 def export(run_dir: Path, out: Path, changes: list[str]) -> None:

@@ -32,8 +32,8 @@ from launch.monitor.rank_command import run_rank
 from launch.reports.plots import INK, figure, save
 from launch.reports.report import best_model
 from launch.reports.tables import score_table
-from launch.tasks.base import Task
 from launch.tasks.build import build_task
+from launch.tasks.task import Task
 
 
 @dataclass(frozen=True)

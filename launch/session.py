@@ -20,8 +20,8 @@ from launch.engine.deepspeed_engine import Engine, load_grad_scaler, start
 from launch.monitor.preemption import Stop
 from launch.reports.run_log import RunLog
 from launch.run_directory import find_run, record_run
-from launch.tasks.base import Task
 from launch.tasks.build import build_model, build_task
+from launch.tasks.task import Task
 
 
 class TrainingStopped(RuntimeError):

@@ -16,13 +16,13 @@ from typing import Any
 from core import command
 from launch.command_line import read, settings_parser
 from launch.config import recipe_names
-from tune.check import TrainableCheck
 from tune.cluster import Capacity, cluster
-from tune.domain import FORMS
 from tune.journal import Journal, Record
+from tune.sampling.check import TrainableCheck
+from tune.sampling.domain import FORMS
+from tune.sampling.suggest import Suggester
 from tune.search_report import best_changes, write_best, write_confirmed, write_report
 from tune.settings import Search, load_search, read_search, same_search, write_search
-from tune.suggest import Suggester
 
 USAGE = """usage: python -m tune.search RECIPE data=DIR [key=value ...]
        python -m tune.search --resume DIR

@@ -18,11 +18,10 @@ from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.study import Study
 
 from launch.reports.plots import COLORS, INK, figure, save
-from tune.domain import Choice, Domain
 from tune.journal import Journal, Record
-from tune.overrides import compact, short
+from tune.sampling.domain import Choice, Domain, compact, short
+from tune.sampling.suggest import distributions, to_params
 from tune.settings import Search
-from tune.suggest import distributions, to_params
 
 FEWEST = 4  # trials below which importance means nothing
 SLICES = 6  # most settings that are drawn one by one

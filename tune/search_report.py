@@ -14,7 +14,7 @@ from launch.config import Run
 from launch.reports.tables import markdown_table
 from tune import search_plots
 from tune.journal import Journal, Record
-from tune.overrides import compact, short
+from tune.sampling.domain import compact, short
 from tune.search_plots import Plot
 from tune.settings import Search
 

@@ -13,11 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from core.files import write_atomically
-from launch.command_line import expand
-from launch.config import ConfigError, Run, load_recipe, override, suggest, to_dict
-from tune.domain import Around, Choice, Domain, Range, read_domain
-from tune.overrides import arguments, leaves
-from tune.spaces import SYMBOLS, default_space
+from launch.command_line import as_changes, expand
+from launch.config import ConfigError, Run, leaves, load_recipe, override, suggest, to_dict
+from tune.sampling.domain import Around, Choice, Domain, Range, read_domain
+from tune.sampling.spaces import SYMBOLS, default_space
 
 AtLeast0 = Annotated[int, Field(ge=0)]
 AtLeast1 = Annotated[int, Field(ge=1)]
@@ -69,7 +68,7 @@ class Search:
 
     def run(self, changes: dict[str, Any] | None = None) -> Run:
         """The run of one trial, without its directory."""
-        return override(load_recipe(self.recipe), arguments({**self.changes, **(changes or {})}))
+        return override(load_recipe(self.recipe), as_changes({**self.changes, **(changes or {})}))
 
 
 SEARCH_KEYS = {field.name for field in fields(Search)} - {"recipe", "changes", "spaces"}

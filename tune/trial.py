@@ -19,9 +19,9 @@ from typing import Any
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
+from launch.command_line import as_changes
 from tune.journal import WORST
-from tune.overrides import arguments
-from tune.workers.processes import ProcessEnded, Processes
+from tune.workers.trial_processes import ProcessEnded, Processes
 
 DIVERGED = 3  # exit code of a process whose loss is no number (launch.train.exit_code)
 STOPPED, LOST_RANK = 75, 76  # of one that was asked to stop, and of one that lost another rank
@@ -81,7 +81,7 @@ class Trial(tune.Trainable):
         job = self.job
         changes = {**job.changes, **self.changes, "run_dir": str(self.run_dir)}
         return Processes(
-            [job.recipe, *arguments(changes)],
+            [job.recipe, *as_changes(changes)],
             module=module,
             count=job.processes,
             threads=max(1, int(job.cpus)),

@@ -9,7 +9,7 @@ from typing import Any
 from ray.tune import Callback
 
 from tune.journal import WORST, Journal, RestoredFromJournal, State
-from tune.overrides import one_line
+from tune.sampling.domain import one_line
 from tune.trial import settings_of
 
 EVERY = 30.0  # seconds between two lines about running trials

@@ -15,8 +15,8 @@ from ray.tune.search import Searcher
 
 from tune.asha import ResumableASHA
 from tune.cluster import Capacity
-from tune.domain import Choice, Domain
 from tune.journal import Journal, Record, RestoredFromJournal
+from tune.sampling.domain import Choice, Domain
 from tune.settings import Search
 from tune.trial import Job, Trial
 from tune.trial_progress import ProgressCallback
@@ -38,7 +38,7 @@ class NumberedPBT(PopulationBasedTraining):
 class NumberedSearcher(RestoredFromJournal, Searcher):
     """Hands Ray the trials that were interrupted, then new ones by number, ``at_once`` at a time.
 
-    ``tune.suggest`` says why it is not Ray's ``OptunaSearch``.
+    ``tune.sampling.suggest`` says why it is not Ray's ``OptunaSearch``.
     """
 
     def __init__(self, next_point: NextPoint, journal: Journal, *, at_once: int, count: int):

@@ -33,7 +33,7 @@ from data_shards.shards.manifest import DataError, Sample, Shard
 from data_shards.shards.writer import index_name, write_shard
 
 if TYPE_CHECKING:
-    from data_shards.sources.base import RawDataset
+    from data_shards.sources.raw_dataset import RawDataset
 
 RECORDS = ".convert"  # folder of the records, inside the shard folder
 

@@ -28,8 +28,8 @@ import numpy as np
 from core.files import sha256_of_file
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
 from data_shards.sources import entity_views, graph_files
-from data_shards.sources.base import Options, RawDataset
 from data_shards.sources.entity_views import View
+from data_shards.sources.raw_dataset import Options, RawDataset
 
 IMAGES = ("*_id_img_feature_dict.pkl", "images.npz", "images.npy")
 

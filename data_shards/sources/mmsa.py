@@ -19,7 +19,17 @@ from typing import Any
 import numpy as np
 
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
-from data_shards.sources.base import (
+from data_shards.sources.mmsa_arrays import (
+    Part,
+    is_aligned,
+    largest_token_id,
+    pads_left,
+    token_ids_are_swapped,
+    token_rows,
+    used_extent,
+)
+from data_shards.sources.pickles import load_pickle
+from data_shards.sources.raw_dataset import (
     KNOWN_LABELS,
     SPLIT_NAMES,
     SPLITS,
@@ -34,16 +44,6 @@ from data_shards.sources.base import (
     known_resolution,
     stated_labels,
 )
-from data_shards.sources.mmsa_arrays import (
-    Part,
-    is_aligned,
-    largest_token_id,
-    pads_left,
-    token_ids_are_swapped,
-    token_rows,
-    used_extent,
-)
-from data_shards.sources.pickles import load_pickle
 from data_shards.sources.tokens import (
     TextKind,
     Tokenizer,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.shards.manifest import DataError
-from data_shards.sources.base import as_frames, as_numbers
+from data_shards.sources.raw_dataset import as_frames, as_numbers
 
 ROWS_LOOKED_AT = 8  # per split, to tell rows of token ids from columns
 LARGEST_ID = 2**31  # exclusive

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
-from data_shards.sources.base import (
+from data_shards.sources.raw_dataset import (
     SPLIT_NAMES,
     SPLITS,
     Options,

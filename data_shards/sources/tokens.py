@@ -11,7 +11,7 @@ import numpy as np
 
 from core.files import sha256_of_bytes
 from data_shards.shards.manifest import DataError
-from data_shards.sources.base import Options
+from data_shards.sources.raw_dataset import Options
 
 LONGEST = 100_000  # a tokenizer that knows no limit of its own says some 10^30
 SPECIAL_TOKENS = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")

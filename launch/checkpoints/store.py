@@ -39,7 +39,7 @@ from launch.checkpoints.tensors import adam_step, rank_tensors
 from launch.config import ConfigError
 from launch.engine.deepspeed_engine import Engine, grad_scaler_state
 from launch.monitor import control_plane
-from launch.tasks.base import Task
+from launch.tasks.task import Task
 
 FORMAT, VERSION = "concord-checkpoint", 2
 Pointer = Literal["last", "best"]  # files that name a checkpoint

@@ -20,8 +20,8 @@ from launch.config import ConfigError, Run
 from launch.reports.plots import figure, save
 from launch.reports.run_log import RunLog
 from launch.reports.tables import score_table
-from launch.tasks.base import EvaluationResult, Task
 from launch.tasks.build import build_model
+from launch.tasks.task import EvaluationResult, Task
 
 
 def best_model(run: Run, run_dir: Path, task: Task, device: torch.device) -> tuple[Model, Progress]:

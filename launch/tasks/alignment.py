@@ -33,14 +33,14 @@ from data_shards.shards.manifest import DataError, Manifest
 from launch.config import ConfigError, Run
 from launch.reports.plots import COLORS, figure, save
 from launch.tasks.alignment_options import alignment_options
-from launch.tasks.base import EvaluationResult, known_splits, objective_of, precision_context
+from launch.tasks.task import EvaluationResult, known_splits, objective_of, precision_context
 
 SUMMARY = tuple(shown_metrics("alignment"))
 DIRECTIONS = ("", "r2l/")  # prefixes of scores: from left to right, and from right to left
 
 
 class AlignmentTask:
-    """Two graphs of one shard folder. Implements ``launch.tasks.base.Task``."""
+    """Two graphs of one shard folder. Implements ``launch.tasks.task.Task``."""
 
     def __init__(self, run: Run):
         if run.max_micro_batch:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from core.model import DataSpec, Model
 from core.models import MODELS
 from launch.config import ConfigError, Run
-from launch.tasks.base import Task
+from launch.tasks.task import Task
 
 
 def build_task(run: Run) -> Task:

@@ -24,9 +24,9 @@ from data_shards.shards.manifest import DataError, Labels, Manifest
 from data_shards.stream import Stream
 from launch.config import ConfigError, Run
 from launch.engine.deepspeed_config import num_micro_batches
-from launch.tasks.base import EvaluationResult, known_splits, objective_of, precision_context
 from launch.tasks.data_spec import sentiment_spec
 from launch.tasks.predictions import Predictions, draw, write_predictions
+from launch.tasks.task import EvaluationResult, known_splits, objective_of, precision_context
 
 
 def by_sign(manifest: Manifest) -> Manifest:
@@ -42,7 +42,7 @@ def by_sign(manifest: Manifest) -> Manifest:
 
 
 class SentimentTask:
-    """Utterances of one shard folder. Implements ``launch.tasks.base.Task``."""
+    """Utterances of one shard folder. Implements ``launch.tasks.task.Task``."""
 
     def __init__(self, run: Run):
         self.run = run

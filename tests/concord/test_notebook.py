@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import QUICK, scores
+from small_models import small_words
+from training_runs import scores
 
 import concord
 from launch.config import ConfigError
@@ -14,7 +15,9 @@ from launch.config import ConfigError
 
 def test_training_returns_the_scores_and_the_run_loads(small_shards: Path, tmp_path: Path):
     folder = tmp_path / "run"
-    returned = concord.train("hscl/demo", *QUICK, data=str(small_shards), run_dir=str(folder))
+    returned = concord.train(
+        "hscl/demo", *small_words("hscl"), "epochs=1", data=str(small_shards), run_dir=str(folder)
+    )
     assert returned == scores(folder)
     model, data = concord.load(folder)
     assert not model.training

@@ -17,7 +17,7 @@ from data_shards import convert as entry
 from data_shards.convert import convert
 from data_shards.shards.frame_moments import Moments
 from data_shards.shards.manifest import Field, Labels
-from data_shards.sources.base import Options
+from data_shards.sources.raw_dataset import Options
 
 
 def test_samples_are_stored_at_their_true_length(content: Content, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from raw_pickles import Content, each, save
 from data_shards import convert as entry
 from data_shards.convert import convert, parse_labels
 from data_shards.shards.manifest import MANIFEST, DataError, Labels, read_manifest
-from data_shards.sources.base import Options
+from data_shards.sources.raw_dataset import Options
 from data_shards.synthetic import make, write
 
 

@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 
 from data_shards.shards.manifest import Labels
-from data_shards.sources.base import Options
+from data_shards.sources.raw_dataset import Options
 
 SCORES = Options(labels=Labels(low=-3, high=3))
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from small_runs import small_run
+from small_models import small_run
 
 from data_shards.shards.manifest import DataError
 from launch.config import ConfigError, Run, load_recipe, to_dict

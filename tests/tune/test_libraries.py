@@ -53,7 +53,7 @@ def optuna_session(journal: Path) -> OptunaSearch:
 
 
 def test_optuna_search_repeats_itself_after_a_restart(tmp_path: Path):
-    """``tune.suggest``: the generator starts anew, whatever the journal has."""
+    """``tune.sampling.suggest``: the generator starts anew, whatever the journal has."""
     first = optuna_session(tmp_path / "journal")
     drawn = [first.suggest("one"), first.suggest("two")]
     for trial in ("one", "two"):
@@ -63,7 +63,7 @@ def test_optuna_search_repeats_itself_after_a_restart(tmp_path: Path):
 
 
 def test_optuna_search_loses_the_trials_that_ran(tmp_path: Path):
-    """``tune.suggest``: an interrupted trial is not handed out again, nor are its results taken."""
+    """``tune.sampling.suggest``: an interrupted trial is not handed out again, nor are its results taken."""
     first = optuna_session(tmp_path / "journal")
     interrupted = first.suggest("one")
     again = optuna_session(tmp_path / "journal")

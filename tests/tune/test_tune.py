@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 from searches import a_search, anything, ended
 
-from launch.config import ConfigError, load_recipe, recipe_names, to_dict
+from launch.config import ConfigError, leaves, load_recipe, recipe_names, to_dict
 from tune.cluster import capacity
-from tune.domain import Around, Choice, Range, read_domain
 from tune.journal import WORST
-from tune.overrides import leaves
+from tune.sampling.domain import Around, Choice, Range, read_domain
+from tune.sampling.spaces import DEFAULT_SPACE, SPACES, SYMBOLS, default_space
+from tune.sampling.suggest import Suggester, default_point
 from tune.settings import load_search, read_search, same_search, write_search
-from tune.spaces import DEFAULT_SPACE, SPACES, SYMBOLS, default_space
-from tune.suggest import Suggester, default_point
 
 KNOWN = ["hscl/demo", "data=shards"]
 

@@ -17,7 +17,7 @@ from paths import ROOT
 
 from tune.workers import operators
 from tune.workers.environment import environment
-from tune.workers.processes import ProcessEnded, Processes
+from tune.workers.trial_processes import ProcessEnded, Processes
 
 SAY = """
 import json, os, sys, time
@@ -34,7 +34,7 @@ def say(**body):
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Processes]:
     """Start a program as the ranks of a trial; whatever is left of it is ended after the test."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    monkeypatch.setattr("tune.workers.processes.GRACE", 1.0)
+    monkeypatch.setattr("tune.workers.trial_processes.GRACE", 1.0)
     started: list[Processes] = []
 
     def begin(program: str, *arguments: str, count: int = 1) -> Processes:
@@ -150,7 +150,7 @@ def test_the_processes_end_when_the_one_that_started_them_is_killed(tmp_path: Pa
         f"open(r'{tmp_path}/' + os.environ['RANK'], 'w').write(str(os.getpid()))\ntime.sleep(600)\n"
     )
     parent = (
-        "import time\nfrom pathlib import Path\nfrom tune.workers.processes import Processes\n"
+        "import time\nfrom pathlib import Path\nfrom tune.workers.trial_processes import Processes\n"
         f"Processes([], module='sleeper', count=2, output=Path(r'{tmp_path}') / 'log')\ntime.sleep(600)\n"
     )
     root = str(ROOT)

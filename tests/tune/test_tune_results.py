@@ -23,12 +23,12 @@ from launch.train import parse
 from tune import search as command
 from tune import tuner
 from tune.cluster import Capacity
-from tune.domain import Choice, Range
 from tune.journal import WORST, Journal
+from tune.sampling.domain import Choice, Range
+from tune.sampling.suggest import Suggester
 from tune.search_plots import as_study, importance, leave_out_outliers, position
 from tune.search_report import best_changes, write_best, write_confirmed, write_report
 from tune.settings import Search
-from tune.suggest import Suggester
 from tune.trial_progress import ProgressCallback
 
 # a trial's end ---------------------------------------------------------------------------------

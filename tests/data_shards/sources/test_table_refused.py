@@ -18,7 +18,7 @@ from raw_tables import (
 
 from data_shards.convert import convert
 from data_shards.shards.manifest import DataError
-from data_shards.sources.base import Options
+from data_shards.sources.raw_dataset import Options
 
 
 @pytest.fixture

@@ -325,7 +325,9 @@ def die_while_saving(run: Run, run_dir: Path, rank: int, moment: str) -> None:
     with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as session:
         next(fit(session))
         if distributed.rank() == rank:
-            real = {"write": store._write, "flush": store._flush, "replace": os.replace}[moment]
+            real = {"write": store._write, "flush": store.sync_folder, "replace": os.replace}[
+                moment
+            ]
 
             def die(*arguments: Any) -> Any:
                 if moment == "write":

@@ -101,7 +101,7 @@ def whole_run(shards: Path, model_name: str) -> dict[str, Any]:
 
 
 def whole_run_of_a_rank(shards: Path, model_name: str) -> dict[str, Any]:
-    from launch.engine import init_processes, shutdown_processes
+    from launch.engine.processes import init_processes, shutdown_processes
 
     init_processes()
     result = whole_run(shards, model_name)

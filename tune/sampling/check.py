@@ -8,9 +8,9 @@ from typing import Any
 from launch.config import ConfigError
 from launch.engine.optimizer import parameter_groups
 from launch.tasks.build import build_model, build_task
-from tune.overrides import one_line
+from tune.sampling.domain import one_line
+from tune.sampling.suggest import Suggester
 from tune.settings import Search
-from tune.suggest import Suggester
 
 ATTEMPTS = 20  # draws of all other settings before a value counts as impossible
 SECONDS = 60.0  # spent on trying out a space

@@ -148,3 +148,18 @@ def _stepped_range(low: float, high: float, step: float) -> Range:
         if abs(steps - round(steps)) <= 1e-9:
             return Range(low, high, step=step)
     raise ValueError(f"{step} is no step that leads from {low} to {high}")
+
+
+def short(key: str) -> str:
+    """``options.alpha`` as ``alpha``, ``optim.groups.main.lr`` as ``main.lr``."""
+    return key.removeprefix("options.").removeprefix("optim.groups.").removeprefix("optim.")
+
+
+def compact(value: Any) -> str:
+    """A value as tables and plots show it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def one_line(changes: dict[str, Any]) -> str:
+    """A configuration in one line."""
+    return "  ".join(f"{short(key)}={compact(value)}" for key, value in changes.items())

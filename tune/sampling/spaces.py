@@ -8,7 +8,7 @@ from nothing.
 
 from __future__ import annotations
 
-from tune.domain import Around, Choice, Domain, Range
+from tune.sampling.domain import Around, Choice, Domain, Range
 
 
 def choice(*values: object) -> Choice:

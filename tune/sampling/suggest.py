@@ -30,10 +30,9 @@ from optuna.distributions import (
 from optuna.samplers import BaseSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from launch.config import ConfigError, to_dict
-from tune.domain import Choice, Domain
+from launch.config import ConfigError, leaves, to_dict
 from tune.journal import WORST, Record
-from tune.overrides import leaves
+from tune.sampling.domain import Choice, Domain
 from tune.settings import Search, grid_values
 
 ATTEMPTS = 100  # draws before a space counts as impossible
