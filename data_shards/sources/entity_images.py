@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from core.regular_files import check_regular_file
 from data_shards.shards.manifest import DataError
 from data_shards.sources.entity_views import View
 from data_shards.sources.graph_files import EntityTable
@@ -45,6 +46,7 @@ def image_vectors(path: Path, table: EntityTable, repairs: Counter[str]) -> View
     (M,) and ``vectors`` (M, D). ``.npy``: (N, D) in the order of ids, rows of NaN where there is no
     image. Vectors that are not finite or all zero are left out and counted.
     """
+    check_regular_file(path)
     if path.suffix in (".pkl", ".pickle"):
         ids, vectors = _images_of_pickle(path)
     elif path.suffix == ".npz":

@@ -12,10 +12,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 
 import numpy as np
 
+from core.regular_files import open_regular_file
 from data_shards.shards.manifest import DataError
 
 MOST_FREQUENT = 1000  # relations, attributes
@@ -110,10 +112,8 @@ def word_vectors(names: Mapping[int, Sequence[str]], num_entities: int, path: Pa
 
 def _word_lines(path: Path) -> Iterator[tuple[str, str, list[str]]]:
     """(place, word, numbers as text) of each line."""
-    if not path.is_file():
-        raise DataError(f"{path} is no file")
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with TextIOWrapper(open_regular_file(path), encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 word, *values = line.rstrip().split(" ")
                 if number == 1 and len(values) == 1:

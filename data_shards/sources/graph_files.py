@@ -11,19 +11,20 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
+from io import TextIOWrapper
 from pathlib import Path
 
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from data_shards.shards.graph_rules import GRAPHS, Entities, Listing, check_triples
+from core.regular_files import open_regular_file, read_regular_text
+from data_shards.graph_rules import GRAPHS, Entities, Listing, check_triples
 from data_shards.shards.manifest import DataError
 from data_shards.sources.entity_views import number_of
 
 SIDES = ("1", "2")  # how file names end, for the left and the right graph
 NAMES = ("translated_ent_name.json", "translated_ent_name/dbp_*.json")
 MOST_DIGITS = 18  # of an id, so that it fits into 64 bits
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 SHOWN = 80  # characters of a value that a message quotes
 
 
@@ -82,10 +83,8 @@ def read_lines(path: Path, columns: int | None) -> Iterator[tuple[int, list[str]
     mark."""
     if not os.path.lexists(path):
         raise DataError(f"{path} is missing; an alignment folder needs it (docs/data.md)")
-    if not path.is_file():
-        raise DataError(f"{path} is no regular file; put the file itself there")
     try:
-        with path.open(encoding="utf-8-sig") as file:
+        with TextIOWrapper(open_regular_file(path), encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 cells = line.rstrip("\r\n").split("\t")
                 if cells == [""]:
@@ -243,9 +242,8 @@ def read_name_tokens(raw: Path, table: EntityTable) -> dict[int, list[str]]:
     path = first_file(raw, NAMES)
     if path is None:
         return {}
-    body = path.read_bytes().removeprefix(BYTE_ORDER_MARK)
     try:
-        named = _names_schema().validate_json(body)
+        named = _names_schema().validate_json(read_regular_text(path))
     except ValidationError as error:
         raise DataError(f"{path}{_first_problem(error)}") from None
     tokens: dict[int, list[str]] = {}
@@ -272,7 +270,5 @@ def first_file(raw: Path, patterns: tuple[str, ...]) -> Path | None:
     """The first file of the folder that fits a pattern, earlier patterns first."""
     for pattern in patterns:
         for path in sorted(raw.glob(pattern)):
-            if not path.is_file():
-                raise DataError(f"{path} is no regular file; put the file itself there")
             return path
     return None

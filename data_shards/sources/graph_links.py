@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data_shards.shards.graph_rules import Listing, check_links, in_several_links
+from data_shards.graph_rules import Listing, check_links, in_several_links
 from data_shards.shards.manifest import DataError
 from data_shards.sources.graph_files import EntityTable, read_ids
 

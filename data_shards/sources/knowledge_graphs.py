@@ -227,7 +227,7 @@ def _sample(content: Content, row: int, repairs: Counter[str]) -> Sample:
 def _image_file(raw: Path, options: EntityOptions) -> Path | None:
     if options.images is None:
         return graph_files.first_file(raw, IMAGES)
-    if not Path(options.images).is_file():
+    if not Path(options.images).exists():
         raise DataError(f"{options.images} does not exist")
     return Path(options.images)
 
