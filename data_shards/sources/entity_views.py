@@ -126,7 +126,8 @@ def _word_lines(path: Path) -> Iterator[tuple[str, str, list[str]]]:
 def _vector(values: list[str], where: str) -> np.ndarray:
     """Numbers as float32."""
     try:
-        vector = np.array(values, np.float32)
+        with np.errstate(over="ignore"):  # refused below
+            vector = np.array(values, np.float32)
     except ValueError as error:
         raise DataError(f"{where} is not of numbers ({error})") from None
     if not np.isfinite(vector).all():

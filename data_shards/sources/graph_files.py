@@ -237,11 +237,11 @@ def _names_schema() -> TypeAdapter[list[tuple[int, list[str]]]]:
     return TypeAdapter(list[tuple[int, list[str]]], config=ConfigDict(strict=True))
 
 
-def read_name_tokens(raw: Path, table: EntityTable) -> dict[int, list[str]]:
-    """Row -> the tokens of the entity's translated name; empty where the folder has no names."""
+def read_name_tokens(raw: Path, table: EntityTable) -> dict[int, list[str]] | None:
+    """Row -> the tokens of the entity's translated name; None where the folder has no such file."""
     path = first_file(raw, NAMES)
     if path is None:
-        return {}
+        return None
     try:
         named = _names_schema().validate_json(read_regular_text(path))
     except ValidationError as error:

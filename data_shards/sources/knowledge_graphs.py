@@ -233,26 +233,27 @@ def _image_file(raw: Path, options: EntityOptions) -> Path | None:
 
 
 def _name_views(
-    raw: Path, options: EntityOptions, tokens: dict[int, list[str]], num_entities: int
+    raw: Path, options: EntityOptions, tokens: dict[int, list[str]] | None, num_entities: int
 ) -> dict[str, View]:
     """Views of the names: "words" if an option asks for it, "chars" if there are names."""
     if options.word_vectors and options.text_encoder:
         raise DataError(
             "--word-vectors and --text-encoder both make the view 'words'; give one of them"
         )
-    if (options.word_vectors or options.text_encoder) and not tokens:
+    if tokens is None and (options.word_vectors or options.text_encoder):
         raise DataError(
             f"{raw} has no {graph_files.NAMES[0]}, so there are no names to encode; "
             "leave out the option for words"
         )
+    if tokens is None:
+        return {}
     views = {}
     if options.word_vectors:
         vectors = Path(options.word_vectors)
         views["words"] = entity_views.word_vectors(tokens, num_entities, vectors)
     if options.text_encoder:
         views["words"] = entity_views.encoded_names(tokens, num_entities, options.text_encoder)
-    if tokens:
-        views["chars"] = entity_views.character_bigrams(tokens, num_entities)
+    views["chars"] = entity_views.character_bigrams(tokens, num_entities)
     return views
 
 
