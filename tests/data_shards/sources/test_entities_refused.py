@@ -2,103 +2,35 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import pickle
 import re
-import zipfile
-from collections.abc import Callable
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from graph_edits import (
+    Edit,
+    check_refused,
+    gold,
+    has_line,
+    holds,
+    lines_of,
+    npz,
+    read_folder,
+    swapped,
+    twice,
+    unchanged,
+    with_reference,
+    with_sup,
+)
 from graph_folder import PAIRS, SECOND, write_folder
 
 from data_shards.convert import convert, main
 from data_shards.graph import load_graphs
 from data_shards.shards.manifest import DataError
-from data_shards.sources.knowledge_graphs import EntityOptions, read
-from data_shards.sources.raw_dataset import Options, RawDataset
-
-Edit = Callable[[Path], object]
-
-
-def read_folder(raw: Path, **options: Any) -> RawDataset:
-    return read(raw, Options(entities=EntityOptions(**options)))
-
-
-def holds(file: str, text: str | bytes) -> Edit:
-    """The file has this content instead of its own."""
-    content = text if isinstance(text, bytes) else text.encode()
-    return lambda raw: (raw / file).write_bytes(content)
-
-
-def has_line(file: str, line: str) -> Edit:
-    """The file ends with one more line."""
-
-    def edit(raw: Path) -> None:
-        with (raw / file).open("a") as end:
-            end.write(f"\n{line}")
-
-    return edit
-
-
-def lines_of(file: str, change: Callable[[list[list[str]]], list[list[str]]]) -> Edit:
-    """The rows of the file are changed."""
-
-    def edit(raw: Path) -> None:
-        rows = [line.split("\t") for line in (raw / file).read_text().splitlines()]
-        (raw / file).write_text("\n".join("\t".join(row) for row in change(rows)))
-
-    return edit
-
-
-def swapped(rows: list[list[str]]) -> list[list[str]]:
-    return [row[::-1] for row in rows]
-
-
-def twice(rows: list[list[str]]) -> list[list[str]]:
-    return rows + rows
-
-
-def with_sup(sup: list[tuple[int, int]], reference: list[tuple[int, int]] | None = None) -> Edit:
-    """``sup_ent_ids`` and ``ref_ent_ids`` in place of ``ill_ent_ids``."""
-
-    def edit(raw: Path) -> None:
-        (raw / "ill_ent_ids").rename(raw / "ref_ent_ids")
-        write_links(raw / "sup_ent_ids", sup)
-        if reference is not None:
-            write_links(raw / "ref_ent_ids", reference)
-
-    return edit
-
-
-def write_links(path: Path, links: list[tuple[int, int]]) -> None:
-    path.write_text("\n".join(f"{left}\t{right}" for left, right in links))
-
-
-def with_reference(reference: list[tuple[int, int]], sup: list[tuple[int, int]] | None) -> Edit:
-    """``ref_ent_ids``, and perhaps ``sup_ent_ids``, beside ``ill_ent_ids``."""
-
-    def edit(raw: Path) -> None:
-        write_links(raw / "ref_ent_ids", reference)
-        if sup is not None:
-            write_links(raw / "sup_ent_ids", sup)
-
-    return edit
-
-
-def gold(start: int, stop: int) -> list[tuple[int, int]]:
-    return [(i, SECOND + i) for i in range(start, stop)]
-
-
-def check_refused(raw: Path, edit: Edit, message: str, **options: Any) -> None:
-    edit(raw)
-    with pytest.raises(ValueError, match=message) as refusal:
-        read_folder(raw, **options)
-    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +166,7 @@ def test_relations_are_numbered_anew_whatever_their_ids(tmp_path: Path, relation
     (raw / "triples_1").write_text(f"0\t{relation}\t1\n1\t7\t2\n2\t{relation}\t3")
     (raw / "triples_2").write_text(f"{SECOND}\t9\t{SECOND + 1}\n{SECOND}\t9\t{SECOND + 1}")
     dataset = read_folder(raw)
-    triples = dataset.sample(-1, __import__("collections").Counter()).arrays["triples"]
+    triples = dataset.sample(-1, Counter()).arrays["triples"]
     assert triples[:, 1].tolist() == [2, 0, 2, 1, 1]
     assert dataset.fields["relation"].shape == (3,)
     assert dataset.extras["noted"] == [
@@ -319,153 +251,6 @@ def test_names_are_lists_of_words(tmp_path: Path, names: str | bytes, message: s
     check_refused(write_folder(tmp_path / "raw"), edit, message)
 
 
-def archive(*names: str) -> bytes:
-    """An .npz in which every member is named, whatever it holds."""
-    body = io.BytesIO()
-    with zipfile.ZipFile(body, "w") as file:
-        for name in names:
-            file.writestr(name, b"no array")
-    return body.getvalue()
-
-
-def npz(**arrays: Any) -> bytes:
-    body = io.BytesIO()
-    np.savez(body, **arrays)
-    return body.getvalue()
-
-
-def claiming(shape: str) -> bytes:
-    """An .npz whose vectors claim a shape that is not there."""
-    body = io.BytesIO()
-    with zipfile.ZipFile(body, "w", zipfile.ZIP_DEFLATED) as file:
-        ids = io.BytesIO()
-        np.save(ids, np.arange(1))
-        file.writestr("ids.npy", ids.getvalue())
-        header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
-        file.writestr(
-            "vectors.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
-        )
-    return body.getvalue()
-
-
-ONE = np.ones((1, 3), np.float32)
-RECORDS = np.zeros(1, [("id", "<i8"), ("name", "<i8")])
-
-
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        (npz(ids=np.array([0.9]), vectors=ONE), r"'ids' is float64; entity ids are whole numbers"),
-        (npz(ids=np.array([True]), vectors=ONE), r"images.npz: 'ids' is .*bool"),
-        (npz(ids=np.array(["0"]), vectors=ONE), r"images.npz: 'ids' is an array of <U1, not of nu"),
-        (npz(ids=RECORDS, vectors=ONE), r"images.npz"),
-        (npz(ids=np.arange(1), vectors=RECORDS), r"images.npz"),
-        (
-            npz(ids=np.array([0, 1, 0]), vectors=np.ones((3, 2))),
-            r"images.npz, entry 3: entity 0 has",
-        ),
-        (
-            npz(ids=np.array([0, 4999]), vectors=np.ones((2, 3))),
-            r"entry 2: there is no entity 4999",
-        ),
-        (npz(ids=np.array([-1]), vectors=ONE), r"images.npz, entry 1: there is no entity -1"),
-        (
-            npz(ids=np.array([2**64 - 1], np.uint64), vectors=ONE),
-            r"entry 1: there is no entity 18446",
-        ),
-        (npz(ids=np.arange(2), vectors=ONE), r"images.npz: 2 ids for 1 image vectors"),
-        (npz(ids=np.array(0), vectors=ONE), r"'ids' has shape \(\)"),
-        (npz(ids=np.arange(1), vectors=np.ones(3)), r"'vectors' has shape \(3,\)"),
-        (npz(ids=np.arange(1), vectors=np.ones((1, 0))), r"images.npz, entry 1: 0 numbers"),
-        (
-            npz(ids=np.arange(1), vectors=np.ones((1, 2), complex)),
-            r"'vectors' is an array of complex",
-        ),
-        (npz(ids=np.arange(1), vectors=np.array([["a"]])), r"'vectors' is an array of <U1"),
-        (npz(ids=np.arange(1)), r"images.npz holds ids.npy; expected arrays 'ids' and 'vectors'"),
-        (archive("ids.npy", "vectors.npy"), r"images.npz cannot be read"),
-        (claiming("(1, 1099511627776)"), r"'vectors' has shape \(1, 1099511627776\)"),
-        (claiming("(1099511627776, 1)"), r"'vectors' has shape \(1099511627776, 1\)"),
-        (claiming("(1, 60000)"), r"images.npz"),
-        (b"", r"images.npz"),
-        (b"PK\x03\x04 and no more", r"images.npz"),
-        (npz(ids=np.arange(1), vectors=ONE)[:-30], r"images.npz"),
-    ],
-)
-def test_an_archive_of_images_has_a_vector_of_numbers_for_known_ids(
-    tmp_path: Path, images: bytes, message: str
-) -> None:
-    check_refused(write_folder(tmp_path / "raw"), holds("images.npz", images), message)
-
-
-@pytest.mark.parametrize(
-    ("images", "message"),
-    [
-        ({0.9: ONE[0]}, r"entry 1: 0.9 is no entity id"),
-        ({"0": ONE[0]}, r"entry 1: '0' is no entity id"),
-        ({True: ONE[0]}, r"entry 1: True is no entity id"),
-        ({0: ONE[0], 4999: ONE[0]}, r"entry 2: there is no entity 4999"),
-        ({0: ONE[0], 1: np.ones(2)}, r"entry 2: 2 numbers for entity 1, 3 before"),
-        ({0: "a picture"}, r"entry 1, entity 0: no array of numbers"),
-        ({0: [[1.0], [2.0, 3.0]]}, r"entry 1, entity 0: no array of numbers"),
-        ({0: np.ones(2, complex)}, r"entry 1, entity 0: no array of numbers"),
-        ([ONE], r"x.pkl holds a list"),
-    ],
-)
-def test_a_dict_of_images_has_a_vector_of_numbers_for_known_ids(
-    tmp_path: Path, images: object, message: str
-) -> None:
-    path = tmp_path / "x.pkl"
-    edit = lambda raw: path.write_bytes(pickle.dumps(images))  # noqa: E731
-    check_refused(write_folder(tmp_path / "raw"), edit, message, images=str(path))
-
-
-@pytest.mark.parametrize(
-    ("array", "message"),
-    [
-        (np.ones((3, 2)), r"x.npy has shape \(3, 2\); expected one row for each of 80 entities"),
-        (np.ones(80), r"x.npy has shape \(80,\)"),
-        (np.array([["a"]] * 80), r"x.npy is an array of <U1"),
-        (np.zeros(80, RECORDS.dtype), r"x.npy is an array of"),
-        (b"not an array", r"x.npy is damaged or no .npy"),
-    ],
-)
-def test_a_matrix_of_images_has_a_row_for_each_entity(
-    tmp_path: Path, array: np.ndarray | bytes, message: str
-) -> None:
-    path = tmp_path / "x.npy"
-    if isinstance(array, bytes):
-        path.write_bytes(array)
-    else:
-        np.save(path, array)
-    raw = write_folder(tmp_path / "raw")
-    check_refused(raw, lambda raw: None, message, images=str(path))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", r"--word-vectors .*glove.txt: it gives no entity a vector"),
-        ("2 3\n", r"--word-vectors .*glove.txt: it gives no entity a vector"),
-        ("unheard 1 2\n", r"--word-vectors .*glove.txt: it gives no entity a vector"),
-        ("the\n", r"glove.txt, line 1: 0 numbers for 'the'"),
-        ("the 1 2\nother 1\n", r"glove.txt, line 2: 1 numbers for 'other', 2 before"),
-        ("the 1 two\n", r"glove.txt, line 1: the vector of 'the' is not of numbers"),
-        ("the 1 nan\n", r"glove.txt, line 1: the vector of 'the' is not finite"),
-        ("the 1 1e99\n", r"glove.txt, line 1: the vector of 'the' is not finite"),
-        ("the 1 2\nthe 3 4\n", r"glove.txt, line 2: 'the' has a vector already"),
-        (b"the \xff 1\n", r"glove.txt is not UTF-8"),
-    ],
-)
-def test_word_vectors_are_numbers_for_words_of_the_names(
-    tmp_path: Path, text: str | bytes, message: str
-) -> None:
-    vectors = tmp_path / "glove.txt"
-    vectors.write_bytes(text if isinstance(text, bytes) else text.encode())
-    raw = write_folder(tmp_path / "raw")
-    check_refused(raw, lambda raw: None, message, word_vectors=str(vectors))
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -482,7 +267,7 @@ def test_options_are_refused_by_their_name(
 ) -> None:
     raw = write_folder(tmp_path / "raw")
     monkeypatch.chdir(raw)
-    check_refused(raw, lambda raw: None, message, **options)
+    check_refused(raw, unchanged, message, **options)
 
 
 @pytest.mark.parametrize(
