@@ -16,6 +16,7 @@ only kept as names.
 from __future__ import annotations
 
 import argparse
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from data_shards.sources.entity_views import View
 from data_shards.sources.graph_files import Entity, EntityTable
 from data_shards.sources.raw_dataset import Options, RawDataset
 
+ALWAYS_THERE = ("ent_ids_1", "ent_ids_2", "triples_1", "triples_2")
 IMAGES = ("*_id_img_feature_dict.pkl", "images.npz", "images.npy")
 
 
@@ -90,8 +92,9 @@ def options_of(arguments: argparse.Namespace) -> EntityOptions:
 
 
 def is_alignment_folder(raw: Path) -> bool:
-    """Whether ``raw`` looks like one, by the two files that every layout has."""
-    return (raw / "ent_ids_1").is_file() and (raw / "triples_1").is_file()
+    """Whether ``raw`` looks like one, by any of the files that every layout has: where one is
+    missing, it shall be named."""
+    return any(os.path.lexists(raw / name) for name in ALWAYS_THERE)
 
 
 @dataclass(frozen=True)

@@ -334,6 +334,16 @@ def test_pipes_are_refused_before_they_are_opened(tmp_path: Path) -> None:
             read_folder(raw)
 
 
+@pytest.mark.parametrize("name", ["ent_ids_1", "ent_ids_2", "triples_1", "triples_2"])
+def test_what_every_folder_has_is_named_when_it_is_missing(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raw = write_folder(tmp_path / "raw", views=False)
+    (raw / name).unlink()
+    assert main([str(raw), "--out", str(tmp_path / "shards")]) == 2
+    assert f"{name} is missing; an alignment folder needs it" in capsys.readouterr().err
+
+
 def test_a_refused_folder_leaves_nothing_to_train_on(tmp_path: Path) -> None:
     raw = write_folder(tmp_path / "raw")
     lines_of("ill_ent_ids", twice)(raw)
