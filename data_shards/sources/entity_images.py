@@ -7,15 +7,16 @@ more is refused before memory is taken for it.
 
 from __future__ import annotations
 
+import math
 import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Sequence
-from lzma import LZMAError
 from pathlib import Path
 
 import numpy as np
 
+from core.budget import Budget
+from core.command import Refused
 from core.regular_files import check_regular_file
 from data_shards.shards.manifest import DataError
 from data_shards.sources.entity_views import View
@@ -24,18 +25,6 @@ from data_shards.sources.pickles import load_pickle
 from data_shards.sources.raw_dataset import as_numbers
 
 WIDEST = 2**16  # numbers of a vector; pooled features have 2,048 or 4,096
-# What reading a damaged .npy or .npz raises; RuntimeError: one with a password.
-_UNREADABLE = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-    LZMAError,
-)
-
 Images = tuple[list[int], Sequence[np.ndarray]]  # ids, and a vector of each
 
 
@@ -100,9 +89,9 @@ def _images_of_npz(path: Path, table: EntityTable) -> Images:
         with zipfile.ZipFile(path) as archive:
             ids = _member(archive, "ids", path, (len(table),))
             vectors = _member(archive, "vectors", path, (len(table), WIDEST))
-    except _UNREADABLE as error:
-        if isinstance(error, DataError):
-            raise
+    except Refused:
+        raise
+    except Exception as error:  # damaged bytes make NumPy and zipfile raise nearly anything
         raise DataError(f"{path} cannot be read ({error}); write it again") from None
     if ids.dtype.kind not in "iu":
         raise DataError(f"{path}: 'ids' is {ids.dtype}; entity ids are whole numbers")
@@ -119,7 +108,11 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path, most: tuple[int, ..
             f"{path} holds {', '.join(archive.namelist())[:80]}; expected arrays 'ids' and "
             "'vectors', once each"
         )
-    with archive.open(members[0]) as file:
+    (member,) = members
+    advice = "if this is meant, write it with np.savez, which does not pack"
+    budget = Budget.of_packed(path.stat().st_size, f"{path}: {name!r}", advice)
+    budget.claim(member.file_size, "the array unpacked")
+    with archive.open(member) as file:
         version = np.lib.format.read_magic(file)
         read_header = {
             (1, 0): np.lib.format.read_array_header_1_0,
@@ -127,14 +120,16 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path, most: tuple[int, ..
         }[version]
         shape, _, dtype = read_header(file)
     _check(f"{path}: {name!r}", shape, dtype, most)
-    with archive.open(members[0]) as file:
+    if math.prod(shape) * dtype.itemsize > member.file_size:
+        raise DataError(f"{path}: {name!r} is cut off; write it again")
+    with archive.open(member) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _images_of_npy(path: Path, table: EntityTable) -> Images:
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except _UNREADABLE as error:
+    except Exception as error:  # a damaged header makes NumPy raise nearly anything
         raise DataError(f"{path} is damaged or no .npy ({error}); write it again") from None
     _check(str(path), matrix.shape, matrix.dtype, (len(table), WIDEST))
     if len(matrix) != len(table):

@@ -22,8 +22,8 @@ def archive(*names: str) -> bytes:
     return body.getvalue()
 
 
-def claiming(shape: str) -> bytes:
-    """An .npz whose vectors claim a shape that is not there."""
+def claiming(shape: str, follows: bytes = b"") -> bytes:
+    """An .npz whose vectors claim a shape, whatever follows."""
     body = io.BytesIO()
     with zipfile.ZipFile(body, "w", zipfile.ZIP_DEFLATED) as file:
         ids = io.BytesIO()
@@ -31,7 +31,8 @@ def claiming(shape: str) -> bytes:
         file.writestr("ids.npy", ids.getvalue())
         header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
         file.writestr(
-            "vectors.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+            "vectors.npy",
+            b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + follows,
         )
     return body.getvalue()
 
@@ -74,7 +75,9 @@ RECORDS = np.zeros(1, [("id", "<i8"), ("name", "<i8")])
         (archive("ids.npy", "vectors.npy"), r"images.npz cannot be read"),
         (claiming("(1, 1099511627776)"), r"'vectors' has shape \(1, 1099511627776\)"),
         (claiming("(1099511627776, 1)"), r"'vectors' has shape \(1099511627776, 1\)"),
-        (claiming("(1, 60000)"), r"images.npz"),
+        (claiming("(1, 60000)"), r"images.npz: 'vectors' is cut off"),
+        (claiming("(1, 3"), r"images.npz cannot be read"),
+        (claiming("(1, 3)", bytes(100 << 20)), r"'vectors': the array unpacked asks for 104857"),
         (b"", r"images.npz"),
         (b"PK\x03\x04 and no more", r"images.npz"),
         (npz(ids=np.arange(1), vectors=ONE)[:-30], r"images.npz"),
