@@ -38,7 +38,7 @@ from data_shards.shards.manifest import (
 from data_shards.sources import knowledge_graphs, mmsa, table
 from data_shards.sources.raw_dataset import KNOWN_LABELS, Options, RawDataset, TextChoice
 
-CONVERTER = 1  # raise it when the same input gives other bytes than before
+CONVERTER = 2  # raise it when the same input gives other bytes than before
 SHARD_SIZE = 512
 LOCK_WAIT = 5.0  # seconds; processes of a killed conversion take a moment to end
 # What a conversion writes, and what is left of it (.partial, earlier .staging) when it is killed.
@@ -295,6 +295,8 @@ def _main(arguments: argparse.Namespace) -> None:
         print(f"left out: {name!r}, which is none of the splits train, valid and test")
     for repair, count in manifest.repairs.items():
         print(f"repaired: {count} {repair}")
+    for note in manifest.extras.get("noted", ()):
+        print(f"noted: {note}")
     counts = ", ".join(f"{manifest.samples(split)} {split}" for split in manifest.splits)
     kind = "SYNTHETIC data: " if manifest.synthetic else ""
     print(
