@@ -16,6 +16,7 @@ from core.arguments import command_parser, parse
 from core.command import run
 from data_shards.reading.contents import Contents, examine
 from data_shards.shards.manifest import DataError, Labels, Manifest
+from data_shards.shards.split_names import missing_splits
 
 MAX_LEVELS = 31  # most label values that get a line each: MOSI's
 BINS = 12  # lines of a histogram of more values
@@ -46,6 +47,7 @@ def render(contents: Contents) -> str:
         lines.append("repaired: nothing")
     for repair, count in manifest.repairs.items():
         lines.append(f"repaired: {count} {repair}")
+    lines += _fitness(contents)
     lines += _published_split(contents)
     lines += _leakage(contents)
     shards = sum(len(shards) for shards in manifest.splits.values())
@@ -158,6 +160,19 @@ def _neighbours(edges: np.ndarray) -> Iterable[tuple[float, float]]:
     return zip(edges[:-1], edges[1:], strict=True)
 
 
+def _fitness(contents: Contents) -> list[str]:
+    """What would be learnt wrongly, and which splits training would lack."""
+    lines = [f"UNFIT: {problem}" for problem in contents.unfit[:SHOWN]]
+    if len(contents.unfit) > SHOWN:
+        lines.append(f"UNFIT: {len(contents.unfit) - SHOWN} more")
+    missing = missing_splits(contents.manifest.splits)
+    if contents.manifest.task == "sentiment" and missing:
+        lines.append(f"WARNING: no {' and no '.join(missing)} split, and training needs it")
+    for suffix, count in contents.manifest.source.get("no arrays", {}).items():
+        lines.append(f"left out: {count} files .{suffix}, which are no arrays")
+    return lines
+
+
 def _published_split(contents: Contents) -> list[str]:
     """Whether sizes and label counts are those of the published split, where the data set is
     known."""
@@ -238,6 +253,11 @@ def _main(source: str) -> None:
         raise DataError(
             f"{len(contents.corrupt)} damaged shards in {source}; restore them, or convert again "
             "with --force"
+        )
+    if contents.unfit:
+        raise DataError(
+            f"{source}: {len(contents.unfit)} findings (UNFIT) would train wrongly; correct the "
+            "data, then convert or index them again"
         )
     print(f"all read; train on it with: deepspeed launch/train.py RECIPE data={source}")
 
