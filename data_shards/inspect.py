@@ -168,6 +168,10 @@ def _fitness(contents: Contents) -> list[str]:
     missing = missing_splits(contents.manifest.splits)
     if contents.manifest.task == "sentiment" and missing:
         lines.append(f"WARNING: no {' and no '.join(missing)} split, and training needs it")
+    train = contents.splits.get("train")
+    for name in contents.manifest.fields:
+        if contents.manifest.task == "sentiment" and train and not train.present[name]:
+            lines.append(f"WARNING: no train sample has {name!r}, so nothing is learnt of it")
     for suffix, count in contents.manifest.source.get("no arrays", {}).items():
         lines.append(f"left out: {count} files .{suffix}, which are no arrays")
     return lines

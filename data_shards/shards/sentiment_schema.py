@@ -118,17 +118,13 @@ def check_manifest(manifest: Manifest, where: str) -> None:
     """DataError unless sentiment can be learnt from what the manifest says."""
     check_fields(manifest.fields, manifest.labels, where)
     again = "convert the data again, or remove the manifest and index the tars again"
-    for name, field in manifest.fields.items():
-        if is_label(name):
-            continue
-        if are_token_ids(name, field.dtype):
-            if not (manifest.tokenizer or {}).get("vocab_size"):
-                raise DataError(f"{where}: the vocabulary of {name!r} is not known; {again}")
-        elif name not in manifest.moments:
-            raise DataError(
-                f"{where}: the mean of {name!r} over train frames is not known; if no train sample "
-                f"has it, leave it out; otherwise {again}"
-            )
+    modalities = {name: field for name, field in manifest.fields.items() if not is_label(name)}
+    frames = [name for name, field in modalities.items() if not are_token_ids(name, field.dtype)]
+    if len(frames) < len(modalities) and not (manifest.tokenizer or {}).get("vocab_size"):
+        raise DataError(f"{where}: the vocabulary of its token ids is not known; {again}")
+    # one that no train sample has is unknown to every door; that all are is an older index
+    if frames and not manifest.moments:
+        raise DataError(f"{where}: the mean of {frames[0]!r} over train frames is missing; {again}")
 
 
 def check_sample(arrays: Mapping[str, np.ndarray], rules: Rules, where: str) -> None:
