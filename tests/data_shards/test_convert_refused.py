@@ -37,7 +37,10 @@ def _pop(split: str, name: str) -> Callable[[Content], None]:
             _set("test", "regression_labels", 1, 3.4),
             r"test, sample 1 \('synthetic\d+\$_\$1'\): label: 3.4 is outside",
         ),
-        (_set("valid", "regression_labels", 0, np.nan), r"valid, sample 0 .*label: nan is no finite number"),
+        (
+            _set("valid", "regression_labels", 0, np.nan),
+            r"valid, sample 0 .*label: nan is no finite number",
+        ),
         (
             lambda content: content.pop("valid"),
             r"needs the splits train, valid and test, and has \['test', 'train'\]",

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from foreign_tars import Clips, clips, write_table, write_tars
-from small_models import small_words
-from training_runs import losses, scores, train_in_turn
+from rank_trainings import train_all
+from ranks import run_ranks
+from small_models import small_run
 
 from data_shards.convert import main as convert
 from data_shards.index import main as index
 from data_shards.inspect import main as inspect
-from data_shards.shards.folder_indexer import Stated, index_folder
-from data_shards.shards.manifest import Field, Labels, Manifest, read_manifest
+from data_shards.shards.folder_indexer import index_folder
+from data_shards.shards.manifest import Field, Labels, read_manifest
 from data_shards.stream import Stream
 from data_shards.verify import main as verify
 from launch.config import load_recipe, override
@@ -27,15 +27,15 @@ from launch.tasks.build import build_task
 # webdataset leaves its file to the collector
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
-CLASSES = ["classes=given", "metrics=classes", "select=Macro_F1", "goal=max"]
+CLASSES = {"classes": "given", "metrics": "classes", "select": "Macro_F1", "goal": "max"}
 
 
 def test_the_same_arrays_train_alike_by_table_and_by_tars(tmp_path: Path) -> None:
     runs = []
-    for target, words in (("label", []), ("class", CLASSES)):
+    for target in ("label", "class"):
         made = clips(target)
-        table = write_table(made, tmp_path / target / "raw")
         by_table, by_tars = tmp_path / target / "table", tmp_path / target / "tars"
+        table = write_table(made, tmp_path / target / "raw")
         write_tars(made, by_tars)
         stated = ["--labels", "1:5:1/2"] if target == "label" else []
         assert not convert([str(table), "--out", str(by_table), *stated])
@@ -45,16 +45,14 @@ def test_the_same_arrays_train_alike_by_table_and_by_tars(tmp_path: Path) -> Non
         assert one.moments["audio"][0][0] == pytest.approx(1000, abs=100)
         for fact in ("labels", "tokenizer", "max_length"):
             assert getattr(one, fact) == getattr(other, fact), fact
-        for data in (by_table, by_tars):
-            words_of_run = [*words, "epochs=2", "batch_size=8", *small_words("baseline")]
-            run_dir = f"run_dir={data}-run"
-            runs.append(["baseline/demo", f"data={data}", *words_of_run, run_dir])
-    train_in_turn(*runs)
-    for target in ("label", "class"):
-        by_table, by_tars = tmp_path / target / "table-run", tmp_path / target / "tars-run"
-        assert len(losses(by_table)) == 6
-        assert losses(by_table) == losses(by_tars)
-        assert scores(by_table) == scores(by_tars)
+        changes = CLASSES if target == "class" else {"metrics": "mosi"}
+        model = "baseline" if target == "class" else "hscl"
+        runs += [small_run(model, data, **changes) for data in (by_table, by_tars)]
+    (results,) = run_ranks(1, tmp_path / "ranks", train_all, runs, 4)
+    for one, other in (results[:2], results[2:]):
+        assert len(one["losses"]) == 4
+        assert one["losses"] == other["losses"]
+        assert one["scores"] == other["scores"]
 
 
 def test_what_is_measured_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
