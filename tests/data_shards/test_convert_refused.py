@@ -47,6 +47,14 @@ def _pop(split: str, name: str) -> Callable[[Content], None]:
         ),
         (lambda content: content.update(train_mix=content.pop("train")), "supervised task"),
         (
+            lambda content: content.update(dev=content["valid"]),
+            "has 'valid' and 'dev', both of which are valid",
+        ),
+        (
+            lambda content: content.update(Train=content["train"]),
+            "has 'train' and 'Train', both of which are train",
+        ),
+        (
             _pop("train", "regression_labels"),
             r"train has no 'regression_labels', only \['annotations'",
         ),

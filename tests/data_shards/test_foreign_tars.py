@@ -14,6 +14,7 @@ from rank_trainings import train_all
 from ranks import run_ranks
 from small_models import small_run
 
+from core.batch import Utterances
 from data_shards.convert import main as convert
 from data_shards.index import main as index
 from data_shards.inspect import main as inspect
@@ -72,7 +73,7 @@ def test_what_is_measured_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not verify([str(folder), "--deep"])
 
 
-def every(clip_change: Callable[[dict[str, Any]], Any]) -> Callable[[Clips], None]:
+def every(clip_change: Callable[[dict[str, Any]], Any]) -> Callable[[Clips], Any]:
     """A change of every clip."""
 
     def change(made: Clips) -> None:
@@ -83,7 +84,12 @@ def every(clip_change: Callable[[dict[str, Any]], Any]) -> Callable[[Clips], Non
     return change
 
 
-def one(clip_change: Callable[[dict[str, Any]], Any]) -> Callable[[Clips], None]:
+def in_valid(clip_change: Callable[[dict[str, Any]], Any]) -> Callable[[Clips], Any]:
+    """A change of every validation clip."""
+    return lambda made: every(clip_change)({"valid": made["valid"]})
+
+
+def one(clip_change: Callable[[dict[str, Any]], Any]) -> Callable[[Clips], Any]:
     """A change of train clip 3."""
     return lambda made: clip_change(made["train"][3])
 
@@ -102,11 +108,17 @@ def turn(field: str, function: Callable[[np.ndarray], Any]) -> Callable[[dict[st
     return change
 
 
-def shifted(by: int) -> Callable[[Clips], None]:
+def classify(arrays: dict[str, Any]) -> None:
+    """A class in place of the label."""
+    del arrays["label"]
+    arrays["class"] = np.int64(0)
+
+
+def shifted(by: int) -> Callable[[Clips], Any]:
     return every(turn("class", lambda number: number + by))
 
 
-ALIKE: list[tuple[str, Callable[[Clips], None]]] = [
+ALIKE: list[tuple[str, Callable[[Clips], Any]]] = [
     ("labels of shape (1,)", every(turn("label", lambda label: label[None]))),
     ("one label of shape (1, 1)", one(turn("label", lambda label: label[None, None]))),
     ("no frames as (0, D)", one(put("vision", np.empty((0, 3))))),
@@ -120,7 +132,7 @@ ALIKE: list[tuple[str, Callable[[Clips], None]]] = [
 
 
 @pytest.mark.parametrize("change", [case[1] for case in ALIKE], ids=[case[0] for case in ALIKE])
-def test_what_means_the_same_is_read_alike(tmp_path: Path, change: Callable[[Clips], None]) -> None:
+def test_what_means_the_same_is_read_alike(tmp_path: Path, change: Callable[[Clips], Any]) -> None:
     made = clips()
     for samples in made.values():
         samples[3].pop("vision", None)
@@ -130,6 +142,7 @@ def test_what_means_the_same_is_read_alike(tmp_path: Path, change: Callable[[Cli
     batch = override(load_recipe("baseline/demo"), [f"data={tmp_path}", "batch_size=24"])
     (batches,) = list(build_task(batch).batches(0))
     (utterances,) = batches
+    assert isinstance(utterances, Utterances)
     assert utterances.label.shape == (24,)
     row = utterances.index.tolist().index(3)
     assert not utterances.mask["vision"][row].any()
@@ -150,7 +163,7 @@ def test_vectors_are_one_frame(tmp_path: Path) -> None:
 
 NAN = np.float32("nan")
 SAMPLE = r"train-000000\.tar, sample 'train_0003'"
-REFUSED: list[tuple[str, Callable[[Clips], None], list[str], str]] = [
+REFUSED: list[tuple[str, Callable[[Clips], Any], list[str], str]] = [
     ("label is nan", one(put("label", NAN)), [], rf"{SAMPLE}: label: nan is no finite number"),
     ("label is inf", one(put("label", -np.float64("inf"))), [], "float64 with 0 axes, but float32"),
     (
@@ -167,7 +180,7 @@ REFUSED: list[tuple[str, Callable[[Clips], None], list[str], str]] = [
     ),
     ("no labels", every(lambda arrays: arrays.pop("label")), [], "neither a label nor a class"),
     ("label and class", one(put("class", np.int64(1))), [], rf"{SAMPLE}: has both a label and"),
-    ("of either kind", lambda made: _class_for(made["valid"]), [], "some samples have a label and"),
+    ("of either kind", in_valid(classify), [], "some samples have a label and"),
     (
         "out of range",
         one(put("label", np.float32(7))),
@@ -216,15 +229,13 @@ REFUSED: list[tuple[str, Callable[[Clips], None], list[str], str]] = [
     ),
     (
         "another width in valid",
-        lambda made: made["valid"].__setitem__(
-            slice(None), [a | {"audio": np.ones((2, 4), "f4")} for a in made["valid"]]
-        ),
+        in_valid(put("audio", np.ones((2, 4), "f4"))),
         [],
         r"valid-000000\.tar: audio has 4 features",
     ),
     (
         "another dtype in valid",
-        lambda made: [a.update(audio=a["audio"].astype("f8")) for a in made["valid"]],
+        in_valid(turn("audio", lambda frames: frames.astype("f8"))),
         [],
         r"valid-000000\.tar: audio is float64",
     ),
@@ -272,7 +283,7 @@ REFUSED: list[tuple[str, Callable[[Clips], None], list[str], str]] = [
         "token types other than 0",
     ),
 ]
-CLASSES_REFUSED: list[tuple[str, Callable[[Clips], None], list[str], str]] = [
+CLASSES_REFUSED: list[tuple[str, Callable[[Clips], Any], list[str], str]] = [
     ("from 1", shifted(1), [], "classes go up to 3, but no sample is of class 0"),
     ("negative", shifted(-1), [], "-1 is no number of a class"),
     (
@@ -298,12 +309,6 @@ CLASSES_REFUSED: list[tuple[str, Callable[[Clips], None], list[str], str]] = [
 ]
 
 
-def _class_for(samples: list[dict[str, Any]]) -> None:
-    for arrays in samples:
-        del arrays["label"]
-        arrays["class"] = np.int64(0)
-
-
 @pytest.mark.parametrize(
     ("target", "change", "options", "message"),
     [("label", *case[1:]) for case in REFUSED] + [("class", *case[1:]) for case in CLASSES_REFUSED],
@@ -313,7 +318,7 @@ def test_what_would_be_learnt_wrongly_is_refused_by_name(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     target: str,
-    change: Callable[[Clips], None],
+    change: Callable[[Clips], Any],
     options: list[str],
     message: str,
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from foreign_tars import clips, write_table, write_tars
 
+from core.batch import Utterances
 from data_shards.convert import convert
 from data_shards.index import main as index
 from data_shards.inspect import main as inspect
@@ -193,3 +194,30 @@ def test_training_looks_at_the_tars_of_every_split_before_its_first_step(
     with pytest.raises(DataError, match=rf"{split}-000000\.tar"), prepare(run, quiet=True):
         pass
     assert not (tmp_path / "run").exists()
+
+
+def test_labels_of_any_modality_are_read(tmp_path: Path) -> None:
+    made = clips()
+    for samples in made.values():
+        for arrays in samples:
+            arrays["label_audio"] = np.float32(2)
+            arrays["label_eeg"] = np.float32(3)
+    index_folder(write_tars(made, tmp_path))
+    (batch,) = next(iter(build_task(run_of(tmp_path)).batches(0)))
+    assert isinstance(batch, Utterances)
+    views = {name: set(label.tolist()) for name, label in batch.view_labels.items()}
+    assert views == {"audio": {2.0}, "eeg": {3.0}}
+    assert set(batch.frames) == {"text", "audio", "vision"}
+
+
+def test_a_stated_step_is_the_one_that_labels_fit(tmp_path: Path) -> None:
+    """At either door."""
+    made = clips()  # in steps of 1/2
+    table = write_table(made, tmp_path / "raw")
+    folder = write_tars(made, tmp_path / "tars")
+    for step, fits in ((1.0, 0.5), (0.5, 0.5), (0.3, 0.1), (0.37, None)):
+        labels = Labels(low=1, high=5, resolution=step)
+        one = convert(table, tmp_path / "data", Options(labels=labels), force=True).labels
+        other = index_folder(folder, Stated(labels=labels)).labels
+        assert one == other
+        assert one.resolution == (fits if fits is None else pytest.approx(fits)), step
