@@ -16,7 +16,7 @@ from core.arguments import command_parser, parse
 from core.command import run
 from data_shards.inspect_graphs import render_graphs
 from data_shards.reading.contents import Contents, examine
-from data_shards.reading.graph_contents import GraphContents, examine_graphs
+from data_shards.reading.graph_contents import examine_graphs
 from data_shards.reading.report_lines import (
     SHOWN,
     checksum_lines,
@@ -26,6 +26,7 @@ from data_shards.reading.report_lines import (
 )
 from data_shards.reading.storage import open_store
 from data_shards.shards.manifest import DataError, Labels, Manifest, parse_manifest
+from data_shards.shards.split_names import missing_splits
 
 MAX_LEVELS = 31  # most label values that get a line each: MOSI's
 BINS = 12  # lines of a histogram of more values
@@ -52,6 +53,7 @@ def render(contents: Contents) -> str:
     if any(split.labels for split in contents.splits.values()):
         lines += [*_label_histogram(contents), ""]
     lines += repair_lines(manifest)
+    lines += _fitness(contents)
     lines += _published_split(contents)
     lines += _leakage(contents)
     lines += checksum_lines(manifest, contents.corrupt)
@@ -150,6 +152,23 @@ def _neighbours(edges: np.ndarray) -> Iterable[tuple[float, float]]:
     return zip(edges[:-1], edges[1:], strict=True)
 
 
+def _fitness(contents: Contents) -> list[str]:
+    """What would be learnt wrongly, and which splits training would lack."""
+    lines = [f"UNFIT: {problem}" for problem in contents.unfit[:SHOWN]]
+    if len(contents.unfit) > SHOWN:
+        lines.append(f"UNFIT: {len(contents.unfit) - SHOWN} more")
+    missing = missing_splits(contents.manifest.splits)
+    if contents.manifest.task == "sentiment" and missing:
+        lines.append(f"WARNING: no {' and no '.join(missing)} split, and training needs it")
+    train = contents.splits.get("train")
+    for name in contents.manifest.fields:
+        if contents.manifest.task == "sentiment" and train and not train.present[name]:
+            lines.append(f"WARNING: no train sample has {name!r}, so nothing is learnt of it")
+    for suffix, count in contents.manifest.source.get("no arrays", {}).items():
+        lines.append(f"left out: {count} files .{suffix}, which are no arrays")
+    return lines
+
+
 def _published_split(contents: Contents) -> list[str]:
     """Whether sizes and label counts are those of the published split, where the data set is
     known."""
@@ -234,10 +253,10 @@ def _main(source: str) -> None:
             f"{len(contents.corrupt)} damaged shards in {source}; restore them, or convert again "
             "with --force"
         )
-    if isinstance(contents, GraphContents) and contents.unfit:
+    if contents.unfit:
         raise DataError(
-            f"{source}: {len(contents.unfit)} findings (UNFIT) that training refuses; correct the "
-            "raw folder, then convert it again"
+            f"{source}: {len(contents.unfit)} findings (UNFIT) that training refuses, or would learn "
+            "wrongly from; correct the data, then convert or index them again"
         )
     print(f"all read; train on it with: deepspeed launch/train.py RECIPE data={source}")
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,17 +24,6 @@ from data_shards.shards.manifest import DataError, Field, Labels, Sample, Task
 
 if TYPE_CHECKING:
     from data_shards.sources.knowledge_graphs import EntityOptions
-
-SPLITS = ("train", "valid", "test")
-# How raw files call the splits.
-SPLIT_NAMES = {
-    "train": "train",
-    "valid": "valid",
-    "test": "test",
-    "dev": "valid",
-    "val": "valid",
-    "validation": "valid",
-}
 
 KnownDataset = Literal["mosi", "mosei", "sims", "simsv2"]
 # Range and annotation step of the labels of known data sets.
@@ -142,38 +131,6 @@ def check_width(frames: np.ndarray, known: Field, where: str) -> None:
         raise DataError(
             f"{where}: has {frames.shape[1]} features, and samples before it have {known.shape[-1]}"
         )
-
-
-def check_label(value: Any, labels: Labels, where: str) -> np.float32:
-    """The label as float32; outside of its range, or no number at all, is refused."""
-    try:
-        label = float(value)
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: {value!r} is no number") from None
-    slack = 1e-6 * (labels.high - labels.low)  # float32 labels were rounded
-    if not labels.low - slack <= label <= labels.high + slack:  # also refuses NaN
-        raise DataError(
-            f"{where}: {label:g} is outside the label range {labels.low:g} to {labels.high:g}; "
-            "correct it, or state the range with --labels LOW:HIGH"
-        )
-    return np.float32(label)
-
-
-def known_resolution(labels: Labels, values: np.ndarray) -> Labels:
-    """``labels`` with a step that every value is a multiple of: its own, or a whole part of it, or
-    none.
-
-    One in seventeen MOSI labels is off its grid of 1/5, because a few clips had more or fewer than
-    five annotators; all are multiples of 1/60. Equal labels are only equal for sure on such a grid.
-    """
-    if labels.resolution is None or not len(values):
-        return labels
-    for divisor in range(1, 21):
-        steps = np.asarray(values, dtype=np.float64) / labels.resolution * divisor
-        off_grid = np.abs(steps - np.round(steps))
-        if (off_grid < 1e-3).all():
-            return replace(labels, resolution=labels.resolution / divisor)
-    return replace(labels, resolution=None)
 
 
 def stated_labels(

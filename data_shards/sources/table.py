@@ -7,7 +7,6 @@ is gone through twice: first every row is checked, then samples are made.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,18 +17,17 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.shards.label_statistics import known_resolution, named_classes
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
+from data_shards.shards.sentiment_schema import MODALITY, check_label
+from data_shards.shards.split_names import SPLIT_NAMES, SPLITS, split_called
 from data_shards.sources.raw_dataset import (
-    SPLIT_NAMES,
-    SPLITS,
     Options,
     RawDataset,
     as_frames,
-    check_label,
     check_width,
     file_facts,
     finite,
-    known_resolution,
     stated_labels,
 )
 from data_shards.sources.table_arrays import is_reference, load_array, load_token_ids, resolve
@@ -39,7 +37,6 @@ from data_shards.sources.tokens import TextKind, Tokenizer, chosen_text, from_be
 FEATURES = "text_features"  # the column whose arrays become the field "text"
 # Columns that never point to frames.
 PLAIN = {"id", "split", "label", "class", "text", "video", "tokens"}
-_MODALITY = re.compile(r"(?!label)[A-Za-z][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True)
@@ -114,9 +111,10 @@ class _Survey:
         if digest in self._ids:
             raise DataError(f"{row.where}: this id is already in the table; ids must be unique")
         self._ids.add(digest)
-        if row.split not in SPLIT_NAMES:
+        split = split_called(row.split)
+        if split is None:
             raise DataError(f"{row.where}: split {row.split!r} is none of {', '.join(SPLIT_NAMES)}")
-        self.counts[SPLIT_NAMES[row.split]] += 1
+        self.counts[split] += 1
         self.columns |= row.cells.keys()
         if ("label" in row.cells) == ("class" in row.cells):
             raise DataError(f"{row.where}: needs either a label or a class")
@@ -139,7 +137,7 @@ class _Survey:
         resolve(self.folder, row, column)
         if is_known:
             return
-        if not _MODALITY.fullmatch(column):
+        if not MODALITY.fullmatch(column):
             raise DataError(f"{row.where}: {column!r} cannot be the name of a modality")
         self.first_rows[column] = row
 
@@ -150,8 +148,6 @@ class _Survey:
         low, high = min(self.label_values), max(self.label_values)
         seen = f" (labels are from {low:g} to {high:g})"
         labels = stated_labels(self.table, options, options.dataset, seen)
-        if options.labels:
-            return labels
         return known_resolution(labels, np.array(list(self.label_values.elements())))
 
     def _class_labels(self, options: Options) -> Labels:
@@ -166,8 +162,7 @@ class _Survey:
             )
         are_numbers = all(name.lstrip("-").isdigit() for name in self.classes)
         names = sorted(self.classes, key=int) if are_numbers else sorted(self.classes)
-        high = float(max(1, len(names) - 1))
-        return Labels(kind="classes", low=0.0, high=high, names=tuple(names))
+        return named_classes(names)
 
 
 def _fields(
@@ -199,7 +194,9 @@ def _column_frames(folder: Path, row: Row, column: str) -> np.ndarray:
 
 def _split_rows(table: Path) -> Iterator[tuple[str, Row]]:
     for row in read_rows(table):
-        yield SPLIT_NAMES[row.split], row
+        split = split_called(row.split)
+        if split is not None:  # else the survey has refused the table
+            yield split, row
 
 
 def _stamp(folder: Path, row: Row) -> str:

@@ -44,7 +44,7 @@ def _drop(column: str) -> Callable[[Rows], None]:
         (_cell(0, "split", "holdout"), r"\('a'\): split 'holdout' is none of train"),
         (_cell(0, "label", "good"), r"\('a'\): label: 'good' is no number"),
         (_cell(0, "label", "3.5"), r"\('a'\): label: 3.5 is outside the label range -3 to 3"),
-        (_cell(0, "label", "nan"), r"\('a'\): label: nan is outside"),
+        (_cell(0, "label", "nan"), r"\('a'\): label: nan is no finite number"),
         (_cell(1, "audio", "../secret.npy"), "'../secret.npy' lies outside the table's folder"),
         (_cell(1, "audio", "link.npy"), "'link.npy' lies outside the table's folder"),
         (_cell(1, "audio", "/etc/secret.npy"), "lies outside the table's folder"),
