@@ -14,7 +14,7 @@ from typing import IO
 
 from core.command import Refused
 
-SMALL = 256 << 20  # bytes; no manifest, index, configuration or other file of facts is larger
+SMALL = 64 << 20  # bytes; no manifest, index, configuration or other file of facts is larger
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),

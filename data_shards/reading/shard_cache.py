@@ -12,6 +12,7 @@ import fcntl
 import logging
 import os
 import re
+import stat
 import time
 from pathlib import Path
 from typing import IO
@@ -19,6 +20,7 @@ from typing import IO
 from filelock import FileLock, Timeout
 
 from core.files import sha256_of_file
+from core.regular_files import open_regular_file
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ class ShardCache:
     def open_if_present(self, path: Path) -> IO[bytes] | None:
         """A cached shard, open and locked against eviction; None when it is not there."""
         try:
-            file = path.open("rb")
+            file = open_regular_file(path)
         except FileNotFoundError:
             return None
         fcntl.flock(file, fcntl.LOCK_SH)
@@ -99,7 +101,7 @@ class ShardCache:
             if file == besides or not _OURS.fullmatch(file.name):
                 continue
             status = _status(file)
-            if status:
+            if status and stat.S_ISREG(status.st_mode):
                 files[file] = status
         return files
 

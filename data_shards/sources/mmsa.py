@@ -20,6 +20,7 @@ import numpy as np
 
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
 from data_shards.sources.mmsa_arrays import (
+    SEQUENCES,
     Part,
     is_aligned,
     largest_token_id,
@@ -27,6 +28,7 @@ from data_shards.sources.mmsa_arrays import (
     token_ids_are_swapped,
     token_rows,
     used_extent,
+    widths_of,
 )
 from data_shards.sources.mmsa_assumed import assumed_dataset
 from data_shards.sources.pickles import load_pickle
@@ -53,7 +55,6 @@ from data_shards.sources.tokens import (
     words_of,
 )
 
-SEQUENCES = ("audio", "vision")
 COLUMNS = ("text_bert", "text", *SEQUENCES, "raw_text", "annotations")
 VIEWS = {"T": "text", "A": "audio", "V": "vision"}  # of labels per modality
 FIELD_ORDER = ("text", *SEQUENCES, "label", "label_text", "label_audio", "label_vision")
@@ -84,7 +85,7 @@ def read(raw: Path, options: Options) -> RawDataset:
     """An MMSA ``.pkl``, checked as far as that needs no look at every frame."""
     loaded = load_pickle(raw)
     parts, left_out = _parts(loaded, raw)
-    widths = _widths(parts)
+    widths = widths_of(parts)
     assumed = None if options.dataset else assumed_dataset(raw, widths)
     dataset = options.dataset or (assumed.dataset if assumed else None)
     labels = _labels(raw, parts, dataset, options)
@@ -241,27 +242,6 @@ def _numbers(content: dict[str, Any], name: str, where: str, count: int) -> Sequ
         is_array_of_one = isinstance(value, np.ndarray) and value.size == 1
         numbers.append(value.item() if is_array_of_one else value)
     return numbers
-
-
-def _widths(parts: dict[str, Part]) -> dict[str, int]:
-    """Modality -> features per frame, of the modalities that any sample of any split has."""
-    widths: dict[str, int] = {}
-    for modality in (*SEQUENCES, "text"):
-        for part in parts.values():
-            if modality in part.columns and modality not in widths:
-                width = _first_width(part, modality)
-                if width:
-                    widths[modality] = width
-    return widths
-
-
-def _first_width(part: Part, modality: str) -> int:
-    """Features per frame of the first sample that says; 0 where none does."""
-    for i in range(len(part)):
-        width = part.frames(modality, i).shape[1]
-        if width:
-            return width
-    return 0
 
 
 def _labels(

@@ -17,6 +17,7 @@ import numpy as np
 from data_shards.shards.manifest import DataError
 from data_shards.sources.raw_dataset import LARGEST_ID, as_frames, as_numbers
 
+SEQUENCES = ("audio", "vision")
 ROWS_LOOKED_AT = 8  # per split, to tell rows of token ids from columns
 
 
@@ -41,6 +42,27 @@ class Part:
     def frames(self, modality: str, i: int) -> np.ndarray:
         """(T, D) float32, as padded as they lie in the file; (0, D) where there are none."""
         return as_frames(self.columns[modality][i], f"{self.describe(i)}: {modality}")
+
+
+def widths_of(parts: dict[str, Part]) -> dict[str, int]:
+    """Modality -> features per frame, of the modalities that any sample of any split has."""
+    widths: dict[str, int] = {}
+    for modality in (*SEQUENCES, "text"):
+        for part in parts.values():
+            if modality in part.columns and modality not in widths:
+                width = _first_width(part, modality)
+                if width:
+                    widths[modality] = width
+    return widths
+
+
+def _first_width(part: Part, modality: str) -> int:
+    """Features per frame of the first sample that says; 0 where none does."""
+    for i in range(len(part)):
+        width = part.frames(modality, i).shape[1]
+        if width:
+            return width
+    return 0
 
 
 @dataclass(frozen=True)
