@@ -19,6 +19,7 @@ from typing import IO
 
 from filelock import FileLock, Timeout
 
+from core.command import Refused
 from core.files import sha256_of_file
 from core.regular_files import open_regular_file
 
@@ -69,7 +70,7 @@ class ShardCache:
     def remove_unless(self, path: Path, sha256: str) -> None:
         """Remove a file with another checksum; another process may have put it right meanwhile."""
         with self.lock(path):
-            if path.exists() and sha256_of_file(path) != sha256:
+            if path.exists() and not _has_checksum(path, sha256):
                 path.unlink()
 
     def reserve(self, part: Path, size: int) -> None:
@@ -126,6 +127,13 @@ class ShardCache:
         except Timeout:
             return False
         return True
+
+
+def _has_checksum(path: Path, sha256: str) -> bool:
+    try:
+        return sha256_of_file(path) == sha256
+    except Refused:  # it is no plain file
+        return False
 
 
 def _status(path: Path) -> os.stat_result | None:
