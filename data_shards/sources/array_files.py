@@ -113,8 +113,7 @@ def _read_header(file: IO[bytes], where: str) -> _Header:
     start = file.read(8)  # magic and version
     if start[:6] != MAGIC:
         raise DataError(f"{where} is no .npy array; save it with np.save")
-    version = tuple(start[6:])
-    digits = {(1, 0): 2, (2, 0): 4}.get(version)
+    digits = {b"\1\0": 2, b"\2\0": 4}.get(start[6:])
     if digits is None:
         raise DataError(f"{where}: records, or an array of an unknown version; save plain numbers")
     stated = file.read(digits)

@@ -205,10 +205,12 @@ class _CheckedFile:
         return self.file.read(size)
 
 
-class _Unpickler(
-    pickle._Unpickler
-):  # in Python: the one in C allocates what a hostile memo index asks for
-    dispatch = dict(pickle._Unpickler.dispatch)
+_InPython: Any = pickle._Unpickler  # the one in C allocates what a hostile memo index asks for
+
+
+class _Unpickler(_InPython):
+    stack: list[Any]  # since the last mark
+    dispatch = dict(_InPython.dispatch)
 
     def __init__(self, file: IO[bytes], budget: Budget):
         super().__init__(_CheckedFile(file), encoding="bytes")
@@ -229,32 +231,28 @@ class _Unpickler(
         size = int.from_bytes(self.read(8), "little")
         self.append(bytearray(self.read(size)))  # pickle's own makes room for it before it reads
 
-    def _load_setitem(self) -> None:
-        _check_keys([self.stack[-2]])
-        super().load_setitem()
-
-    def _load_setitems(self) -> None:
-        _check_keys(self.stack[::2])  # since the mark
-        super().load_setitems()
-
-    def _load_dict(self) -> None:
-        _check_keys(self.stack[::2])
-        super().load_dict()
-
-    def _load_additems(self) -> None:
-        _check_keys(self.stack)
-        super().load_additems()
-
-    def _load_frozenset(self) -> None:
-        _check_keys(self.stack)
-        super().load_frozenset()
-
     dispatch[pickle.BYTEARRAY8[0]] = _load_bytearray
-    dispatch[pickle.SETITEM[0]] = _load_setitem
-    dispatch[pickle.SETITEMS[0]] = _load_setitems
-    dispatch[pickle.DICT[0]] = _load_dict
-    dispatch[pickle.ADDITEMS[0]] = _load_additems
-    dispatch[pickle.FROZENSET[0]] = _load_frozenset
+
+
+def _with_plain_keys(load: Callable[[Any], None], keys: slice) -> Callable[[Any], None]:
+    def check_and_load(unpickler: _Unpickler) -> None:
+        _check_keys(unpickler.stack[keys])
+        load(unpickler)
+
+    return check_and_load
+
+
+# What hashes, and where on the stack the keys are.
+_HASHING = {
+    pickle.SETITEM: slice(-2, -1),
+    pickle.SETITEMS: slice(None, None, 2),
+    pickle.DICT: slice(None, None, 2),
+    pickle.ADDITEMS: slice(None),
+    pickle.FROZENSET: slice(None),
+}
+for _opcode, _keys in _HASHING.items():
+    _load = _Unpickler.dispatch[_opcode[0]]
+    _Unpickler.dispatch[_opcode[0]] = _with_plain_keys(_load, _keys)
 
 
 def load_pickle(path: Path) -> Any:

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from reprlib import Repr
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -93,10 +94,18 @@ def file_facts(path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
 
 
+# Lists in lists may hold more than any memory, of which only the first few are looked at.
+_SHORT = Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
+
 def shown(value: Any) -> str:
     """A value for a message: at most 80 characters of it, in one line."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        return f"an array of shape {value.shape}"
     try:
-        text = repr(value)
+        text = _SHORT.repr(value[:80] if isinstance(value, bytes) else value)
     except (ValueError, RecursionError):  # a number of thousands of digits, or lists too deep
         return f"a {type(value).__name__} too large to show"
     text = " ".join(text.split())

@@ -19,7 +19,7 @@ from data_shards.shards.manifest import DataError, refuse_constant, refuse_repea
 from data_shards.sources.raw_dataset import as_number, shown
 
 LONGEST_CELL = 1 << 24
-LONGEST_LINE = 1 << 26  # of JSON, in bytes
+LONGEST_LINE = 1 << 24  # of JSON, in bytes
 DEEPEST = 32  # lists inside lists of a cell
 ROWS_AT_ONCE = 256  # of Parquet
 # Columns of which each cell is one word or number.
