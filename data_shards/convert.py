@@ -21,8 +21,10 @@ from typing import Any, get_args
 from filelock import FileLock, Timeout
 
 from core.arguments import command_parser, parse
-from core.command import run
+from core.command import Refused, run
 from core.files import sha256_of_bytes, write_atomically
+from core.packed_files import HEAD, check_not_packed
+from core.regular_files import check_regular_file, open_regular_file
 from data_shards.shards.frame_moments import mean_and_std
 from data_shards.shards.jobs import RECORDS, Record, plan_jobs, run_jobs
 from data_shards.shards.manifest import (
@@ -56,17 +58,33 @@ READERS: dict[str, Callable[[Path, Options], RawDataset]] = {
 
 def read(raw: Path, options: Options) -> RawDataset:
     """The raw file through the reader of its kind."""
-    if not raw.exists():
-        raise DataError(f"{raw} does not exist")
-    if knowledge_graphs.is_alignment_folder(raw):
+    if raw.is_dir() and knowledge_graphs.is_alignment_folder(raw):
         return knowledge_graphs.read(raw, options)
+    kinds = (
+        f"known are files that end in {', '.join(READERS)}, and alignment folders (docs/data.md)"
+    )
+    try:
+        if raw.is_dir():
+            raise DataError(f"{raw} is no alignment folder; {kinds}")
+        check_regular_file(raw)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{raw} does not exist") from None
     reader = READERS.get(raw.suffix.lower())
-    if reader is None or not raw.is_file():
-        raise DataError(
-            f"{raw} is of no known kind; known are files that end in {', '.join(READERS)}, "
-            "and alignment folders (docs/data.md)"
-        )
-    return reader(raw, options)
+    if reader is None:
+        with open_regular_file(raw) as file:
+            check_not_packed(file.read(HEAD), raw)
+        raise DataError(f"{raw} is of no known kind; {kinds}")
+    try:
+        return reader(raw, options)
+    except Refused as refusal:
+        raise _naming(raw, refusal) from None
+
+
+def _naming(raw: Path, refusal: Refused) -> DataError:
+    """The refusal with the name of the raw file in it: whoever reads it may convert many."""
+    if isinstance(refusal, DataError) and raw.name in str(refusal):
+        return refusal
+    return DataError(str(refusal) if raw.name in str(refusal) else f"{raw}: {refusal}")
 
 
 def convert(
@@ -107,7 +125,10 @@ def convert(
         decisive = json.dumps([facts, dataset.tokenizer, VERSION, CONVERTER], sort_keys=True)
         identity = sha256_of_bytes(decisive.encode("utf-8"))
         jobs = plan_jobs(dataset, identity, shard_size)
-        records = run_jobs(dataset, out, jobs, processes, progress)
+        try:
+            records = run_jobs(dataset, out, jobs, processes, progress)
+        except Refused as refusal:
+            raise _naming(raw, refusal) from None
         manifest = _manifest(dataset, facts, records)
         _remove_leftovers(out, manifest)
         write_atomically(out / MANIFEST, manifest.to_json())
@@ -288,6 +309,8 @@ def _main(arguments: argparse.Namespace) -> None:
     )
     for name in manifest.source.get("left out", ()):
         print(f"left out: {name!r}, which is none of the splits train, valid and test")
+    if "assumed" in manifest.source:
+        print(f"assumed: {manifest.source['assumed']}")
     for repair, count in manifest.repairs.items():
         print(f"repaired: {count} {repair}")
     for note in manifest.extras.get("noted", ()):

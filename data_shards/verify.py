@@ -23,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from core.arguments import command_parser, parse
-from core.command import DAMAGED, DONE, run
+from core.command import DAMAGED, DONE, Refused, run
 from core.files import sha256_of_file
 from data_shards.reading.open_shards import OpenShard
 from data_shards.reading.reader import Reader
@@ -87,7 +87,7 @@ def check_shard(folder: Path, manifest: Manifest, shard: Shard, *, deep: bool) -
             _check_samples(folder / shard.name, manifest, reader, opened.index)
         not_finite = _count_not_finite(reader, tar, opened.index)
         return Finding(shard.bytes, "", not_finite, tuple(opened.index.keys()))
-    except (DataError, OSError) as error:
+    except (Refused, OSError) as error:
         return Finding(shard.bytes, str(error))
     finally:
         reader.close()

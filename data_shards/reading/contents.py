@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from core.command import Refused
 from data_shards.reading.open_shards import OpenShard
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
@@ -83,7 +84,7 @@ def examine(source: str | Path, progress: bool = False) -> Contents:
             for number, shard in enumerate(shards):
                 try:
                     _add_shard(contents, split, reader, number)
-                except DataError as error:
+                except Refused as error:
                     contents.corrupt.append(str(error))
                 bar.update(shard.samples)
             reader.close()

@@ -28,6 +28,7 @@ from pydantic import TypeAdapter
 from tqdm import tqdm
 
 from core.files import sha256_of_bytes, sha256_of_file, write_atomically
+from core.regular_files import read_regular_file
 from data_shards.shards.frame_moments import Moments, add_frames
 from data_shards.shards.manifest import DataError, Sample, Shard
 from data_shards.shards.sentiment_schema import Rules, check_sample
@@ -69,7 +70,7 @@ class Record:
     def load(path: Path) -> Record | None:
         """None where the record cannot be used; its shard is then written again."""
         try:
-            return _record_adapter().validate_json(path.read_bytes(), strict=True)
+            return _record_adapter().validate_json(read_regular_file(path), strict=True)
         except (OSError, ValueError):
             return None
 

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from core.regular_files import open_regular_file
 from data_shards.shards.index_table import ABSENT, Index
 from data_shards.shards.manifest import MAX_AXES, NUMBERS, DataError, Task
 from data_shards.shards.sentiment_schema import shape_as_read
@@ -50,7 +51,7 @@ def index_tar(path: Path, leave_out: Sequence[str] = (), task: Task = "arrays") 
         DataError: anything that a reader of the whole tar would stumble over; it names the member
     and its offset.
     """
-    with path.open("rb") as file:
+    with open_regular_file(path) as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise DataError(f"{path} is empty; fetch or write the file again")
         # Freed with its last view, which an error may hold.
