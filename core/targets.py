@@ -61,8 +61,9 @@ def _check_place(target: Path, folder: Path, room: int) -> None:
     if not folder.is_dir():
         raise Refused(f"{target} cannot be written: {folder} is no folder; give another place")
     try:
-        with tempfile.TemporaryFile(dir=folder, prefix=".concord-", buffering=0) as probe:
+        with tempfile.TemporaryFile(dir=folder, prefix=".concord-") as probe:
             probe.write(b"\0" * PROBE)
+            probe.flush()
         status = os.statvfs(folder)
     except OSError as error:
         if error.errno in NO_SPACE:

@@ -248,8 +248,10 @@ def read(path: Path) -> Holder | None:
 
 
 def _write(descriptor: int, holder: Holder) -> None:
-    text = json.dumps(asdict(holder))
-    os.pwrite(descriptor, text.ljust(SIZE - 1).encode()[: SIZE - 1] + b"\n", 0)
+    content = json.dumps(asdict(holder)).ljust(SIZE - 1).encode() + b"\n"
+    written = 0
+    while written < len(content):  # a full disk takes a part first, and refuses the next
+        written += os.pwrite(descriptor, content[written:], written)
     os.fsync(descriptor)
 
 
