@@ -8,7 +8,8 @@ code  meaning
 2     refused: the words, the settings, the data or a file cannot be used; one line says why
 3     training cannot go on (a loss is not finite, ranks differ), or no trial of a search ended
 4     no room on the disk for a checkpoint or a result; what was there before is untouched
-75    stopped on request with everything saved; the same command goes on
+75    stopped on request with everything saved, or another process is at it; later the same
+      command goes on
 76    another rank is gone; the same command goes on from the last checkpoint
 130   stopped by Ctrl-C
 ====  =======================================================================================

@@ -28,7 +28,7 @@ import psutil
 from pydantic import TypeAdapter
 
 from core import distributed
-from core.command import RANK_LOST, Refused
+from core.command import RANK_LOST, STOPPED, Refused
 from core.files import naming
 from core.regular_files import read_regular_file
 from launch.monitor import control_plane
@@ -44,7 +44,13 @@ SIZE = (
 
 
 class InUse(Refused):
-    """The folder is another process's; the message says whose and since when."""
+    """The folder is another process's; the message says whose and since when.
+
+    Later the same command can go on, which is what its exit code says to a scheduler that starts
+    the replacement while the replaced process still ends.
+    """
+
+    exit_code = STOPPED
 
 
 @dataclass(frozen=True)

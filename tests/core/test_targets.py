@@ -36,9 +36,7 @@ Check = Callable[..., None]
         (check_file, "/proc/new", "/proc/new cannot be written"),
     ],
 )
-def test_what_cannot_be_written_is_refused(
-    tmp_path: Path, check: Check, target: str, reason: str
-):
+def test_what_cannot_be_written_is_refused(tmp_path: Path, check: Check, target: str, reason: str):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
@@ -108,9 +106,7 @@ def test_a_limit_on_the_size_of_files_is_seen(tmp_path: Path, limit: int, room: 
         (b'{"a": ' + b"1" * 5000 + b"}", "is no usable JSON"),
     ],
 )
-def test_odd_json_is_refused_with_the_name_of_the_file(
-    tmp_path: Path, content: bytes, reason: str
-):
+def test_odd_json_is_refused_with_the_name_of_the_file(tmp_path: Path, content: bytes, reason: str):
     path = tmp_path / "odd.json"
     path.write_bytes(content)
     with pytest.raises(Refused) as refusal:
