@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from launch.config import ConfigError
+from core.command import Refused
 
 PROPOSED = "29500"  # by deepspeed and torch
 TAKEN = ("eaddrinuse", "address already in use")
@@ -39,7 +39,7 @@ def own_port(patience: float) -> Iterator[None]:
         patience: seconds that the other ranks wait for rank 0 to choose.
 
     Raises:
-        ConfigError: the port is taken, and was asked for or cannot be agreed on anew.
+        Refused: the port is taken, and was asked for or cannot be agreed on anew.
     """
     file = None
     if _may_choose():
@@ -58,7 +58,7 @@ def own_port(patience: float) -> Iterator[None]:
     except RuntimeError as error:  # torch's own errors of the network are such
         if not any(words in str(error).lower() for words in TAKEN):
             raise
-        raise ConfigError(
+        raise Refused(
             f"port {os.environ['MASTER_PORT']} of {os.environ['MASTER_ADDR']} is taken, perhaps by "
             "another run; give this one another: deepspeed --master_port 29501, or torchrun "
             "--master-port 29501"
@@ -98,10 +98,10 @@ def _wait_for(path: Path, patience: float) -> str:
         with contextlib.suppress(FileNotFoundError):
             status = os.lstat(path)
             if not stat.S_ISREG(status.st_mode) or status.st_uid != os.getuid():
-                raise ConfigError(f"{path} is not this user's; remove it, or set another TMPDIR")
+                raise Refused(f"{path} is not this user's; remove it, or set another TMPDIR")
             return path.read_text(encoding="ascii")
         time.sleep(0.05)
-    raise ConfigError(
+    raise Refused(
         f"rank 0 has not chosen a port within {patience:.0f} s; do all ranks share TMPDIR "
         f"({path.parent})?"
     )

@@ -13,7 +13,7 @@ import pytest
 from paths import ROOT
 from training_runs import environment
 
-from launch.config import ConfigError
+from core.command import Refused
 from launch.engine.rendezvous import _file_of_launcher, own_port
 
 JOIN = """
@@ -90,7 +90,7 @@ def test_a_port_that_is_taken_is_named_with_what_to_write(monkeypatch: pytest.Mo
         monkeypatch.setenv("MASTER_PORT", str(port))
         monkeypatch.delenv("LOCAL_SIZE", raising=False)
         with (
-            pytest.raises(ConfigError, match=f"port {port} of 127.0.0.1 is taken.*--master_port"),
+            pytest.raises(Refused, match=f"port {port} of 127.0.0.1 is taken.*--master_port"),
             own_port(1),
         ):
             dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
@@ -102,10 +102,10 @@ def test_other_faults_pass_and_a_strange_file_is_refused(
     for name, value in {**DEEPSPEED, "RANK": "1", "WORLD_SIZE": "2", "LOCAL_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("launch.engine.rendezvous.tempfile.gettempdir", lambda: str(tmp_path))
-    with pytest.raises(ConfigError, match="rank 0 has not chosen a port"), own_port(0.2):
+    with pytest.raises(Refused, match="rank 0 has not chosen a port"), own_port(0.2):
         pass
     _file_of_launcher().symlink_to("/etc/passwd")
-    with pytest.raises(ConfigError, match="is not this user's"), own_port(5):
+    with pytest.raises(Refused, match="is not this user's"), own_port(5):
         pass
     monkeypatch.setenv("MASTER_PORT", "29501")
     with pytest.raises(RuntimeError, match="another fault"), own_port(1):
