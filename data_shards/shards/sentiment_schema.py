@@ -8,6 +8,7 @@ before it begins, inspecting and verifying of what lies there.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -150,10 +151,7 @@ def check_sample(arrays: Mapping[str, np.ndarray], rules: Rules, where: str) -> 
 
 def check_label(value: Any, labels: Labels | None, where: str) -> np.float32:
     """The label as float32; outside of its range, not finite, or no number at all, is refused."""
-    try:
-        label = float(value)
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: {value!r} is no number") from None
+    label = _number(value, where)
     if not np.isfinite(np.float32(label)):
         raise DataError(f"{where}: {label:g} is no finite number; correct it, or remove the sample")
     if labels is None:
@@ -165,6 +163,18 @@ def check_label(value: Any, labels: Labels | None, where: str) -> np.float32:
             "correct it, or state the range with --labels LOW:HIGH"
         )
     return np.float32(label)
+
+
+def _number(value: Any, where: str) -> float:
+    """A float from a number or its digits."""
+    if isinstance(value, bool | np.bool_):
+        raise DataError(f"{where}: {value} is no number")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: {reprlib.repr(value)} is no number") from None
+    except OverflowError:
+        raise DataError(f"{where}: {reprlib.repr(value)} is larger than any float") from None
 
 
 def _check_class(array: np.ndarray, labels: Labels | None, where: str) -> None:
