@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from core import threads
 from core.command import CANNOT_GO_ON
 from core.model import Model
 from launch.checkpoints.progress import Progress
@@ -60,6 +61,7 @@ class TrainingSession:
 def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
     """Open or make the run's directory, and everything that training needs. The test split is not
     in reach."""
+    threads.use(run.threads)
     stop = Stop().listen()
     run, run_dir = find_run(run)
     torch.manual_seed(run.seed)
