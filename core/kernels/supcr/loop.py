@@ -27,7 +27,7 @@ COLUMN_BLOCK = 256  # columns that one thread adds up at a time
 ROW_BLOCK = 16  # rows that share an order of labels and scratch
 
 Arguments = dict[str, Any]
-Units = Literal["rows", "row blocks", "column blocks", "labels"]
+Units = Literal["rows", "row blocks", "column blocks", "labels", "mask rows"]
 
 
 class Loop:
@@ -70,6 +70,8 @@ def size_of(units: Units, arguments: Arguments) -> tuple[int, int]:
     """How many units a call has, and how many elements they touch together."""
     if units == "labels":
         return len(arguments["values"]), arguments["sums"].size
+    if units == "mask rows":
+        return len(arguments["mask"]), arguments["mask"].size
     rows, columns = arguments["tile"].shape
     count = {
         "rows": rows,
