@@ -33,11 +33,22 @@ def settle() -> None:
     """
     if "torch" in sys.modules:
         return
-    for name, value in SLEEP.items():
-        os.environ.setdefault(name, value)
-    if not _user_has_said(os.environ, _environment_of_launcher()):
-        count = str(share_of_cores(available_cores(), local_ranks(os.environ)))
-        os.environ.update({COUNT: count, CHOSEN: count})
+    os.environ.update(choose(os.environ, _environment_of_launcher(), available_cores()))
+
+
+def choose(
+    environment: Mapping[str, str], launcher: Mapping[str, str] | None, cores: float
+) -> dict[str, str]:
+    """The variables that a process is to set.
+
+    Args:
+        launcher: the environment that the parent process was started with; None if it cannot be read.
+    """
+    chosen = {name: value for name, value in SLEEP.items() if name not in environment}
+    if not _user_has_said(environment, launcher):
+        count = str(share_of_cores(cores, local_ranks(environment)))
+        chosen |= {COUNT: count, CHOSEN: count}
+    return chosen
 
 
 def use(threads: int) -> None:
@@ -71,11 +82,7 @@ def local_ranks(environment: Mapping[str, str]) -> int:
 
 
 def _user_has_said(environment: Mapping[str, str], launcher: Mapping[str, str] | None) -> bool:
-    """Whether OMP_NUM_THREADS comes from the user.
-
-    Args:
-        launcher: the environment that the parent process was started with; None if it cannot be read.
-    """
+    """Whether OMP_NUM_THREADS comes from the user, or from the search that this process is a trial of."""
     count = environment.get(COUNT, "")
     if not count or count == environment.get(CHOSEN):
         return False
