@@ -122,6 +122,12 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
         """
         raise NotImplementedError  # pragma: no cover
 
+    @property
+    def has_global_batch_losses(self) -> bool:
+        """Whether ``global_batch_losses`` may give any, known before a forward: a first pass over micro-batches would
+        be for nothing where it does not."""
+        return type(self).global_batch_losses is not Model.global_batch_losses
+
     def global_batch_rows(self, output: OutputType) -> GlobalBatchRows:
         """What ``global_batch_losses`` needs; without embeddings the model has no such losses."""
         return GlobalBatchRows()

@@ -103,6 +103,8 @@ class Run:
     # what ranks share: 0 nothing, 1 optimiser state, 2 gradients too, 3 parameters too
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload: bool = False  # keep optimiser state in CPU memory
+    # CPU threads of a process; 0: OMP_NUM_THREADS, or else the cores divided by the ranks here
+    threads: NonNegativeInt = 0
     # keep only the layers' inputs for the backward pass and compute the rest again
     recompute: bool = False
     compile: bool = False  # torch.compile of the model

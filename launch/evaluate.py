@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from core import distributed
+from core import distributed, threads
 from launch.command_line import read, settings_parser
 from launch.config import ConfigError, Run, from_dict, override
 from launch.engine.processes import init_processes, shutdown_processes
@@ -32,6 +32,7 @@ def read_run(run_dir: Path) -> Run:
 def evaluate(run_dir: Path, changes: list[str], split: str) -> dict[str, float]:
     """Scores of the best epoch on ``split``."""
     run = override(read_run(run_dir), changes)
+    threads.use(run.threads)
     task = build_task(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, _ = best_model(run, run_dir, task, device)

@@ -28,6 +28,7 @@ MAY_CHANGE = {
     "eval_batch_size",
     "zero_stage",
     "offload",
+    "threads",
     "recompute",
     "compile",
     "deepspeed",

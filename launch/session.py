@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from core import distributed
+from core import distributed, threads
 from core.command import CANNOT_GO_ON, Refused
 from core.model import Model
 from core.targets import check_folder
@@ -65,6 +65,7 @@ class TrainingSession:
 def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
     """Open or make the run's directory, and everything that training needs. The test split is not
     in reach."""
+    threads.use(run.threads)
     stop = Stop().listen()
     run, run_dir = find_run(run)
     if distributed.rank() == 0:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from core.threads import share_of_cores
 from launch.config import ConfigError
 from tune.settings import Search
 from tune.workers import operators
@@ -43,6 +44,7 @@ class Capacity:
 
     gpus: float  # per process
     concurrent: int  # trials at the same time
+    threads: int = 1  # per process
     extensions: str = ""  # compiled operators of DeepSpeed
 
 
@@ -155,4 +157,8 @@ def capacity(search: Search, available: dict[str, float]) -> Capacity:
             f"{gpus_needed:g} GPUs, but there are {cpus:g} and {gpus:g}; "
             "give fewer processes=, or a part of one with cpus=0.5 or gpus=0.5"
         )
-    return Capacity(gpus_per_process, min(fit, search.concurrent or fit, search.trials))
+    concurrent = min(fit, search.concurrent or fit, search.trials)
+    threads = max(1, int(search.cpus))
+    if not search.address:  # of a cluster, nobody here knows which machines a trial comes to
+        threads = max(threads, share_of_cores(cpus, concurrent * search.processes))
+    return Capacity(gpus_per_process, concurrent, threads)

@@ -47,6 +47,7 @@ class Job:
     folder: str
     processes: int = 1  # of one trial
     cpus: float = 1.0  # of one process
+    threads: int = 1  # of one process
     gpus: float = 0.0
     cwd: str = ""
     extensions: str = ""  # compiled operators of DeepSpeed, copied for each process
@@ -98,7 +99,7 @@ class Trial(tune.Trainable):
             [job.recipe, *as_changes(changes)],
             module=module,
             count=job.processes,
-            threads=max(1, int(job.cpus)),
+            threads=job.threads,
             output=self.folder / "output.log",
             folder=job.cwd,
             extensions=job.extensions,

@@ -189,6 +189,7 @@ def fit(
         "" if search.storage else str(search.folder / part),
         processes=search.processes,
         cpus=search.cpus,
+        threads=capacity.threads,
         gpus=capacity.gpus,
         cwd=os.getcwd(),
         extensions=capacity.extensions,

@@ -200,6 +200,10 @@ class HSCL(Model[Utterances, Output]):
             distance = torch.linalg.vector_norm(difference, dim=1)
         return distance * output.has_modality[left] * output.has_modality[right]
 
+    @property
+    def has_global_batch_losses(self) -> bool:
+        return self.contrast_unimodal or self.contrast_bimodal
+
     def global_batch_rows(self, output: Output) -> GlobalBatchRows:
         return GlobalBatchRows(output.projected, output.has_modality, output.index)
 

@@ -18,6 +18,7 @@ import psutil
 import torch
 
 from launch.config import ConfigError
+from launch.engine import operator_cache
 from launch.engine.deepspeed_engine import init_deepspeed
 from launch.engine.rendezvous import free_port, own_port
 from launch.monitor import control_plane, watchdog
@@ -40,6 +41,7 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AF
         "ignore", message=".*is deprecated. Please use.*", category=FutureWarning
     )
     _use_own_ninja()
+    operator_cache.use_own_folder()
     if "RANK" not in os.environ:
         _be_the_only_process()
     refuse_stale_build_lock()
@@ -120,9 +122,7 @@ def refuse_stale_build_lock(
     Raises:
         ConfigError: with the command that removes it.
     """
-    from torch.utils.cpp_extension import get_default_build_root  # slow to import
-
-    root = root or Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    root = root or operator_cache.own_folder()
     for lock in [*root.glob("*/lock"), *root.glob("*/*/lock")]:
         try:
             age = time.time() - lock.stat().st_mtime
