@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -117,7 +118,10 @@ class _Worker:
         seeds, self.seeds = self.seeds, []
         try:
             if self.pipe.poll(0.2):
-                return self.pipe.recv(), []
+                done = self.pipe.recv()
+                if isinstance(done, str):
+                    raise RuntimeError(f"the suite itself failed at seed {self.at.value}:\n{done}")
+                return done, []
         except EOFError:
             pass
         self.process.kill()
@@ -151,9 +155,12 @@ def _work(pipe: Connection, at: Any, scratch: Path) -> None:
             name, seeds = pipe.recv()
         except EOFError:
             return
-        if name not in opened:
-            opened[name] = _open(name, scratch)
-        pipe.send(_run_chunk(name, opened[name], seeds, at, scratch, watch))
+        try:
+            if name not in opened:
+                opened[name] = _open(name, scratch)
+            pipe.send(_run_chunk(name, opened[name], seeds, at, scratch, watch))
+        except Exception:  # of the suite itself
+            pipe.send(traceback.format_exc())
 
 
 def _open(name: str, scratch: Path) -> Any:

@@ -83,9 +83,9 @@ def _programs() -> list[bytes]:
     return programs
 
 
-def _content(rng: np.random.Generator, layout: str) -> dict[str, Any]:
+def content(rng: np.random.Generator, layout: str) -> dict[str, Any]:
     """Two clips a split, in one of the layouts."""
-    content: dict[str, Any] = {}
+    whole: dict[str, Any] = {}
     for split in SPLITS:
         part: dict[str, Any] = {
             "id": [f"{split}v$_${i}" for i in range(2)],
@@ -107,16 +107,16 @@ def _content(rng: np.random.Generator, layout: str) -> dict[str, Any]:
             part["labels"] = part.pop("regression_labels").reshape(2, 1, 1)
             part["id"] = np.array([[b"v1", b"0", b"1"], [b"v2", b"0", b"1"]])
             part = {name: value for name, value in part.items() if name not in ("raw_text", "annotations")}
-        content[split] = part
+        whole[split] = part
     if layout == "tokens":
-        content |= {"synthetic": True, "vocabulary": [f"w{i}" for i in range(103)]}
-    return content
+        whole |= {"synthetic": True, "vocabulary": [f"w{i}" for i in range(103)]}
+    return whole
 
 
 class Pickles:
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
-        self.trees = [_content(rng, layout) for layout in ("tokens", "views", "originals")]
+        self.trees = [content(rng, layout) for layout in ("tokens", "views", "originals")]
         self.programs = _programs()
 
     def valid(self) -> list[Case]:
