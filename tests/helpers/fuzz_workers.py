@@ -35,7 +35,8 @@ class Fault:
 
     def __str__(self) -> str:
         again = f"make fuzz DOOR={self.door} SEED={self.seed} CASES=1"
-        return f"{self.door}, seed {self.seed}: {self.what}\n    again: {again}"
+        what = self.what.encode("utf-8", "backslashreplace").decode()
+        return f"{self.door}, seed {self.seed}: {what}\n    again: {again}"
 
 
 @dataclass

@@ -195,7 +195,7 @@ def run_case(door: Door, seed: int, scratch: Path, watch: Watch) -> End:
     put(case, folder)
     error: BaseException | None = None
     try:
-        with warnings.catch_warnings(), watch.over(folder), _bounded():
+        with warnings.catch_warnings(), _unheard(), watch.over(folder), _bounded():
             warnings.simplefilter("ignore")
             door.enter(folder, case)
     except (Exception, TooSlow) as raised:
@@ -204,6 +204,17 @@ def run_case(door: Door, seed: int, scratch: Path, watch: Watch) -> End:
     if watch.seen:
         end.fault = f"it did what no input may do: {watch.seen[0]}"
     return end
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """What is printed goes nowhere, and what is asked is answered with yes."""
+    stdin, sys.stdin = sys.stdin, io.StringIO("y\n" * 100)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        sys.stdin = stdin
 
 
 @contextlib.contextmanager
@@ -233,7 +244,7 @@ def _bounded() -> Iterator[None]:
 def _judge(case: Case, error: BaseException | None) -> End:
     if error is None:
         return End()
-    detail = "".join(traceback.format_exception(error))[-4000:]
+    detail = "".join(traceback.format_exception(error))[-4000:].encode("utf-8", "replace").decode()
     if isinstance(error, TooSlow):
         return End(False, f"it took more than {CPU_SECONDS:g} s ({error})", detail)
     assert isinstance(error, Exception)
