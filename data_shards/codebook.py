@@ -20,6 +20,7 @@ from tqdm import tqdm
 from core.arguments import command_parser, parse
 from core.command import run
 from core.files import sha256_of_bytes, write_atomically
+from core.targets import check_file
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
 from data_shards.shards.manifest import MANIFEST, DataError, Manifest, read_manifest
@@ -88,6 +89,7 @@ def write(
 ) -> list[str]:
     """Make ``codebook.npz``, by default for all modalities but text; gives the modalities."""
     manifest = read_manifest(folder)
+    check_file(folder / CODEBOOK)
     if clusters < 2:
         raise DataError(f"--clusters {clusters}: at least 2 are needed")
     if "train" not in manifest.splits:

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from core.arguments import command_parser, parse
 from core.command import run
 from core.files import sha256_of_bytes, write_atomically
+from core.targets import check_folder
 from data_shards.shards.frame_moments import Moments
 from data_shards.shards.jobs import RECORDS, Record, plan_jobs, run_jobs
 from data_shards.shards.manifest import (
@@ -94,6 +95,7 @@ def convert(
             f"shard size and processes must be at least 1, got {shard_size} and {processes}"
         )
     options = options or Options()
+    _check_target(out)
     dataset = read(raw, options)
     facts = _facts(dataset, options, shard_size)
     with _claimed(out):
@@ -112,16 +114,21 @@ def convert(
     return manifest
 
 
-@contextmanager
-def _claimed(out: Path) -> Iterator[None]:
-    """``out`` for this conversion alone, if it is empty, a shard folder, or one begun before."""
-    out.mkdir(parents=True, exist_ok=True)
+def _check_target(out: Path) -> None:
+    """Refuse a folder that takes no files, or has other things in it."""
+    check_folder(out)
     is_shard_folder = (out / MANIFEST).exists()
     was_cut_short = (out / RECORDS).exists()
-    if not is_shard_folder and not was_cut_short and any(out.iterdir()):
+    if out.exists() and not is_shard_folder and not was_cut_short and any(out.iterdir()):
         raise DataError(
             f"{out} is not empty and is no shard folder; give another --out, or empty it first"
         )
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[None]:
+    """``out``, which ``_check_target`` found fit, for this conversion alone."""
+    out.mkdir(parents=True, exist_ok=True)
     (out / RECORDS).mkdir(exist_ok=True)
     try:
         with FileLock(out / RECORDS / "lock", timeout=LOCK_WAIT):

@@ -170,9 +170,9 @@ def from_dict(tree: dict[str, Any]) -> Run:
     """The inverse of ``to_dict``, checked against the declared types; old names of settings are read too."""
     tree = {RENAMED.get(key, key): value for key, value in tree.items()}
     name = tree.get("model")
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise ConfigError(f"no model {name!r}{suggest(str(name), MODELS)}")
-    options = _validate(MODELS[name].Config, tree["options"], "options.")
+    options = _validate(MODELS[name].Config, tree.get("options"), "options.")
     run: Run = _validate(Run, {**tree, "options": None}, "")
     task_options_of(run)
     return dataclasses.replace(run, options=options)
@@ -194,12 +194,12 @@ def task_options_of(run: Run) -> Any:
     return None
 
 
-def _validate(kind: type, tree: dict[str, Any], prefix: str) -> Any:
+def _validate(kind: type, tree: Any, prefix: str) -> Any:
     try:
         return TypeAdapter(kind).validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        key = prefix + ".".join(str(part) for part in first["loc"])
+        key = (prefix + ".".join(str(part) for part in first["loc"])).rstrip(".")
         raise ConfigError(f"{key}={first['input']!r}: {first['msg']}") from None
 
 

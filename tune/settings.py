@@ -12,7 +12,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from core.command import Refused
 from core.files import write_atomically
+from core.json_files import read_json_object
+from core.targets import check_folder
 from launch.command_line import as_changes, expand
 from launch.config import ConfigError, Run, leaves, load_recipe, override, suggest, to_dict
 from tune.sampling.domain import Around, Choice, Domain, Range, read_domain
@@ -255,6 +258,7 @@ def write_search(search: Search) -> None:
         raise ConfigError(
             f"{folder} holds a search already; go on with it: python -m tune.search resume={folder}"
         )
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(asdict(search), indent=1) + "\n")
 
@@ -263,12 +267,15 @@ def load_search(folder: Path) -> Search:
     """The search of a folder, wherever the folder is now."""
     path = folder / "search.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json_object(path)
     except FileNotFoundError:
         raise ConfigError(f"{folder} holds no search: it has no search.json") from None
-    except ValueError as error:
+    except Refused as error:
+        raise ConfigError(f"{error}; copy the file from a backup, or start again") from None
+    try:
+        return _build({**tree, "run_dir": str(folder.absolute())})
+    except ConfigError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-    return _build({**tree, "run_dir": str(folder.absolute())})
 
 
 def same_search(search: Search, words: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ import torch
 
 from launch.config import ConfigError
 from launch.engine.deepspeed_engine import init_deepspeed
+from launch.engine.rendezvous import free_port, own_port
 from launch.monitor import control_plane, watchdog
 
 COMPILERS = {"ninja", "c++", "g++", "clang++", "cc1plus", "nvcc", "cicc"}
@@ -46,7 +46,7 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AF
     # the watchdog names the rank that is missing and should be first; the collectives' own time-out
     # is the second net
     patience = timedelta(seconds=timeout + 60)
-    with _build_lock_watched():
+    with _build_lock_watched(), own_port(timeout):
         init_deepspeed(patience)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -66,15 +66,12 @@ def shutdown_processes() -> None:
 def _be_the_only_process() -> None:
     """Set what a launcher would; several runs may share a machine, so the port is one that is free
     now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     os.environ.update(
         RANK="0",
         LOCAL_RANK="0",
         WORLD_SIZE="1",
         MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
+        MASTER_PORT=str(free_port()),
     )
 
 

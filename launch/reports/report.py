@@ -21,11 +21,17 @@ from launch.reports.plots import figure, save
 from launch.reports.run_log import RunLog
 from launch.reports.tables import score_table
 from launch.tasks.build import build_model
+from launch.tasks.data_record import refuse_other_data
 from launch.tasks.task import EvaluationResult, Task
 
 
 def best_model(run: Run, run_dir: Path, task: Task, device: torch.device) -> tuple[Model, Progress]:
-    """The model of the best epoch, and the progress that its checkpoint was saved with."""
+    """The model of the best epoch, and the progress that its checkpoint was saved with.
+
+    Raises:
+        ConfigError: there is none, or the task's data are not of the kind that it was trained on.
+    """
+    refuse_other_data(run_dir, task, run.data)
     folder, complaints = Checkpoints(run_dir, Progress()).find("best")
     if folder is None:
         raise ConfigError("; ".join([f"{run_dir} has no whole best checkpoint", *complaints]))
