@@ -145,8 +145,38 @@ def load_recipe(name: str) -> Run:
     return dataclasses.replace(functions[name](), recipe=name)
 
 
+class FileChange(str):
+    """A ``key=value`` that a file holds, so that what refuses it can name the file."""
+
+    file: str
+
+    @staticmethod
+    def of(change: str, file: str) -> FileChange:
+        """The change, with the word that named its file: ``@settings.json``."""
+        from_file = FileChange(change)
+        from_file.file = file
+        return from_file
+
+
 def override(run: Run, changes: Sequence[str]) -> Run:
     """``run`` with ``key=value`` changes; keys are dotted (``optim.groups.text.lr=2e-5``), values JSON or words."""
+    try:
+        return _override(run, changes)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_file_of(str(error), changes)}") from None
+
+
+def _file_of(problem: str, changes: Sequence[str]) -> str:
+    """The end of a sentence that names the file which a refused change is from; empty for the command line's own."""
+    for change in reversed(changes):
+        key = change.partition("=")[0]
+        if problem.startswith((f"{key}=", f"{key}.", f"no option {key!r}")):
+            return f" (in {change.file})" if isinstance(change, FileChange) else ""
+    files = dict.fromkeys(change.file for change in changes if isinstance(change, FileChange))
+    return f" (settings were read from {', '.join(files)})" if files else ""
+
+
+def _override(run: Run, changes: Sequence[str]) -> Run:
     tree = to_dict(run)
     for change in changes:
         key, equals, value = change.partition("=")
@@ -200,7 +230,7 @@ def _validate(kind: type, tree: Any, prefix: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         key = (prefix + ".".join(str(part) for part in first["loc"])).rstrip(".")
-        raise ConfigError(f"{key}={first['input']!r}: {first['msg']}") from None
+        raise ConfigError(f"{key}={first['input']!r:.80}: {first['msg']}") from None
 
 
 def _literal(value: str) -> Any:

@@ -113,14 +113,10 @@ def names_of(files: Files) -> set[str]:
 def pass_command(main: Callable[[list[str]], int], words: list[str]) -> str:
     """Run a command in this process; what it printed. Raises the error that it ended with."""
     caught: list[Exception] = []
-    describe = command.describe
-
-    def record(error: Exception, *rest: Any) -> str:
-        caught.append(error)
-        return describe(error, *rest)
-
     output, errors = io.StringIO(), io.StringIO()
-    command.describe = record
+    describes = {name: getattr(command, name) for name in ("describe", "describe_fault") if hasattr(command, name)}
+    for name, describe in describes.items():
+        setattr(command, name, _recording(describe, caught))
     try:
         with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
             code = main(words)
@@ -129,7 +125,8 @@ def pass_command(main: Callable[[list[str]], int], words: list[str]) -> str:
             return output.getvalue()
         raise command.Refused(errors.getvalue().strip().rpartition("\n")[2]) from None
     finally:
-        command.describe = describe
+        for name, describe in describes.items():
+            setattr(command, name, describe)
     if code == command.DONE:
         return output.getvalue()
     if caught:
@@ -138,6 +135,16 @@ def pass_command(main: Callable[[list[str]], int], words: list[str]) -> str:
     if code in (command.REFUSED, command.DAMAGED):
         raise command.Refused(said.replace("error: ", "", 1))
     raise CommandFailed(f"exit code {code}: {said[-500:]}")
+
+
+def _recording(describe: Callable[..., str], caught: list[Exception]) -> Callable[..., str]:
+    """``describe`` that keeps the error as well."""
+
+    def record(error: Exception, *rest: Any) -> str:
+        caught.append(error)
+        return describe(error, *rest) if isinstance(error, command.Refused | OSError) else str(error)
+
+    return record
 
 
 class Watch:
