@@ -1,4 +1,4 @@
-"""Many cases of the fuzz suite, in processes that may die: ``python -m fuzz_workers --door pickles --seed 7 --cases 1``."""
+"""Many cases of the fuzz suite, in processes that may die: ``python -m fuzz_workers --door pickles --seed 7``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ from typing import Any
 
 DOORS = ("pickles", "tables", "graphs", "shards", "tars", "runs", "words")
 CHUNK = 40  # cases that a worker takes at a time
-SILENCE = 150.0  # seconds after which a worker that says nothing is ended
+SILENCE = 150.0  # seconds that a worker may be at one case before it is ended
+OPENING = 900.0  # or at its imports and the valid inputs of a door, on a busy machine
 
 
 @dataclass
@@ -107,12 +108,16 @@ class _Worker:
         theirs.close()
 
     def give(self, door: str, seeds: list[int]) -> None:
-        self.seeds, self.since, self.at.value = seeds, time.monotonic(), -1
+        self.seeds, self.seen, self.since, self.at.value = seeds, -1, time.monotonic(), -1
         self.pipe.send((door, seeds))
 
     def is_lost(self) -> bool:
-        is_silent = time.monotonic() - self.since > SILENCE if self.seeds else False
-        return bool(self.seeds) and (is_silent or not self.process.is_alive())
+        if not self.seeds:
+            return False
+        if self.at.value != self.seen:
+            self.seen, self.since = self.at.value, time.monotonic()
+        patience = OPENING if self.seen == -1 else SILENCE
+        return time.monotonic() - self.since > patience or not self.process.is_alive()
 
     def answer(self, door: str) -> tuple[Tally, list[int]]:
         """What came of the chunk, and the seeds that it did not reach."""
@@ -128,7 +133,9 @@ class _Worker:
         self.process.kill()
         self.process.join()
         at = seeds.index(self.at.value) if self.at.value in seeds else 0
-        what = f"its process ended with code {self.process.exitcode}, or was silent for {SILENCE:g} s"
+        what = (
+            f"its process ended with code {self.process.exitcode}, or was silent for {SILENCE:g} s"
+        )
         self._start()
         # what came of the cases before it is lost with it, so they are run again
         return Tally(1, 0, [Fault(door, seeds[at], what)]), seeds[:at] + seeds[at + 1 :]
@@ -204,7 +211,9 @@ def main() -> int:
     parser.add_argument("--door", choices=["all", *DOORS], default="all")
     parser.add_argument("--seed", type=int, default=0, help="of the first case")
     parser.add_argument("--cases", type=int, default=100, help="of each door")
-    parser.add_argument("--shown", type=int, default=20, help="faults of a door that are shown, of each kind one")
+    parser.add_argument(
+        "--shown", type=int, default=20, help="faults of a door that are shown, of each kind one"
+    )
     options = parser.parse_args()
     total = 0
     with Workers(min(2, options.cases)) as workers:

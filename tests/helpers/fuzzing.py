@@ -30,7 +30,13 @@ CPU_SECONDS = 10.0
 WALL_SECONDS = 60.0  # for one that waits, on a pipe say; a busy machine may be slow
 LONGEST_MESSAGE = 1500
 OUTSIDE_FILE = "../outside/touched"  # of the folder that cases run in
-OUT_OF_MEMORY = ("out of memory", "unable to allocate", "allocate memory", "fit into memory", "bad_alloc")
+OUT_OF_MEMORY = (
+    "out of memory",
+    "unable to allocate",
+    "allocate memory",
+    "fit into memory",
+    "bad_alloc",
+)
 FORBIDDEN = (
     "os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pickle.find_class", "socket.connect",
     "socket.getaddrinfo", "os.symlink", "os.link", "webbrowser.open", "ctypes.dlopen",
@@ -114,7 +120,11 @@ def pass_command(main: Callable[[list[str]], int], words: list[str]) -> str:
     """Run a command in this process; what it printed. Raises the error that it ended with."""
     caught: list[Exception] = []
     output, errors = io.StringIO(), io.StringIO()
-    describes = {name: getattr(command, name) for name in ("describe", "describe_fault") if hasattr(command, name)}
+    describes = {
+        name: getattr(command, name)
+        for name in ("describe", "describe_fault")
+        if hasattr(command, name)
+    }
     for name, describe in describes.items():
         setattr(command, name, _recording(describe, caught))
     try:
@@ -142,7 +152,9 @@ def _recording(describe: Callable[..., str], caught: list[Exception]) -> Callabl
 
     def record(error: Exception, *rest: Any) -> str:
         caught.append(error)
-        return describe(error, *rest) if isinstance(error, command.Refused | OSError) else str(error)
+        return (
+            describe(error, *rest) if isinstance(error, command.Refused | OSError) else str(error)
+        )
 
     return record
 
@@ -176,7 +188,8 @@ class Watch:
         if isinstance(path, int) or path is None or self.folder is None:
             return
         absolute = os.path.abspath(os.fsdecode(path))
-        if absolute.startswith(self.folder + os.sep) or absolute == "/dev/null":
+        is_inside = absolute == self.folder or absolute.startswith(self.folder + os.sep)
+        if is_inside or absolute == "/dev/null":
             return
         outside = os.path.join(os.path.dirname(self.folder), "outside")
         if flags & (os.O_WRONLY | os.O_RDWR) or absolute.startswith(outside):
@@ -261,7 +274,9 @@ def _judge(case: Case, error: BaseException | None) -> End:
         return End(False, f"{type(error).__name__}: {error!s:.200}", detail)
     message = command.describe(error, "try again")
     if not any(name and name in message for name in case.names):
-        return End(True, f"the refusal names none of {sorted(case.names)[:8]}: {message:.300}", detail)
+        return End(
+            True, f"the refusal names none of {sorted(case.names)[:8]}: {message:.300}", detail
+        )
     if len(message) > LONGEST_MESSAGE:
         return End(True, f"a message of {len(message)} characters: {message:.200}", detail)
     return End(True)

@@ -31,7 +31,21 @@ MAGIC = [
     b"\xfd7zXZ\0", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), b"\x93NUMPY\x01\0", b"PAR1", b"\x80\x04", b"\x80\x05\x95",
     b"{", b"[", b"null", b"[[[[[[[[" * 2000, b"<html>", b"%PDF-1.4", b"\x89HDF\r\n\x1a\n", b"version https://git-lfs",
 ]  # fmt: skip
-INTEGERS = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**63, 2**64 - 1]
+INTEGERS = [
+    0,
+    1,
+    0x7F,
+    0x80,
+    0xFF,
+    0x7FFF,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**40,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+]
 
 
 def value(rng: Random) -> Any:
@@ -225,16 +239,31 @@ def spoil_array(rng: Random, array: np.ndarray) -> Any:
     """Another shape, type or content."""
     change = rng.randrange(8)
     if change == 0:
-        kinds = ("O", "S4", "U3") if array.dtype.kind not in "biuf" else ("f2", ">f4", "f8", "i1", "u8", "c8", "O", "S4", "?")
+        kinds = (
+            ("O", "S4", "U3")
+            if array.dtype.kind not in "biuf"
+            else ("f2", ">f4", "f8", "i1", "u8", "c8", "O", "S4", "?")
+        )
         with np.errstate(all="ignore"):
             return array.astype(rng.choice(kinds))
     if change == 1:
-        return rng.choice((array.ravel(), array[None], array[..., None], array.T, array[:0], array[:-1]))
+        return rng.choice(
+            (array.ravel(), array[None], array[..., None], array.T, array[:0], array[:-1])
+        )
     if change == 2:
-        return rng.choice((np.zeros(()), np.zeros(0), np.zeros((0, 3)), np.zeros((2, 0)), array.tolist()))
+        return rng.choice(
+            (np.zeros(()), np.zeros(0), np.zeros((0, 3)), np.zeros((2, 0)), array.tolist())
+        )
     if change == 3:
         kinds = np.dtype([("a", "f4"), ("b", "i4")])
-        return rng.choice((np.zeros(3, kinds), np.array(["a", None], object), np.array("x"), np.datetime64(3, "D")))
+        return rng.choice(
+            (
+                np.zeros(3, kinds),
+                np.array(["a", None], object),
+                np.array("x"),
+                np.datetime64(3, "D"),
+            )
+        )
     spoilt = array.astype("f8") if change < 6 and array.dtype.kind in "biuf" else array.copy()
     if spoilt.size and spoilt.dtype.kind in "fiu":
         places = [rng.randrange(spoilt.size) for _ in range(rng.choice((1, 3)))]
@@ -251,5 +280,9 @@ def as_json(rng: Random, tree: Any) -> bytes:
         key = json.dumps(str(rng.choice(list(tree))))
         text = "{" + f"{key}: {json.dumps(value(rng))}, " + text[1:]
     if rng.random() < 0.05:
-        text = rng.choice(("\ufeff", " \n", "//\n", "[", "")) + text + rng.choice(("", ",", "{}", "\0"))
+        text = (
+            rng.choice(("\ufeff", " \n", "//\n", "[", ""))
+            + text
+            + rng.choice(("", ",", "{}", "\0"))
+        )
     return text.encode("utf-8", "surrogatepass")

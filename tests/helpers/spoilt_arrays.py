@@ -51,7 +51,9 @@ def npz(arrays: dict[str, Any]) -> bytes:
 def zipped(members: dict[str, bytes], deflate: bool = True) -> bytes:
     """A zip of these members."""
     file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(
+        file, "w", zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
+    ) as archive:
         for name, body in members.items():
             archive.writestr(name, body)
     return file.getvalue()
@@ -91,7 +93,9 @@ def spoil_npz(rng: Random, arrays: dict[str, Any]) -> bytes:
     elif kind < 0.85:
         del members[name]
     elif kind < 0.92:
-        members[rng.choice(("../outside.npy", "/etc/x.npy", "a/b.npy", name.upper(), "", "ids"))] = members.pop(name)
+        members[
+            rng.choice(("../outside.npy", "/etc/x.npy", "a/b.npy", name.upper(), "", "ids"))
+        ] = members.pop(name)
     else:
         members[name] = rng.choice((b"", b"text", b"\x80\x04.", bytes(300)))
     return zipped(members, rng.random() < 0.5)

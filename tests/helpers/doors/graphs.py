@@ -25,11 +25,15 @@ def _folder(layout: str) -> Files:
     rng = np.random.default_rng(0)
     files: Files = {}
     for digit, first, relation in (("1", 0, 0), ("2", SECOND, 4)):
-        files[f"ent_ids_{digit}"] = _text([(first + i, f"http://{digit}/e{i}") for i in range(PAIRS)])
+        files[f"ent_ids_{digit}"] = _text(
+            [(first + i, f"http://{digit}/e{i}") for i in range(PAIRS)]
+        )
         ends = rng.integers(PAIRS, size=(30, 2))
         triples = [(first + h, relation + i % 4, first + t) for i, (h, t) in enumerate(ends)]
         files[f"triples_{digit}"] = _text(triples)
-        attributes = [(f"http://{digit}/e{i}", f"shared{i % 3}", f"own{digit}") for i in range(PAIRS)]
+        attributes = [
+            (f"http://{digit}/e{i}", f"shared{i % 3}", f"own{digit}") for i in range(PAIRS)
+        ]
         files[f"training_attrs_{digit}"] = _text(attributes)
         files[f"numeric_{digit}"] = _text([(first + i, f"n{digit}", 3.5 * i) for i in range(PAIRS)])
         files[f"has_image_{digit}"] = _text([(first + i,) for i in range(PAIRS) if i % 3])
@@ -104,13 +108,22 @@ class Graphs:
         elif kind < 0.8:
             files[name] = spoil_lines(rng, body)
         elif kind < 0.85:
-            files[name] = _text([(value(rng), value(rng), value(rng))[: rng.choice((1, 2, 3))]] * rng.choice((1, 3)))
+            files[name] = _text(
+                [(value(rng), value(rng), value(rng))[: rng.choice((1, 2, 3))]] * rng.choice((1, 3))
+            )
         else:
             files[name] = spoil_bytes(rng, body)
         return _case(files, layout, self.folders[layout])
 
     def enter(self, folder: Path, case: Case) -> None:
-        words = ["--images", str(folder / "raw" / case.words[0]), "--train-ratio", "0.5", "--valid-ratio", "0.4"]
+        words = [
+            "--images",
+            str(folder / "raw" / case.words[0]),
+            "--train-ratio",
+            "0.5",
+            "--valid-ratio",
+            "0.4",
+        ]
         if case.words[0].endswith(".npz"):
             words += ["--word-vectors", str(folder / "raw" / "glove.txt")]
         pass_command(convert.main, [str(folder / "raw"), "--out", str(folder / "out"), *words])
@@ -118,7 +131,9 @@ class Graphs:
 
 def _case(files: Files, layout: str, before: Files | None = None) -> Case:
     names = names_of(files) | names_of(before or {})
-    return Case({f"raw/{name}": body for name, body in files.items()}, [f"images.{_suffix(layout)}"], names)
+    return Case(
+        {f"raw/{name}": body for name, body in files.items()}, [f"images.{_suffix(layout)}"], names
+    )
 
 
 def open_door(scratch: Path) -> Graphs:

@@ -71,11 +71,31 @@ def _hostile(rng: Random) -> Any:
 def _programs() -> list[bytes]:
     """Whole pickles that ask for memory, or for what is not there."""
     sizes = [(6 * 10**9).to_bytes(8, "little"), b"\xff" * 7 + b"\x7f", b"\xff" * 8]
-    programs = [b"\x80\x05" + code + size + b"." for code in (b"\x96", b"\x8e", b"\x8d", b"\x95") for size in sizes]
-    programs += [b"\x80\x04" + code + b"\xff\xff\xff\x7f." for code in (b"\x8b", b"B", b"X", b"T", b"G", b"j", b"r")]
-    programs += [b"\x80\x02]r\xff\xff\xff\x7fj\xff\xff\xff\x7f.", b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b"."]
-    programs += [b"(" * 100_000, b"\x80\x04" + b"(" * 50_000 + b"l" * 50_000 + b".", b"cos\nsystem\n(S'true'\ntR."]
-    programs += [b"I" + b"9" * 100_000 + b"\n.", b"L" + b"1" * 200_000 + b"L\n.", b"Pid\n.", b"\x82\x01.", b"\x97."]
+    programs = [
+        b"\x80\x05" + code + size + b"."
+        for code in (b"\x96", b"\x8e", b"\x8d", b"\x95")
+        for size in sizes
+    ]
+    programs += [
+        b"\x80\x04" + code + b"\xff\xff\xff\x7f."
+        for code in (b"\x8b", b"B", b"X", b"T", b"G", b"j", b"r")
+    ]
+    programs += [
+        b"\x80\x02]r\xff\xff\xff\x7fj\xff\xff\xff\x7f.",
+        b"\x80\x02" + b"]" * 5000 + b"a" * 4999 + b".",
+    ]
+    programs += [
+        b"(" * 100_000,
+        b"\x80\x04" + b"(" * 50_000 + b"l" * 50_000 + b".",
+        b"cos\nsystem\n(S'true'\ntR.",
+    ]
+    programs += [
+        b"I" + b"9" * 100_000 + b"\n.",
+        b"L" + b"1" * 200_000 + b"L\n.",
+        b"Pid\n.",
+        b"\x82\x01.",
+        b"\x97.",
+    ]
     # a list that is doubled again and again
     doubled = b"".join(b"h%c\x86R" % i + b"q%c" % (i + 1) for i in range(60))
     programs.append(b"\x80\x02cbuiltins\nlist\n]K\x01aq\x00" + doubled + b".")
@@ -96,7 +116,9 @@ def content(rng: np.random.Generator, layout: str) -> dict[str, Any]:
             "regression_labels": np.array([1.0, -0.4]),
         }
         if layout == "tokens":
-            part["text_bert"] = np.stack([[[101, 7, 102, 0], [1, 1, 1, 0], [0] * 4]] * 2).astype(np.float64)
+            part["text_bert"] = np.stack([[[101, 7, 102, 0], [1, 1, 1, 0], [0] * 4]] * 2).astype(
+                np.float64
+            )
             part["audio_lengths"] = [4, 3]
             part["vision_lengths"] = [6, 6]
         elif layout == "views":
@@ -106,7 +128,11 @@ def content(rng: np.random.Generator, layout: str) -> dict[str, Any]:
         else:
             part["labels"] = part.pop("regression_labels").reshape(2, 1, 1)
             part["id"] = np.array([[b"v1", b"0", b"1"], [b"v2", b"0", b"1"]])
-            part = {name: value for name, value in part.items() if name not in ("raw_text", "annotations")}
+            part = {
+                name: value
+                for name, value in part.items()
+                if name not in ("raw_text", "annotations")
+            }
         whole[split] = part
     if layout == "tokens":
         whole |= {"synthetic": True, "vocabulary": [f"w{i}" for i in range(103)]}
@@ -120,7 +146,10 @@ class Pickles:
         self.programs = _programs()
 
     def valid(self) -> list[Case]:
-        return [_case(pickle.dumps(tree, protocol)) for tree, protocol in zip(self.trees, (2, 4, 5), strict=True)]
+        return [
+            _case(pickle.dumps(tree, protocol))
+            for tree, protocol in zip(self.trees, (2, 4, 5), strict=True)
+        ]
 
     def spoilt(self, rng: Random) -> Case:
         tree = rng.choice(self.trees)

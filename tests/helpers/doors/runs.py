@@ -7,18 +7,17 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 from random import Random
-from typing import Any
 
-import concord
 import numpy as np
 import safetensors.torch
 import torch
-from doors.shards import sentiment
 from fuzzing import Case, Files, Special, names_of, put, take
 from mutations import as_json, spoil_array, spoil_bytes, spoil_tree
 from small_models import small_run
 
+import concord
 from core import bundle
+from doors.shards import sentiment
 from launch import export as exporting
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import FORMAT, VERSION, Checkpoints, State, read_state
@@ -31,7 +30,20 @@ from launch.tasks.build import build_model, build_task
 from tune.settings import load_search, read_search, write_search
 
 STEP = "run/checkpoints/step-00000003-epoch-1"
-POINTERS = ("..", "../..", "/", "", "\0", "step-00000009", ".", "step-00000003-epoch-1/..", "x" * 5000, "\ud800", "a\nb", "~")
+POINTERS = (
+    "..",
+    "../..",
+    "/",
+    "",
+    "\0",
+    "step-00000009",
+    ".",
+    "step-00000003-epoch-1/..",
+    "x" * 5000,
+    "\ud800",
+    "a\nb",
+    "~",
+)
 WAYS = {
     "run/": ("evaluate", "evaluate", "resume", "load", "export"),
     "bundle": ("load",),
@@ -49,12 +61,18 @@ def _make_run(folder: Path, data: Path) -> None:
     body = {"run": to_dict(run), "provenance": {}}
     (folder / "config.json").write_text(json.dumps(body))
     step = {"kind": "train", "step": 1, "loss": 0.5, "epoch": 0}
-    (folder / "log.jsonl").write_text("\n".join(map(json.dumps, [step, step | {"kind": "epoch", "step": 3}])))
+    (folder / "log.jsonl").write_text(
+        "\n".join(map(json.dumps, [step, step | {"kind": "epoch", "step": 3}]))
+    )
     (folder / "scores.json").write_text(json.dumps({"valid": {"MAE": 1.0}, "test": {"MAE": 1.25}}))
     tensors = {"rng/cpu-0@0": torch.get_rng_state()}
     for name, parameter in model.named_parameters():
         flat = parameter.detach().flatten().clone()
-        tensors |= {f"param/{name}@0": flat, f"exp_avg/{name}@0": flat * 0, f"exp_avg_sq/{name}@0": flat * 0}
+        tensors |= {
+            f"param/{name}@0": flat,
+            f"exp_avg/{name}@0": flat * 0,
+            f"exp_avg_sq/{name}@0": flat * 0,
+        }
     tensors |= {f"buffer/{name}@0": value for name, value in model.named_buffers()}
     shapes = {name: list(value.shape) for name, value in model.named_parameters()}
     progress = Progress(epoch=1, step=3, best=0.5, best_epoch=0)
@@ -65,7 +83,9 @@ def _make_run(folder: Path, data: Path) -> None:
     (checkpoint / "state.json").write_text(json.dumps(asdict(state)))
     for pointer in ("last", "best"):
         (folder / "checkpoints" / pointer).write_text(checkpoint.name)
-    bundle.save(folder.parent / "bundle", run.model, run.options, model, task.data, "card", {"scores": {}})
+    bundle.save(
+        folder.parent / "bundle", run.model, run.options, model, task.data, "card", {"scores": {}}
+    )
 
 
 def _text_bundle(folder: Path, data: Path) -> None:
@@ -74,7 +94,13 @@ def _text_bundle(folder: Path, data: Path) -> None:
 
     source = folder.parent / "bert"
     BertModel(
-        BertConfig(vocab_size=120, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+        BertConfig(
+            vocab_size=120,
+            hidden_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=8,
+        )
     ).save_pretrained(source)
     run = small_run("baseline", data)
     text = replace(run.options.text, source=str(source))
@@ -88,8 +114,13 @@ def signed(files: Files) -> Files:
     entries = {}
     for name, body in files.items():
         if name.startswith(STEP) and not name.endswith("manifest.json") and isinstance(body, bytes):
-            entries[Path(name).name] = {"bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
-    return files | {f"{STEP}/manifest.json": json.dumps({"format": FORMAT, "files": entries}).encode()}
+            entries[Path(name).name] = {
+                "bytes": len(body),
+                "sha256": hashlib.sha256(body).hexdigest(),
+            }
+    return files | {
+        f"{STEP}/manifest.json": json.dumps({"format": FORMAT, "files": entries}).encode()
+    }
 
 
 def _spoil_tensors(rng: Random, body: bytes) -> bytes:
@@ -102,19 +133,33 @@ def _spoil_tensors(rng: Random, body: bytes) -> bytes:
     elif change == 1:
         kind, _, rest = name.partition("/")
         plain = rest.rpartition("@")[0]
-        odd = (f"{name}x", f"{kind}/{plain}@1", f"{kind}/{plain}@-1", f"{kind}/{plain}@one", plain, "", f"x/{rest}", "param/@", "é@0")
+        odd = (
+            f"{name}x",
+            f"{kind}/{plain}@1",
+            f"{kind}/{plain}@-1",
+            f"{kind}/{plain}@one",
+            plain,
+            "",
+            f"x/{rest}",
+            "param/@",
+            "é@0",
+        )
         tensors[rng.choice(odd)] = tensors.pop(name)
     elif change == 2:
         kinds = (torch.float64, torch.int32, torch.bool, torch.float16, torch.complex64)
         tensors[name] = tensors[name].to(rng.choice(kinds))
     elif change == 3:
-        tensors[name] = rng.choice((tensors[name][None], tensors[name].flatten()[:-1], torch.zeros(0), torch.tensor(3.0)))
+        tensors[name] = rng.choice(
+            (tensors[name][None], tensors[name].flatten()[:-1], torch.zeros(0), torch.tensor(3.0))
+        )
     else:
         array = spoil_array(rng, tensors[name].numpy())
         if isinstance(array, np.ndarray) and array.dtype.kind in "fiub" and array.dtype.isnative:
             tensors[name] = torch.from_numpy(np.ascontiguousarray(array))
     try:
-        return safetensors.torch.save({key: value.contiguous().clone() for key, value in tensors.items()})
+        return safetensors.torch.save(
+            {key: value.contiguous().clone() for key, value in tensors.items()}
+        )
     except Exception:  # of a type that safetensors has not
         return spoil_bytes(rng, body)
 
@@ -122,20 +167,40 @@ def _spoil_tensors(rng: Random, body: bytes) -> bytes:
 class Runs:
     def __init__(self, scratch: Path):
         data = scratch / "data" / "shards"
-        put(Case({f"data/shards/{name}": body for name, body in sentiment(scratch / "made").items()}), scratch)
+        put(
+            Case(
+                {f"data/shards/{name}": body for name, body in sentiment(scratch / "made").items()}
+            ),
+            scratch,
+        )
         _make_run(scratch / "made" / "run", data)
         _text_bundle(scratch / "made" / "text", data)
-        words = ["baseline/demo", f"data={data}", f"run_dir={scratch / 'made' / 'search'}", "space.batch_size=choice(8,16)"]
+        words = [
+            "baseline/demo",
+            f"data={data}",
+            f"run_dir={scratch / 'made' / 'search'}",
+            "space.batch_size=choice(8,16)",
+        ]
         write_search(read_search(words))
         files: Files = {}
         for name in ("run", "bundle", "text", "search"):
-            files |= {f"{name}/{path}": body for path, body in take(scratch / "made" / name).items()}
+            files |= {
+                f"{name}/{path}": body for path, body in take(scratch / "made" / name).items()
+            }
         self.files = signed(files)
-        exporting.provenance = lambda: {"packages": {}}  # it asks git, and no case may start a program
+        exporting.provenance = lambda: {
+            "packages": {}
+        }  # it asks git, and no case may start a program
 
     def valid(self) -> list[Case]:
-        ways = [("run/", way) for way in WAYS["run/"][1:]] + [("bundle", "load"), ("text", "load"), ("search", "search")]
-        return [_case(_part(self.files, part), part, way) for part, way in [*ways, ("run/", "events")]]
+        ways = [("run/", way) for way in WAYS["run/"][1:]] + [
+            ("bundle", "load"),
+            ("text", "load"),
+            ("search", "search"),
+        ]
+        return [
+            _case(_part(self.files, part), part, way) for part, way in [*ways, ("run/", "events")]
+        ]
 
     def spoilt(self, rng: Random) -> Case:
         part = rng.choice(("run/", "run/", "run/", "bundle", "bundle", "text", "search"))
@@ -152,7 +217,11 @@ class Runs:
             del files[name]
         elif name.endswith("log.jsonl"):
             way = "events"
-            files[name] = spoil_bytes(rng, body) if kind < 0.5 else as_json(rng, spoil_tree(rng, json.loads(body.split(b"\n")[0])))
+            files[name] = (
+                spoil_bytes(rng, body)
+                if kind < 0.5
+                else as_json(rng, spoil_tree(rng, json.loads(body.split(b"\n")[0])))
+            )
         elif name.endswith(("last", "best")) and kind < 0.8:
             files[name] = rng.choice(POINTERS).encode("utf-8", "surrogatepass")
         elif name.endswith(".json") and kind < 0.8:
@@ -216,7 +285,9 @@ def _hostile_text(rng: Random, files: Files) -> Files:
     elif change == 2:
         config["model_type"] = rng.choice(("gpt2", "t5", "nothing", 3, None, "bert\0", ["bert"]))
     else:
-        config[rng.choice(("hidden_size", "num_hidden_layers", "vocab_size"))] = rng.choice((0, -1, 10**6, 10**12, 2.5, "8", None))
+        config[rng.choice(("hidden_size", "num_hidden_layers", "vocab_size"))] = rng.choice(
+            (0, -1, 10**6, 10**12, 2.5, "8", None)
+        )
     return hostile | {"text/text/config.json": json.dumps(config).encode()}
 
 

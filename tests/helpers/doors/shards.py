@@ -13,7 +13,6 @@ from tarfile import open as open_tar
 from typing import Any
 
 import numpy as np
-from doors import graphs, pickles, tars
 from fuzzing import Case, Files, Special, names_of, pass_command, put, take
 from mutations import spoil_bytes, spoil_tree
 from safetensors.numpy import load, save
@@ -23,6 +22,7 @@ from data_shards.graph import load_graphs
 from data_shards.shards.manifest import DataError
 from data_shards.shards.tar_indexer import index_tar
 from data_shards.stream import Stream
+from doors import graphs, pickles, tars
 
 MANIFEST = "manifest.json"
 
@@ -114,7 +114,10 @@ def _spoil_members(rng: Random, files: Files, name: str) -> Files:
 
 class Shards:
     def __init__(self, scratch: Path):
-        self.folders = {"sentiment": sentiment(scratch / "clips"), "alignment": alignment(scratch / "graphs")}
+        self.folders = {
+            "sentiment": sentiment(scratch / "clips"),
+            "alignment": alignment(scratch / "graphs"),
+        }
         # verify starts processes otherwise, which no case may
         verify.ProcessPoolExecutor = verify.ThreadPoolExecutor  # type: ignore[misc,attr-defined]
 

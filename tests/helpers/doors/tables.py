@@ -31,7 +31,9 @@ def _rows(target: str) -> Rows:
     rows: Rows = []
     for i, (split, reference) in enumerate(zip(splits, audio, strict=True)):
         row = {"id": f"v$_${i}", "split": split, target: i - 1, "text": "fine", "audio": reference}
-        rows.append(row | {"vision": f"vision.npy[{i}]", "tokens": f"[{i}, 5]", "video": "v", "note": 0.5})
+        rows.append(
+            row | {"vision": f"vision.npy[{i}]", "tokens": f"[{i}, 5]", "video": "v", "note": 0.5}
+        )
     return rows
 
 
@@ -49,7 +51,11 @@ def _array_file(array: Any) -> bytes:
 
 def _table(rows: Any, kind: str) -> bytes:
     """The rows as the bytes of a table; Parquet holds of them what it can."""
-    rows = [row if isinstance(row, dict) else {"id": row} for row in rows] if isinstance(rows, list) else [{}]
+    rows = (
+        [row if isinstance(row, dict) else {"id": row} for row in rows]
+        if isinstance(rows, list)
+        else [{}]
+    )
     if kind == "jsonl":
         lines = [json.dumps(row, default=str, skipkeys=True) for row in rows]
         return "\n".join(lines).encode()
@@ -77,7 +83,10 @@ def _column(cells: list[Any]) -> pyarrow.Array:
 
 class Tables:
     def valid(self) -> list[Case]:
-        return [_case(_files(_rows("label" if kind != "jsonl" else "class"), kind), kind) for kind in KINDS]
+        return [
+            _case(_files(_rows("label" if kind != "jsonl" else "class"), kind), kind)
+            for kind in KINDS
+        ]
 
     def spoilt(self, rng: Random) -> Case:
         kind = rng.choice(KINDS)
@@ -98,10 +107,17 @@ class Tables:
         elif 0.65 <= spoils < 0.97:
             name = rng.choice(list(_arrays()))
             array = _arrays()[name]
-            files[name] = spoil_npz(rng, array) if isinstance(array, dict) else spoil_npy(rng, array)
+            files[name] = (
+                spoil_npz(rng, array) if isinstance(array, dict) else spoil_npy(rng, array)
+            )
         elif spoils >= 0.97:
             files[rng.choice(list(files))] = rng.choice(list(Special))
-        return _case(files, kind, "scores" if target == "label" else "", rng.choice(("auto", "features", "tokens")))
+        return _case(
+            files,
+            kind,
+            "scores" if target == "label" else "",
+            rng.choice(("auto", "features", "tokens")),
+        )
 
     def enter(self, folder: Path, case: Case) -> None:
         (table,) = folder.glob("table.*")

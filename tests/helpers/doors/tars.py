@@ -18,7 +18,16 @@ from data_shards import index, inspect
 
 Members = list[tuple[str, bytes]]
 TARS = {"train-000000.tar": 3, "train-000001.tar": 2, "valid-000000.tar": 2, "test-000000.tar": 2}
-TYPES = (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE, b"S", b"V", b"Z")
+TYPES = (
+    tarfile.SYMTYPE,
+    tarfile.LNKTYPE,
+    tarfile.CHRTYPE,
+    tarfile.FIFOTYPE,
+    tarfile.DIRTYPE,
+    b"S",
+    b"V",
+    b"Z",
+)
 
 
 def _members(name: str, count: int, target: str) -> Members:
@@ -61,30 +70,61 @@ def spoil_members(rng: Random, members: Members) -> Members:
     elif change == 2:
         rng.shuffle(members)
     elif change == 3:
-        suffixes = ("label.npy", "class.npy", "json", "txt", "npy", "cls", "jpg", "vision.npy", "a b.npy", "AUDIO.npy", "")
+        suffixes = (
+            "label.npy",
+            "class.npy",
+            "json",
+            "txt",
+            "npy",
+            "cls",
+            "jpg",
+            "vision.npy",
+            "a b.npy",
+            "AUDIO.npy",
+            "",
+        )
         members[place] = (f"{key}.{rng.choice(suffixes)}", body)
     elif change == 4:
-        odd = (f"../{name}", f"/{name}", f"a/{name}", f"./{name}", f"{'k' * 150}.{suffix}", f"é.{suffix}", suffix, name[:-4])
+        odd = (
+            f"../{name}",
+            f"/{name}",
+            f"a/{name}",
+            f"./{name}",
+            f"{'k' * 150}.{suffix}",
+            f"é.{suffix}",
+            suffix,
+            name[:-4],
+        )
         members[place] = (rng.choice(odd), body)
     elif suffix.endswith("npy"):
         label = rng.choice((float("nan"), 1e30, 7.5, [1.0], [[1.0]], [], "word", 2**40, True, -1))
         array = np.load(io.BytesIO(body))
-        members[place] = (name, npy(label, pickled=True) if array.ndim == 0 and change == 5 else spoil_npy(rng, array))
+        members[place] = (
+            name,
+            npy(label, pickled=True) if array.ndim == 0 and change == 5 else spoil_npy(rng, array),
+        )
     elif suffix == "json":
         members[place] = (name, as_json(rng, spoil_tree(rng, json.loads(body))))
     else:
-        members[place] = (name, rng.choice((b"", b"\xff\xfe", b"\0", str(value(rng)).encode("utf-8", "replace"))))
+        members[place] = (
+            name,
+            rng.choice((b"", b"\xff\xfe", b"\0", str(value(rng)).encode("utf-8", "replace"))),
+        )
     return members
 
 
 class Tars:
     def __init__(self) -> None:
         self.folders = {
-            target: {name: _members(name, count, target) for name, count in TARS.items()} for target in ("label", "class")
+            target: {name: _members(name, count, target) for name, count in TARS.items()}
+            for target in ("label", "class")
         }
 
     def valid(self) -> list[Case]:
-        return [_case({name: tar(part) for name, part in parts.items()}, target) for target, parts in self.folders.items()]
+        return [
+            _case({name: tar(part) for name, part in parts.items()}, target)
+            for target, parts in self.folders.items()
+        ]
 
     def spoilt(self, rng: Random) -> Case:
         target = rng.choice(("label", "label", "class"))
@@ -102,7 +142,17 @@ class Tars:
         elif kind < 0.85:
             files[name] = spoil_bytes(rng, body)
         elif kind < 0.95:  # another folder
-            names = ("val-0.tar", "dev.tar", "Train-0.tar", "cc3m-train-0000.tar", "0.tar", "-.tar", "é.tar", "x.tar", "a b.tar")
+            names = (
+                "val-0.tar",
+                "dev.tar",
+                "Train-0.tar",
+                "cc3m-train-0000.tar",
+                "0.tar",
+                "-.tar",
+                "é.tar",
+                "x.tar",
+                "a b.tar",
+            )
             files[rng.choice(names)] = files.pop(name)
         elif kind < 0.97:
             files[name] = rng.choice(list(Special))
