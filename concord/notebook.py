@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core.command import DONE
+from core.json_files import read_json_object
 from core.model import DataSpec, Model
 from launch.command_line import as_changes
 from launch.config import load_recipe, override
@@ -113,7 +114,7 @@ def load(folder: str | Path) -> tuple[Model, DataSpec]:
     """
     folder = Path(folder)
     path = folder / "config.json"
-    is_run = path.is_file() and "run" in json.loads(path.read_text(encoding="utf-8"))
+    is_run = path.is_file() and "run" in read_json_object(path)
     if not is_run:
         from core import bundle
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 import safetensors.numpy
 import safetensors.torch
 from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
@@ -119,7 +120,10 @@ def load(folder: str | Path) -> tuple[Model, DataSpec]:
         raise
     except Exception as error:  # whatever an odd config.json makes a model stumble over
         reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise Refused(f"{folder} cannot be loaded: {reason[:500]}; export the run again") from None
+        raise Refused(
+            f"{folder}/config.json describes no model that can be built: {reason[:500]}; "
+            "export the run again"
+        ) from None
 
 
 def _build(folder: Path, config: Mapping[str, Any]) -> tuple[Model, DataSpec]:
@@ -130,13 +134,11 @@ def _build(folder: Path, config: Mapping[str, Any]) -> tuple[Model, DataSpec]:
         raise Refused(f"{folder}/config.json: {config['model']} is no model of {data.task} data")
     codebooks = folder / "codebooks.safetensors"
     if codebooks.exists():
-        check_regular_file(codebooks)
-        data = replace(data, codebooks=load_arrays(codebooks))
+        data = replace(data, codebooks=_read_tensors(codebooks, load_arrays))
     if (folder / "text").is_dir():
         options = replace(options, text=replace(options.text, source=str(folder / "text")))
     model = kind(options, data)
-    check_regular_file(folder / "model.safetensors")
-    tensors = load_file(folder / "model.safetensors")
+    tensors = _read_tensors(folder / "model.safetensors", load_file)
     wanted = {key: (value.shape, value.dtype) for key, value in model.state_dict().items()}
     stored = {key: (value.shape, value.dtype) for key, value in tensors.items()}
     wrong = sorted(
@@ -148,6 +150,15 @@ def _build(folder: Path, config: Mapping[str, Any]) -> tuple[Model, DataSpec]:
         )
     model.load_state_dict(tensors)
     return model.eval(), data
+
+
+def _read_tensors(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """What a safetensors file holds; Refused, with its name, where it is missing or none."""
+    try:
+        check_regular_file(path)
+        return read(path)
+    except (SafetensorError, OSError) as error:
+        raise Refused(f"{path} cannot be read: {error}; export the run again") from None
 
 
 def _validated(kind: type, config: Mapping[str, Any], key: str, folder: Path) -> Any:
@@ -177,7 +188,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     name = config.get("model")
     if found != (FORMAT, VERSION) or not isinstance(name, str) or name not in MODELS:
         raise Refused(
-            f"{folder} holds a {found[0]} {found[1]} of {name!r}, which this code cannot read"
+            f"{path} is of a {found[0]!s:.80} {found[1]!s:.80} of {name!r:.80}, "
+            "which this code cannot read"
         )
     return config
 

@@ -249,9 +249,10 @@ def _main(source: str) -> None:
         contents = examine(source, progress=True)
         print(render(contents))
     if contents.corrupt:
+        others = len(contents.corrupt) - 1
         raise DataError(
-            f"{len(contents.corrupt)} damaged shards in {source}; restore them, or convert again "
-            "with --force"
+            f"{source} has damaged shards: {contents.corrupt[0]}"
+            + (f"; and {others} more, named above" if others else "")
         )
     if contents.unfit:
         raise DataError(

@@ -14,7 +14,7 @@ from core.arguments import SETTING, command_parser, parse, split_settings
 from core.command import Refused
 from core.json_files import kind_of, parse_json
 from core.regular_files import read_regular_text
-from launch.config import ConfigError
+from launch.config import ConfigError, FileChange
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def expand(words: Sequence[str]) -> list[str]:
     changes: list[str] = []
     for word in words:
         if word.startswith("@"):
-            changes += changes_of_file(Path(word[1:]))
+            changes += [FileChange.of(change, word) for change in changes_of_file(Path(word[1:]))]
         else:
             changes.append(word)
     return changes

@@ -9,6 +9,7 @@ import json
 import pkgutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -27,6 +28,7 @@ from data_shards.missing import Missing, UnitInterval
 
 # The comment at a field is its help: ``concord train RECIPE --help`` prints it, with type, bounds and value.
 
+LARGEST = 2**63 - 1  # of whole numbers
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -147,8 +149,38 @@ def load_recipe(name: str) -> Run:
     return dataclasses.replace(functions[name](), recipe=name)
 
 
+class FileChange(str):
+    """A ``key=value`` that a file holds, so that what refuses it can name the file."""
+
+    file: str
+
+    @staticmethod
+    def of(change: str, file: str) -> FileChange:
+        """The change, with the word that named its file: ``@settings.json``."""
+        from_file = FileChange(change)
+        from_file.file = file
+        return from_file
+
+
 def override(run: Run, changes: Sequence[str]) -> Run:
     """``run`` with ``key=value`` changes; keys are dotted (``optim.groups.text.lr=2e-5``), values JSON or words."""
+    try:
+        return _override(run, changes)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_file_of(str(error), changes)}") from None
+
+
+def _file_of(problem: str, changes: Sequence[str]) -> str:
+    """The end of a sentence that names the file which a refused change is from; empty for the command line's own."""
+    for change in reversed(changes):
+        key = change.partition("=")[0]
+        if problem.startswith((f"{key}=", f"{key}.", f"no option {key!r}")):
+            return f" (in {change.file})" if isinstance(change, FileChange) else ""
+    files = dict.fromkeys(change.file for change in changes if isinstance(change, FileChange))
+    return f" (settings were read from {', '.join(files)})" if files else ""
+
+
+def _override(run: Run, changes: Sequence[str]) -> Run:
     tree = to_dict(run)
     for change in changes:
         key, equals, value = change.partition("=")
@@ -174,10 +206,19 @@ def from_dict(tree: dict[str, Any]) -> Run:
     name = tree.get("model")
     if not isinstance(name, str) or name not in MODELS:
         raise ConfigError(f"no model {name!r}{suggest(str(name), MODELS)}")
+    _refuse_huge_numbers(tree)
     options = _validate(MODELS[name].Config, tree.get("options"), "options.")
     run: Run = _validate(Run, {**tree, "options": None}, "")
     task_options_of(run)
     return dataclasses.replace(run, options=options)
+
+
+def _refuse_huge_numbers(tree: dict[str, Any]) -> None:
+    """No setting needs more than 64 bits, and neither NumPy nor PyTorch takes more."""
+    for key, value in leaves(tree).items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, int) and not -LARGEST <= number <= LARGEST:
+                raise ConfigError(f"{key}={number!s:.40}...: a whole number of more than 64 bits")
 
 
 def task_options_of(run: Run) -> Any:
@@ -196,13 +237,19 @@ def task_options_of(run: Run) -> Any:
     return None
 
 
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    """Made once: for a run this takes 20 ms, and a search asks thousands of times."""
+    return TypeAdapter(kind)
+
+
 def _validate(kind: type, tree: Any, prefix: str) -> Any:
     try:
-        return TypeAdapter(kind).validate_python(tree)
+        return _adapter(kind).validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
         key = (prefix + ".".join(str(part) for part in first["loc"])).rstrip(".")
-        raise ConfigError(f"{key}={first['input']!r}: {first['msg']}") from None
+        raise ConfigError(f"{key}={first['input']!r:.80}: {first['msg']}") from None
 
 
 def _literal(value: str) -> Any:

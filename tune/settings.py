@@ -273,7 +273,9 @@ def load_search(folder: Path) -> Search:
     except Refused as error:
         raise ConfigError(f"{error}; copy the file from a backup, or start again") from None
     try:
-        return _build({**tree, "run_dir": str(folder.absolute())})
+        search = _build({**tree, "run_dir": str(folder.absolute())})
+        search.run()  # refuses changes that the recipe does not take
+        return search
     except ConfigError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
 
