@@ -70,6 +70,8 @@ def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
     with RunLog(run_dir, quiet=quiet) as log:
         engine = resume(run, model, task, checkpoints, log)
         record_run(run, run_dir)
+        for remark in [*task.remarks(model), *model.remarks()]:
+            log.warn(checkpoints.progress.step, remark)
         yield TrainingSession(run, run_dir, task, engine, log, checkpoints, stop)
 
 

@@ -15,7 +15,6 @@ from core.models.self_mm import SelfMM
 from launch.config import Group, Optim, Run
 from launch.recipes import demo_run, for_depression, hscl
 
-
 SUMMED = 4  # batches of MMSA whose gradients are summed for one step
 
 
