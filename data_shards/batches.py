@@ -9,8 +9,12 @@ from core.batch import Utterances
 from data_shards.reading.reader import Arrays
 from data_shards.shards.manifest import DataError
 
-VIEW_LABELS = ("label_text", "label_audio", "label_vision")  # human labels of one modality each
-LABELS = ("label", *VIEW_LABELS, "class")
+VIEW = "label_"  # before the name of a modality: its human labels
+
+
+def is_label(field: str) -> bool:
+    """Whether a field holds labels; every other one is a modality."""
+    return field in ("label", "class") or field.startswith(VIEW)
 
 
 def utterances(micro_batch: Arrays) -> Utterances:
@@ -29,7 +33,7 @@ def utterances(micro_batch: Arrays) -> Utterances:
     frames: dict[str, Tensor] = {}
     mask: dict[str, Tensor] = {}
     for name, array in arrays.items():
-        if name in LABELS:
+        if is_label(name):
             continue
         if name not in lengths:
             raise DataError(
@@ -37,9 +41,9 @@ def utterances(micro_batch: Arrays) -> Utterances:
             )
         frames[name], mask[name] = _frames(array, lengths[name])
     view_labels = {}
-    for name in VIEW_LABELS:
-        if name in arrays:
-            view_labels[name.removeprefix("label_")] = arrays[name].float()
+    for name, array in arrays.items():
+        if name.startswith(VIEW):
+            view_labels[name.removeprefix(VIEW)] = array.float()
     return Utterances(
         index=micro_batch.index,
         weight=micro_batch.weight,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import json
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Literal
@@ -23,6 +23,7 @@ from pydantic import (
 
 from core.command import Refused
 from core.models import MODELS
+from core.names import suggest
 from data_shards.missing import Missing, UnitInterval
 
 # The comment at a field is its help: ``concord train RECIPE --help`` prints it, with type, bounds and value.
@@ -69,6 +70,15 @@ class Loading:
 
 
 @dataclass(frozen=True)
+class Roles:
+    """Which field of the data a model reads as what; by default each by its own name."""
+
+    text: str = "text"
+    audio: str = "audio"
+    vision: str = "vision"  # for example the field "face"
+
+
+@dataclass(frozen=True)
 class Run:
     """A whole run: what is trained on which data, and how. ``options`` are the model's own."""
 
@@ -98,6 +108,7 @@ class Run:
     select: str = "MAE"  # validation score that picks the best epoch
     goal: Literal["min", "max"] = "min"  # whether the best is the lowest or the highest
     missing: Missing = Missing()
+    roles: Roles = Roles()
     loading: Loading = Loading()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     # what ranks share: 0 nothing, 1 optimiser state, 2 gradients too, 3 parameters too
@@ -200,7 +211,11 @@ def _validate(kind: type, tree: dict[str, Any], prefix: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         key = prefix + ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{key}={first['input']!r}: {first['msg']}") from None
+        said = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "literal_error":
+            allowed = re.findall(r"'([^']+)'", said)
+            said += suggest(str(first["input"]), allowed)
+        raise ConfigError(f"{key}={first['input']!r}: {said}") from None
 
 
 def _literal(value: str) -> Any:
@@ -253,9 +268,3 @@ def nearest_ending(word: str, keys: Iterable[str]) -> str:
     """The dotted key that ends in ``word``; of several the main group's, then the shortest. "" if none does."""
     ending = [key for key in keys if key.rpartition(".")[2] == word]
     return min(ending, key=lambda key: (".main." not in key, len(key)), default="")
-
-
-def suggest(word: str, words: Iterable[str]) -> str:
-    """The end of a sentence that asks whether the nearest of ``words`` was meant; empty when none is near."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""

@@ -19,7 +19,6 @@ from core.encoders.inputs import (
     MODALITIES,
     InputConfig,
     Inputs,
-    Modality,
     groups,
     in_order,
     refuse_classes,
@@ -27,6 +26,7 @@ from core.encoders.inputs import (
 from core.encoders.text import TextConfig, TextEncoder, decayed
 from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
+from core.names import refusal
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class CENet(Model[Utterances, Output]):
     """Text hidden states attend to sound and video before one encoder layer, and the layers behind it go on.
 
     Differences from the released code: padding takes no part in the attention, and the memory module is an addition.
+    Besides text it takes any number of modalities by their names.
     With ``frame_mask=False`` padding takes part as in a file whose sequences are as long as the data's longest.
     Frames become the index of their nearest k-means centre of train frames ("codes"), or go through two layers
     ("mlp", as in MMSA). A sample without text keeps what sound and video put into its first place.
@@ -49,14 +50,15 @@ class CENet(Model[Utterances, Output]):
 
     @validated_dataclass(frozen=True)
     class Config:
-        modalities: tuple[Modality, ...] = MODALITIES
+        modalities: tuple[str, ...] = MODALITIES  # text, and any fields of frames by name
         front: Literal["codes", "mlp"] = "codes"
         # the encoder layer before which sound and video come in; 0 is the first
         layer: NonNegativeInt = 1
         # ablation: False leaves sound and video out, and only the text's memory stays
         enhance: bool = True
         scale: NonNegativeFloat = 8.0  # of attention scores; 0: one over the root of the width
-        memory: tuple[Modality, ...] = MODALITIES  # which read from a memory; empty: plain CENet
+        # which read from a memory; empty: plain CENet. Of other names than these three only those named here
+        memory: tuple[str, ...] = MODALITIES
         # "replace": what is read takes the place of the representation
         memory_mode: Literal["residual", "replace"] = "residual"
         slots: PositiveInt = 64  # of each memory
@@ -79,6 +81,10 @@ class CENet(Model[Utterances, Output]):
             raise ValueError(
                 "cenet works inside the text encoder; options.modalities must hold text"
             )
+        known = dict.fromkeys([*MODALITIES, *config.modalities])
+        refused = refusal("options.memory", config.memory, known, "the model reads")
+        if refused:
+            raise ValueError(refused)
         self.config = config
         others = [m for m in in_order(config.modalities) if m != "text"]
         if not config.enhance:

@@ -95,8 +95,8 @@ class HSCL(Model[Utterances, Output]):
         @classmethod
         def _read_old_width(cls, given: Any) -> Any:
             """A number for ``projection`` is what runs of before call the width."""
-            values = given.kwargs if isinstance(given, ArgsKwargs) else given
-            width = values.get("projection") if values else None
+            values = given.kwargs or {} if isinstance(given, ArgsKwargs) else given
+            width = values.get("projection")
             if not isinstance(width, int):
                 return given
             return {**values, "projection": "relu", "projection_width": width}

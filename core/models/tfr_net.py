@@ -132,9 +132,9 @@ class TFRNet(Model[Utterances, Output]):
         weight = by_modality(config.lambdas)
         self.weight = {m: weight[m] for m in self.modalities if weight[m]}
         heads = config.rebuild_heads
+        self.course_length = {m: _round_up(self.longest[m], heads) for m in self.weight}
         self.rebuild = nn.ModuleDict()
-        for m in self.weight:
-            length = _round_up(self.longest[m], heads)
+        for m, length in self.course_length.items():
             self.rebuild[m] = Encoder(length, heads, config.layers, config.self_dropout, config)
         enhanced_width = config.width * len(self.modalities)
         self.restore = nn.ModuleDict()
@@ -230,7 +230,7 @@ class TFRNet(Model[Utterances, Output]):
 
     def _rebuild(self, m: str, enhanced: Tensor) -> Tensor:
         """(B, T, D): the channels attend to each other, each described by its course over time."""
-        length, width = enhanced.shape[1], self.rebuild[m].width
+        length, width = enhanced.shape[1], self.course_length[m]
         courses = F.pad(enhanced, (0, 0, 0, width - length)).transpose(1, 2)  # (B, C, width)
         mixed = self.rebuild[m](courses).transpose(1, 2)  # (B, width, C)
         return self.restore[m](F.pad(mixed, (0, 0, 0, length - width)))

@@ -2,10 +2,10 @@
 
 python -m data_shards.codebook DIR
 
-From MMSA are the text encoder's rate, the decay, epsilon, clipping, batch size and absolute error. Not from MMSA: what is
-outside of the text encoder learns ten times as fast; each representation reads from a memory; frames are standardised,
-and become codes, as in the authors' code, instead of going through two layers; padded frames take no part; the
-embedding tables are trained. MMSA's CENet itself, with the rate that the recipe has for the text:
+From MMSA are the text encoder's rate, the decay, epsilon, clipping, batch size and absolute error. Not from MMSA: what
+is outside of the text encoder learns ten times as fast; each representation reads from a memory; frames are
+standardised, and become codes, as in the authors' code, instead of going through two layers; padded frames take no
+part; the embedding tables are trained. MMSA's CENet itself, with the rate that the recipe has for the text:
 
 deepspeed launch/train.py cenet/mosi data=DIR options.memory=[] options.front=mlp options.frame_mask=false \
 options.freeze_embeddings=true options.inputs.standardise=false optim.groups.main.lr=1e-5

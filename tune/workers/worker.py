@@ -29,7 +29,6 @@ from tune.workers.child import run_as_child
 from tune.workers.environment import RESULTS
 
 
-
 def main(arguments: list[str]) -> int:
     """The exit code of a trial's process."""
     return run_rank(lambda: train_on_demand(arguments))

@@ -20,7 +20,11 @@ from core.models.hscl import HSCL, Output
 MakeUtterances = Callable[..., Utterances]
 Array = np.ndarray
 SMALL = HSCL.Config(
-    text=TextConfig(width=24, layers=1, heads=4), layers=2, projection=16, hidden=16, fusion_heads=4
+    text=TextConfig(width=24, layers=1, heads=4),
+    layers=2,
+    projection_width=16,
+    hidden=16,
+    fusion_heads=4,
 )
 
 
