@@ -27,16 +27,20 @@ from core.files import sha256_of_bytes, write_atomically
 from data_shards.shards.frame_moments import Moments
 from data_shards.shards.jobs import RECORDS, Record, plan_jobs, run_jobs
 from data_shards.shards.manifest import (
+    EMPTY,
+    LEAVE_OUT,
     MANIFEST,
     VERSION,
     DataError,
     Labels,
     Manifest,
     Shard,
+    describe_empty,
     read_manifest,
 )
 from data_shards.sources import knowledge_graphs, mmsa, table
 from data_shards.sources.raw_dataset import KNOWN_LABELS, Options, RawDataset, TextChoice
+from data_shards.sources.rename import parse_renaming, rename
 
 CONVERTER = 1  # raise it when the same input gives other bytes than before
 SHARD_SIZE = 512
@@ -95,6 +99,8 @@ def convert(
         )
     options = options or Options()
     dataset = read(raw, options)
+    if options.rename:
+        dataset = rename(dataset, options.rename)
     facts = _facts(dataset, options, shard_size)
     with _claimed(out):
         if (out / MANIFEST).exists():
@@ -175,9 +181,13 @@ def _manifest(
     shards: dict[str, tuple[Shard, ...]] = {}
     per_shard: dict[str, list[Moments]] = {}  # field -> moments, in the order of shards
     max_length: dict[str, int] = {}
+    empty: dict[str, int] = {}  # split -> samples without any modality
     repairs: Counter[str] = Counter()
     for split, finished in records.items():
         shards[split] = tuple(record.shard for record in finished)
+        count = sum(record.empty for record in finished)
+        if count and dataset.task == "sentiment":
+            empty[split] = count
         for record in finished:
             repairs.update(record.repairs)
             for name, shard_moments in record.moments.items():
@@ -201,7 +211,7 @@ def _manifest(
         moments=moments,
         max_length={name: max_length[name] for name in dataset.fields if name in max_length},
         repairs=dict(sorted(repairs.items())),
-        extras=dataset.extras,
+        extras=dataset.extras | ({EMPTY: empty} if empty else {}),
     )
 
 
@@ -253,6 +263,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--tokenizer", metavar="DIR", help="folder of a transformers tokenizer, for the raw text"
     )
     parser.add_argument(
+        "--rename",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="another name for a modality, such as face=vision; may be given several times",
+    )
+    parser.add_argument(
         "--max-tokens", type=int, help="cut longer texts (default: the tokenizer's own limit)"
     )
     parser.add_argument("--shard-size", type=int, default=SHARD_SIZE, metavar="SAMPLES")
@@ -280,6 +297,7 @@ def _main(arguments: argparse.Namespace) -> None:
         text=arguments.text,
         tokenizer=arguments.tokenizer,
         max_tokens=arguments.max_tokens,
+        rename=parse_renaming(arguments.rename) or None,
         entities=entities,
     )
     manifest = convert(
@@ -295,6 +313,8 @@ def _main(arguments: argparse.Namespace) -> None:
         print(f"left out: {name!r}, which is none of the splits train, valid and test")
     for repair, count in manifest.repairs.items():
         print(f"repaired: {count} {repair}")
+    if manifest.empty():
+        print(f"WARNING: {describe_empty(manifest, manifest.empty())}; {LEAVE_OUT}")
     counts = ", ".join(f"{manifest.samples(split)} {split}" for split in manifest.splits)
     kind = "SYNTHETIC data: " if manifest.synthetic else ""
     print(

@@ -15,7 +15,7 @@ import numpy as np
 from core.arguments import command_parser, parse
 from core.command import run
 from data_shards.reading.contents import Contents, examine
-from data_shards.shards.manifest import DataError, Labels, Manifest
+from data_shards.shards.manifest import LEAVE_OUT, DataError, Labels, Manifest, describe_empty
 
 MAX_LEVELS = 31  # most label values that get a line each: MOSI's
 BINS = 12  # lines of a histogram of more values
@@ -46,6 +46,7 @@ def render(contents: Contents) -> str:
         lines.append("repaired: nothing")
     for repair, count in manifest.repairs.items():
         lines.append(f"repaired: {count} {repair}")
+    lines += _empty_samples(contents)
     lines += _published_split(contents)
     lines += _leakage(contents)
     shards = sum(len(shards) for shards in manifest.splits.values())
@@ -156,6 +157,14 @@ def _label_bins(labels: Labels) -> tuple[list[str], np.ndarray]:
 
 def _neighbours(edges: np.ndarray) -> Iterable[tuple[float, float]]:
     return zip(edges[:-1], edges[1:], strict=True)
+
+
+def _empty_samples(contents: Contents) -> list[str]:
+    """How many samples have no modality at all."""
+    if contents.manifest.task != "sentiment":
+        return []
+    counts = {name: split.empty for name, split in contents.splits.items() if split.empty}
+    return [f"WARNING: {describe_empty(contents.manifest, counts)}; {LEAVE_OUT}"] if counts else []
 
 
 def _published_split(contents: Contents) -> list[str]:

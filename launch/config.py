@@ -61,12 +61,14 @@ class Optim:
 
 @dataclass(frozen=True)
 class Loading:
-    """How samples are streamed. Nothing here changes which samples a step sees, except ``window`` and ``bucket``."""
+    """How samples are streamed. Which samples a step sees is changed by ``window``, ``bucket``, ``empty`` only."""
 
     window: PositiveInt = 16  # shards among which samples are shuffled
     bucket: bool = False  # group samples of like length, planned globally
     drop_last: bool = False  # leave out the samples that fill no whole batch
     prefetch: NonNegativeInt = 2  # batches prepared ahead
+    # samples that have none of the data's modalities; leave_out: from training and from scores
+    empty: Literal["keep", "leave_out"] = "keep"
 
 
 @dataclass(frozen=True)

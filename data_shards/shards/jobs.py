@@ -63,6 +63,7 @@ class Record:
     repairs: dict[str, int]
     moments: dict[str, Moments]  # of train shards only: float field -> moments of its frames
     max_length: dict[str, int]
+    empty: int = 0  # samples without any modality
 
     @staticmethod
     def load(path: Path) -> Record | None:
@@ -211,6 +212,7 @@ def run_job(dataset: RawDataset, out: Path, job: Job) -> Record:
         repairs=dict(+made.repairs),  # + drops what was counted as none
         moments=made.moments,
         max_length=made.max_length,
+        empty=made.empty,
     )
     write_atomically(_record_path(out, job), json.dumps(asdict(record)))
     return record
@@ -225,17 +227,21 @@ class _Samples:
         self.repairs: Counter[str] = Counter()
         self.moments: dict[str, Moments] = {}
         self.max_length: dict[str, int] = {}
+        self.empty = 0
 
     def __iter__(self) -> Iterator[tuple[str, Sample]]:
         for number, row in enumerate(self.job.rows, self.job.start):
             sample = self.dataset.sample(row, self.repairs)
             for field, array in sample.arrays.items():
                 self._measure(field, array)
+            self.empty += not any(map(self._has_time_axis, sample.arrays))
             yield f"{self.job.split}_{number:08d}", sample
 
+    def _has_time_axis(self, field: str) -> bool:
+        return None in self.dataset.fields[field].shape
+
     def _measure(self, field: str, array: np.ndarray) -> None:
-        has_time_axis = None in self.dataset.fields[field].shape
-        if not has_time_axis:
+        if not self._has_time_axis(field):
             return
         self.max_length[field] = max(self.max_length.get(field, 0), len(array))
         if self.job.split == "train" and array.dtype.kind == "f":

@@ -11,6 +11,7 @@ what is repaired is counted.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,9 @@ SPLIT_NAMES = {
     "validation": "valid",
 }
 
+# what a modality may be called; fields that begin with "label" are labels
+MODALITY_NAME = re.compile(r"(?!label)[A-Za-z][A-Za-z0-9_-]*")
+
 KnownDataset = Literal["mosi", "mosei", "sims", "simsv2"]
 # Range and annotation step of the labels of known data sets.
 KNOWN_LABELS: dict[KnownDataset, Labels] = {
@@ -59,6 +63,7 @@ class Options:
     text: TextChoice = "auto"  # tokens: ids as they stand in the file
     tokenizer: str | None = None  # folder of a transformers tokenizer
     max_tokens: int | None = None
+    rename: dict[str, str] | None = None  # modality of the raw data -> its name in the shards
     entities: EntityOptions | None = None  # of an alignment folder
 
 

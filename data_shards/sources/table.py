@@ -7,7 +7,6 @@ is gone through twice: first every row is checked, then samples are made.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ import numpy as np
 
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
 from data_shards.sources.raw_dataset import (
+    MODALITY_NAME,
     SPLIT_NAMES,
     SPLITS,
     Options,
@@ -39,7 +39,6 @@ from data_shards.sources.tokens import TextKind, Tokenizer, chosen_text, from_be
 FEATURES = "text_features"  # the column whose arrays become the field "text"
 # Columns that never point to frames.
 PLAIN = {"id", "split", "label", "class", "text", "video", "tokens"}
-_MODALITY = re.compile(r"(?!label)[A-Za-z][A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True)
@@ -139,7 +138,7 @@ class _Survey:
         resolve(self.folder, row, column)
         if is_known:
             return
-        if not _MODALITY.fullmatch(column):
+        if not MODALITY_NAME.fullmatch(column):
             raise DataError(f"{row.where}: {column!r} cannot be the name of a modality")
         self.first_rows[column] = row
 

@@ -22,7 +22,7 @@ from core.model import DataSpec, Model
 from data_shards.batches import utterances
 from data_shards.missing import apply_missing_mask, refuse_unknown_names
 from data_shards.reading.reader import Arrays
-from data_shards.shards.manifest import DataError, Labels, Manifest
+from data_shards.shards.manifest import LEAVE_OUT, DataError, Labels, Manifest, describe_empty
 from data_shards.stream import Stream
 from launch.config import ConfigError, Run
 from launch.engine.deepspeed_config import num_micro_batches
@@ -83,6 +83,7 @@ class SentimentTask:
             max_skipped_fraction=run.max_skipped_fraction,
             cache=Path(run.cache) if run.cache else None,
             cache_gb=run.cache_gb,
+            keep_empty=loading.empty == "keep",
         )
 
     def steps(self, epoch: int) -> int:
@@ -133,15 +134,21 @@ class SentimentTask:
         return Predictions.of(*gathered)
 
     def remarks(self, model: Model) -> list[str]:
-        """Fields of the data that the model does not read; the usual ones are left out by a setting only."""
+        """Fields that the model does not read (the usual ones only a setting leaves out); empty samples."""
         inputs: Any = model.inputs  # every sentiment model has them
         unread = [m for m in self.data.features if m not in (*MODALITIES, *inputs.modalities)]
-        if not unread:
-            return []
-        return [
-            f"{self.run.model} does not read {', '.join(unread)} of the data; give it a role, such as "
-            f"roles.vision={unread[0]}, or name it in options.modalities of baseline or cenet"
-        ]
+        remarks = []
+        if unread:
+            remarks.append(
+                f"{self.run.model} does not read {', '.join(unread)} of the data; give it a role, "
+                f"such as roles.vision={unread[0]}, or name it in options.modalities of baseline "
+                "or cenet"
+            )
+        empty = self.manifest.empty()
+        if empty:
+            done = "they are left out" if self.run.loading.empty == "leave_out" else LEAVE_OUT
+            remarks.append(f"{describe_empty(self.manifest, empty)}; {done}")
+        return remarks
 
     def score_names(self) -> list[str]:
         return shown_metrics(self.run.metrics)
