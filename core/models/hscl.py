@@ -8,7 +8,6 @@ from typing import Any, Literal
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass as validated_dataclass
-from pydantic_core import ArgsKwargs
 from torch import Tensor, nn
 
 from core.batch import Utterances
@@ -95,7 +94,7 @@ class HSCL(Model[Utterances, Output]):
         @classmethod
         def _read_old_width(cls, given: Any) -> Any:
             """A number for ``projection`` is what runs of before call the width."""
-            values = given.kwargs or {} if isinstance(given, ArgsKwargs) else given
+            values = getattr(given, "kwargs", given) or {}  # in code they come as arguments
             width = values.get("projection")
             if not isinstance(width, int):
                 return given
