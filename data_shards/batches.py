@@ -8,13 +8,7 @@ from torch import Tensor
 from core.batch import Utterances
 from data_shards.reading.reader import Arrays
 from data_shards.shards.manifest import DataError
-
-VIEW = "label_"  # before the name of a modality: its human labels
-
-
-def is_label(field: str) -> bool:
-    """Whether a field holds labels; every other one is a modality."""
-    return field in ("label", "class") or field.startswith(VIEW)
+from data_shards.shards.sentiment_schema import VIEW, is_label
 
 
 def utterances(micro_batch: Arrays) -> Utterances:
@@ -32,7 +26,10 @@ def utterances(micro_batch: Arrays) -> Utterances:
         )
     frames: dict[str, Tensor] = {}
     mask: dict[str, Tensor] = {}
+    view_labels: dict[str, Tensor] = {}
     for name, array in arrays.items():
+        if name.startswith(VIEW):
+            view_labels[name.removeprefix(VIEW)] = array.float()
         if is_label(name):
             continue
         if name not in lengths:
@@ -40,10 +37,6 @@ def utterances(micro_batch: Arrays) -> Utterances:
                 f"field {name!r} has no time axis, so it is no modality; choose others with fields="
             )
         frames[name], mask[name] = _frames(array, lengths[name])
-    view_labels = {}
-    for name, array in arrays.items():
-        if name.startswith(VIEW):
-            view_labels[name.removeprefix(VIEW)] = array.float()
     return Utterances(
         index=micro_batch.index,
         weight=micro_batch.weight,

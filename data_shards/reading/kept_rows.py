@@ -49,7 +49,9 @@ class KeptRows:
                 rows.append(np.flatnonzero(bytes_of(index, modalities) > 0))
         counts = tuple(len(kept) for kept in rows)
         if not sum(counts):
-            raise DataError(f"no sample of {store.name} has any of its modalities: {', '.join(modalities) or 'none'}")
+            raise DataError(
+                f"no sample of {store.name} has any of its modalities: {', '.join(modalities) or 'none'}"
+            )
         return KeptRows(rows, counts)
 
     def stored(self, rows: Rows) -> Rows:

@@ -10,9 +10,8 @@ from typing import Any
 
 from core.names import suggest
 from data_shards.shards.manifest import DataError, Sample
-from data_shards.sources.raw_dataset import MODALITY_NAME, RawDataset
-
-VIEW = "label_"  # before the name of a modality: its human labels
+from data_shards.shards.sentiment_schema import MODALITY, VIEW
+from data_shards.sources.raw_dataset import RawDataset
 
 MakeSample = Callable[[Any, Counter[str]], Sample]
 
@@ -26,7 +25,7 @@ def parse_renaming(words: Iterable[str]) -> dict[str, str]:
             raise DataError(f"--rename {word!r}: expected OLD=NEW, such as face=vision")
         if old in names:
             raise DataError(f"--rename {word}: {old!r} is renamed to {names[old]!r} already")
-        if not MODALITY_NAME.fullmatch(new):
+        if not MODALITY.fullmatch(new):
             raise DataError(f"--rename {word}: {new!r} cannot be the name of a modality")
         names[old] = new
     return names

@@ -10,9 +10,9 @@ from typing import TypeVar
 from core.batch import Utterances
 from core.model import DataSpec
 from core.names import refusal
-from data_shards.batches import is_label
 from data_shards.codebook import load_codebooks
 from data_shards.shards.manifest import Manifest
+from data_shards.shards.sentiment_schema import are_token_ids, is_label
 from launch.config import ConfigError, Roles
 
 Value = TypeVar("Value")
@@ -71,8 +71,7 @@ def sentiment_spec(manifest: Manifest, folder: Path | None, names: Mapping[str, 
     widths, longest = {}, {}
     for field in names:
         spec = manifest.fields[field]
-        holds_features = spec.dtype.startswith("float")  # else token ids
-        widths[field] = int(spec.shape[-1] or 0) if holds_features else 0
+        widths[field] = 0 if are_token_ids(field, spec.dtype) else int(spec.shape[-1] or 0)
         longest[field] = manifest.max_length.get(field, 0)
     tokenizer = manifest.tokenizer or {}
     return DataSpec(
