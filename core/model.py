@@ -145,6 +145,14 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
         """
         return {}
 
+    def resting_losses(self) -> set[str]:
+        """Names of losses that are zero in this epoch by design; any other that stays zero is warned about."""
+        return set()
+
+    def remarks(self) -> list[str]:
+        """Sentences about what this model leaves out as it is set, said once before training."""
+        return []
+
     def loss_denominators(self, batch: BatchType) -> dict[str, Tensor]:
         """Name -> (), what a loss divides by when the number of samples will not do (missing frames, say).
 

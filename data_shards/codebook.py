@@ -20,6 +20,7 @@ from tqdm import tqdm
 from core.arguments import command_parser, parse
 from core.command import run
 from core.files import sha256_of_bytes, write_atomically
+from core.names import suggest, unknown_names
 from core.regular_files import read_regular_file
 from core.targets import check_file
 from data_shards.reading.reader import Reader
@@ -99,11 +100,11 @@ def write(
             f"{folder} has no train split, and codebooks are made from train frames alone"
         )
     known = [name for name in manifest.moments if name != "text"]
-    for name in modalities or ():
-        if name not in known:
-            raise DataError(
-                f"{folder} has no frames called {name!r}; it has {', '.join(known) or 'none'}"
-            )
+    for name in unknown_names(modalities or (), known):
+        raise DataError(
+            f"{folder} has no frames called {name!r}; it has {', '.join(known) or 'none'}"
+            f"{suggest(name, known)}"
+        )
     chosen = modalities or known
     if not chosen:
         raise DataError(f"{folder} has no frames to make codebooks of")

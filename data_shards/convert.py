@@ -29,17 +29,21 @@ from core.targets import check_folder
 from data_shards.shards.frame_moments import mean_and_std
 from data_shards.shards.jobs import RECORDS, Record, plan_jobs, run_jobs
 from data_shards.shards.manifest import (
+    EMPTY,
+    LEAVE_OUT,
     MANIFEST,
     VERSION,
     DataError,
     Labels,
     Manifest,
     Shard,
+    describe_empty,
     read_manifest,
 )
 from data_shards.shards.sentiment_schema import check_fields
 from data_shards.sources import knowledge_graphs, mmsa, table
 from data_shards.sources.raw_dataset import KNOWN_LABELS, Options, RawDataset, TextChoice
+from data_shards.sources.rename import parse_renaming, rename
 
 CONVERTER = 2  # raise it when the same input gives other bytes than before
 SHARD_SIZE = 512
@@ -115,6 +119,8 @@ def convert(
     options = options or Options()
     _check_target(out)
     dataset = read(raw, options)
+    if options.rename:
+        dataset = rename(dataset, options.rename)
     if dataset.task == "sentiment":
         check_fields(dataset.fields, dataset.labels, str(raw))
     facts = _facts(dataset, options, shard_size)
@@ -204,9 +210,13 @@ def _manifest(
     """What the records of all shards come to."""
     shards: dict[str, tuple[Shard, ...]] = {}
     max_length: dict[str, int] = {}
+    empty: dict[str, int] = {}  # split -> samples without any modality
     repairs: Counter[str] = Counter()
     for split, finished in records.items():
         shards[split] = tuple(record.shard for record in finished)
+        count = sum(record.empty for record in finished)
+        if count and dataset.task == "sentiment":
+            empty[split] = count
         for record in finished:
             repairs.update(record.repairs)
             for name, length in record.max_length.items():
@@ -224,7 +234,7 @@ def _manifest(
         moments={name: moments[name] for name in dataset.fields if name in moments},
         max_length={name: max_length[name] for name in dataset.fields if name in max_length},
         repairs=dict(sorted(repairs.items())),
-        extras=dataset.extras,
+        extras=dataset.extras | ({EMPTY: empty} if empty else {}),
     )
 
 
@@ -276,6 +286,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--tokenizer", metavar="DIR", help="folder of a transformers tokenizer, for the raw text"
     )
     parser.add_argument(
+        "--rename",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="another name for a modality, such as face=vision; may be given several times",
+    )
+    parser.add_argument(
         "--max-tokens", type=int, help="cut longer texts (default: the tokenizer's own limit)"
     )
     parser.add_argument("--shard-size", type=int, default=SHARD_SIZE, metavar="SAMPLES")
@@ -303,6 +320,7 @@ def _main(arguments: argparse.Namespace) -> None:
         text=arguments.text,
         tokenizer=arguments.tokenizer,
         max_tokens=arguments.max_tokens,
+        rename=parse_renaming(arguments.rename) or None,
         entities=entities,
     )
     manifest = convert(
@@ -320,6 +338,8 @@ def _main(arguments: argparse.Namespace) -> None:
         print(f"assumed: {manifest.source['assumed']}")
     for repair, count in manifest.repairs.items():
         print(f"repaired: {count} {repair}")
+    if manifest.empty():
+        print(f"WARNING: {describe_empty(manifest, manifest.empty())}; {LEAVE_OUT}")
     for note in manifest.extras.get("noted", ()):
         print(f"noted: {note}")
     counts = ", ".join(f"{manifest.samples(split)} {split}" for split in manifest.splits)

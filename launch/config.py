@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import json
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -24,6 +24,7 @@ from pydantic import (
 
 from core.command import Refused
 from core.models import MODELS
+from core.names import suggest
 from data_shards.missing import Missing, UnitInterval
 
 # The comment at a field is its help: ``concord train RECIPE --help`` prints it, with type, bounds and value.
@@ -62,12 +63,23 @@ class Optim:
 
 @dataclass(frozen=True)
 class Loading:
-    """How samples are streamed. Nothing here changes which samples a step sees, except ``window`` and ``bucket``."""
+    """How samples are streamed. Which samples a step sees is changed by ``window``, ``bucket``, ``empty`` only."""
 
     window: PositiveInt = 16  # shards among which samples are shuffled
     bucket: bool = False  # group samples of like length, planned globally
     drop_last: bool = False  # leave out the samples that fill no whole batch
     prefetch: NonNegativeInt = 2  # batches prepared ahead
+    # samples that have none of the data's modalities; leave_out: from training and from scores
+    empty: Literal["keep", "leave_out"] = "keep"
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which field of the data a model reads as what; by default each by its own name."""
+
+    text: str = "text"
+    audio: str = "audio"
+    vision: str = "vision"  # for example the field "face"
 
 
 @dataclass(frozen=True)
@@ -100,6 +112,7 @@ class Run:
     select: str = "MAE"  # validation score that picks the best epoch
     goal: Literal["min", "max"] = "min"  # whether the best is the lowest or the highest
     missing: Missing = Missing()
+    roles: Roles = Roles()
     loading: Loading = Loading()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     # what ranks share: 0 nothing, 1 optimiser state, 2 gradients too, 3 parameters too
@@ -249,7 +262,11 @@ def _validate(kind: type, tree: Any, prefix: str) -> Any:
     except ValidationError as error:
         first = error.errors()[0]
         key = (prefix + ".".join(str(part) for part in first["loc"])).rstrip(".")
-        raise ConfigError(f"{key}={first['input']!r:.80}: {first['msg']}") from None
+        said = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "literal_error":
+            allowed = re.findall(r"'([^']+)'", said)
+            said += suggest(str(first["input"]), allowed)
+        raise ConfigError(f"{key}={first['input']!r:.80}: {said}") from None
 
 
 def _literal(value: str) -> Any:
@@ -302,9 +319,3 @@ def nearest_ending(word: str, keys: Iterable[str]) -> str:
     """The dotted key that ends in ``word``; of several the main group's, then the shortest. "" if none does."""
     ending = [key for key in keys if key.rpartition(".")[2] == word]
     return min(ending, key=lambda key: (".main." not in key, len(key)), default="")
-
-
-def suggest(word: str, words: Iterable[str]) -> str:
-    """The end of a sentence that asks whether the nearest of ``words`` was meant; empty when none is near."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""

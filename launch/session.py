@@ -85,6 +85,8 @@ def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
             record_run(run, run_dir)
             if distributed.rank() == 0:
                 write_record(run_dir, task)
+            for remark in [*task.remarks(model), *model.remarks()]:
+                log.warn(checkpoints.progress.step, remark)
             yield TrainingSession(run, run_dir, task, engine, log, checkpoints, stop)
 
 

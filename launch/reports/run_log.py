@@ -63,6 +63,11 @@ class RunLog:
         if self.writes:
             tqdm.write(text, file=sys.stderr)
 
+    def warn(self, step: int, text: str) -> None:
+        """Say what looks wrong, and keep it in the record."""
+        self.say(f"warning: {text}")
+        self.event("warning", step, {"text": text})
+
     def open_bar(self, epoch: int, epochs: int, done: int, steps: int) -> None:
         if self.writes and not self.quiet:
             # a bar per epoch where someone watches; elsewhere a line every half minute
