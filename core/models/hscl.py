@@ -95,7 +95,9 @@ class HSCL(Model[Utterances, Output]):
         def _read_old_width(cls, given: Any) -> Any:
             """A number for ``projection`` is what runs of before call the width."""
             values = getattr(given, "kwargs", given) or {}  # in code they come as arguments
-            width = values.get("projection")
+            if not isinstance(values, dict):  # refused by what reads it next
+            return given
+        width = values.get("projection")
             if not isinstance(width, int):
                 return given
             return {**values, "projection": "relu", "projection_width": width}
