@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from core.encoders.pretrained import Source, load_tokenizer
 from core.files import sha256_of_bytes
 from data_shards.shards.manifest import DataError
 from data_shards.sources.raw_dataset import Options
@@ -24,17 +25,15 @@ class Tokenizer:
     """A ``transformers`` tokenizer from a folder; nothing is fetched."""
 
     def __init__(self, path: str, max_tokens: int | None = None):
-        from transformers import AutoTokenizer
-
         if not Path(path).is_dir():
             raise DataError(
                 f"--tokenizer {path}: no such folder; "
                 "give the folder of a saved transformers tokenizer"
             )
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"--tokenizer {path}: transformers cannot load it ({error})") from None
+            self.tokenizer = load_tokenizer(Source(path, "--tokenizer "))
+        except ValueError as error:
+            raise DataError(str(error)) from None
         limit = self.tokenizer.model_max_length
         self.max_tokens = max_tokens or (limit if limit < LONGEST else None)
         special = {}
