@@ -20,6 +20,8 @@ import errno
 import sys
 from collections.abc import Callable
 
+from core.environment.credentials import redact
+
 DONE = 0
 DAMAGED = 1
 REFUSED = 2
@@ -38,7 +40,7 @@ class Refused(ValueError):
 
 def report_error(message: str) -> None:
     """The one line about an error."""
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {redact(message)}", file=sys.stderr)
 
 
 def run(
@@ -77,4 +79,4 @@ def describe(error: Exception, when_stopped: str) -> str:
             return f"the disk is full ({error.strerror}); make room, then {when_stopped}"
         if error.filename is not None:
             return f"{error.filename}: {error.strerror or error}"
-    return " ".join(str(error).split())
+    return redact(" ".join(str(error).split()))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 from core import command, distributed
+from core.environment.credentials import redact
 from launch.monitor import watchdog
 from launch.monitor.preemption import Preempted
 
@@ -23,7 +24,7 @@ def run_rank(work: Callable[[], int | None]) -> int:
         return command.STOPPED
     except RuntimeError as error:
         watchdog.wait_for_verdict(error)
-        watchdog.leave(str(error))
+        watchdog.leave(redact(str(error)))
         raise
 
 
