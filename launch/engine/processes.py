@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ import psutil
 import torch
 
 from launch.config import ConfigError
+from launch.engine import rendezvous
 from launch.engine.deepspeed_engine import init_deepspeed
 from launch.monitor import control_plane, watchdog
 
@@ -46,7 +46,9 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AF
     # the watchdog names the rank that is missing and should be first; the collectives' own time-out
     # is the second net
     patience = timedelta(seconds=timeout + 60)
-    with _build_lock_watched():
+    if rendezvous.is_one_machine():
+        rendezvous.stay_on_this_machine()
+    with rendezvous.meeting_place(), _build_lock_watched():
         init_deepspeed(patience)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -61,20 +63,17 @@ def shutdown_processes() -> None:
         watchdog.leave()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+        rendezvous.close()
 
 
 def _be_the_only_process() -> None:
-    """Set what a launcher would; several runs may share a machine, so the port is one that is free
-    now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """Set what a launcher would; the port becomes one that is free."""
     os.environ.update(
         RANK="0",
         LOCAL_RANK="0",
         WORLD_SIZE="1",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
+        MASTER_ADDR=rendezvous.LOOPBACK,
+        MASTER_PORT="0",
     )
 
 
