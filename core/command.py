@@ -20,6 +20,7 @@ import errno
 import sys
 from collections.abc import Callable
 
+from core.environment.caches import choose_caches
 from core.environment.credentials import redact
 
 DONE = 0
@@ -58,6 +59,7 @@ def run(
         refused: errors that are answered with one line. An error with an ``exit_code`` of its own is as well.
         report: what happens with that line; ranks tell each other why they leave.
     """
+    choose_caches()
     try:
         code = work()
         return DONE if code is None else code

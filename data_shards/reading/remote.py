@@ -33,6 +33,7 @@ from tenacity import (
     wait_random_exponential,
 )
 
+from core.environment.caches import choose_caches, user_cache
 from core.environment.credentials import Address, how_to_give, recall, redact
 from core.files import sha256_of_bytes, sha256_of_file, write_atomically
 from data_shards.reading.shard_cache import ShardCache
@@ -70,6 +71,7 @@ class Remote:
     def __init__(
         self, url: str, cache: Path | None, cache_gb: float, options: dict[str, Any] | None = None
     ):
+        choose_caches()
         self._address = recall(url)
         self.name = self._address.public
         self.protocol = self.name.partition("://")[0]
@@ -80,7 +82,7 @@ class Remote:
         if cache_gb <= 0:
             raise DataError(f"cache_gb must be positive, got {cache_gb}")
         self.cache = ShardCache(
-            Path(cache) if cache is not None else _default_cache(), cache_gb * 1e9
+            Path(cache) if cache is not None else user_cache() / "concord", cache_gb * 1e9
         )
         self._cancelled = Event()
         options = (
@@ -282,11 +284,6 @@ def _credential_options(protocol: str, address: Address) -> dict[str, Any]:
     # With each request and not with the session: a redirection to another host must not take it along.
     pair = base64.b64encode(f"{address.user}:{address.password}".encode()).decode()
     return options | {"headers": {"Authorization": f"Basic {pair}"}}
-
-
-def _default_cache() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path.home() / ".cache") / "concord"
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from core.environment.caches import choose_caches
 from launch.config import ConfigError
 from launch.engine import rendezvous
 from launch.engine.deepspeed_engine import init_deepspeed
@@ -32,6 +33,7 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AF
         timeout: seconds that the ranks may wait for one of them.
         lost_after: seconds of silence after which a rank counts as gone.
     """
+    choose_caches()
     if not torch.cuda.is_available():
         # otherwise DeepSpeed warns that it found no GPU
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

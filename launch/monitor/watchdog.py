@@ -100,7 +100,8 @@ class Watchdog:
         self._write("verdict", verdict)
 
     def _write(self, name: str, message: Heartbeat | Verdict) -> None:
-        self.store.set(name, self.seal.close(name, json.dumps(asdict(message))))
+        sealed = self.seal.close(name, json.dumps(asdict(message)))
+        self.store.set(name, sealed)  # type: ignore[arg-type] # bytes are taken, too
 
     def _beats(self) -> list[Heartbeat]:
         """Of all ranks. For one that a stranger has overwritten, the last that was genuine: the rank

@@ -16,19 +16,21 @@ import numba
 import numpy as np
 import torch
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, prange
+from numba import prange
 from numba.extending import intrinsic, overload, register_jitable
 
+from core.environment.compiled import compiled
+
 FASTMATH = {"reassoc", "nsz", "contract", "arcp"}  # but not: numbers are finite
-LOOP = {"error_model": "numpy", "fastmath": FASTMATH, "cache": True, "nogil": True}
+LOOP = {"error_model": "numpy", "fastmath": FASTMATH}
 
 
 class Loop:
     """A loop compiled on first use, for one thread or several as torch is set; the results do not depend on it."""
 
     def __init__(self, function: Callable[..., Any]):
-        self.serial = njit(**LOOP)(function)
-        self.parallel = njit(parallel=True, **LOOP)(function)
+        self.serial = compiled(function, **LOOP)
+        self.parallel = compiled(function, parallel=True, **LOOP)
 
     def __call__(
         self, **arguments: Any
