@@ -19,7 +19,7 @@ import torch
 
 from core.environment.caches import choose_caches
 from launch.config import ConfigError
-from launch.engine import rendezvous
+from launch.engine import stores
 from launch.engine.deepspeed_engine import init_deepspeed
 from launch.monitor import control_plane, watchdog
 
@@ -48,9 +48,9 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AF
     # the watchdog names the rank that is missing and should be first; the collectives' own time-out
     # is the second net
     patience = timedelta(seconds=timeout + 60)
-    if rendezvous.is_one_machine():
-        rendezvous.stay_on_this_machine()
-    with rendezvous.meeting_place(), _build_lock_watched():
+    if stores.is_one_machine():
+        stores.stay_on_this_machine()
+    with stores.meeting_place(), _build_lock_watched():
         init_deepspeed(patience)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -65,7 +65,7 @@ def shutdown_processes() -> None:
         watchdog.leave()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
-        rendezvous.close()
+        stores.close()
 
 
 def _be_the_only_process() -> None:
@@ -74,7 +74,7 @@ def _be_the_only_process() -> None:
         RANK="0",
         LOCAL_RANK="0",
         WORLD_SIZE="1",
-        MASTER_ADDR=rendezvous.LOOPBACK,
+        MASTER_ADDR=stores.LOOPBACK,
         MASTER_PORT="0",
     )
 

@@ -29,7 +29,7 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from core import distributed
 from core.command import RANK_LOST
-from launch.engine.rendezvous import listening_socket, master_address, serve
+from launch.engine.stores import listening_socket, master_address, serve
 from launch.monitor import control_plane
 from launch.monitor.seal import Forged, Seal, new_secret
 

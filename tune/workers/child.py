@@ -53,7 +53,7 @@ def serve_store() -> Any:
     """
     if LISTENER not in os.environ:
         return None
-    from launch.engine.rendezvous import serve
+    from launch.engine.stores import serve
 
     bound = socket.socket(fileno=int(os.environ[LISTENER]))
     return serve(bound, int(os.environ["WORLD_SIZE"]))

@@ -14,7 +14,7 @@ import pytest
 from ranks import free_port, run_ranks
 
 from launch.config import ConfigError
-from launch.engine import rendezvous
+from launch.engine import stores
 from launch.monitor.seal import Forged, Seal, new_secret
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE", "MASTER_ADDR")
@@ -140,7 +140,7 @@ def test_a_port_that_is_taken_is_one_line(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setenv("MASTER_PORT", str(port))
         with (
             pytest.raises(ConfigError, match=rf"port {port} of 127.0.0.1 is taken.*--master_port"),
-            rendezvous.meeting_place(),
+            stores.meeting_place(),
         ):
             pass
 
@@ -167,8 +167,8 @@ def test_a_store_listens_where_the_ranks_know_rank_0(
         monkeypatch.delenv(name, raising=False)
     for name, value in settings.items():
         monkeypatch.setenv(name, value.replace("OTHER", other))
-    assert rendezvous.master_address() == address.replace("OTHER", other)
-    with rendezvous.listening_socket() as listener:
+    assert stores.master_address() == address.replace("OTHER", other)
+    with stores.listening_socket() as listener:
         assert listener.getsockname()[0] == bound.replace("OTHER", other)
 
 
@@ -180,7 +180,7 @@ def test_a_name_that_leads_a_machine_back_to_itself_is_not_where_others_look(
     monkeypatch.setenv("MASTER_ADDR", "node7")
     monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("LOCAL_SIZE", "2")
-    with rendezvous.listening_socket() as listener:
+    with stores.listening_socket() as listener:
         assert listener.getsockname()[0] == "0.0.0.0"
 
 
