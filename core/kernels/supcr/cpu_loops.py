@@ -22,7 +22,7 @@ from numba.extending import intrinsic, overload, register_jitable
 from core.environment.compiled import compiled
 
 FASTMATH = {"reassoc", "nsz", "contract", "arcp"}  # but not: numbers are finite
-LOOP = {"error_model": "numpy", "fastmath": FASTMATH}
+LOOP: dict[str, Any] = {"error_model": "numpy", "fastmath": FASTMATH}
 
 
 class Loop:
