@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from concord import __version__
-from core.command import DONE, REFUSED, report_error
+from core.command import DONE, REFUSED, report_error, run
 
 COMMANDS = {
     "convert": ("data_shards.convert", "raw data to a shard folder"),
@@ -46,10 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
         hint = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(COMMANDS)}"
         report_error(f"no command {name!r}; {hint}")
         return REFUSED
+    return run(lambda: _job(name)(rest))
+
+
+def _job(name: str) -> Callable[[list[str]], int]:
     if name == "recipes":
-        return recipes()
-    job: Callable[[list[str]], int] = import_module(COMMANDS[name][0]).main
-    return job(rest)
+        return lambda words: recipes()
+    return import_module(COMMANDS[name][0]).main
 
 
 def overview() -> str:

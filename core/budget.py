@@ -1,8 +1,8 @@
 """How much memory one input may ask for, counted before any of it is taken.
 
 A file of fifteen bytes can claim an array of six gigabytes, and a megabyte of zeros unpacks to a
-gigabyte. Each door counts what it is about to allocate against one budget, which follows from what
-the input really holds: an honest file is never refused for its size.
+gigabyte. Each door counts what it is about to allocate against one budget, which follows from how
+many bytes the input really has; what an honest file needs lies far within it.
 """
 
 from __future__ import annotations

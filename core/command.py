@@ -8,6 +8,7 @@ code  meaning
 2     refused: the words, the settings, the data or a file cannot be used; one line says why
 3     training cannot go on (a loss is not finite, ranks differ), or no trial of a search ended
 4     no room for a checkpoint; those before it are untouched
+70    a fault of this project: one line names the file that holds the traceback
 75    stopped on request with everything saved; the same command goes on
 76    another rank is gone; the same command goes on from the last checkpoint
 130   stopped by Ctrl-C
@@ -17,7 +18,11 @@ code  meaning
 from __future__ import annotations
 
 import errno
+import os
+import platform
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable
 
 from core.environment.caches import choose_caches
@@ -28,6 +33,7 @@ DAMAGED = 1
 REFUSED = 2
 CANNOT_GO_ON = 3
 NO_ROOM = 4
+FAULT = 70  # EX_SOFTWARE of sysexits.h
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 RANK_LOST = 76
 INTERRUPTED = 130
@@ -41,7 +47,8 @@ class Refused(ValueError):
 
 def report_error(message: str) -> None:
     """The one line about an error."""
-    print(f"error: {redact(message)}", file=sys.stderr)
+    printable = redact(message).encode("utf-8", "backslashreplace").decode("utf-8")
+    print(f"error: {printable}", file=sys.stderr)
 
 
 def run(
@@ -50,14 +57,16 @@ def run(
     when_stopped: str = "run the same command again",
     refused: tuple[type[Exception], ...] = (ValueError, OSError),
     report: Callable[[str], None] = report_error,
+    passed_on: tuple[type[Exception], ...] = (),
 ) -> int:
-    """The exit code of ``work``: what it returns, or that of its error. Other errors pass through.
+    """The exit code of ``work``: what it returns, or that of its error.
 
     Args:
         work: returns an exit code, or None when it is done.
         when_stopped: what to do after Ctrl-C or on a full disk, as a clause.
         refused: errors that are answered with one line. An error with an ``exit_code`` of its own is as well.
         report: what happens with that line; ranks tell each other why they leave.
+        passed_on: faults that the caller answers itself. Any other ends with ``FAULT``.
     """
     choose_caches()
     try:
@@ -68,10 +77,13 @@ def run(
         return INTERRUPTED
     except Exception as error:
         code = getattr(error, "exit_code", REFUSED if isinstance(error, refused) else None)
-        if code is None:
+        if code is not None:
+            report(describe(error, when_stopped))
+            return int(code)
+        if isinstance(error, passed_on):
             raise
-        report(describe(error, when_stopped))
-        return int(code)
+        report(describe_fault(error))
+        return FAULT
 
 
 def describe(error: Exception, when_stopped: str) -> str:
@@ -82,3 +94,24 @@ def describe(error: Exception, when_stopped: str) -> str:
         if error.filename is not None:
             return f"{error.filename}: {error.strerror or error}"
     return redact(" ".join(str(error).split()))
+
+
+def describe_fault(error: Exception) -> str:
+    """An error that nobody foresaw, in one line; its traceback goes into a file that the line names."""
+    said = redact(" ".join(f"{type(error).__name__}: {error}".split())[:300])
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
+    return f"unforeseen {said}{place}; this is a fault of concord, please report it with {_save(error)}"
+
+
+def _save(error: Exception) -> str:
+    """Where the traceback is now; ``TMPDIR`` says in which folder."""
+    text = f"Python {platform.python_version()} on {platform.platform()}\n\n"
+    text += redact("".join(traceback.format_exception(error)))
+    try:
+        descriptor, path = tempfile.mkstemp(prefix="concord-fault-", suffix=".txt")
+        with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+    except OSError as failure:
+        return f"this line (its traceback could not be saved: {failure.strerror or failure})"
+    return path

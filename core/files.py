@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from core.regular_files import open_regular_file
+
 _PIECE = 1 << 18  # bytes read at a time: stays in the processor's cache
 
 
@@ -66,7 +68,7 @@ def sha256_of_bytes(content: bytes) -> str:
 
 def sha256_of_file(path: Path) -> str:
     """SHA-256 of the file at ``path`` as 64 hexadecimal digits, read in small pieces."""
-    with path.open("rb") as file:
+    with open_regular_file(path) as file:
         return sha256_of_open_file(file)
 
 

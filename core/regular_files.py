@@ -14,7 +14,7 @@ from typing import IO
 
 from core.command import Refused
 
-SMALL = 256 << 20  # bytes; no manifest, index, configuration or other file of facts is larger
+SMALL = 64 << 20  # bytes; no manifest, index, configuration or other file of facts is larger
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -41,14 +41,7 @@ def open_regular_file(path: Path | str) -> IO[bytes]:
     OSError, with the path as its ``filename``, where there is none or it cannot be opened.
     """
     check_regular_file(path)
-    # Between the two calls it may become something else; then neither waits for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        _check_kind(os.fstat(descriptor), path)
-        return open(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
+    return open(path, "rb", opener=_open_without_waiting)
 
 
 def read_regular_file(path: Path | str, limit: int = SMALL) -> bytes:
@@ -79,6 +72,17 @@ def check_regular_files_in(folder: Path | str) -> None:
         for entry in entries:
             if not entry.is_dir() and entry.name[0] != ".":
                 check_regular_file(entry.path)
+
+
+def _open_without_waiting(path: str, flags: int) -> int:
+    """An opener: what has become something else since it was checked is not waited for either."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    try:
+        _check_kind(os.fstat(descriptor), path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _check_kind(status: os.stat_result, path: Path | str) -> None:

@@ -20,9 +20,11 @@ from tqdm import tqdm
 from core.arguments import command_parser, parse
 from core.command import run
 from core.files import sha256_of_bytes, write_atomically
+from core.regular_files import read_regular_file
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
 from data_shards.shards.manifest import MANIFEST, DataError, Manifest, read_manifest
+from data_shards.sources.array_files import npz_keys, read_npz
 
 CODEBOOK = "codebook.npz"
 CLUSTERS = 16
@@ -129,13 +131,13 @@ def load_codebooks(folder: Path, manifest: Manifest) -> dict[str, np.ndarray]:
         return {}
     path = folder / CODEBOOK
     again = f"make it again with: python -m data_shards.codebook {folder}"
-    if not path.is_file():
-        raise DataError(f"{path} is missing; {again}")
-    body = path.read_bytes()
+    try:
+        body = read_regular_file(path)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing; {again}") from None
     if sha256_of_bytes(body) != manifest.extras[CODEBOOK]:
         raise DataError(f"{path} is not the file that {MANIFEST} vouches for; {again}")
-    with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
+    return {name: read_npz(path, name) for name in npz_keys(path)}
 
 
 def _main(arguments: argparse.Namespace) -> None:

@@ -15,16 +15,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any, get_args
 
 from filelock import FileLock, Timeout
 
 from core.arguments import command_parser, parse
-from core.command import run
+from core.command import Refused, run
 from core.files import sha256_of_bytes, write_atomically
-from data_shards.shards.frame_moments import Moments
+from core.packed_files import HEAD, check_not_packed
+from core.regular_files import check_regular_file, open_regular_file
+from data_shards.shards.frame_moments import mean_and_std
 from data_shards.shards.jobs import RECORDS, Record, plan_jobs, run_jobs
 from data_shards.shards.manifest import (
     MANIFEST,
@@ -35,10 +36,11 @@ from data_shards.shards.manifest import (
     Shard,
     read_manifest,
 )
+from data_shards.shards.sentiment_schema import check_fields
 from data_shards.sources import knowledge_graphs, mmsa, table
 from data_shards.sources.raw_dataset import KNOWN_LABELS, Options, RawDataset, TextChoice
 
-CONVERTER = 1  # raise it when the same input gives other bytes than before
+CONVERTER = 2  # raise it when the same input gives other bytes than before
 SHARD_SIZE = 512
 LOCK_WAIT = 5.0  # seconds; processes of a killed conversion take a moment to end
 # What a conversion writes, and what is left of it (.partial, earlier .staging) when it is killed.
@@ -56,17 +58,33 @@ READERS: dict[str, Callable[[Path, Options], RawDataset]] = {
 
 def read(raw: Path, options: Options) -> RawDataset:
     """The raw file through the reader of its kind."""
-    if not raw.exists():
-        raise DataError(f"{raw} does not exist")
-    if knowledge_graphs.is_alignment_folder(raw):
+    if raw.is_dir() and knowledge_graphs.is_alignment_folder(raw):
         return knowledge_graphs.read(raw, options)
+    kinds = (
+        f"known are files that end in {', '.join(READERS)}, and alignment folders (docs/data.md)"
+    )
+    try:
+        if raw.is_dir():
+            raise DataError(f"{raw} is no alignment folder; {kinds}")
+        check_regular_file(raw)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(f"{raw} does not exist") from None
     reader = READERS.get(raw.suffix.lower())
-    if reader is None or not raw.is_file():
-        raise DataError(
-            f"{raw} is of no known kind; known are files that end in {', '.join(READERS)}, "
-            "and alignment folders (docs/data.md)"
-        )
-    return reader(raw, options)
+    if reader is None:
+        with open_regular_file(raw) as file:
+            check_not_packed(file.read(HEAD), raw)
+        raise DataError(f"{raw} is of no known kind; {kinds}")
+    try:
+        return reader(raw, options)
+    except Refused as refusal:
+        raise _naming(raw, refusal) from None
+
+
+def _naming(raw: Path, refusal: Refused) -> DataError:
+    """The refusal with the name of the raw file in it: whoever reads it may convert many."""
+    if isinstance(refusal, DataError) and raw.name in str(refusal):
+        return refusal
+    return DataError(str(refusal) if raw.name in str(refusal) else f"{raw}: {refusal}")
 
 
 def convert(
@@ -95,6 +113,8 @@ def convert(
         )
     options = options or Options()
     dataset = read(raw, options)
+    if dataset.task == "sentiment":
+        check_fields(dataset.fields, dataset.labels, str(raw))
     facts = _facts(dataset, options, shard_size)
     with _claimed(out):
         if (out / MANIFEST).exists():
@@ -105,7 +125,10 @@ def convert(
         decisive = json.dumps([facts, dataset.tokenizer, VERSION, CONVERTER], sort_keys=True)
         identity = sha256_of_bytes(decisive.encode("utf-8"))
         jobs = plan_jobs(dataset, identity, shard_size)
-        records = run_jobs(dataset, out, jobs, processes, progress)
+        try:
+            records = run_jobs(dataset, out, jobs, processes, progress)
+        except Refused as refusal:
+            raise _naming(raw, refusal) from None
         manifest = _manifest(dataset, facts, records)
         _remove_leftovers(out, manifest)
         write_atomically(out / MANIFEST, manifest.to_json())
@@ -173,22 +196,15 @@ def _manifest(
 ) -> Manifest:
     """What the records of all shards come to."""
     shards: dict[str, tuple[Shard, ...]] = {}
-    per_shard: dict[str, list[Moments]] = {}  # field -> moments, in the order of shards
     max_length: dict[str, int] = {}
     repairs: Counter[str] = Counter()
     for split, finished in records.items():
         shards[split] = tuple(record.shard for record in finished)
         for record in finished:
             repairs.update(record.repairs)
-            for name, shard_moments in record.moments.items():
-                per_shard.setdefault(name, []).append(shard_moments)
             for name, length in record.max_length.items():
                 max_length[name] = max(length, max_length.get(name, 0))
-    moments: dict[str, tuple[list[float], list[float]]] = {}
-    for name in dataset.fields:
-        if name in per_shard:
-            joined = reduce(Moments.join, per_shard[name])
-            moments[name] = (joined.mean, joined.std())
+    moments = mean_and_std(record.moments for finished in records.values() for record in finished)
     return Manifest(
         name=dataset.name,
         task=dataset.task,
@@ -198,7 +214,7 @@ def _manifest(
         synthetic=dataset.synthetic,
         source=facts,
         tokenizer=dataset.tokenizer,
-        moments=moments,
+        moments={name: moments[name] for name in dataset.fields if name in moments},
         max_length={name: max_length[name] for name in dataset.fields if name in max_length},
         repairs=dict(sorted(repairs.items())),
         extras=dataset.extras,
@@ -293,8 +309,12 @@ def _main(arguments: argparse.Namespace) -> None:
     )
     for name in manifest.source.get("left out", ()):
         print(f"left out: {name!r}, which is none of the splits train, valid and test")
+    if "assumed" in manifest.source:
+        print(f"assumed: {manifest.source['assumed']}")
     for repair, count in manifest.repairs.items():
         print(f"repaired: {count} {repair}")
+    for note in manifest.extras.get("noted", ()):
+        print(f"noted: {note}")
     counts = ", ".join(f"{manifest.samples(split)} {split}" for split in manifest.splits)
     kind = "SYNTHETIC data: " if manifest.synthetic else ""
     print(

@@ -34,6 +34,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from core.command import Refused
 from core.files import sha256_of_bytes
 from data_shards.reading.corruption import SkippedShards
 from data_shards.reading.open_shards import read_index
@@ -360,7 +361,7 @@ class Stream:
         shard = self.reader.shards[number]
         try:
             index = read_index(self.store, shard, self.manifest.fields)
-        except DataError:  # the index is lost too
+        except Refused:  # the index is lost too
             return np.zeros(shard.samples, np.int64)
         return bytes_of(index, self.reader.fields)
 
@@ -371,7 +372,7 @@ class Stream:
             return False
         try:
             self.reader.shard(number)
-        except DataError as error:
+        except Refused as error:
             if self.on_corrupt == "fail":
                 raise
             self.skipped_shards.add(number, error)

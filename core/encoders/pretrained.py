@@ -70,7 +70,7 @@ def _load(kind: Any, source: Source, files: str, **options: Any) -> Any:
     options["trust_remote_code"] = False
     try:
         return kind.from_pretrained(source.name, local_files_only=True, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # damaged files make the library raise nearly anything
         if source.folder is not None:
             raise ValueError(
                 f"{source}: transformers cannot load it; the folder must hold {files} "
@@ -79,7 +79,7 @@ def _load(kind: Any, source: Source, files: str, **options: Any) -> Any:
     _refuse_without_hub(source, files)
     try:
         return kind.from_pretrained(source.name, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise ValueError(
             f"{source}: the hub has no such model, or none that can be read safely: {files} are "
             f"needed ({_one_line(error)})"

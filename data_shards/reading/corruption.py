@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from mmap import mmap
 
+from core.command import Refused
 from data_shards.shards.index_table import CRC, END, START, Index
 from data_shards.shards.manifest import DataError
 
@@ -86,7 +87,7 @@ class SkippedShards:
         """Samples left out, as far as is known."""
         return sum(self.samples[number] for number in self.reasons)
 
-    def add(self, number: int, error: DataError) -> None:
+    def add(self, number: int, error: Refused) -> None:
         """Leave this shard out from now on.
 
         Raises:

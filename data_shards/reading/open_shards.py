@@ -21,6 +21,7 @@ from typing import IO
 
 import numpy as np
 
+from core.command import Refused
 from core.files import sha256_of_bytes, sha256_of_open_file
 from data_shards.reading.corruption import describe_wrong_checksum, describe_wrong_size
 from data_shards.reading.storage import Store
@@ -149,7 +150,7 @@ class OpenShards:
         copy."""
         try:
             return self._open_once(number)
-        except DataError as error:
+        except Refused as error:
             if not self.store.discard_copy(self.shards[number]):
                 raise
             log.warning("%s; fetching it again", error)

@@ -36,6 +36,8 @@ from tenacity import (
 from core.environment.caches import choose_caches, user_cache
 from core.environment.credentials import Address, how_to_give, recall, redact
 from core.files import sha256_of_bytes, sha256_of_file, write_atomically
+from core.regular_files import SMALL, read_regular_file
+from data_shards.reading import http_bodies
 from data_shards.reading.shard_cache import ShardCache
 from data_shards.shards.manifest import MANIFEST, DataError, Shard
 from data_shards.shards.writer import index_name
@@ -44,7 +46,6 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CHUNK = 8 << 20  # bytes of one request; what a broken one loses at most
-MAX_SMALL = 256 << 20  # no manifest or index is larger
 RETRY: dict[str, Any] = {
     "stop": stop_after_attempt(8),
     "wait": wait_random_exponential(multiplier=0.3, max=20),
@@ -85,6 +86,7 @@ class Remote:
             Path(cache) if cache is not None else user_cache() / "concord", cache_gb * 1e9
         )
         self._cancelled = Event()
+        self._is_http = self.protocol in ("http", "https")
         options = (
             _time_limits(self.protocol)
             | _credential_options(self.protocol, self._address)
@@ -117,7 +119,7 @@ class Remote:
         path = self.cached_path(shard).with_suffix(".idx")
         with self.cache.lock(path):
             if path.exists():
-                return path.read_bytes()
+                return read_regular_file(path)
             body = self._fetch_small(index_name(shard.name))
             # A wrong one is not kept; whoever reads it refuses it.
             if sha256_of_bytes(body) == shard.index_sha256:
@@ -155,10 +157,7 @@ class Remote:
             position = file.seek(0, os.SEEK_END)
             while position < shard.bytes:
                 stop = min(position + CHUNK, shard.bytes)
-                chunk = self._fetch_chunk(shard.name, position, stop, shard.bytes)
-                if len(chunk) == shard.bytes:  # a server without ranges sends all of it
-                    position = file.seek(0)
-                position += file.write(chunk)
+                position = self._fetch_chunk(shard.name, position, stop, shard.bytes, file)
             file.flush()
             os.fsync(file.fileno())
         if sha256_of_file(part) != shard.sha256:
@@ -169,19 +168,21 @@ class Remote:
             )
         os.replace(part, path)
 
-    def _fetch_chunk(self, name: str, start: int, stop: int, size: int) -> bytes:
-        """Bytes [start, stop) of a file of ``size`` bytes, or all of it; DataError when it has
-        another size."""
-        url = self._shown(name)
+    def _fetch_chunk(self, name: str, start: int, stop: int, size: int, file: IO[bytes]) -> int:
+        """Write bytes [start, stop) of a remote file of ``size`` bytes, or all of it, to their
+        place in ``file``; where they end. DataError when it has another size."""
+        url, asked = self._shown(name), self._asked(name)
 
-        def fetch() -> bytes:
-            chunk: bytes = self.files.cat_file(self._asked(name), start=start, end=stop)
-            too_long = len(chunk) > stop - start and len(chunk) != size
-            if not chunk or too_long:
+        def fetch() -> int:
+            if self._is_http:
+                return http_bodies.fetch_into(self.files, asked, url, (start, stop), size, file)
+            chunk: bytes = self.files.cat_file(asked, start=start, end=stop)
+            if not 0 < len(chunk) <= stop - start:
                 raise ConnectionError(
                     f"asked for bytes {start} to {stop} of {url}, got {len(chunk)} bytes"
                 )
-            return chunk
+            file.seek(start)
+            return start + file.write(chunk)
 
         try:
             return self._retry(fetch, url)
@@ -212,12 +213,17 @@ class Remote:
         return f"{self.name}/{quote(name)}?{self._address.query}"
 
     def _fetch_small(self, name: str) -> bytes:
-        url = self._shown(name)
-        fetch = partial(self.files.cat_file, self._asked(name), start=0, end=MAX_SMALL)
-        body: bytes = self._retry(fetch, url)
-        if len(body) >= MAX_SMALL:
-            raise DataError(f"{url} is larger than {MAX_SMALL} bytes, so it is no {name}")
-        return body
+        url, asked = self._shown(name), self._asked(name)
+
+        def fetch() -> bytes:
+            if self._is_http:
+                return http_bodies.fetch_small(self.files, asked, url, SMALL)
+            body: bytes = self.files.cat_file(asked, start=0, end=SMALL + 1)
+            if len(body) > SMALL:
+                raise DataError(f"{url} has more than {SMALL} bytes, so it is no {name}")
+            return body
+
+        return self._retry(fetch, url)
 
     def _retry(self, fetch: Callable[[], T], url: str) -> T:
         """``fetch()``, repeated with growing pauses while the fault may pass and someone waits."""

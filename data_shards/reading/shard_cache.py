@@ -12,13 +12,16 @@ import fcntl
 import logging
 import os
 import re
+import stat
 import time
 from pathlib import Path
 from typing import IO
 
 from filelock import FileLock, Timeout
 
+from core.command import Refused
 from core.files import sha256_of_file
+from core.regular_files import open_regular_file
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +56,7 @@ class ShardCache:
     def open_if_present(self, path: Path) -> IO[bytes] | None:
         """A cached shard, open and locked against eviction; None when it is not there."""
         try:
-            file = path.open("rb")
+            file = open_regular_file(path)
         except FileNotFoundError:
             return None
         fcntl.flock(file, fcntl.LOCK_SH)
@@ -67,7 +70,7 @@ class ShardCache:
     def remove_unless(self, path: Path, sha256: str) -> None:
         """Remove a file with another checksum; another process may have put it right meanwhile."""
         with self.lock(path):
-            if path.exists() and sha256_of_file(path) != sha256:
+            if path.exists() and not _has_checksum(path, sha256):
                 path.unlink()
 
     def reserve(self, part: Path, size: int) -> None:
@@ -99,7 +102,7 @@ class ShardCache:
             if file == besides or not _OURS.fullmatch(file.name):
                 continue
             status = _status(file)
-            if status:
+            if status and stat.S_ISREG(status.st_mode):
                 files[file] = status
         return files
 
@@ -124,6 +127,13 @@ class ShardCache:
         except Timeout:
             return False
         return True
+
+
+def _has_checksum(path: Path, sha256: str) -> bool:
+    try:
+        return sha256_of_file(path) == sha256
+    except Refused:  # it is no plain file
+        return False
 
 
 def _status(path: Path) -> os.stat_result | None:

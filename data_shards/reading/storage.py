@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+from core.regular_files import open_regular_file, read_regular_file
 from data_shards.shards.manifest import MANIFEST, DataError, Shard
 from data_shards.shards.writer import index_name
 
@@ -48,20 +49,20 @@ class Folder:
         self.name = str(folder)
 
     def read_manifest(self) -> bytes:
-        path = self.folder / MANIFEST
-        if not path.is_file():
+        try:
+            return read_regular_file(self.folder / MANIFEST)
+        except (FileNotFoundError, NotADirectoryError):
             raise DataError(
                 f"{self.folder} has no {MANIFEST}, so it is no finished shard folder; make one "
                 "with: "
                 f"python -m data_shards.convert RAW --out {self.folder}, or for foreign tars: "
                 f"python -m data_shards.index {self.folder}"
-            )
-        return path.read_bytes()
+            ) from None
 
     def read_index(self, shard: Shard) -> bytes:
         path = self.folder / index_name(shard.name)
         try:
-            return path.read_bytes()
+            return read_regular_file(path)
         except FileNotFoundError as error:
             raise DataError(
                 f"{path} is missing; make it again with: python -m data_shards.index {self.name}"
@@ -69,7 +70,7 @@ class Folder:
 
     def open_tar(self, shard: Shard) -> IO[bytes]:
         try:
-            return (self.folder / shard.name).open("rb")
+            return open_regular_file(self.folder / shard.name)
         except FileNotFoundError as error:
             raise DataError(
                 f"{self.folder / shard.name} is missing; restore the file or convert again"

@@ -18,6 +18,8 @@ from pydantic import TypeAdapter
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from core.command import Refused
+from core.packed_files import HEAD, check_not_packed
 from data_shards.shards.manifest import MAX_AXES, NUMBERS, DataError
 
 FORMAT = "concord-index"
@@ -111,6 +113,7 @@ class Index:
     @staticmethod
     def from_bytes(body: bytes, where: str) -> Index:
         """Parse and check; a DataError names ``where`` if anything could lead outside the tar."""
+        check_not_packed(body[:HEAD], where)
         try:
             tensors = load(body)
             header = _header_adapter().validate_json(bytes(tensors["header"]), strict=True)
@@ -126,7 +129,7 @@ class Index:
                 tar_bytes=header.tar_bytes,
             )
             _check(index)
-        except DataError:
+        except Refused:
             raise
         except (SafetensorError, ValueError, KeyError, TypeError, OverflowError) as error:
             problem = " ".join(f"{type(error).__name__}: {error}".split())

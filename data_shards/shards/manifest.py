@@ -20,6 +20,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from core.command import Refused
 from core.files import sha256_of_bytes
+from core.regular_files import read_regular_file
 
 FORMAT = "concord-shards"
 VERSION = 1
@@ -34,7 +35,7 @@ MAX_AXES = 8
 MAX_EXTENT = 2**40  # of one axis
 MAX_SHARD_BYTES = 2**50
 
-Task = Literal["sentiment", "alignment"]
+Task = Literal["sentiment", "alignment", "arrays"]  # arrays: streamed, and no recipe's data
 LabelKind = Literal["regression", "classes"]
 
 # In JSON, 1 is no string, true is no number, and a key that nobody knows is an error.
@@ -134,7 +135,7 @@ class Manifest:
         """Parse and check; a DataError names ``where`` if anything is missing or wrong."""
         try:
             body = json.loads(
-                text, object_pairs_hook=_refuse_repeated_keys, parse_constant=_refuse_constant
+                text, object_pairs_hook=refuse_repeated_keys, parse_constant=refuse_constant
             )
         except (ValueError, RecursionError) as error:
             raise _refused(f"{where} is not JSON ({error})") from error
@@ -161,12 +162,14 @@ class Manifest:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a shard folder."""
     path = folder / MANIFEST
-    if not path.is_file():
+    try:
+        body = read_regular_file(path)
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{folder} has no {MANIFEST}, so it is no finished shard folder; "
             f"make one with: python -m data_shards.convert RAW --out {folder}"
-        )
-    return parse_manifest(path.read_bytes(), str(path))
+        ) from None
+    return parse_manifest(body, str(path))
 
 
 def parse_manifest(body: bytes, where: str) -> Manifest:
@@ -191,7 +194,7 @@ def _checksum(body: dict[str, Any]) -> str:
     return sha256_of_bytes(text.encode("utf-8", "surrogatepass"))
 
 
-def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """For ``json.loads``, which would keep the last of two equal keys without a word."""
     repeated = _repeated([key for key, _ in pairs])
     if repeated is not None:
@@ -199,7 +202,7 @@ def _refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _refuse_constant(name: str) -> None:
+def refuse_constant(name: str) -> None:
     """For ``json.loads``, which reads NaN and Infinity, and they are not JSON."""
     raise ValueError(f"{name} is not a number")
 

@@ -16,6 +16,7 @@ from mmap import mmap
 
 import numpy as np
 
+from core.packed_files import HEAD, check_not_packed
 from data_shards.shards.manifest import DataError
 
 BLOCK = 512
@@ -61,6 +62,9 @@ class _Header:
 
 def members(tar: mmap | bytes, where: str) -> Iterator[Member]:
     """The files of a tar in order; a DataError gives the byte offset of what is wrong."""
+    if len(tar) == 0:
+        raise DataError(f"{where} is empty; fetch or write the file again")
+    check_not_packed(tar[:HEAD], where)
     position = 0
     # A header may give the one that follows it a longer name or size; both belong to one member.
     extensions: dict[str, str] = {}

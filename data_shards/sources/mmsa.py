@@ -18,8 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.shards.label_statistics import known_resolution
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
+from data_shards.shards.sentiment_schema import check_label
+from data_shards.shards.split_names import SPLITS, split_called
 from data_shards.sources.mmsa_arrays import (
+    SEQUENCES,
     Part,
     is_aligned,
     largest_token_id,
@@ -27,21 +31,18 @@ from data_shards.sources.mmsa_arrays import (
     token_ids_are_swapped,
     token_rows,
     used_extent,
+    widths_of,
 )
+from data_shards.sources.mmsa_assumed import assumed_dataset
 from data_shards.sources.pickles import load_pickle
 from data_shards.sources.raw_dataset import (
-    KNOWN_LABELS,
-    SPLIT_NAMES,
-    SPLITS,
     KnownDataset,
     Options,
     RawDataset,
     as_string,
-    check_label,
     check_width,
     file_facts,
     finite,
-    known_resolution,
     stated_labels,
 )
 from data_shards.sources.tokens import (
@@ -50,19 +51,12 @@ from data_shards.sources.tokens import (
     chosen_text,
     from_bert,
     from_vocabulary,
+    words_of,
 )
 
-SEQUENCES = ("audio", "vision")
 COLUMNS = ("text_bert", "text", *SEQUENCES, "raw_text", "annotations")
 VIEWS = {"T": "text", "A": "audio", "V": "vision"}  # of labels per modality
 FIELD_ORDER = ("text", *SEQUENCES, "label", "label_text", "label_audio", "label_vision")
-# Widths of sound and vision tell the published feature sets apart.
-WIDTHS: dict[tuple[int, int], KnownDataset] = {
-    (5, 20): "mosi",
-    (74, 35): "mosei",
-    (33, 709): "sims",
-    (25, 177): "simsv2",
-}
 # The tokenizers that made the published token ids, and the sizes of their vocabularies.
 PRETRAINED = {
     "mosi": ("bert-base-uncased", 30522),
@@ -90,9 +84,12 @@ def read(raw: Path, options: Options) -> RawDataset:
     """An MMSA ``.pkl``, checked as far as that needs no look at every frame."""
     loaded = load_pickle(raw)
     parts, left_out = _parts(loaded, raw)
-    widths = _widths(parts)
-    dataset = options.dataset or _known_dataset(raw, widths)
+    widths = widths_of(parts)
+    assumed = None if options.dataset else assumed_dataset(raw, widths)
+    dataset = options.dataset or (assumed.dataset if assumed else None)
     labels = _labels(raw, parts, dataset, options)
+    if assumed and not options.labels:
+        assumed.check(raw, [value for part in parts.values() for value in part.labels["label"]])
     in_all_splits = set.intersection(*(set(part.columns) for part in parts.values()))
     text, tokenizer = chosen_text(
         options, str(raw), ids="text_bert", raw="raw_text", features="text", has=in_all_splits
@@ -112,11 +109,13 @@ def read(raw: Path, options: Options) -> RawDataset:
     )
     synthetic = bool(loaded.get("synthetic", False))
     if synthetic:
-        dataset = None  # it only looks like one
+        dataset = assumed = None  # it only looks like one
     facts = file_facts(raw)
     facts |= {"layout": "mmsa", "dataset": dataset, "aligned": content.aligned}
     if left_out:
         facts["left out"] = left_out
+    if assumed:
+        facts["assumed"] = assumed.describe(labels, is_stated=options.labels is not None)
     return RawDataset(
         name=options.name or dataset or raw.stem,
         task="sentiment",
@@ -126,7 +125,9 @@ def read(raw: Path, options: Options) -> RawDataset:
         rows=partial(_rows, parts),
         sample=partial(_sample, content),
         facts=facts,
-        tokenizer=tokenizer.facts if tokenizer else _tokenizer_of_ids(loaded, content, dataset),
+        tokenizer=tokenizer.facts
+        if tokenizer
+        else _tokenizer_of_ids(raw, loaded, content, dataset),
         synthetic=synthetic,
     )
 
@@ -138,7 +139,15 @@ def _parts(loaded: Any, raw: Path) -> tuple[dict[str, Part], list[str]]:
             f"{raw} holds a {type(loaded).__name__}, not a dict of splits; "
             "the layout is in docs/data.md"
         )
-    keys = {SPLIT_NAMES[key]: key for key in loaded if key in SPLIT_NAMES}
+    keys: dict[str, str] = {}  # split -> what the file calls it
+    for key in loaded:
+        split = split_called(key)
+        if split in keys:
+            raise DataError(
+                f"{raw}: {keys[split]!r} and {key!r} are both the {split} split; remove one"
+            )
+        if split is not None:
+            keys[split] = key
     if keys.keys() != set(SPLITS):
         hint = ""
         if "train_mix" in loaded:
@@ -164,7 +173,11 @@ def _part(content: Any, where: str) -> Part:
             f"{where} is a {type(content).__name__}, not a dict; the layout is in docs/data.md"
         )
     label_key = "regression_labels"
-    if label_key not in content and "labels" in content:
+    if "labels" in content:
+        if label_key in content:
+            raise DataError(
+                f"{where} has both 'labels' and {label_key!r}; remove the one that is not meant"
+            )
         label_key = "labels"
     for needed in (label_key, "id"):
         if needed not in content:
@@ -230,25 +243,6 @@ def _numbers(content: dict[str, Any], name: str, where: str, count: int) -> Sequ
     return numbers
 
 
-def _widths(parts: dict[str, Part]) -> dict[str, int]:
-    """Modality -> features per frame, of the modalities that are in any split."""
-    widths: dict[str, int] = {}
-    for modality in (*SEQUENCES, "text"):
-        for part in parts.values():
-            if modality in part.columns:
-                widths.setdefault(modality, part.frames(modality, 0).shape[1])
-    return widths
-
-
-def _known_dataset(raw: Path, widths: dict[str, int]) -> KnownDataset | None:
-    """Which known data set this is, by its widths or else its file's name."""
-    by_width = WIDTHS.get((widths.get("audio", 0), widths.get("vision", 0)))
-    if by_width:
-        return by_width
-    longest_first = sorted(KNOWN_LABELS, key=len, reverse=True)  # "simsv2" before "sims"
-    return next((name for name in longest_first if name in raw.stem.lower()), None)
-
-
 def _labels(
     raw: Path, parts: dict[str, Part], dataset: KnownDataset | None, options: Options
 ) -> Labels:
@@ -258,8 +252,6 @@ def _labels(
         for name, column in part.labels.items():
             for i, value in enumerate(column):
                 check_label(value, labels, f"{part.describe(i)}: {name}")
-    if options.labels:
-        return labels
     values = [np.asarray(part.labels["label"], float) for part in parts.values()]
     return known_resolution(labels, np.concatenate(values))
 
@@ -276,15 +268,15 @@ def _fields(text: TextKind, widths: dict[str, int], labels: list[str]) -> dict[s
 
 
 def _tokenizer_of_ids(
-    loaded: dict[str, Any], content: Content, dataset: KnownDataset | None
+    raw: Path, loaded: dict[str, Any], content: Content, dataset: KnownDataset | None
 ) -> dict[str, Any] | None:
     """What is known of the tokenizer that made the ids in the file."""
     if content.text != "tokens":
         return None
     largest = largest_token_id(content.parts, content.swapped)
     if "vocabulary" in loaded:
-        words = [as_string(word, "vocabulary") for word in loaded["vocabulary"]]
-        return from_vocabulary(words, largest)
+        where = f"{raw}: vocabulary"
+        return from_vocabulary(words_of(loaded["vocabulary"], where), largest, where)
     name, size = PRETRAINED.get(dataset or "", ("", 0))
     return from_bert(name, size, largest)
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from data_shards.shards.manifest import DataError
-from data_shards.sources.raw_dataset import as_frames, as_numbers
+from data_shards.sources.raw_dataset import LARGEST_ID, as_frames, as_numbers
 
+SEQUENCES = ("audio", "vision")
 ROWS_LOOKED_AT = 8  # per split, to tell rows of token ids from columns
-LARGEST_ID = 2**31  # exclusive
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,29 @@ class Part:
         return f"{self.where}, sample {i} ({self.ids[i]!r})"
 
     def frames(self, modality: str, i: int) -> np.ndarray:
-        """(T, D) float32, as padded as they lie in the file."""
+        """(T, D) float32, as padded as they lie in the file; (0, D) where there are none."""
         return as_frames(self.columns[modality][i], f"{self.describe(i)}: {modality}")
+
+
+def widths_of(parts: dict[str, Part]) -> dict[str, int]:
+    """Modality -> features per frame, of the modalities that any sample of any split has."""
+    widths: dict[str, int] = {}
+    for modality in (*SEQUENCES, "text"):
+        for part in parts.values():
+            if modality in part.columns and modality not in widths:
+                width = _first_width(part, modality)
+                if width:
+                    widths[modality] = width
+    return widths
+
+
+def _first_width(part: Part, modality: str) -> int:
+    """Features per frame of the first sample that says; 0 where none does."""
+    for i in range(len(part)):
+        width = part.frames(modality, i).shape[1]
+        if width:
+            return width
+    return 0
 
 
 @dataclass(frozen=True)
@@ -131,10 +152,15 @@ def is_aligned(part: Part, modalities: list[str]) -> bool:
     """One time axis for all: no lengths are stored, and all padded arrays are equally long."""
     if part.lengths or len(modalities) < 2:
         return False
-    lengths = {len(part.frames(m, 0)) for m in modalities if m in part.columns}
-    if "text_bert" in part.columns:
-        lengths.add(max(np.shape(part.columns["text_bert"][0]), default=0))
-    return len(lengths) == 1 and lengths != {1}
+    present = [m for m in modalities if m in part.columns]
+    for i in range(len(part)):
+        lengths = {len(part.frames(m, i)) for m in present}
+        if 0 in lengths:
+            continue  # a sample without one of them says nothing
+        if "text_bert" in part.columns:
+            lengths.add(max(np.shape(part.columns["text_bert"][i]), default=0))
+        return len(lengths) == 1 and lengths != {1}
+    return False
 
 
 def largest_token_id(parts: dict[str, Part], swapped: bool) -> int:

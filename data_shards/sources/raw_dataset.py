@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import Repr
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -25,17 +26,6 @@ from data_shards.shards.manifest import DataError, Field, Labels, Sample, Task
 if TYPE_CHECKING:
     from data_shards.sources.knowledge_graphs import EntityOptions
 
-SPLITS = ("train", "valid", "test")
-# How raw files call the splits.
-SPLIT_NAMES = {
-    "train": "train",
-    "valid": "valid",
-    "test": "test",
-    "dev": "valid",
-    "val": "valid",
-    "validation": "valid",
-}
-
 KnownDataset = Literal["mosi", "mosei", "sims", "simsv2"]
 # Range and annotation step of the labels of known data sets.
 KNOWN_LABELS: dict[KnownDataset, Labels] = {
@@ -45,6 +35,10 @@ KNOWN_LABELS: dict[KnownDataset, Labels] = {
     "simsv2": Labels(low=-1.0, high=1.0, resolution=0.2),
 }
 
+
+LARGEST_ID = 2**24  # of a token, exclusive; a model has a vector for each id
+WIDEST = 2**20  # features of a frame, exclusive
+MOST_NUMBERS = 2**24  # in one cell that holds them as lists
 
 TextChoice = Literal["auto", "tokens", "features", "tokenize"]
 
@@ -89,6 +83,24 @@ def file_facts(path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
 
 
+# Lists in lists may hold more than any memory, of which only the first few are looked at.
+_SHORT = Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
+
+
+def shown(value: Any) -> str:
+    """A value for a message: at most 80 characters of it, in one line."""
+    if isinstance(value, np.ndarray) and value.ndim:
+        return f"an array of shape {value.shape}"
+    try:
+        text = _SHORT.repr(value[:80] if isinstance(value, bytes) else value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or lists too deep
+        return f"a {type(value).__name__} too large to show"
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def as_string(value: Any, where: str) -> str:
     """Text from str, a number, bytes (UTF-8, else Latin-1), or an array of one of them."""
     if isinstance(value, np.ndarray) and value.size == 1:
@@ -100,29 +112,84 @@ def as_string(value: Any, where: str) -> str:
             return value.decode("latin-1")
     if not isinstance(value, str | int | float | np.generic):
         raise DataError(f"{where}: a {type(value).__name__} where text should be")
-    return str(value)
+    try:
+        text = str(value)
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: {shown(value)} is no valid Unicode; correct it") from None
+    except ValueError:  # thousands of digits
+        raise DataError(f"{where}: {shown(value)} where text should be") from None
+    return text
+
+
+def as_number(value: Any, where: str) -> float:
+    """A finite or infinite float from a number or its digits; anything else is refused."""
+    if isinstance(value, bool | np.bool_):
+        raise DataError(f"{where}: {value} is no number")
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise DataError(f"{where}: {shown(value)} is no number") from None
+    except OverflowError:
+        raise DataError(f"{where}: {shown(value)} is larger than any float") from None
 
 
 def as_numbers(value: Any, dtype: str, where: str) -> np.ndarray:
     """An array of real numbers as ``dtype``. What overflows becomes inf."""
+    if not isinstance(value, np.ndarray):
+        _check_extent(value, where)
     try:
         array = np.asarray(value)
         if array.dtype.kind not in "biufO":
             raise TypeError(f"its type is {array.dtype}")
         with np.errstate(over="ignore", invalid="ignore"):
             return array.astype(dtype)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"{where}: no array of numbers ({error})") from None
+    except (TypeError, ValueError, OverflowError) as error:
+        problem = " ".join(str(error).split())[:200]
+        raise DataError(f"{where}: no array of numbers ({problem})") from None
+
+
+def _check_extent(value: Any, where: str) -> None:
+    """Refused where nested lists hold too many numbers: a list that stands in another a thousand
+    times costs its file nothing."""
+    known: dict[int, int] = {}  # a list's id -> numbers in it, lists within it spread out
+
+    def count(item: Any) -> int:
+        if isinstance(item, np.ndarray):
+            return item.size
+        if not isinstance(item, list | tuple):
+            return 1
+        if id(item) not in known:
+            known[id(item)] = sum(count(inner) for inner in item)
+        return known[id(item)]
+
+    numbers = count(value)
+    if numbers > MOST_NUMBERS:
+        raise DataError(
+            f"{where}: lists of {numbers} numbers; at most {MOST_NUMBERS} are read as lists, "
+            "so store arrays"
+        )
 
 
 def as_frames(value: Any, where: str) -> np.ndarray:
-    """Frames as (T, D) float32; a vector (D,) becomes one frame. Non-finite values stay."""
+    """Frames as (T, D) float32; a vector (D,) becomes one frame. Non-finite values stay.
+
+    A value without any, such as None, [] or an array (0, D), gives no frames: (0, D), D being 0
+    where it is not known. The sample lacks that modality.
+    """
+    if value is None:
+        return np.zeros((0, 0), "<f4")
     frames = as_numbers(value, "<f4", where)
     if frames.ndim == 1:
-        frames = frames[None]
-    if frames.ndim != 2 or frames.shape[1] == 0:
+        frames = frames[None] if len(frames) else frames.reshape(0, 0)
+    has_frames = frames.ndim == 2 and len(frames) > 0
+    if frames.ndim != 2 or (has_frames and frames.shape[1] == 0):
         raise DataError(
-            f"{where}: has shape {frames.shape}; frames are (T, D), or (D,) without a time axis"
+            f"{where}: has shape {np.shape(value)}; frames are (T, D), or (D,) without a time axis"
+        )
+    if frames.shape[1] >= WIDEST:
+        raise DataError(
+            f"{where}: has shape {np.shape(value)}; frames have fewer than {WIDEST} features"
         )
     return frames
 
@@ -137,43 +204,11 @@ def finite(frames: np.ndarray, name: str, repairs: Counter[str]) -> np.ndarray:
 
 
 def check_width(frames: np.ndarray, known: Field, where: str) -> None:
-    """DataError unless frames (T, D) are as wide as those of the field before them."""
-    if frames.shape[1] != known.shape[-1]:
+    """DataError unless frames (T, D), if any, are as wide as those of the field before them."""
+    if len(frames) and frames.shape[1] != known.shape[-1]:
         raise DataError(
             f"{where}: has {frames.shape[1]} features, and samples before it have {known.shape[-1]}"
         )
-
-
-def check_label(value: Any, labels: Labels, where: str) -> np.float32:
-    """The label as float32; outside of its range, or no number at all, is refused."""
-    try:
-        label = float(value)
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: {value!r} is no number") from None
-    slack = 1e-6 * (labels.high - labels.low)  # float32 labels were rounded
-    if not labels.low - slack <= label <= labels.high + slack:  # also refuses NaN
-        raise DataError(
-            f"{where}: {label:g} is outside the label range {labels.low:g} to {labels.high:g}; "
-            "correct it, or state the range with --labels LOW:HIGH"
-        )
-    return np.float32(label)
-
-
-def known_resolution(labels: Labels, values: np.ndarray) -> Labels:
-    """``labels`` with a step that every value is a multiple of: its own, or a whole part of it, or
-    none.
-
-    One in seventeen MOSI labels is off its grid of 1/5, because a few clips had more or fewer than
-    five annotators; all are multiples of 1/60. Equal labels are only equal for sure on such a grid.
-    """
-    if labels.resolution is None or not len(values):
-        return labels
-    for divisor in range(1, 21):
-        steps = np.asarray(values, dtype=np.float64) / labels.resolution * divisor
-        off_grid = np.abs(steps - np.round(steps))
-        if (off_grid < 1e-3).all():
-            return replace(labels, resolution=labels.resolution / divisor)
-    return replace(labels, resolution=None)
 
 
 def stated_labels(

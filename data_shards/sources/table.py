@@ -18,18 +18,18 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.shards.label_statistics import known_resolution, named_classes
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
+from data_shards.shards.sentiment_schema import MODALITY, check_label
+from data_shards.shards.split_names import SPLIT_NAMES, SPLITS, split_called
 from data_shards.sources.raw_dataset import (
-    SPLIT_NAMES,
-    SPLITS,
     Options,
     RawDataset,
     as_frames,
-    check_label,
     check_width,
     file_facts,
     finite,
-    known_resolution,
+    shown,
     stated_labels,
 )
 from data_shards.sources.table_arrays import is_reference, load_array, load_token_ids, resolve
@@ -39,7 +39,7 @@ from data_shards.sources.tokens import TextKind, Tokenizer, chosen_text, from_be
 FEATURES = "text_features"  # the column whose arrays become the field "text"
 # Columns that never point to frames.
 PLAIN = {"id", "split", "label", "class", "text", "video", "tokens"}
-_MODALITY = re.compile(r"(?!label)[A-Za-z][A-Za-z0-9_-]*")
+_FIELD = re.compile(r"[A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,15 @@ def read(raw: Path, options: Options) -> RawDataset:
         options, str(raw), ids="tokens", raw="text", features=FEATURES, has=survey.columns
     )
     labels = survey.labels(options)
-    modalities = {column: column for column in survey.first_rows if column != FEATURES}
+    # a modality of which nobody has a frame is none
+    known = [column for column, width in survey.widths.items() if width]
+    modalities = {column: column for column in known if column != FEATURES}
     if text == "features":
+        if FEATURES not in known:
+            raise DataError(
+                f"{raw}: no cell of {FEATURES!r} points to an array (FILE.npy or FILE.npz#KEY), "
+                "which --text features needs (docs/data.md)"
+            )
         modalities = {FEATURES: "text"} | modalities
     views = sorted(column for column in survey.columns if column.startswith("label_"))
     fields = _fields(survey, text, modalities, labels, views)
@@ -102,7 +109,7 @@ class _Survey:
         self.folder = table.parent
         self.counts: Counter[str] = Counter()  # split -> rows
         self.columns: set[str] = set()
-        self.first_rows: dict[str, Row] = {}  # modality column -> the first row that has it
+        self.widths: dict[str, int] = {}  # modality column -> features; 0 as long as not known
         self.label_values: Counter[float] = Counter()
         self.classes: set[str] = set()
         self.largest_token = 0
@@ -114,9 +121,12 @@ class _Survey:
         if digest in self._ids:
             raise DataError(f"{row.where}: this id is already in the table; ids must be unique")
         self._ids.add(digest)
-        if row.split not in SPLIT_NAMES:
-            raise DataError(f"{row.where}: split {row.split!r} is none of {', '.join(SPLIT_NAMES)}")
-        self.counts[SPLIT_NAMES[row.split]] += 1
+        split = split_called(row.split)
+        if split is None:
+            raise DataError(
+                f"{row.where}: split {shown(row.split)} is none of {', '.join(SPLIT_NAMES)}"
+            )
+        self.counts[split] += 1
         self.columns |= row.cells.keys()
         if ("label" in row.cells) == ("class" in row.cells):
             raise DataError(f"{row.where}: needs either a label or a class")
@@ -128,20 +138,26 @@ class _Survey:
             largest = int(load_token_ids(self.folder, row).max(initial=0))
             self.largest_token = max(self.largest_token, largest)
         for column, value in row.cells.items():
+            if column.startswith("label_"):
+                _check_field_name(row, column)
             self._add_frames(row, column, value)
 
     def _add_frames(self, row: Row, column: str, value: Any) -> None:
         """A column is a modality from the first cell on that points to an array."""
-        is_known = column in self.first_rows
+        is_known = column in self.widths
         is_new = column not in PLAIN and is_reference(value)
         if not is_known and not is_new:
             return
-        resolve(self.folder, row, column)
-        if is_known:
+        if is_new and not is_known and not MODALITY.fullmatch(column):
+            raise DataError(
+                f"{row.where}: {column!r} cannot be the name of a modality; "
+                "use letters, digits, '_' and '-', and a letter first"
+            )
+        if self.widths.get(column):
+            if not _is_no_frames(value):
+                resolve(self.folder, row, column)
             return
-        if not _MODALITY.fullmatch(column):
-            raise DataError(f"{row.where}: {column!r} cannot be the name of a modality")
-        self.first_rows[column] = row
+        self.widths[column] = _column_frames(self.folder, row, column).shape[1]
 
     def labels(self, options: Options) -> Labels:
         """What the labels of the whole table mean."""
@@ -150,8 +166,6 @@ class _Survey:
         low, high = min(self.label_values), max(self.label_values)
         seen = f" (labels are from {low:g} to {high:g})"
         labels = stated_labels(self.table, options, options.dataset, seen)
-        if options.labels:
-            return labels
         return known_resolution(labels, np.array(list(self.label_values.elements())))
 
     def _class_labels(self, options: Options) -> Labels:
@@ -166,8 +180,7 @@ class _Survey:
             )
         are_numbers = all(name.lstrip("-").isdigit() for name in self.classes)
         names = sorted(self.classes, key=int) if are_numbers else sorted(self.classes)
-        high = float(max(1, len(names) - 1))
-        return Labels(kind="classes", low=0.0, high=high, names=tuple(names))
+        return named_classes(names)
 
 
 def _fields(
@@ -177,13 +190,12 @@ def _fields(
     labels: Labels,
     views: list[str],
 ) -> dict[str, Field]:
-    """The fields of the data set; of each modality one array is opened for its width."""
+    """The fields of the data set."""
     fields: dict[str, Field] = {}
     if text in ("tokens", "tokenize"):
         fields["text"] = Field("int32", (None,))
     for column, field in modalities.items():
-        frames = _column_frames(survey.folder, survey.first_rows[column], column)
-        fields[field] = Field("float32", (None, frames.shape[1]))
+        fields[field] = Field("float32", (None, survey.widths[column]))
     if labels.kind == "classes":
         fields["class"] = Field("int64", ())
     else:
@@ -194,12 +206,31 @@ def _fields(
 
 
 def _column_frames(folder: Path, row: Row, column: str) -> np.ndarray:
+    """The frames that a cell points to, (T, D); none where it says that there are none."""
+    if _is_no_frames(row.cells[column]):
+        return as_frames(None, row.describe(column))
     return as_frames(load_array(folder, row, column), row.describe(column))
+
+
+def _is_no_frames(value: Any) -> bool:
+    """Whether a cell of a modality is an empty list, itself or as text."""
+    return value == [] or (isinstance(value, str) and value.strip() == "[]")
+
+
+def _check_field_name(row: Row, column: str) -> None:
+    """DataError unless a column can become a field of shards."""
+    if not _FIELD.fullmatch(column):
+        raise DataError(
+            f"{row.where}: {column!r} cannot be the name of a label; "
+            "use letters, digits, '_' and '-'"
+        )
 
 
 def _split_rows(table: Path) -> Iterator[tuple[str, Row]]:
     for row in read_rows(table):
-        yield SPLIT_NAMES[row.split], row
+        split = split_called(row.split)
+        if split is not None:  # else the survey has refused the table
+            yield split, row
 
 
 def _stamp(folder: Path, row: Row) -> str:

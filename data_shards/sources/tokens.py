@@ -11,8 +11,9 @@ import numpy as np
 
 from core.encoders.pretrained import Source, load_tokenizer
 from core.files import sha256_of_bytes
+from core.regular_files import check_regular_files_in
 from data_shards.shards.manifest import DataError
-from data_shards.sources.raw_dataset import Options
+from data_shards.sources.raw_dataset import Options, as_string
 
 LONGEST = 100_000  # a tokenizer that knows no limit of its own says some 10^30
 SPECIAL_TOKENS = ("pad", "cls", "sep", "unk", "mask", "bos", "eos")
@@ -30,6 +31,7 @@ class Tokenizer:
                 f"--tokenizer {path}: no such folder; "
                 "give the folder of a saved transformers tokenizer"
             )
+        check_regular_files_in(path)
         try:
             self.tokenizer = load_tokenizer(Source(path, "--tokenizer "))
         except ValueError as error:
@@ -61,12 +63,26 @@ def _digest(vocabulary: Any) -> str:
     return sha256_of_bytes(json.dumps(vocabulary, sort_keys=True).encode("utf-8"))
 
 
-def from_vocabulary(words: list[str], largest: int) -> dict[str, Any]:
+def words_of(vocabulary: Any, where: str) -> list[str]:
+    """The words by id of a vocabulary: a list or array of them, or a dict from word to id."""
+    if isinstance(vocabulary, dict):
+        ids = sorted(vocabulary.values(), key=str)
+        if sorted(map(str, range(len(vocabulary)))) != list(map(str, ids)):
+            raise DataError(f"{where}: a dict must give each word its own id, from 0 on")
+        vocabulary = sorted(vocabulary, key=lambda word: int(vocabulary[word]))
+    is_array = isinstance(vocabulary, np.ndarray) and vocabulary.ndim == 1
+    if not is_array and not isinstance(vocabulary, list | tuple):
+        raise DataError(
+            f"{where}: a {type(vocabulary).__name__}; it must be a list of words by token id, "
+            "or a dict from word to id"
+        )
+    return [as_string(word, f"{where}: word {number}") for number, word in enumerate(vocabulary)]
+
+
+def from_vocabulary(words: list[str], largest: int, where: str) -> dict[str, Any]:
     """Manifest.tokenizer for ids that index ``words``, which the raw file carries itself."""
     if largest >= len(words):
-        raise DataError(
-            f"the file has a vocabulary of {len(words)} words, but a token id {largest}"
-        )
+        raise DataError(f"{where}: {len(words)} words, but there is a token id {largest}")
     special = {}
     for number, word in enumerate(words):
         if word.startswith("["):  # "[PAD]"

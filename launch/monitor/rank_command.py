@@ -7,25 +7,29 @@ import sys
 from collections.abc import Callable
 
 from core import command, distributed
-from core.environment.credentials import redact
 from launch.monitor import watchdog
 from launch.monitor.preemption import Preempted
 
 
 def run_rank(work: Callable[[], int | None]) -> int:
-    """``core.command.run`` for the work of one rank. A ValueError that refuses nothing is a fault, and is raised."""
+    """``core.command.run`` for the work of one rank. A ValueError that refuses nothing is a fault."""
     try:
-        return command.run(work, refused=(command.Refused, OSError), report=_report)
+        return command.run(
+            work, refused=(command.Refused, OSError), report=_report, passed_on=(Exception,)
+        )
     except Preempted as left:
         watchdog.leave()
         if left.stuck:  # the thread that waits for data would keep the interpreter from ending
             sys.stderr.flush()
             os._exit(command.STOPPED)
         return command.STOPPED
-    except RuntimeError as error:
-        watchdog.wait_for_verdict(error)
-        watchdog.leave(redact(str(error)))
-        raise
+    except Exception as error:
+        if isinstance(error, RuntimeError):
+            watchdog.wait_for_verdict(error)
+        message = command.describe_fault(error)
+        command.report_error(message)  # of any rank: only one may have it
+        watchdog.leave(message)
+        return command.FAULT
 
 
 def _report(message: str) -> None:

@@ -6,8 +6,10 @@ import errno
 import json
 import subprocess
 import sys
+import tempfile
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 from paths import ROOT
@@ -18,6 +20,7 @@ from core.arguments import join_negative_values, split_settings
 from launch import train
 from launch.command_line import read, settings_parser
 from launch.config import ConfigError, leaves, load_recipe, override, to_dict
+from launch.monitor.rank_command import run_rank
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -154,18 +157,61 @@ def test_every_end_has_its_code_and_one_line(
     assert capsys.readouterr().err.startswith(line)
 
 
-def test_an_error_may_carry_its_own_code_and_a_fault_passes_through():
+def _raise(error: Exception) -> None:
+    raise error
+
+
+def test_an_error_may_carry_its_own_code():
     from launch.checkpoints.store import SaveError
     from launch.session import TrainingStopped
 
-    def work(error: Exception) -> None:
-        raise error
-
-    assert command.run(lambda: work(SaveError("full"))) == command.NO_ROOM
-    assert command.run(lambda: work(TrainingStopped("nan"))) == command.CANNOT_GO_ON
+    assert command.run(lambda: _raise(SaveError("full"))) == command.NO_ROOM
+    assert command.run(lambda: _raise(TrainingStopped("nan"))) == command.CANNOT_GO_ON
     assert command.run(lambda: command.DAMAGED) == command.DAMAGED
+
+
+FAULTS = [RuntimeError("two\nlines"), KeyError("gone"), MemoryError(), TypeError("ü\ud800")]
+
+
+@pytest.mark.parametrize("runs", [command.run, run_rank])
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: type(fault).__name__)
+def test_what_nobody_foresaw_is_one_line_and_a_file_with_the_traceback(
+    runs: Any, fault: Exception, tmp_path: Path, monkeypatch: Any, capsys: Any
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert runs(lambda: _raise(fault)) == command.FAULT
+    said = capsys.readouterr().err
+    (saved,) = tmp_path.iterdir()
+    assert said.startswith(f"error: unforeseen {type(fault).__name__}")
+    assert said.rstrip().endswith(
+        f"test_command.py, line {_raise.__code__.co_firstlineno + 1}; "
+        f"this is a fault of concord, please report it with {saved}"
+    )
+    assert said.count("\n") == 1
+    assert "Traceback" not in said
+    assert "Traceback (most recent call last)" in saved.read_text()
+    assert "in _raise" in saved.read_text()
+    assert saved.stat().st_mode & 0o077 == 0
+
+
+def test_a_fault_is_told_also_where_nothing_can_be_written(monkeypatch: Any, capsys: Any):
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    assert command.run(lambda: _raise(KeyError("gone"))) == command.FAULT
+    assert "could not be saved: No such file" in capsys.readouterr().err
+
+
+def test_a_caller_may_answer_faults_itself():
     with pytest.raises(RuntimeError):
-        command.run(lambda: work(RuntimeError("a fault")))
+        command.run(lambda: _raise(RuntimeError("a fault")), passed_on=(RuntimeError,))
+
+
+def test_a_job_that_cannot_be_imported_is_a_fault_in_one_line(
+    tmp_path: Path, monkeypatch: Any, capsys: Any
+):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setitem(COMMANDS, "verify", ("data_shards.nothing", ""))
+    assert main(["verify", "x"]) == command.FAULT
+    assert capsys.readouterr().err.startswith("error: unforeseen ModuleNotFoundError")
 
 
 def test_the_notebook_names_are_there():

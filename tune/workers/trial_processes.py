@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from core.command import FAULT
 from tune.workers import operators
 from tune.workers.environment import FOLDER, LISTENER, RESULTS, environment, package_folders
 
@@ -196,9 +197,8 @@ def _listening_socket() -> socket.socket:
 def _cause_first(failure: tuple[int, int]) -> tuple[bool, bool, int, int]:
     """Sorts (rank, exit code): ranks that lose a peer end too, but later and with a higher code.
 
-    One that was killed is the cause, before one that ended with an error, before one that crashed
-    with code 1.
+    One that was killed is the cause, before one that ended with an error, before one that crashed.
     """
     rank, code = failure
-    was_killed, crashed = code < 0, code == 1
+    was_killed, crashed = code < 0, code in (1, FAULT)
     return not was_killed, crashed, code, rank
