@@ -1,4 +1,3 @@
-# mypy: disable-error-code="untyped-decorator"
 """A compiled loop, and the threads that share the work of one call.
 
 The threads are Python's own, which the compiled code lets run side by side. numba's ``parallel=True`` is not used:
@@ -18,7 +17,8 @@ from typing import Any, Literal
 
 import numba
 import torch
-from numba import njit
+
+from core.environment.compiled import compiled
 
 FASTMATH = {"reassoc", "nsz", "contract", "arcp"}  # but not: numbers are finite
 FEWEST_ELEMENTS = 2**16  # of a thread's part: with fewer, handing it over takes as long as the work
@@ -37,8 +37,7 @@ class Loop:
     """
 
     def __init__(self, function: Callable[..., Any], units: Units):
-        compiled = njit(error_model="numpy", fastmath=FASTMATH, cache=True, nogil=True)
-        self.compiled = compiled(function)
+        self.compiled = compiled(function, error_model="numpy", fastmath=FASTMATH)
         self.units = units
 
     def __call__(
