@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core.command import DONE
-from core.json_files import read_json_object
+from core.file_access.json_files import read_json_object
 from core.model import DataSpec, Model
 from launch.command_line import as_changes
 from launch.config import load_recipe, override

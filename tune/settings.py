@@ -14,10 +14,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from core.command import Refused
 from core.environment.credentials import split
+from core.file_access.json_files import read_json_object
+from core.file_access.targets import check_folder
 from core.files import write_atomically
-from core.json_files import read_json_object
 from core.names import suggest
-from core.targets import check_folder
 from launch.command_line import as_changes, expand
 from launch.config import ConfigError, Run, leaves, load_recipe, override, to_dict
 from tune.sampling.domain import Around, Choice, Domain, Range, read_domain

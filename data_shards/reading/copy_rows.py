@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numba import from_dtype, int32, njit, types
 
-from core.environment.compiled import compiled
+from core.kernels.compiled_loop import compiled
 
 _preadv = types.ExternalFunction(
     "preadv", types.intp(types.int32, types.intp, types.int32, types.int64)

@@ -35,8 +35,8 @@ from tenacity import (
 
 from core.environment.caches import choose_caches, user_cache
 from core.environment.credentials import Address, how_to_give, recall, redact
+from core.file_access.regular_files import SMALL, read_regular_file
 from core.files import sha256_of_bytes, sha256_of_file, write_atomically
-from core.regular_files import SMALL, read_regular_file
 from data_shards.reading import http_bodies
 from data_shards.reading.shard_cache import ShardCache
 from data_shards.shards.manifest import MANIFEST, DataError, Shard

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import numpy as np
 
 from core.encoders.pretrained import Source, load_tokenizer
+from core.file_access.regular_files import check_regular_files_in
 from core.files import sha256_of_bytes
-from core.regular_files import check_regular_files_in
 from data_shards.shards.manifest import DataError
 from data_shards.sources.raw_dataset import Options, as_string
 

@@ -16,7 +16,7 @@ from transformers import BertConfig, BertModel
 from core.encoders import pretrained
 from core.encoders.pretrained import Source, load_config, load_model, load_tokenizer
 from data_shards.shards.manifest import DataError
-from data_shards.sources.entity_views import encoded_names
+from data_shards.sources.graphs.entity_views import encoded_names
 from data_shards.sources.tokens import Tokenizer
 
 KEY = "options.text.source="

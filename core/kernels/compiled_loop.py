@@ -10,15 +10,16 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, Literal
 
 import numba
 import torch
+from numba import njit
 
-from core.environment.compiled import compiled
+from core.environment.caches import choose_caches
 
 FASTMATH = {"reassoc", "nsz", "contract", "arcp"}  # but not: numbers are finite
 FEWEST_ELEMENTS = 2**16  # of a thread's part: with fewer, handing it over takes as long as the work
@@ -28,6 +29,23 @@ ROW_BLOCK = 16  # rows that share an order of labels and scratch
 
 Arguments = dict[str, Any]
 Units = Literal["rows", "row blocks", "column blocks", "labels", "mask rows"]
+
+
+def compiled(
+    function: Callable[..., Any], arguments: Sequence[Any] | None = None, **options: Any
+) -> Callable[..., Any]:
+    """``function`` without the interpreter's lock.
+
+    Args:
+        arguments: their types, to compile now; without them it is compiled when first called.
+        options: numba's.
+    """
+    choose_caches()
+    signature = () if arguments is None else (tuple(arguments),)
+    try:
+        return njit(*signature, nogil=True, cache=True, **options)(function)
+    except RuntimeError:  # no folder can be written to
+        return njit(*signature, nogil=True, **options)(function)
 
 
 class Loop:

@@ -186,7 +186,7 @@ def test_a_folder_that_others_may_write_to_is_not_used(
 def test_where_nothing_can_be_written_loops_are_compiled_in_memory(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    from core.environment import compiled as compiler
+    from core.kernels import compiled_loop as compiler
 
     monkeypatch.setattr(caches, "is_writable", lambda folder: False)
 

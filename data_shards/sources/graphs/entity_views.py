@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from core.encoders.pretrained import Source, load_model, load_tokenizer
-from core.regular_files import open_regular_file
+from core.file_access.regular_files import open_regular_file
 from data_shards.shards.manifest import DataError
 
 MOST_FREQUENT = 1000  # relations, attributes
