@@ -56,7 +56,7 @@ DOOR ?= all
 SEED ?= 1
 CASES ?= 7200
 fuzz: $(READY)
-	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR):$(CURDIR)/tests/helpers" \
+	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH="$(CURDIR):$(CURDIR)/tests/fuzzing:$(CURDIR)/tests/helpers:$(CURDIR)/tests/helpers/data" \
 		$(BIN)/python -m fuzz_workers --door $(DOOR) --seed $(SEED) --cases $(CASES)
 
 clean:

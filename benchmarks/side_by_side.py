@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.results import made_by  # noqa: E402
-from core.threads import CHOSEN, COUNT, available_cores  # noqa: E402
+from core.environment.threads import CHOSEN, COUNT, available_cores  # noqa: E402
 from launch.reports.tables import markdown_table  # noqa: E402
 
 RESULTS = ROOT / "benchmarks/results/side_by_side.json"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core.command import DONE
-from core.json_files import read_json_object
+from core.file_access.json_files import read_json_object
 from core.model import DataSpec, Model
 from launch.command_line import as_changes
 from launch.config import load_recipe, override
@@ -45,6 +45,9 @@ def train(
     """
     words = [*changes, *as_changes(settings)]
     run = override(load_recipe(recipe), words)  # refuses here what it would refuse there
+    # other users can list the words of a process; credentials go through its environment
+    if run.data:
+        words = [word for word in words if not word.startswith("data=")] + [f"data={run.data}"]
     run_dir = run.run_dir
     if not run_dir:
         run_dir = f"runs/{recipe.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"

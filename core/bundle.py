@@ -29,12 +29,12 @@ from safetensors.torch import load_file
 
 from core.command import Refused
 from core.encoders.text import TextEncoder
+from core.file_access.json_files import read_json_object
+from core.file_access.regular_files import check_regular_file
+from core.file_access.targets import check_new_folder
 from core.files import partial_path, sync_folder, write_atomically
-from core.json_files import read_json_object
 from core.model import DataSpec, Model
 from core.models import MODELS
-from core.regular_files import check_regular_file
-from core.targets import check_new_folder
 
 FORMAT, VERSION = "concord-model", 1
 

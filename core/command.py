@@ -26,6 +26,9 @@ import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 
+from core.environment.caches import choose_caches
+from core.environment.credentials import redact
+
 DONE = 0
 DAMAGED = 1
 REFUSED = 2
@@ -53,7 +56,7 @@ class Refused(ValueError):
 
 def report_error(message: str) -> None:
     """The one line about an error."""
-    printable = message.encode("utf-8", "backslashreplace").decode("utf-8")
+    printable = redact(message).encode("utf-8", "backslashreplace").decode("utf-8")
     print(f"error: {printable}", file=sys.stderr)
 
 
@@ -74,6 +77,7 @@ def run(
         report: what happens with that line; ranks tell each other why they leave.
         passed_on: faults that the caller answers itself. Any other ends with ``FAULT``.
     """
+    choose_caches()
     try:
         code = work()
         return DONE if code is None else code
@@ -117,13 +121,13 @@ def describe(error: Exception, when_stopped: str) -> str:
             return f"{where}the disk is full ({error.strerror}); make room, then {when_stopped}"
         if error.filename is not None:
             return f"{error.filename}: {error.strerror or error}"
-    line = " ".join(str(error).split())
+    line = redact(" ".join(str(error).split()))
     return "\n".join([line, *getattr(error, "table", ())])
 
 
 def describe_fault(error: Exception) -> str:
     """An error that nobody foresaw, in one line; its traceback goes into a file that the line names."""
-    said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    said = redact(" ".join(f"{type(error).__name__}: {error}".split())[:300])
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""
     return f"unforeseen {said}{place}; this is a fault of concord, please report it with {_save(error)}"
@@ -132,7 +136,7 @@ def describe_fault(error: Exception) -> str:
 def _save(error: Exception) -> str:
     """Where the traceback is now; ``TMPDIR`` says in which folder."""
     text = f"Python {platform.python_version()} on {platform.platform()}\n\n"
-    text += "".join(traceback.format_exception(error))
+    text += redact("".join(traceback.format_exception(error)))
     try:
         descriptor, path = tempfile.mkstemp(prefix="concord-fault-", suffix=".txt")
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace") as file:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from core.regular_files import open_regular_file
+from core.file_access.regular_files import open_regular_file
 
 _PIECE = 1 << 18  # bytes read at a time: stays in the processor's cache
 

@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from core.arguments import command_parser, parse
 from core.command import run
+from core.file_access.regular_files import read_regular_file
+from core.file_access.targets import check_file
 from core.files import sha256_of_bytes, write_atomically
 from core.names import suggest, unknown_names
-from core.regular_files import read_regular_file
-from core.targets import check_file
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
 from data_shards.shards.manifest import MANIFEST, DataError, Manifest, read_manifest

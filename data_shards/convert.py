@@ -22,10 +22,10 @@ from filelock import FileLock, Timeout
 
 from core.arguments import command_parser, parse
 from core.command import Refused, run
+from core.file_access.packed_files import HEAD, check_not_packed
+from core.file_access.regular_files import check_regular_file, open_regular_file
+from core.file_access.targets import check_folder
 from core.files import sha256_of_bytes, write_atomically
-from core.packed_files import HEAD, check_not_packed
-from core.regular_files import check_regular_file, open_regular_file
-from core.targets import check_folder
 from data_shards.shards.frame_moments import mean_and_std
 from data_shards.shards.jobs import RECORDS, Record, plan_jobs, run_jobs
 from data_shards.shards.manifest import (
@@ -41,7 +41,8 @@ from data_shards.shards.manifest import (
     read_manifest,
 )
 from data_shards.shards.sentiment_schema import check_fields
-from data_shards.sources import knowledge_graphs, mmsa, table
+from data_shards.sources import mmsa, table
+from data_shards.sources.graphs import knowledge_graphs
 from data_shards.sources.raw_dataset import KNOWN_LABELS, Options, RawDataset, TextChoice
 from data_shards.sources.rename import parse_renaming, rename
 

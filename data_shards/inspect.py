@@ -14,10 +14,10 @@ import numpy as np
 
 from core.arguments import command_parser, parse
 from core.command import run
-from data_shards.inspect_graphs import render_graphs
-from data_shards.reading.contents import Contents, examine
-from data_shards.reading.graph_contents import GraphContents, examine_graphs
-from data_shards.reading.report_lines import (
+from data_shards.inspecting.contents import Contents, examine
+from data_shards.inspecting.graph_contents import GraphContents, examine_graphs
+from data_shards.inspecting.graph_report import render_graphs
+from data_shards.inspecting.report_lines import (
     SHOWN,
     checksum_lines,
     joined,

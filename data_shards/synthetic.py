@@ -19,7 +19,7 @@ import numpy as np
 
 from core.arguments import command_parser, parse
 from core.command import run
-from core.targets import check_file
+from core.file_access.targets import check_file
 from data_shards.shards.manifest import DataError
 from data_shards.sources.pickles import save_pickle
 

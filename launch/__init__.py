@@ -1,5 +1,5 @@
 """Processes, files and printing: configuration, the training loop, evaluation and reports."""
 
-from core import threads
+from core.environment import threads
 
 threads.settle()  # before anything here loads torch

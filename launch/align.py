@@ -16,10 +16,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from core import command
+from core.file_access.targets import check_file
 from core.files import write_atomically
 from core.metrics.ranking import Candidates, mean_of_nearest, mutual_nearest, tiles, unit
 from core.models import MODELS
-from core.targets import check_file
 from launch.command_line import read, settings_parser
 from launch.config import ConfigError, override
 from launch.evaluate import read_run

@@ -12,8 +12,8 @@ from typing import Any
 
 from core.arguments import SETTING, command_parser, parse, split_settings
 from core.command import Refused
-from core.json_files import kind_of, parse_json
-from core.regular_files import read_regular_text
+from core.file_access.json_files import kind_of, parse_json
+from core.file_access.regular_files import read_regular_text
 from launch.config import ConfigError, FileChange
 
 

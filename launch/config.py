@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from core.command import Refused
+from core.environment.credentials import remember
 from core.models import MODELS
 from core.names import suggest
 from data_shards.missing import Missing, UnitInterval
@@ -214,8 +215,13 @@ RENAMED = {"on_damage": "on_corrupt", "damage_budget": "max_skipped_fraction"}
 
 
 def from_dict(tree: dict[str, Any]) -> Run:
-    """The inverse of ``to_dict``, checked against the declared types; old names of settings are read too."""
+    """The inverse of ``to_dict``, checked against the declared types; old names of settings are read too.
+
+    No run knows credentials: those in the URL of the data stay with the process.
+    """
     tree = {RENAMED.get(key, key): value for key, value in tree.items()}
+    if isinstance(tree.get("data"), str):
+        tree["data"] = remember(tree["data"])
     name = tree.get("model")
     if not isinstance(name, str) or name not in MODELS:
         raise ConfigError(f"no model {name!r}{suggest(str(name), MODELS)}")
@@ -274,7 +280,8 @@ def _literal(value: str) -> Any:
     try:
         return json.loads(value)
     except json.JSONDecodeError:
-        return [_literal(part) for part in value.split(",")] if "," in value else value
+        is_list = "," in value and "://" not in value
+        return [_literal(part) for part in value.split(",")] if is_list else value
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:

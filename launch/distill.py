@@ -15,9 +15,9 @@ import safetensors.torch
 import torch
 
 from core import distributed
+from core.file_access.targets import check_folder
 from core.files import write_atomically
 from core.models.tate import TATE, TEACHER_OPTIONS, TEACHER_WEIGHTS
-from core.targets import check_folder
 from data_shards.missing import Missing
 from launch.config import ConfigError, Run
 from launch.engine.processes import init_processes, shutdown_processes

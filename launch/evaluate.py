@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from core import distributed, threads
+from core import distributed
+from core.environment import threads
 from launch.command_line import read, settings_parser
 from launch.config import ConfigError, Run, from_dict, override
 from launch.engine.processes import init_processes, shutdown_processes

@@ -15,8 +15,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from core import bundle, command
 from core.command import Refused
-from core.json_files import read_json_object
-from core.targets import check_new_folder
+from core.file_access.json_files import read_json_object
+from core.file_access.targets import check_new_folder
 from launch.command_line import read, settings_parser
 from launch.config import Run, override
 from launch.evaluate import read_run

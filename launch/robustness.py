@@ -20,10 +20,10 @@ import numpy as np
 import torch
 
 from core import distributed
+from core.file_access.targets import check_folder
 from core.files import write_atomically
 from core.metrics.declared import METRICS, headline_metrics
 from core.metrics.regression import auilc
-from core.targets import check_folder
 from data_shards.missing import Missing
 from launch.command_line import read, settings_parser
 from launch.config import ConfigError, Run, override

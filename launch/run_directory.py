@@ -13,8 +13,8 @@ import torch
 
 from core import distributed
 from core.command import Refused
+from core.file_access.json_files import read_json_object
 from core.files import write_atomically
-from core.json_files import read_json_object
 from launch.config import RENAMED, ConfigError, Run, to_dict
 from launch.reports.provenance import provenance
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from core import distributed, threads
+from core import distributed
 from core.command import CANNOT_GO_ON, Refused
+from core.environment import threads
+from core.file_access.targets import check_folder
 from core.model import Model
-from core.targets import check_folder
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import Checkpoints, Pointer, read_state
 from launch.checkpoints.tensors import load_generators, load_moments, load_weights

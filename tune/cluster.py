@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from core.threads import share_of_cores
+from core.environment.threads import share_of_cores
 from launch.config import ConfigError
 from tune.settings import Search
 from tune.workers import operators

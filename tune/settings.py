@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from core.command import Refused
+from core.environment.credentials import split
+from core.file_access.json_files import read_json_object
+from core.file_access.targets import check_folder
 from core.files import write_atomically
-from core.json_files import read_json_object
 from core.names import suggest
-from core.targets import check_folder
 from launch.command_line import as_changes, expand
 from launch.config import ConfigError, Run, leaves, load_recipe, override, to_dict
 from tune.sampling.domain import Around, Choice, Domain, Range, read_domain
@@ -217,6 +218,11 @@ def _refuse_contradictions(search: Search) -> None:
         raise ConfigError(
             f"nothing to search for {search.recipe}; "
             "add space.KEY=..., with one of the forms in --help"
+        )
+    if split(search.storage).is_secret:
+        raise ConfigError(
+            "storage= holds credentials, which would be stored with the search; leave them out and "
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your storage reads"
         )
     reserved = {"data", "run_dir", "recipe", "model"} & set(domains)
     if reserved:

@@ -15,7 +15,7 @@ import torch
 from numba.extending import register_jitable
 from torch import Tensor
 
-from core.kernels.supcr.loop import loop
+from core.kernels.compiled_loop import loop
 
 
 @register_jitable

@@ -12,11 +12,12 @@ from data_shards.shards.manifest import DataError
 WHOLE = 200  # the status of an answer that ignores the range asked for
 
 
-def fetch_small(files: Any, url: str, most: int) -> bytes:
+def fetch_small(files: Any, asked: str, url: str, most: int) -> bytes:
     """The file behind ``url``; DataError, before more is read, when it has more than ``most`` bytes.
 
     Args:
         files: the HTTP file system of fsspec.
+        asked: ``url`` with what only the server may see of it.
     """
     body = bytearray()
 
@@ -25,17 +26,22 @@ def fetch_small(files: Any, url: str, most: int) -> bytes:
             raise DataError(f"{url} has more than {most} bytes, so it is no file of its kind")
         body.extend(piece)
 
-    sync(files.loop, _receive, files, url, (0, most + 1), receive)
+    sync(files.loop, _receive, files, asked, (0, most + 1), receive)
     return bytes(body)
 
 
-def fetch_into(files: Any, url: str, start: int, stop: int, size: int, file: IO[bytes]) -> int:
-    """Write bytes [start, stop) of the file behind ``url`` to their place in ``file``, or all of
+def fetch_into(
+    files: Any, asked: str, url: str, wanted: tuple[int, int], size: int, file: IO[bytes]
+) -> int:
+    """Write the bytes ``wanted`` of the file behind ``url`` to their place in ``file``, or all of
     it where the server sends all; where they end.
 
     Args:
+        asked: ``url`` with what only the server may see of it.
+        wanted: the first byte, and the one behind the last.
         size: bytes of the whole; DataError as soon as it has more.
     """
+    start, stop = wanted
     end = -1  # of what has come
 
     def receive(piece: bytes, status: int) -> None:
@@ -53,7 +59,7 @@ def fetch_into(files: Any, url: str, start: int, stop: int, size: int, file: IO[
             raise ConnectionError(f"asked for bytes {start} to {stop} of {url}, got more")
         file.write(piece)
 
-    sync(files.loop, _receive, files, url, (start, stop), receive)
+    sync(files.loop, _receive, files, asked, wanted, receive)
     if end <= start:
         raise ConnectionError(f"asked for bytes {start} to {stop} of {url}, got none of them")
     return end

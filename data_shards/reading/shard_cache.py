@@ -20,8 +20,8 @@ from typing import IO
 from filelock import FileLock, Timeout
 
 from core.command import Refused
+from core.file_access.regular_files import open_regular_file
 from core.files import sha256_of_file
-from core.regular_files import open_regular_file
 
 log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from core.regular_files import open_regular_file, read_regular_file
+from core.file_access.regular_files import open_regular_file, read_regular_file
 from data_shards.shards.manifest import MANIFEST, DataError, Shard
 from data_shards.shards.writer import index_name
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from core.command import Refused
-from core.packed_files import HEAD, check_not_packed
+from core.file_access.packed_files import HEAD, check_not_packed
 from data_shards.shards.manifest import MAX_AXES, NUMBERS, DataError
 
 FORMAT = "concord-index"

@@ -27,8 +27,8 @@ import numpy as np
 from pydantic import TypeAdapter
 from tqdm import tqdm
 
+from core.file_access.regular_files import read_regular_file
 from core.files import sha256_of_bytes, sha256_of_file, write_atomically
-from core.regular_files import read_regular_file
 from data_shards.shards.frame_moments import Moments, add_frames
 from data_shards.shards.manifest import DataError, Sample, Shard
 from data_shards.shards.sentiment_schema import Rules, check_sample

@@ -20,8 +20,8 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from core.command import Refused
+from core.file_access.regular_files import read_regular_file
 from core.files import sha256_of_bytes
-from core.regular_files import read_regular_file
 
 FORMAT = "concord-shards"
 VERSION = 1

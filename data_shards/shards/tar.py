@@ -16,7 +16,7 @@ from mmap import mmap
 
 import numpy as np
 
-from core.packed_files import HEAD, check_not_packed
+from core.file_access.packed_files import HEAD, check_not_packed
 from data_shards.shards.manifest import DataError
 
 BLOCK = 512

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from core.regular_files import open_regular_file
+from core.file_access.regular_files import open_regular_file
 from data_shards.shards.index_table import ABSENT, Index
 from data_shards.shards.manifest import MAX_AXES, NUMBERS, DataError, Task
 from data_shards.shards.sentiment_schema import shape_as_read

@@ -17,10 +17,10 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from core.budget import Budget
 from core.command import Refused
-from core.packed_files import HEAD, check_not_packed
-from core.regular_files import open_regular_file
+from core.file_access.budget import Budget
+from core.file_access.packed_files import HEAD, check_not_packed
+from core.file_access.regular_files import open_regular_file
 from data_shards.shards.manifest import DataError
 
 MAGIC = b"\x93NUMPY"

@@ -18,11 +18,11 @@ from typing import IO, Any
 
 import numpy as np
 
-from core.budget import FREE, Budget
 from core.command import Refused
+from core.file_access.budget import FREE, Budget
+from core.file_access.packed_files import HEAD, check_not_packed
+from core.file_access.regular_files import open_regular_file
 from core.files import atomic_file
-from core.packed_files import HEAD, check_not_packed
-from core.regular_files import open_regular_file
 from data_shards.shards.manifest import DataError
 
 DEEPEST = 32  # containers inside containers; the layouts in use have four levels

@@ -24,7 +24,7 @@ from core.files import sha256_of_file
 from data_shards.shards.manifest import DataError, Field, Labels, Sample, Task
 
 if TYPE_CHECKING:
-    from data_shards.sources.knowledge_graphs import EntityOptions
+    from data_shards.sources.graphs.knowledge_graphs import EntityOptions
 
 KnownDataset = Literal["mosi", "mosei", "sims", "simsv2"]
 # Range and annotation step of the labels of known data sets.

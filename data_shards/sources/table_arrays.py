@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from core.command import Refused
-from core.regular_files import check_regular_file
+from core.file_access.regular_files import check_regular_file
 from data_shards.shards.manifest import DataError
 from data_shards.sources.array_files import map_npy, read_npz
 from data_shards.sources.raw_dataset import LARGEST_ID, shown

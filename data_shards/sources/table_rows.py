@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from core.budget import Budget
-from core.packed_files import HEAD, check_not_packed
-from core.regular_files import open_regular_file
+from core.file_access.budget import Budget
+from core.file_access.packed_files import HEAD, check_not_packed
+from core.file_access.regular_files import open_regular_file
 from data_shards.shards.manifest import DataError, refuse_constant, refuse_repeated_keys
 from data_shards.sources.raw_dataset import as_number, shown
 

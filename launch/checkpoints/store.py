@@ -33,9 +33,9 @@ from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, Validation
 
 from core import distributed
 from core.command import NO_ROOM, Refused
+from core.file_access.json_files import read_json_object
+from core.file_access.regular_files import read_regular_text
 from core.files import sha256_of_bytes, sha256_of_file, sync_folder
-from core.json_files import read_json_object
-from core.regular_files import read_regular_text
 from launch.checkpoints import zero
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.tensors import adam_step, rank_tensors

@@ -16,7 +16,7 @@ import torch
 
 from core import distributed
 from core.command import Refused
-from core.json_files import kind_of, read_json_object
+from core.file_access.json_files import kind_of, read_json_object
 from launch.config import ConfigError, Run
 
 

@@ -17,10 +17,11 @@ from pathlib import Path
 import psutil
 import torch
 
+from core.environment.caches import choose_caches
 from launch.config import ConfigError
-from launch.engine import operator_cache
+from launch.engine import operator_cache, stores
 from launch.engine.deepspeed_engine import init_deepspeed
-from launch.engine.rendezvous import free_port, own_port
+from launch.engine.rendezvous import own_port
 from launch.monitor import control_plane, watchdog
 
 COMPILERS = {"ninja", "c++", "g++", "clang++", "cc1plus", "nvcc", "cicc"}
@@ -33,6 +34,7 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AF
         timeout: seconds that the ranks may wait for one of them.
         lost_after: seconds of silence after which a rank counts as gone.
     """
+    choose_caches()
     if not torch.cuda.is_available():
         # otherwise DeepSpeed warns that it found no GPU
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -48,7 +50,9 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AF
     # the watchdog names the rank that is missing and should be first; the collectives' own time-out
     # is the second net
     patience = timedelta(seconds=timeout + 60)
-    with _build_lock_watched(), own_port(timeout):
+    if stores.is_one_machine():
+        stores.stay_on_this_machine()
+    with own_port(timeout), stores.meeting_place(), _build_lock_watched():
         init_deepspeed(patience)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -63,17 +67,17 @@ def shutdown_processes() -> None:
         watchdog.leave()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+        stores.close()
 
 
 def _be_the_only_process() -> None:
-    """Set what a launcher would; several runs may share a machine, so the port is one that is free
-    now."""
+    """Set what a launcher would; the port becomes one that is free."""
     os.environ.update(
         RANK="0",
         LOCAL_RANK="0",
         WORLD_SIZE="1",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(free_port()),
+        MASTER_ADDR=stores.LOOPBACK,
+        MASTER_PORT="0",
     )
 
 

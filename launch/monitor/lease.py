@@ -29,8 +29,8 @@ from pydantic import TypeAdapter
 
 from core import distributed
 from core.command import RANK_LOST, STOPPED, Refused
+from core.file_access.regular_files import read_regular_file
 from core.files import naming
-from core.regular_files import read_regular_file
 from launch.monitor import control_plane
 
 NAME = "lease.json"

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from core import distributed
+from core.file_access.regular_files import open_regular_file
 from core.files import write_atomically
 from core.metrics.declared import headline_metrics, metric_of
 from core.model import Model
-from core.regular_files import open_regular_file
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import Checkpoints, read_state
 from launch.checkpoints.tensors import load_weights

@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from core.command import Refused
+from core.file_access.json_files import read_json_object
 from core.files import sha256_of_bytes, write_atomically
-from core.json_files import read_json_object
 from data_shards.shards.manifest import Field, Labels, Manifest
 from data_shards.shards.sentiment_schema import is_label
 from launch.config import ConfigError

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from core.command import Refused
-from core.packed_files import check_not_packed
+from core.file_access.packed_files import check_not_packed
 from data_shards.convert import convert
 from data_shards.shards.index_table import Index
 from data_shards.shards.tar import members

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from core.budget import Budget
 from core.command import Refused
-from core.regular_files import (
+from core.file_access.budget import Budget
+from core.file_access.regular_files import (
     check_regular_file,
     check_regular_files_in,
     open_regular_file,

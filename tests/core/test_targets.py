@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from core.command import Refused, is_no_room
-from core.json_files import read_json, read_json_object
-from core.targets import check_file, check_folder, check_new_folder
+from core.file_access.json_files import read_json, read_json_object
+from core.file_access.targets import check_file, check_folder, check_new_folder
 
 Check = Callable[..., None]
 

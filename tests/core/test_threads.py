@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from paths import ROOT
 
-from core.threads import CHOSEN, COUNT, available_cores, choose
+from core.environment.threads import CHOSEN, COUNT, available_cores, choose
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x"}
 # Ends the process when torch is about to be loaded, and says what torch would have found.

@@ -10,7 +10,7 @@ import pytest
 
 from data_shards.convert import convert
 from data_shards.inspect import main, render
-from data_shards.reading.contents import examine, simplify
+from data_shards.inspecting.contents import examine, simplify
 from data_shards.shards.manifest import Labels, Manifest
 from data_shards.sources.raw_dataset import Options
 from data_shards.synthetic import make, write

@@ -14,7 +14,7 @@ from shard_folders import alignment_shards
 from data_shards.convert import convert
 from data_shards.graph import load_graphs
 from data_shards.inspect import main
-from data_shards.reading.graph_contents import examine_graphs
+from data_shards.inspecting.graph_contents import examine_graphs
 from data_shards.shards.manifest import DataError, Field, Sample, read_manifest
 from data_shards.shards.writer import write_shard
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge
 
 from data_shards.convert import convert
 from data_shards.inspect import render
-from data_shards.reading.contents import examine
+from data_shards.inspecting.contents import examine
 from data_shards.sources.pickles import load_pickle
 from data_shards.synthetic import ADJECTIVES, DEGREES, main, make, vocabulary
 

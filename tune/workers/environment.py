@@ -10,7 +10,7 @@ import core
 import data_shards
 import launch
 import tune
-from core.threads import CHOSEN, COUNT
+from core.environment.threads import CHOSEN, COUNT
 
 PARENT = "CONCORD_PARENT"  # for each process: the id of the one that must outlive it
 RESULTS = "CONCORD_RESULTS"  # for rank 0: descriptor of the pipe for results

@@ -17,7 +17,7 @@ import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba.extending import intrinsic, overload, register_jitable
 
-from core.kernels.supcr.loop import COLUMN_BLOCK, FASTMATH, ROW_BLOCK, loop
+from core.kernels.compiled_loop import COLUMN_BLOCK, FASTMATH, ROW_BLOCK, loop
 
 
 @intrinsic

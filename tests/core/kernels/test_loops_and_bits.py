@@ -10,7 +10,7 @@ import torch
 
 from core import dropout
 from core.dropout import hash64, keep_mask, sample_masks
-from core.kernels.supcr import loop
+from core.kernels import compiled_loop
 
 CPU = torch.device("cpu")
 
@@ -23,8 +23,8 @@ CPU = torch.device("cpu")
 def test_compiled_bits_are_those_of_the_formula(
     shape: tuple[int, ...], p: float, threads: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loop, "FEWEST_ELEMENTS", 1)
-    monkeypatch.setattr(loop, "num_threads", lambda: threads)
+    monkeypatch.setattr(compiled_loop, "FEWEST_ELEMENTS", 1)
+    monkeypatch.setattr(compiled_loop, "num_threads", lambda: threads)
     index = torch.randperm(1000, generator=torch.Generator().manual_seed(0))[: shape[0]]
     for seed, step, layer in ((1111, 0, 1), (5, 77, 12)):
         state = dropout._mix(dropout._mix(index + hash64(seed, step)) + layer)
@@ -35,13 +35,13 @@ def test_compiled_bits_are_those_of_the_formula(
             assert torch.equal(keep_mask(torch.Size(shape), p, layer, CPU), expected)
 
 
-@loop.loop("mask rows")
+@compiled_loop.loop("mask rows")
 def count_up(lower, upper, mask):
     for row in range(lower, upper):
         mask[row] += 1
 
 
-@loop.loop("mask rows")
+@compiled_loop.loop("mask rows")
 def refuse(lower, upper, mask):
     if upper == len(mask):
         raise ValueError("of the last part")
@@ -50,16 +50,16 @@ def refuse(lower, upper, mask):
 
 @pytest.mark.parametrize(("rows", "threads"), [(0, 3), (1, 3), (2, 3), (7, 3), (100, 1), (100, 8)])
 def test_each_unit_is_done_once(rows: int, threads: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loop, "FEWEST_ELEMENTS", 1)
-    monkeypatch.setattr(loop, "num_threads", lambda: threads)
+    monkeypatch.setattr(compiled_loop, "FEWEST_ELEMENTS", 1)
+    monkeypatch.setattr(compiled_loop, "num_threads", lambda: threads)
     mask = np.zeros((rows, 2), np.int64)
     count_up(mask=mask)
     assert (mask == 1).all()
 
 
 def test_a_fault_of_any_thread_comes_out_after_all_have_ended(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loop, "FEWEST_ELEMENTS", 1)
-    monkeypatch.setattr(loop, "num_threads", lambda: 3)
+    monkeypatch.setattr(compiled_loop, "FEWEST_ELEMENTS", 1)
+    monkeypatch.setattr(compiled_loop, "num_threads", lambda: 3)
     mask = np.zeros((9, 1), np.int64)
     with pytest.raises(ValueError, match="of the last part"):
         refuse(mask=mask)
@@ -67,8 +67,8 @@ def test_a_fault_of_any_thread_comes_out_after_all_have_ended(monkeypatch: pytes
 
 
 def test_a_forked_process_makes_threads_of_its_own(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(loop, "FEWEST_ELEMENTS", 1)
-    monkeypatch.setattr(loop, "num_threads", lambda: 2)
+    monkeypatch.setattr(compiled_loop, "FEWEST_ELEMENTS", 1)
+    monkeypatch.setattr(compiled_loop, "num_threads", lambda: 2)
     mask = np.zeros((8, 1), np.int64)
     count_up(mask=mask)
     child = os.fork()
@@ -82,6 +82,6 @@ def test_a_forked_process_makes_threads_of_its_own(monkeypatch: pytest.MonkeyPat
 def test_loops_use_no_more_threads_than_torch_and_the_user_have(
     torch_has: int, numba_has: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(loop.torch, "get_num_threads", lambda: torch_has)
-    monkeypatch.setattr(loop.numba.config, "NUMBA_NUM_THREADS", numba_has)
-    assert loop.num_threads() == threads
+    monkeypatch.setattr(compiled_loop.torch, "get_num_threads", lambda: torch_has)
+    monkeypatch.setattr(compiled_loop.numba.config, "NUMBA_NUM_THREADS", numba_has)
+    assert compiled_loop.num_threads() == threads

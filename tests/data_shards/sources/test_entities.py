@@ -18,8 +18,8 @@ from core.encoders.graph_networks import symmetric_edges
 from data_shards.convert import convert, main
 from data_shards.graph import load_graphs
 from data_shards.shards.manifest import DataError
-from data_shards.sources import entity_views
-from data_shards.sources.knowledge_graphs import EntityOptions, read
+from data_shards.sources.graphs import entity_views
+from data_shards.sources.graphs.knowledge_graphs import EntityOptions, read
 from data_shards.sources.raw_dataset import Options
 
 SHARED = SHARED_DATA

@@ -24,7 +24,7 @@ from raw_tables import (
 )
 
 from data_shards.convert import convert
-from data_shards.reading.contents import examine
+from data_shards.inspecting.contents import examine
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
 from data_shards.shards.label_statistics import known_resolution

@@ -1,4 +1,3 @@
-# mypy: disable-error-code="untyped-decorator"
 """A compiled loop, and the threads that share the work of one call.
 
 The threads are Python's own, which the compiled code lets run side by side. numba's ``parallel=True`` is not used:
@@ -11,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, Literal
@@ -19,6 +18,8 @@ from typing import Any, Literal
 import numba
 import torch
 from numba import njit
+
+from core.environment.caches import choose_caches
 
 FASTMATH = {"reassoc", "nsz", "contract", "arcp"}  # but not: numbers are finite
 FEWEST_ELEMENTS = 2**16  # of a thread's part: with fewer, handing it over takes as long as the work
@@ -30,6 +31,23 @@ Arguments = dict[str, Any]
 Units = Literal["rows", "row blocks", "column blocks", "labels", "mask rows"]
 
 
+def compiled(
+    function: Callable[..., Any], arguments: Sequence[Any] | None = None, **options: Any
+) -> Callable[..., Any]:
+    """``function`` without the interpreter's lock.
+
+    Args:
+        arguments: their types, to compile now; without them it is compiled when first called.
+        options: numba's.
+    """
+    choose_caches()
+    signature = () if arguments is None else (tuple(arguments),)
+    try:
+        return njit(*signature, nogil=True, cache=True, **options)(function)
+    except RuntimeError:  # no folder can be written to
+        return njit(*signature, nogil=True, **options)(function)
+
+
 class Loop:
     """A loop over independent units of work, compiled on first use; results do not depend on the threads.
 
@@ -37,8 +55,7 @@ class Loop:
     """
 
     def __init__(self, function: Callable[..., Any], units: Units):
-        compiled = njit(error_model="numpy", fastmath=FASTMATH, cache=True, nogil=True)
-        self.compiled = compiled(function)
+        self.compiled = compiled(function, error_model="numpy", fastmath=FASTMATH)
         self.units = units
 
     def __call__(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.command import Refused
-from core.regular_files import read_regular_text
+from core.file_access.regular_files import read_regular_text
 
 
 def parse_json(text: str, where: str) -> Any:

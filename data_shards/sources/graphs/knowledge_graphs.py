@@ -28,10 +28,10 @@ import numpy as np
 
 from core.files import sha256_of_file
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
-from data_shards.sources import entity_views, graph_files, graph_links
-from data_shards.sources.entity_images import image_vectors
-from data_shards.sources.entity_views import View
-from data_shards.sources.graph_files import Entity, EntityTable
+from data_shards.sources.graphs import entity_views, graph_files, graph_links
+from data_shards.sources.graphs.entity_images import image_vectors
+from data_shards.sources.graphs.entity_views import View
+from data_shards.sources.graphs.graph_files import Entity, EntityTable
 from data_shards.sources.raw_dataset import Options, RawDataset
 
 ALWAYS_THERE = ("ent_ids_1", "ent_ids_2", "triples_1", "triples_2")

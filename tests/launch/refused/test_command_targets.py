@@ -73,7 +73,7 @@ def test_codebook_finds_the_folder_closed_before_it_computes(
     def computed(*_: object) -> None:
         raise AssertionError("it computed first")
 
-    monkeypatch.setattr("core.targets.tempfile.TemporaryFile", read_only)
+    monkeypatch.setattr("core.file_access.targets.tempfile.TemporaryFile", read_only)
     monkeypatch.setattr("data_shards.codebook.cluster", computed)
     assert codebook([str(small_shards)]) == 2
     line = f"error: {small_shards / 'codebook.npz'} cannot be written: Read-only file system"

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data_shards.reading.graph_contents import GraphContents
-from data_shards.reading.report_lines import (
+from data_shards.inspecting.graph_contents import GraphContents
+from data_shards.inspecting.report_lines import (
     SHOWN,
     checksum_lines,
     joined,

@@ -14,7 +14,7 @@ import numpy as np
 
 from data_shards.graph_rules import Listing, check_links, in_several_links
 from data_shards.shards.manifest import DataError
-from data_shards.sources.graph_files import EntityTable, read_ids
+from data_shards.sources.graphs.graph_files import EntityTable, read_ids
 
 ALL, REFERENCE, TRAINING = "ill_ent_ids", "ref_ent_ids", "sup_ent_ids"
 Link = tuple[int, int]

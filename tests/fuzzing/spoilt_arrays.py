@@ -94,7 +94,7 @@ def spoil_npz(rng: Random, arrays: dict[str, Any]) -> bytes:
         del members[name]
     elif kind < 0.92:
         members[
-            rng.choice(("../outside.npy", "/etc/x.npy", "a/b.npy", name.upper(), "", "ids"))
+            rng.choice(("../outside.npy", "/etc/x.npy", "a/b.npy", name.upper(), " ", "ids"))
         ] = members.pop(name)
     else:
         members[name] = rng.choice((b"", b"text", b"\x80\x04.", bytes(300)))

@@ -38,7 +38,7 @@ def sentiment_shards(folder: Path, samples: int = 120, codebooks: bool = True) -
 def alignment_shards(folder: Path) -> Path:
     """Shards of two small graphs, half of whose links are for training."""
     from data_shards.convert import convert
-    from data_shards.sources.knowledge_graphs import EntityOptions
+    from data_shards.sources.graphs.knowledge_graphs import EntityOptions
     from data_shards.sources.raw_dataset import Options
 
     raw = write_folder(folder / "raw")

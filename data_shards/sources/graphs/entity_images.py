@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from core.budget import Budget
 from core.command import Refused
-from core.regular_files import check_regular_file
+from core.file_access.budget import Budget
+from core.file_access.regular_files import check_regular_file
 from data_shards.shards.manifest import DataError
-from data_shards.sources.entity_views import View
-from data_shards.sources.graph_files import EntityTable
+from data_shards.sources.graphs.entity_views import View
+from data_shards.sources.graphs.graph_files import EntityTable
 from data_shards.sources.pickles import load_pickle
 from data_shards.sources.raw_dataset import as_numbers
 

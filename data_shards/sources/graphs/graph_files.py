@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from core.regular_files import open_regular_file, read_regular_text
+from core.file_access.regular_files import open_regular_file, read_regular_text
 from data_shards.graph_rules import GRAPHS, Entities, Listing, check_triples
 from data_shards.shards.manifest import DataError
-from data_shards.sources.entity_views import number_of
+from data_shards.sources.graphs.entity_views import number_of
 
 SIDES = ("1", "2")  # how file names end, for the left and the right graph
 NAMES = ("translated_ent_name.json", "translated_ent_name/dbp_*.json")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from graph_folder import SECOND
 
-from data_shards.sources.knowledge_graphs import EntityOptions, read
+from data_shards.sources.graphs.knowledge_graphs import EntityOptions, read
 from data_shards.sources.raw_dataset import Options, RawDataset
 
 Edit = Callable[[Path], object]

@@ -1,0 +1,1 @@
+"""What lies in a shard folder, counted and told to people."""
