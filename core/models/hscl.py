@@ -96,8 +96,8 @@ class HSCL(Model[Utterances, Output]):
             """A number for ``projection`` is what runs of before call the width."""
             values = getattr(given, "kwargs", given) or {}  # in code they come as arguments
             if not isinstance(values, dict):  # refused by what reads it next
-            return given
-        width = values.get("projection")
+                return given
+            width = values.get("projection")
             if not isinstance(width, int):
                 return given
             return {**values, "projection": "relu", "projection_width": width}
