@@ -15,6 +15,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from launch.config import ConfigError
@@ -55,7 +56,9 @@ def meeting_place() -> Iterator[None]:
 
     Nothing is served where a launcher's agent does that (torchrun, the processes of a search).
     """
-    if os.environ.get(AGENT_STORE) == str(True):
+    # the group of an earlier command of this process stays, as after one that was refused
+    has_met_before = dist.is_initialized()
+    if has_met_before or os.environ.get(AGENT_STORE) == str(True):
         yield
         return
     if is_one_machine():
