@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from benchmarks.results import made_by, paste  # noqa: E402
+from benchmarks.common import made_by, paste, read_words  # noqa: E402
 from core.files import write_atomically  # noqa: E402
 from core.metrics import ranking as metrics  # noqa: E402
 from data_shards.graph import load_graphs  # noqa: E402
@@ -372,37 +372,34 @@ def ranking(entities: int, width: int, queries: int) -> None:
 def main(words: list[str]) -> None:
     if not words or words[0] not in ("results", "structure", "speed", "step", "ranking"):
         raise SystemExit(__doc__)
-    own = (
-        "raw",
-        "work",
-        "only",
-        "model",
-        "name",
-        "shards",
-        "steps",
-        "entities",
-        "width",
-        "queries",
-    )
-    given = {
-        key: value for key, _, value in (word.partition("=") for word in words[1:]) if key in own
+    defaults = {
+        "raw": "raw",
+        "work": "work",
+        "only": "",
+        "model": "",
+        "name": "",
+        "shards": "",
+        "steps": "5",
+        "entities": "100000",
+        "width": "600",
+        "queries": "",
     }
-    changes = [word for word in words[1:] if word.partition("=")[0] not in own]
-    raw, work = (Path(given.get(key, key)).resolve() for key in ("raw", "work"))
+    own, changes = read_words(defaults, words[1:])
+    raw, work = Path(own["raw"]).resolve(), Path(own["work"]).resolve()
     if words[0] == "results":
-        results(raw, work, [cell for cell in given.get("only", "").split(";") if cell], changes)
+        results(raw, work, [cell for cell in own["only"].split(";") if cell], changes)
     elif words[0] == "structure":
         structure(raw, work)
     elif words[0] == "speed":
-        speed(raw, work, int(given.get("steps", 5)))
+        speed(raw, work, int(own["steps"]))
     elif words[0] == "step":
-        print(json.dumps(step(given["model"], given["name"], given["shards"], int(given["steps"]))))
+        print(json.dumps(step(own["model"], own["name"], own["shards"], int(own["steps"]))))
     else:
-        entities = int(given.get("entities", 100_000))
+        entities = int(own["entities"])
         ranking(
             entities,
-            int(given.get("width", 600)),
-            min(entities, int(given.get("queries", entities))),
+            int(own["width"]),
+            min(entities, int(own["queries"] or entities)),
         )
     if words[0] != "step":
         text = page(read())

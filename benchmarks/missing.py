@@ -24,7 +24,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results import made_by, paste, table  # noqa: E402
+from benchmarks.common import made_by, paste, read_words, run_command  # noqa: E402
+from benchmarks.results import table  # noqa: E402
 from launch.distill import distill  # noqa: E402
 from launch.engine.processes import init_processes, shutdown_processes  # noqa: E402
 from launch.evaluate import evaluate  # noqa: E402
@@ -57,17 +58,17 @@ def run(model: str, row: str, words: list[str], run_dir: Path) -> dict[str, floa
 
 
 def main() -> None:
-    given = dict(word.split("=", 1) for word in sys.argv[1:])
-    models = given.pop("models", ",".join(VARIANTS)).split(",")
-    seeds = given.pop("seeds", "1111,1112,1113").split(",")
-    fresh = given.pop("fresh", "")
-    rate, folder = given.pop("rate", "0.5"), Path(given.pop("runs", "runs/missing"))
-    changes = [
-        *(f"{key}={value}" for key, value in given.items()),
-        f"missing.rate={rate}",
-        "select=Corr",
-        "goal=max",
-    ]
+    defaults = {
+        "models": ",".join(VARIANTS),
+        "seeds": "1111,1112,1113",
+        "fresh": "",
+        "rate": "0.5",
+        "runs": "runs/missing",
+    }
+    own, changes = read_words(defaults)
+    models, seeds = own["models"].split(","), own["seeds"].split(",")
+    fresh, rate, folder = own["fresh"], own["rate"], Path(own["runs"])
+    changes += [f"missing.rate={rate}", "select=Corr", "goal=max"]
     saved: dict[str, Any] = (
         json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {"runs": {}}
     )
@@ -93,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -22,8 +22,8 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.common import made_by, paste, read_words, run_command  # noqa: E402
 from launch.config import recipe_names  # noqa: E402
-from launch.reports.provenance import provenance  # noqa: E402
 from launch.reports.tables import markdown_table  # noqa: E402
 
 TITLES = {
@@ -56,15 +56,6 @@ def run(recipe: str, run_dir: Path, changes: list[str]) -> dict[str, float]:
     return json.loads(scores.read_text(encoding="utf-8"))["test"]
 
 
-def made_by() -> dict[str, Any]:
-    """``provenance`` whose command leaves out the folders of one machine, which are nobody's business."""
-    here = provenance()
-    script, *words = here["command"]
-    return here | {
-        "command": [f"benchmarks/{Path(script).name}", *(word for word in words if "/" not in word)]
-    }
-
-
 def last_results(path: Path) -> tuple[Rows, dict[str, Any]]:
     """The file's rows, and of each its seeds and the state of the code."""
     if not path.is_file():
@@ -90,26 +81,21 @@ def mean_and_spread(values: list[float]) -> str:
     return f"{mean} ± {np.std(values):.3f}" if len(values) > 1 else mean
 
 
-def paste(text: str, marker: str, path: Path) -> None:
-    """Replace what stands between the two marker lines."""
-    begin, end = f"<!-- results: {marker} -->", "<!-- end of results -->"
-    before, found, rest = path.read_text(encoding="utf-8").partition(begin)
-    if not found:
-        raise SystemExit(f"{path} has no line {begin}")
-    _, _, after = rest.partition(end)
-    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
-
-
 def main() -> None:
     name, *words = sys.argv[1:]
-    own = {word.partition("=")[0]: word.partition("=")[2] for word in words}
-    seeds = [int(seed) for seed in own.pop("seeds", "1111,1112,1113").split(",")]
-    models = [model for model in own.pop("models", "").split(",") if model]
-    folder = Path(own.pop("runs", f"runs/results-{name}"))
+    defaults = {
+        "seeds": "1111,1112,1113",
+        "models": "",
+        "runs": f"runs/results-{name}",
+        "again": "",
+    }
+    own, changes = read_words(defaults, words)
+    seeds = [int(seed) for seed in own["seeds"].split(",")]
+    models = [model for model in own["models"].split(",") if model]
+    folder = Path(own["runs"])
     path = ROOT / "benchmarks" / "results" / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    rows, about = ({}, {}) if own.pop("again", "") else last_results(path)
-    changes = [f"{key}={value}" for key, value in own.items()]
+    rows, about = ({}, {}) if own["again"] else last_results(path)
     here = made_by()
     saved: dict[str, Any] = {"data": name, **here}
     for row, recipe, own_changes in variants(name, models):
@@ -131,4 +117,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

@@ -228,12 +228,14 @@ def main() -> None:
         recipe, data, case, steps, out = sys.argv[2:]
         measure(recipe, data, case, int(steps), Path(out))
         return
-    from benchmarks.results import made_by
+    from benchmarks.common import made_by, read_words, refuse_others
 
-    given = dict(word.split("=", 1) for word in sys.argv[1:])
-    recipe, steps = given.get("recipe", "hscl/demo"), int(given.get("steps", 10))
+    defaults = {"data": "", "recipe": "hscl/demo", "steps": "10"}
+    options, others = read_words(defaults)
+    refuse_others(others, defaults)
+    recipe, steps = options["recipe"], int(options["steps"])
     cases = [(1, "0"), (2, "0"), (2, "1"), (2, "2"), (2, "3"), (2, LET_GO)]
-    measured = [launch(ranks, case, recipe, given["data"], steps) for ranks, case in cases]
+    measured = [launch(ranks, case, recipe, options["data"], steps) for ranks, case in cases]
     paper = [on_paper(gpus, batch, ASSUMPTIONS) for batch in (4096, 65536) for gpus in (8, 64, 512)]
     text = table(measured, paper)
     print(text)
@@ -250,4 +252,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from core.command import run as run_command
+
+    sys.exit(run_command(main))

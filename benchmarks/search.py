@@ -33,7 +33,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results import made_by, paste  # noqa: E402
+from benchmarks.common import made_by, paste, read_words, refuse_others, run_command  # noqa: E402
 from core.files import write_atomically  # noqa: E402
 from launch.command_line import as_changes  # noqa: E402
 from launch.config import load_recipe  # noqa: E402
@@ -288,11 +288,19 @@ def write(steps: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    options = dict(word.split("=", 1) for word in sys.argv[1:])
-    work = Path(options.get("work", "searches/benchmark")).absolute()
-    seeds = [int(seed) for seed in options.get("seeds", "1111,1112,1113").split(",")]
-    trials, count = int(options.get("trials", "16")), int(options.get("sequential", "8"))
-    only = options.get("only", "finds,asha,overhead").split(",")
+    defaults = {
+        "work": "searches/benchmark",
+        "seeds": "1111,1112,1113",
+        "trials": "16",
+        "sequential": "8",
+        "only": "finds,asha,overhead",
+    }
+    options, others = read_words(defaults)
+    refuse_others(others, defaults)
+    work = Path(options["work"]).absolute()
+    seeds = [int(seed) for seed in options["seeds"].split(",")]
+    trials, count = int(options["trials"]), int(options["sequential"])
+    only = options["only"].split(",")
     steps: dict[str, Callable[[], dict[str, Any]]] = {}
     if "finds" in only:
         steps |= {key("finds", seed): partial(finds, work, seed, trials) for seed in seeds}
@@ -313,4 +321,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

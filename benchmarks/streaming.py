@@ -25,7 +25,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results import made_by  # noqa: E402
+from benchmarks.common import made_by, read_words, refuse_others, run_command  # noqa: E402
 from benchmarks.streaming_readers import READERS  # noqa: E402
 from data_shards.verify import verify  # noqa: E402
 from launch.reports.tables import markdown_table  # noqa: E402
@@ -122,15 +122,21 @@ def earlier_rows(count: int) -> dict[str, dict[str, dict[str, Any]]]:
 
 
 def main() -> None:
-    options = dict(word.split("=", 1) for word in sys.argv[1:])
-    work = Path(options["work"])
-    count = int(options.get("samples", 8000))
-    peers = options.get("peers", sys.executable)
-    chosen = options["only"].split(",") if "only" in options else list(READERS)
-    rows = earlier_rows(count) if "only" in options else {}
+    defaults = {
+        "work": "",
+        "samples": "8000",
+        "peers": sys.executable,
+        "only": "",
+        "shapes": "mosi,sims",
+    }
+    options, others = read_words(defaults)
+    refuse_others(others, defaults)
+    work, count, peers = Path(options["work"]), int(options["samples"]), options["peers"]
+    chosen = options["only"].split(",") if options["only"] else list(READERS)
+    rows = earlier_rows(count) if options["only"] else {}
     facts: dict[str, dict[str, float]] = {}
     script = "streaming_readers.py"
-    for shape in options.get("shapes", "mosi,sims").split(","):
+    for shape in options["shapes"].split(","):
         rows.setdefault(shape, {})
         for reader in READERS:
             if reader in chosen:
@@ -157,4 +163,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

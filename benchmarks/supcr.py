@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from benchmarks.results import paste  # noqa: E402
+from benchmarks.common import paste  # noqa: E402
 from core.kernels.supcr.op import fused_supcr  # noqa: E402
 from launch.reports.provenance import provenance  # noqa: E402
 

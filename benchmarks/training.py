@@ -35,12 +35,12 @@ from torch.utils.flop_counter import FlopCounterMode
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.results import paste  # noqa: E402
+from benchmarks.common import paste, read_words, refuse_others, run_command  # noqa: E402
 from core.batch import Utterances  # noqa: E402
 from core.encoders.text import TextConfig  # noqa: E402
 from core.model import DataSpec  # noqa: E402
 from data_shards.missing import Missing, apply_missing_mask  # noqa: E402
-from launch.config import Run, load_recipe  # noqa: E402
+from launch.config import Run, load_recipe, recipe_names  # noqa: E402
 from launch.engine.deepspeed_config import num_micro_batches  # noqa: E402
 from launch.engine.deepspeed_engine import start  # noqa: E402
 from launch.engine.processes import init_processes, shutdown_processes  # noqa: E402
@@ -54,7 +54,8 @@ from launch.tasks.build import build_model  # noqa: E402
 RESULTS = ROOT / "benchmarks/results/training.json"
 LONGEST = {"text": 50, "audio": 375, "vision": 500}
 WIDTHS = {"text": 768, "audio": 5, "vision": 20}
-MODELS = ("hscl", "self_mm", "cenet", "tfr_net", "tate")
+# every model with a recipe for MOSI
+MODELS = [name.split("/")[0] for name in recipe_names() if name.endswith("/mosi")]
 SHORTEST = 0.2  # of the longest
 CENTRES = 16
 MISSING = {
@@ -203,11 +204,11 @@ def table(results: dict[str, dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    given = dict(word.split("=", 1) for word in sys.argv[1:])
-    steps, micro = int(given.pop("steps", 3)), int(given.pop("micro", 8))
-    models = given.pop("models", ",".join(MODELS)).split(",")
-    if given:
-        raise SystemExit(f"unknown: {', '.join(given)}; there are models, steps and micro")
+    defaults = {"models": ",".join(MODELS), "steps": "3", "micro": "8"}
+    options, others = read_words(defaults)
+    refuse_others(others, defaults)
+    steps, micro = int(options["steps"]), int(options["micro"])
+    models = options["models"].split(",")
     init_processes()
     rate = product_rate()
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.is_file() else {}
@@ -223,4 +224,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(run_command(main))

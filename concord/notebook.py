@@ -82,16 +82,27 @@ def run_processes(words: Sequence[str], processes: int) -> tuple[int, str]:
     return process.returncode, last_line
 
 
+# What a launcher says to its processes: a training started from one of them is a job of its own.
+FROM_A_LAUNCHER = (
+    "RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)
+
+
 def _environment() -> dict[str, str]:
-    """This process's, with this project on the path, and this Python's programs (ninja among them) first."""
+    """This process's, with this project on the path, and this Python's programs (ninja among
+    them) first."""
+    environment = {key: value for key, value in os.environ.items() if key not in FROM_A_LAUNCHER}
     project = str(Path(__file__).parents[1])
     programs = str(Path(sys.executable).parent)
-    paths = [project, os.environ.get("PYTHONPATH", "")]
-    return {
-        **os.environ,
-        "PATH": os.pathsep.join([programs, os.environ.get("PATH", "")]),
-        "PYTHONPATH": os.pathsep.join(path for path in paths if path),
-    }
+    environment["PATH"] = os.pathsep.join([programs, environment.get("PATH", "")])
+    before = environment.get("PYTHONPATH")
+    environment["PYTHONPATH"] = os.pathsep.join([project, before]) if before else project
+    return environment
 
 
 def load(folder: str | Path) -> tuple[Model, DataSpec]:

@@ -8,9 +8,7 @@ from torch import Tensor
 from core.batch import Utterances
 from data_shards.reading.reader import Arrays
 from data_shards.shards.manifest import DataError
-
-VIEW_LABELS = ("label_text", "label_audio", "label_vision")  # human labels of one modality each
-LABELS = ("label", *VIEW_LABELS, "class")
+from data_shards.shards.sentiment_schema import VIEW, is_label
 
 
 def utterances(micro_batch: Arrays) -> Utterances:
@@ -28,18 +26,17 @@ def utterances(micro_batch: Arrays) -> Utterances:
         )
     frames: dict[str, Tensor] = {}
     mask: dict[str, Tensor] = {}
+    view_labels: dict[str, Tensor] = {}
     for name, array in arrays.items():
-        if name in LABELS:
+        if name.startswith(VIEW):
+            view_labels[name.removeprefix(VIEW)] = array.float()
+        if is_label(name):
             continue
         if name not in lengths:
             raise DataError(
                 f"field {name!r} has no time axis, so it is no modality; choose others with fields="
             )
         frames[name], mask[name] = _frames(array, lengths[name])
-    view_labels = {}
-    for name in VIEW_LABELS:
-        if name in arrays:
-            view_labels[name.removeprefix("label_")] = arrays[name].float()
     return Utterances(
         index=micro_batch.index,
         weight=micro_batch.weight,

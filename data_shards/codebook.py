@@ -21,10 +21,10 @@ from core.arguments import command_parser, parse
 from core.command import run
 from core.files import sha256_of_bytes, write_atomically
 from core.regular_files import read_regular_file
+from data_shards.array_files import npz_keys, read_npz
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
 from data_shards.shards.manifest import MANIFEST, DataError, Manifest, read_manifest
-from data_shards.sources.array_files import npz_keys, read_npz
 
 CODEBOOK = "codebook.npz"
 CLUSTERS = 16

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any, get_args
 
@@ -26,7 +25,7 @@ from core.command import Refused, run
 from core.files import sha256_of_bytes, write_atomically
 from core.packed_files import HEAD, check_not_packed
 from core.regular_files import check_regular_file, open_regular_file
-from data_shards.shards.frame_moments import Moments
+from data_shards.shards.frame_moments import mean_and_std
 from data_shards.shards.jobs import RECORDS, Record, plan_jobs, run_jobs
 from data_shards.shards.manifest import (
     MANIFEST,
@@ -37,10 +36,11 @@ from data_shards.shards.manifest import (
     Shard,
     read_manifest,
 )
+from data_shards.shards.sentiment_schema import check_fields
 from data_shards.sources import knowledge_graphs, mmsa, table
 from data_shards.sources.raw_dataset import KNOWN_LABELS, Options, RawDataset, TextChoice
 
-CONVERTER = 1  # raise it when the same input gives other bytes than before
+CONVERTER = 2  # raise it when the same input gives other bytes than before
 SHARD_SIZE = 512
 LOCK_WAIT = 5.0  # seconds; processes of a killed conversion take a moment to end
 # What a conversion writes, and what is left of it (.partial, earlier .staging) when it is killed.
@@ -113,6 +113,8 @@ def convert(
         )
     options = options or Options()
     dataset = read(raw, options)
+    if dataset.task == "sentiment":
+        check_fields(dataset.fields, dataset.labels, str(raw))
     facts = _facts(dataset, options, shard_size)
     with _claimed(out):
         if (out / MANIFEST).exists():
@@ -194,22 +196,15 @@ def _manifest(
 ) -> Manifest:
     """What the records of all shards come to."""
     shards: dict[str, tuple[Shard, ...]] = {}
-    per_shard: dict[str, list[Moments]] = {}  # field -> moments, in the order of shards
     max_length: dict[str, int] = {}
     repairs: Counter[str] = Counter()
     for split, finished in records.items():
         shards[split] = tuple(record.shard for record in finished)
         for record in finished:
             repairs.update(record.repairs)
-            for name, shard_moments in record.moments.items():
-                per_shard.setdefault(name, []).append(shard_moments)
             for name, length in record.max_length.items():
                 max_length[name] = max(length, max_length.get(name, 0))
-    moments: dict[str, tuple[list[float], list[float]]] = {}
-    for name in dataset.fields:
-        if name in per_shard:
-            joined = reduce(Moments.join, per_shard[name])
-            moments[name] = (joined.mean, joined.std())
+    moments = mean_and_std(record.moments for finished in records.values() for record in finished)
     return Manifest(
         name=dataset.name,
         task=dataset.task,
@@ -219,7 +214,7 @@ def _manifest(
         synthetic=dataset.synthetic,
         source=facts,
         tokenizer=dataset.tokenizer,
-        moments=moments,
+        moments={name: moments[name] for name in dataset.fields if name in moments},
         max_length={name: max_length[name] for name in dataset.fields if name in max_length},
         repairs=dict(sorted(repairs.items())),
         extras=dataset.extras,
@@ -318,6 +313,8 @@ def _main(arguments: argparse.Namespace) -> None:
         print(f"assumed: {manifest.source['assumed']}")
     for repair, count in manifest.repairs.items():
         print(f"repaired: {count} {repair}")
+    for note in manifest.extras.get("noted", ()):
+        print(f"noted: {note}")
     counts = ", ".join(f"{manifest.samples(split)} {split}" for split in manifest.splits)
     kind = "SYNTHETIC data: " if manifest.synthetic else ""
     print(

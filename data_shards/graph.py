@@ -15,10 +15,19 @@ from torch import Tensor
 from core.batch import EntityGraph
 from core.encoders.graph_networks import symmetric_edges
 from core.model import DataSpec
+from data_shards.graph_rules import graph_problems
 from data_shards.shards.manifest import DataError, Field, Manifest
 from data_shards.stream import Stream
 
-GRAPH = ("side", "triples", "links_train", "links_valid", "links_test")  # fields that are no view
+# The fields that are no view. A folder that has them otherwise was not made by ``convert``.
+GRAPH = {
+    "side": Field("int8", ()),
+    "triples": Field("int32", (None, 3)),  # head, relation, tail
+    "links_train": Field("int32", (None, 2)),
+    "links_valid": Field("int32", (None, 2)),
+    "links_test": Field("int32", (None, 2)),
+}
+GRAPH_SPLIT = tuple(GRAPH)[1:]  # the fields of the split "graph"
 # Views whose rows are scaled to length one, as both papers' codes do.
 UNIT_ROWS = ("image", "words", "chars")
 CHUNK = 4096  # entities read at a time
@@ -79,28 +88,32 @@ def load_graphs(
         views: which to read; all by default. "graph" needs no reading and is ignored.
 
     Raises:
-        DataError: the shards hold no graphs, or lack a wanted view.
+        DataError: the shards hold no graphs, or some that cannot be learnt from
+            (``graph_rules``), or lack a wanted view.
     """
     manifest = graph_manifest(source, cache, cache_gb)
     fields = _view_fields(manifest, views, source)
     in_order = partial(Stream, source, shuffle=False, prefetch=0, cache=cache, cache_gb=cache_gb)
     entities = in_order("entities", global_batch=CHUNK, fields=("side", *fields))
     side, rows, present = _read_entities(entities, fields)
-    graph = in_order("graph", global_batch=1, fields=GRAPH[1:])
+    graph = in_order("graph", global_batch=1, fields=GRAPH_SPLIT)
     (record,) = next(iter(graph.epoch(0)))
     triples = record.arrays["triples"][0].long()  # (T, 3): head, relation, tail
     heads, tails = triples[:, 0], triples[:, 2]
     links = {}
-    for name in GRAPH[2:]:
-        split = name.removeprefix("links_")
-        links[split] = record.arrays[name][0].long().to(device)
+    for name in GRAPH_SPLIT[1:]:
+        links[name.removeprefix("links_")] = record.arrays[name][0].long()
+    rows_by_split = {split: rows.numpy() for split, rows in links.items()}
+    problems = graph_problems(str(source), side.numpy(), triples.numpy(), rows_by_split)
+    if problems:
+        raise DataError(f"{problems[0]}; convert the data again")
     return Graphs(
         manifest=manifest,
         side=side.to(device),
         edges=symmetric_edges(heads, tails, len(side)).to(device),
         views={view: table.to(device) for view, table in rows.items()},
         present={view: mask.to(device) for view, mask in present.items()},
-        links=links,
+        links={split: rows.to(device) for split, rows in links.items()},
         entities=entities,
     )
 
@@ -110,12 +123,37 @@ def graph_manifest(source: str | Path, cache: Path | None, cache_gb: float) -> M
     stream = Stream(
         source, "entities", global_batch=1, prefetch=0, fields=(), cache=cache, cache_gb=cache_gb
     )
-    if stream.manifest.task != "alignment":
-        raise DataError(
-            f"{source} holds {stream.manifest.task} data; convert an alignment folder "
-            "(docs/data.md)"
-        )
+    check_graph_fields(stream.manifest, str(source))
     return stream.manifest
+
+
+def check_graph_fields(manifest: Manifest, where: str) -> None:
+    """DataError unless the manifest is of two graphs: one record of them, sides, triples, links,
+    and views that are vectors."""
+    if manifest.task != "alignment":
+        raise DataError(
+            f"{where} holds {manifest.task} data; convert an alignment folder (docs/data.md)"
+        )
+    if set(manifest.splits) != {"entities", "graph"} or manifest.samples("graph") != 1:
+        found = ", ".join(f"{manifest.samples(split)} {split}" for split in manifest.splits)
+        raise DataError(
+            f"{where} holds {found or 'nothing'}; expected entities, and 1 graph; convert the data "
+            "again"
+        )
+    for name, expected in GRAPH.items():
+        found_field = manifest.fields.get(name)
+        if found_field != expected:
+            raise DataError(
+                f"{where}: field {name!r} is {found_field}; expected {expected}; convert the data "
+                "again"
+            )
+    for name, view in manifest.fields.items():
+        is_vector = len(view.shape) == 1 and bool(view.shape[0])
+        if name not in GRAPH and not is_vector:
+            raise DataError(
+                f"{where}: view {name!r} has shape {view.shape}; a view is a vector of a fixed "
+                "width; convert the data again"
+            )
 
 
 def _view_fields(manifest: Manifest, views: Sequence[str], source: str | Path) -> dict[str, Field]:
@@ -148,6 +186,11 @@ def _read_entities(
         side[chunk.index] = chunk.arrays["side"].long()
         for view in views:
             values, is_present = _view_rows(chunk.arrays[view])
+            if not values.isfinite().all():
+                raise DataError(
+                    f"{stream.store.name}: the view {view!r} of some entity is not finite; convert the "
+                    "data again"
+                )
             if view in UNIT_ROWS:
                 values = F.normalize(values, dim=1)
             rows[view][chunk.index] = values

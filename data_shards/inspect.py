@@ -2,7 +2,7 @@
 it as well.
 
 Also looks for leakage: a video, or nearly the same id, in more than one split makes test scores
-meaningless.
+meaningless; so does a link between two graphs.
 """
 
 from __future__ import annotations
@@ -14,13 +14,23 @@ import numpy as np
 
 from core.arguments import command_parser, parse
 from core.command import run
+from data_shards.inspect_graphs import render_graphs
 from data_shards.reading.contents import Contents, examine
-from data_shards.shards.manifest import DataError, Labels, Manifest
+from data_shards.reading.graph_contents import GraphContents, examine_graphs
+from data_shards.reading.report_lines import (
+    SHOWN,
+    checksum_lines,
+    joined,
+    repair_lines,
+    text_table,
+)
+from data_shards.reading.storage import open_store
+from data_shards.shards.manifest import DataError, Labels, Manifest, parse_manifest
+from data_shards.shards.split_names import missing_splits
 
 MAX_LEVELS = 31  # most label values that get a line each: MOSI's
 BINS = 12  # lines of a histogram of more values
 BAR = 20  # characters of the longest bar
-SHOWN = 5  # examples named of a finding
 
 # Samples of train, valid, test, and how many test labels are negative, zero, positive (as
 # published).
@@ -42,17 +52,11 @@ def render(contents: Contents) -> str:
     lines += [*_field_lines(contents), ""]
     if any(split.labels for split in contents.splits.values()):
         lines += [*_label_histogram(contents), ""]
-    if not manifest.repairs:
-        lines.append("repaired: nothing")
-    for repair, count in manifest.repairs.items():
-        lines.append(f"repaired: {count} {repair}")
+    lines += repair_lines(manifest)
+    lines += _fitness(contents)
     lines += _published_split(contents)
     lines += _leakage(contents)
-    shards = sum(len(shards) for shards in manifest.splits.values())
-    whole = shards - len(contents.corrupt)
-    lines.append(f"checksums: {whole} of {shards} shards are as the manifest says")
-    for reason in contents.corrupt:
-        lines.append(f"DAMAGED: {reason}")
+    lines += checksum_lines(manifest, contents.corrupt)
     return "\n".join(lines)
 
 
@@ -92,7 +96,7 @@ def _split_lines(contents: Contents) -> list[str]:
         videos = sum(name in splits for splits in contents.videos.values())
         counts = (shards, samples, videos or "-", split.texts)
         rows.append((name, *map(str, counts)))
-    return _table(rows)
+    return text_table(rows)
 
 
 def _field_lines(contents: Contents) -> list[str]:
@@ -105,7 +109,7 @@ def _field_lines(contents: Contents) -> list[str]:
             missing = split.samples - present
             lengths = _length_cells(split.lengths.get(name, []))
             rows.append((name, kind, split_name, str(present), str(missing), *lengths))
-    return _table(rows)
+    return text_table(rows)
 
 
 def _length_cells(lengths: Sequence[int]) -> tuple[str, str, str]:
@@ -113,16 +117,6 @@ def _length_cells(lengths: Sequence[int]) -> tuple[str, str, str]:
     if not lengths:
         return "-", "-", "-"
     return f"{np.median(lengths):g}", f"{np.percentile(lengths, 95):g}", f"{max(lengths)}"
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Lines of cells in columns that are as wide as their widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return lines
 
 
 def _label_histogram(contents: Contents) -> list[str]:
@@ -138,7 +132,7 @@ def _label_histogram(contents: Contents) -> list[str]:
             bar = "#" * round(BAR * count / highest)
             column.append(f"{bar} {count}".strip())
         columns.append(column)
-    return _table(list(zip(*columns, strict=True)))
+    return text_table(list(zip(*columns, strict=True)))
 
 
 def _label_bins(labels: Labels) -> tuple[list[str], np.ndarray]:
@@ -156,6 +150,23 @@ def _label_bins(labels: Labels) -> tuple[list[str], np.ndarray]:
 
 def _neighbours(edges: np.ndarray) -> Iterable[tuple[float, float]]:
     return zip(edges[:-1], edges[1:], strict=True)
+
+
+def _fitness(contents: Contents) -> list[str]:
+    """What would be learnt wrongly, and which splits training would lack."""
+    lines = [f"UNFIT: {problem}" for problem in contents.unfit[:SHOWN]]
+    if len(contents.unfit) > SHOWN:
+        lines.append(f"UNFIT: {len(contents.unfit) - SHOWN} more")
+    missing = missing_splits(contents.manifest.splits)
+    if contents.manifest.task == "sentiment" and missing:
+        lines.append(f"WARNING: no {' and no '.join(missing)} split, and training needs it")
+    train = contents.splits.get("train")
+    for name in contents.manifest.fields:
+        if contents.manifest.task == "sentiment" and train and not train.present[name]:
+            lines.append(f"WARNING: no train sample has {name!r}, so nothing is learnt of it")
+    for suffix, count in contents.manifest.source.get("no arrays", {}).items():
+        lines.append(f"left out: {count} files .{suffix}, which are no arrays")
+    return lines
 
 
 def _published_split(contents: Contents) -> list[str]:
@@ -217,27 +228,35 @@ def _examples_of_videos(contents: Contents, videos: Sequence[str]) -> str:
     for video in videos[:SHOWN]:
         splits = sorted(contents.videos[video])
         shown.append(f"{video} in {' and '.join(splits)}")
-    return _joined(shown, len(videos))
+    return joined(shown, len(videos))
 
 
 def _examples_of_ids(groups: Sequence[Sequence[tuple[str, str]]]) -> str:
     shown = []
     for group in groups[:SHOWN]:
         shown.append(" = ".join(f"{split} {name!r}" for split, name in group[:3]))
-    return _joined(shown, len(groups))
-
-
-def _joined(shown: Sequence[str], total: int) -> str:
-    return "; ".join(shown) + ("; ..." if total > len(shown) else "")
+    return joined(shown, len(groups))
 
 
 def _main(source: str) -> None:
-    contents = examine(source, progress=True)
-    print(render(contents))
+    store = open_store(source)
+    manifest = parse_manifest(store.read_manifest(), f"{store.name}/manifest.json")
+    contents: Contents | GraphContents
+    if manifest.task == "alignment":
+        contents = examine_graphs(source, progress=True)
+        print(render_graphs(contents))
+    else:
+        contents = examine(source, progress=True)
+        print(render(contents))
     if contents.corrupt:
         raise DataError(
             f"{len(contents.corrupt)} damaged shards in {source}; restore them, or convert again "
             "with --force"
+        )
+    if contents.unfit:
+        raise DataError(
+            f"{source}: {len(contents.unfit)} findings (UNFIT) that training refuses, or would learn "
+            "wrongly from; correct the data, then convert or index them again"
         )
     print(f"all read; train on it with: deepspeed launch/train.py RECIPE data={source}")
 

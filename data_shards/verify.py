@@ -1,8 +1,9 @@
 """Compare a shard folder with its manifest: ``python -m data_shards.verify DIR [--deep]``.
 
 Sizes and checksums of every tar, index and further file; with ``--deep`` also every member of every
-tar against the index, every record, the uniqueness of keys, and how many numbers are not finite.
-Each corrupt file is one line.
+tar against the index, every record, the uniqueness of keys, how many numbers are not finite, and of
+sentiment data whether labels, token ids and frames are what can be learnt. Each corrupt file is one
+line.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from data_shards.reading.storage import Folder
 from data_shards.shards.canonical import is_canonical
 from data_shards.shards.folder_indexer import left_out
 from data_shards.shards.index_table import ABSENT, JSON, JSON_SIZE, Index
-from data_shards.shards.manifest import DataError, Manifest, Shard, read_manifest
+from data_shards.shards.manifest import MANIFEST, DataError, Manifest, Shard, read_manifest
+from data_shards.shards.sentiment_schema import Rules, check_manifest, check_sample
 from data_shards.shards.tar_indexer import index_tar
 from data_shards.shards.writer import index_name
 
@@ -64,7 +66,11 @@ def verify(
         results = pool.map(partial(check_shard, folder, manifest, deep=deep), shards)
         hidden = None if progress else True  # None: shown on a terminal only
         findings = list(tqdm(results, total=len(shards), disable=hidden))
-    return [*findings, *_check_extras(folder, manifest), *_check_keys(findings)]
+    findings += _check_extras(folder, manifest)
+    if deep:
+        findings += _check_keys(findings)
+        findings += _check_meaning(folder, manifest)
+    return findings
 
 
 def check_shard(folder: Path, manifest: Manifest, shard: Shard, *, deep: bool) -> Finding:
@@ -77,6 +83,8 @@ def check_shard(folder: Path, manifest: Manifest, shard: Shard, *, deep: bool) -
         tar = np.frombuffer(opened.content, np.uint8)
         _check_members(folder / shard.name, manifest, opened.index, tar)
         _check_records(reader, opened)
+        if manifest.task == "sentiment":
+            _check_samples(folder / shard.name, manifest, reader, opened.index)
         not_finite = _count_not_finite(reader, tar, opened.index)
         return Finding(shard.bytes, "", not_finite, tuple(opened.index.keys()))
     except (Refused, OSError) as error:
@@ -90,7 +98,7 @@ def _check_members(path: Path, manifest: Manifest, index: Index, tar: np.ndarray
     if is_canonical(tar, index):
         return
     # Not as this project writes it byte by byte, so it must be walked through.
-    found, _ = index_tar(path, left_out(manifest))
+    found = index_tar(path, left_out(manifest), manifest.task).index
     if found.to_bytes() != index.to_bytes():
         raise DataError(
             f"{path.with_name(index_name(path.name))} does not describe its tar: "
@@ -121,6 +129,24 @@ def _is_record(body: bytes) -> bool:
         return isinstance(json.loads(body), dict)
     except (ValueError, RecursionError):
         return False
+
+
+def _check_samples(path: Path, manifest: Manifest, reader: Reader, index: Index) -> None:
+    """DataError unless every sample can be learnt from."""
+    rules = Rules.of(manifest.labels, manifest.tokenizer)
+    for row, arrays in enumerate(reader.iter_views(0, range(len(index)))):
+        check_sample(arrays, rules, f"{path}, sample {index.key(row)!r}")
+
+
+def _check_meaning(folder: Path, manifest: Manifest) -> list[Finding]:
+    """A finding when the manifest says of sentiment data what cannot be learnt."""
+    if manifest.task != "sentiment":
+        return []
+    try:
+        check_manifest(manifest, str(folder / MANIFEST))
+    except Refused as error:
+        return [Finding(0, str(error))]
+    return []
 
 
 def _count_not_finite(reader: Reader, tar: np.ndarray, index: Index) -> dict[str, int]:

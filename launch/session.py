@@ -64,6 +64,7 @@ def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
     run, run_dir = find_run(run)
     torch.manual_seed(run.seed)
     task = build_task(run)
+    task.check_splits()
     model = build_model(run, task.data)
     run_dir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(run_dir, Progress(), run.keep)

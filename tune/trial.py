@@ -19,13 +19,12 @@ from typing import Any
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
+from core.command import CANNOT_GO_ON, RANK_LOST, STOPPED
 from launch.command_line import as_changes
 from tune.journal import WORST
 from tune.workers.trial_processes import ProcessEnded, Processes
 
-DIVERGED = 3  # exit code of a process whose loss is no number (launch.train.exit_code)
-STOPPED, LOST_RANK = 75, 76  # of one that was asked to stop, and of one that lost another rank
-GO_ON = (STOPPED, LOST_RANK)  # both leave a checkpoint to go on from
+GO_ON = (STOPPED, RANK_LOST)  # both leave a checkpoint to go on from
 CARRIED = ("checkpoints", "log.jsonl")  # what a run needs to go on elsewhere
 NOT_SETTINGS = ("number", "test", "origin")  # in a trial's config: what the search says of it
 
@@ -98,7 +97,9 @@ class Trial(tune.Trainable):
             self.cleanup()
             if error.code < 0 or error.code in GO_ON:
                 raise TrialKilled(error.reason) from None
-            return self._failure("diverged" if error.code == DIVERGED else "failed", error.reason)
+            return self._failure(
+                "diverged" if error.code == CANNOT_GO_ON else "failed", error.reason
+            )
 
     def _train_epoch(self) -> dict[str, Any]:
         if self.processes is None:

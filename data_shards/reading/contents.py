@@ -16,6 +16,7 @@ from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
 from data_shards.shards.index_table import ABSENT
 from data_shards.shards.manifest import Manifest, parse_manifest
+from data_shards.shards.sentiment_schema import Rules, check_manifest, check_sample
 
 
 @dataclass
@@ -38,6 +39,8 @@ class Contents:
     manifest: Manifest
     splits: dict[str, SplitContents] = field(default_factory=dict)
     corrupt: list[str] = field(default_factory=list)  # what is wrong with each corrupt shard
+    # what would be learnt wrongly: the manifest's, and that of each sample
+    unfit: list[str] = field(default_factory=list)
     # simplified id -> (split, id) of each sample
     ids: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     videos: dict[str, set[str]] = field(default_factory=dict)  # video -> splits
@@ -68,6 +71,11 @@ def examine(source: str | Path, progress: bool = False) -> Contents:
     store = open_store(source)
     manifest = parse_manifest(store.read_manifest(), f"{store.name}/manifest.json")
     contents = Contents(store.name, manifest)
+    if manifest.task == "sentiment":
+        try:
+            check_manifest(manifest, f"{store.name}/manifest.json")
+        except Refused as error:
+            contents.unfit.append(str(error))
     total = sum(manifest.samples(split) for split in manifest.splits)
     with tqdm(total=total, unit="sample", disable=not progress, leave=False) as bar:
         for split, shards in manifest.splits.items():
@@ -89,9 +97,16 @@ def _add_shard(contents: Contents, split: str, reader: Reader, number: int) -> N
     _add_fields(found, contents.manifest, shard)
     has_classes = contents.manifest.labels.kind == "classes"
     target = "class" if has_classes else "label"
+    rules = Rules.of(contents.manifest.labels, contents.manifest.tokenizer)
+    where = f"{contents.name}/{reader.shards[number].name}"
     for row, arrays in enumerate(reader.iter_views(number, range(len(shard.index)))):
-        if target in arrays:
-            found.labels.append(float(arrays[target]))
+        if contents.manifest.task == "sentiment":
+            try:
+                check_sample(arrays, rules, f"{where}, sample {shard.index.key(row)!r}")
+            except Refused as error:
+                contents.unfit.append(str(error))
+        if target in arrays and arrays[target].size == 1:
+            found.labels.append(arrays[target].item())
         record = reader.record(number, row)
         found.samples += 1
         found.texts += "text" in record

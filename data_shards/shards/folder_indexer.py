@@ -7,14 +7,14 @@ as the manifest knows it.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -25,69 +25,93 @@ from data_shards.shards.manifest import (
     MANIFEST,
     DataError,
     Field,
+    Labels,
     Manifest,
     Shard,
+    Task,
     read_manifest,
 )
+from data_shards.shards.sentiment_schema import Rules, check_manifest
+from data_shards.shards.split_names import (
+    check_needed,
+    check_parts,
+    in_order,
+    split_at_start,
+    split_in_name,
+    tars_by_split,
+)
 from data_shards.shards.tar_indexer import index_tar
+from data_shards.shards.tar_survey import Survey, join_surveys, survey_tar
 from data_shards.shards.writer import index_name
 
 Extents = list[tuple[int, int]]  # smallest and largest extent of each axis
 
 
-def index_folder(
-    folder: Path,
-    *,
-    split: str | None = None,
-    task: Literal["sentiment", "alignment"] = "sentiment",
-    leave_out: Sequence[str] = (),
-    processes: int = 1,
-) -> Manifest:
+@dataclass(frozen=True)
+class Stated:
+    """What the user says of the tars."""
+
+    task: Task = "sentiment"
+    splits: Sequence[str] = ()  # "PATTERN=SPLIT", or "SPLIT" for all other tars
+    leave_out: Sequence[str] = ()  # fields that are not indexed
+    labels: Labels | None = None  # None: measured
+    tokenizer: dict[str, Any] | None = None  # of the token ids; None: the largest id is counted
+    source: dict[str, Any] = field(default_factory=dict)  # more facts for Manifest.source
+
+
+@dataclass(frozen=True)
+class TarFacts:
+    """What is known of a tar once its index is written."""
+
+    path: Path
+    split: str
+    shard: Shard
+    keys: list[str]
+    extents: dict[str, tuple[str, Extents]]  # field -> dtype, extents of its axes
+    without_suffix: int  # members that belong to no sample
+    not_arrays: Counter[str]  # suffix of files that are no arrays -> how many are left out
+    survey: Survey | None  # of sentiment data
+
+
+def index_folder(folder: Path, stated: Stated | None = None, *, processes: int = 1) -> Manifest:
     """Index all tars of ``folder`` and write its manifest.
 
-    Args:
-        split: of all tars; by default the start of each name, ``train`` for ``train-000012.tar``.
-        leave_out: fields that are not indexed.
+    Raises:
+        DataError: a tar that cannot be read; of sentiment data also a sample that would be learnt
+            wrongly, and splits that training needs and that are not there.
     """
-    tars = sorted(folder.glob("*.tar"))
+    stated = stated or Stated()
+    is_sentiment = stated.task == "sentiment"
+    tars = in_order(folder.glob("*.tar"))
     if not tars:
-        raise DataError(f"{folder} holds no .tar files")
-    splits: dict[str, list[Shard]] = {}
-    fields: dict[str, tuple[str, Extents]] = {}
-    without_suffix = 0
-    keys: Counter[str] = Counter()
-    results = tqdm(_index_all(tars, leave_out, processes), total=len(tars), disable=None)
-    for path, (index, ignored, sha256) in zip(tars, results, strict=True):
-        body = index.to_bytes()
-        write_atomically(folder / index_name(path.name), body)
-        shard = Shard(path.name, len(index), index.tar_bytes, sha256, sha256_of_bytes(body))
-        splits.setdefault(split or _split_of(path), []).append(shard)
-        _widen(fields, index, path)
-        without_suffix += ignored
-        keys.update(index.keys())
-    _warn(without_suffix, repeated_keys=keys.total() - len(keys))
-    max_length = {}
-    for name, (dtype, extents) in fields.items():
-        axis = _time_axis(dtype, extents)
-        if axis is not None:
-            max_length[name] = extents[axis][1]
+        raise DataError(f"{folder} holds no .tar files{_hint_of_subfolders(folder)}")
+    check_parts(tars)
+    by_name = split_in_name if is_sentiment else split_at_start
+    splits = tars_by_split(tars, stated.splits, by_name)
+    if is_sentiment:
+        check_needed(splits, folder)
+    work = [(path, split) for split, paths in splits.items() for path in paths]
+    indexed = _index_all(work, stated, processes)
+    facts = list(tqdm(indexed, total=len(work), disable=None))
+    _check_keys(facts, stated.task)
+    shards: dict[str, tuple[Shard, ...]] = {
+        split: tuple(tar.shard for tar in facts if tar.split == split) for split in splits
+    }
+    source = {
+        "indexed": "foreign WebDataset tars",
+        "members without suffix": sum(tar.without_suffix for tar in facts),
+        "left out": sorted(stated.leave_out),
+        "no arrays": dict(sorted(_not_arrays(facts).items())),
+        **stated.source,
+    }
+    described = _sentiment(folder, facts, stated) if is_sentiment else _arrays(facts)
     manifest = Manifest(
-        name=folder.resolve().name,
-        task=task,
-        fields={
-            name: Field(dtype, _shape(name, dtype, extents))
-            for name, (dtype, extents) in sorted(fields.items())
-        },
-        splits={name: tuple(shards) for name, shards in splits.items()},
-        source={
-            "indexed": "foreign WebDataset tars",
-            "members without suffix": without_suffix,
-            "left out": sorted(leave_out),
-        },
-        max_length=max_length,
+        name=folder.resolve().name, task=stated.task, splits=shards, source=source, **described
     )
     text = manifest.to_json()
     Manifest.from_json(text, str(folder / MANIFEST))  # refuses what could not be read again
+    if is_sentiment:
+        check_manifest(manifest, str(folder))
     write_atomically(folder / MANIFEST, text)
     return manifest
 
@@ -109,9 +133,8 @@ def restore_indexes(folder: Path) -> list[str]:
 def _index_again(folder: Path, manifest: Manifest, shard: Shard) -> bytes:
     """The index of a shard; DataError unless tar and index are those that the manifest knows."""
     path = folder / shard.name
-    index, _, sha256 = _index_with_checksum(path, left_out(manifest))
-    body = index.to_bytes()
-    if sha256 != shard.sha256:
+    body = index_tar(path, left_out(manifest), manifest.task).index.to_bytes()
+    if sha256_of_file(path) != shard.sha256:
         wrong = "tar"
     elif sha256_of_bytes(body) != shard.index_sha256:
         wrong = "index, made anew,"
@@ -129,45 +152,117 @@ def left_out(manifest: Manifest) -> tuple[str, ...]:
 
 
 def _index_all(
-    tars: Sequence[Path], leave_out: Sequence[str], processes: int
-) -> Iterator[tuple[Index, int, str]]:
-    """Of each tar in order: its index, how many members belong to no sample, and its SHA-256."""
-    work = partial(_index_with_checksum, leave_out=leave_out)
+    work: Sequence[tuple[Path, str]], stated: Stated, processes: int
+) -> Iterator[TarFacts]:
+    """The facts of each tar in order."""
+    index_one = partial(_index_one, stated=stated)
     if processes > 1:
         with ProcessPoolExecutor(processes) as pool:
-            yield from pool.map(work, tars)
+            yield from pool.map(index_one, work)
     else:
-        yield from map(work, tars)
+        yield from map(index_one, work)
 
 
-def _index_with_checksum(path: Path, leave_out: Sequence[str]) -> tuple[Index, int, str]:
-    index, without_suffix = index_tar(path, leave_out)
-    return index, without_suffix, sha256_of_file(path)
+def _index_one(item: tuple[Path, str], stated: Stated) -> TarFacts:
+    """Write the index of a tar."""
+    path, split = item
+    tar = index_tar(path, stated.leave_out, stated.task)
+    index = tar.index
+    survey = None
+    if stated.task == "sentiment":
+        survey = survey_tar(path, index, split, Rules.of(stated.labels, stated.tokenizer))
+    body = index.to_bytes()
+    write_atomically(path.with_name(index_name(path.name)), body)
+    tar_sha256, index_sha256 = sha256_of_file(path), sha256_of_bytes(body)
+    return TarFacts(
+        path=path,
+        split=split,
+        shard=Shard(path.name, len(index), index.tar_bytes, tar_sha256, index_sha256),
+        keys=index.keys(),
+        extents=_extents(index),
+        without_suffix=tar.without_suffix,
+        not_arrays=tar.not_arrays,
+        survey=survey,
+    )
 
 
-def _warn(without_suffix: int, repeated_keys: int) -> None:
-    if without_suffix:
-        message = f"left out: {without_suffix} members without a suffix, which belong to no sample"
-        print(message, file=sys.stderr)
-    if repeated_keys:
-        message = f"note: {repeated_keys} keys appear in more than one tar; ids are not unique"
-        print(message, file=sys.stderr)
+def _sentiment(folder: Path, facts: Sequence[TarFacts], stated: Stated) -> dict[str, Any]:
+    """What the manifest says of the samples of sentiment data."""
+    surveys = [(tar.path, tar.survey) for tar in facts if tar.survey is not None]
+    found = join_surveys(folder, surveys, _not_arrays(facts))
+    return {
+        "fields": found.fields,
+        "labels": found.labels(stated.labels, str(folder)),
+        "tokenizer": found.tokenizer(stated.tokenizer, str(folder)),
+        "moments": found.moments,
+        "max_length": found.max_length,
+    }
 
 
-def _split_of(path: Path) -> str:
-    return re.sub(r"[-_.]?\d+$", "", path.stem) or "train"
+def _arrays(facts: Sequence[TarFacts]) -> dict[str, Any]:
+    """What the manifest says of arrays of any kind."""
+    fields: dict[str, tuple[str, Extents]] = {}
+    for tar in facts:
+        _widen(fields, tar)
+    described = {}
+    max_length = {}
+    for name, (dtype, extents) in sorted(fields.items()):
+        described[name] = Field(dtype, _shape(name, dtype, extents))
+        axis = _time_axis(dtype, extents)
+        if axis is not None:
+            max_length[name] = extents[axis][1]
+    return {"fields": described, "max_length": max_length}
 
 
-def _widen(fields: dict[str, tuple[str, Extents]], index: Index, path: Path) -> None:
-    """Widen the extents of each field by those of one more tar."""
+def _not_arrays(facts: Sequence[TarFacts]) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for tar in facts:
+        total.update(tar.not_arrays)
+    return total
+
+
+def _check_keys(facts: Sequence[TarFacts], task: Task) -> None:
+    """Of sentiment data, keys must be unique: scores and predictions go by them."""
+    first: dict[str, Path] = {}
+    repeated = 0
+    for tar in facts:
+        for key in tar.keys:
+            before = first.setdefault(key, tar.path)
+            if before is tar.path:
+                continue
+            if task == "sentiment":
+                raise DataError(
+                    f"{tar.path}, sample {key!r}: this key is in {before.name} already; keys must "
+                    "be unique in the folder: write the tars anew, with the split in front of each"
+                )
+            repeated += 1
+    if repeated:
+        print(f"note: {repeated} keys appear in more than one tar", file=sys.stderr)
+
+
+def _hint_of_subfolders(folder: Path) -> str:
+    below = next(folder.glob("*/*.tar"), None)
+    if below is None:
+        return ""
+    name = f"{below.parent.name}-{below.name}"
+    return f"; those in folders below are not read: move {below} to {folder / name}, and so on"
+
+
+def _extents(index: Index) -> dict[str, tuple[str, Extents]]:
+    described = {}
     for name, (dtype, extents) in summary(index).items():
-        found = [(int(low), int(high)) for low, high in extents]
-        before_dtype, before = fields.setdefault(name, (dtype, found))
+        described[name] = (dtype, [(int(low), int(high)) for low, high in extents])
+    return described
+
+
+def _widen(fields: dict[str, tuple[str, Extents]], tar: TarFacts) -> None:
+    """Widen the extents of each field by those of one more tar."""
+    for name, (dtype, found) in tar.extents.items():
+        before_dtype, before = fields.setdefault(name, (dtype, list(found)))
         if before_dtype != dtype or len(before) != len(found):
             raise DataError(
-                f"{path}: field {name!r} is {dtype} with {len(found)} axes, but {before_dtype} "
-                f"with {len(before)} axes "
-                f"in the tars before; leave it out with --leave-out {name}"
+                f"{tar.path}: field {name!r} is {dtype} with {len(found)} axes, but {before_dtype} "
+                f"with {len(before)} axes in the tars before; leave it out with --leave-out {name}"
             )
         for axis, (low, high) in enumerate(found):
             lowest, highest = before[axis]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 
@@ -36,3 +38,21 @@ class Moments:
     def std(self) -> list[float]:
         """The standard deviation of each feature."""
         return np.sqrt(np.array(self.squares) / self.count).tolist()
+
+
+def add_frames(moments: dict[str, Moments], field: str, frames: np.ndarray) -> None:
+    """Join the frames (T, D) of one more sample to those of ``field``."""
+    more = Moments.of(frames)
+    moments[field] = moments[field].join(more) if field in moments else more
+
+
+def mean_and_std(
+    per_shard: Iterable[dict[str, Moments]],
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Field -> mean and deviation of the frames of all shards, given in file order."""
+    by_field: dict[str, list[Moments]] = {}
+    for shard_moments in per_shard:
+        for field, moments in shard_moments.items():
+            by_field.setdefault(field, []).append(moments)
+    joined = {field: reduce(Moments.join, parts) for field, parts in by_field.items()}
+    return {field: (moments.mean, moments.std()) for field, moments in joined.items()}

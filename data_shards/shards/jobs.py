@@ -29,8 +29,9 @@ from tqdm import tqdm
 
 from core.files import sha256_of_bytes, sha256_of_file, write_atomically
 from core.regular_files import read_regular_file
-from data_shards.shards.frame_moments import Moments
+from data_shards.shards.frame_moments import Moments, add_frames
 from data_shards.shards.manifest import DataError, Sample, Shard
+from data_shards.shards.sentiment_schema import Rules, check_sample
 from data_shards.shards.writer import index_name, write_shard
 
 if TYPE_CHECKING:
@@ -226,10 +227,13 @@ class _Samples:
         self.repairs: Counter[str] = Counter()
         self.moments: dict[str, Moments] = {}
         self.max_length: dict[str, int] = {}
+        self.rules = Rules.of(dataset.labels, dataset.tokenizer)
 
     def __iter__(self) -> Iterator[tuple[str, Sample]]:
         for number, row in enumerate(self.job.rows, self.job.start):
             sample = self.dataset.sample(row, self.repairs)
+            if self.dataset.task == "sentiment":
+                check_sample(sample.arrays, self.rules, f"sample {sample.id!r}")
             for field, array in sample.arrays.items():
                 self._measure(field, array)
             yield f"{self.job.split}_{number:08d}", sample
@@ -240,7 +244,4 @@ class _Samples:
             return
         self.max_length[field] = max(self.max_length.get(field, 0), len(array))
         if self.job.split == "train" and array.dtype.kind == "f":
-            moments = Moments.of(array)
-            if field in self.moments:
-                moments = self.moments[field].join(moments)
-            self.moments[field] = moments
+            add_frames(self.moments, field, array)

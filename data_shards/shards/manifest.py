@@ -35,7 +35,7 @@ MAX_AXES = 8
 MAX_EXTENT = 2**40  # of one axis
 MAX_SHARD_BYTES = 2**50
 
-Task = Literal["sentiment", "alignment"]
+Task = Literal["sentiment", "alignment", "arrays"]  # arrays: streamed, and no recipe's data
 LabelKind = Literal["regression", "classes"]
 
 # In JSON, 1 is no string, true is no number, and a key that nobody knows is an error.

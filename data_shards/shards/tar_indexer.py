@@ -1,7 +1,8 @@
 """The index of any WebDataset tar, made by walking through its members.
 
 A member ``<key>.<field>.npy`` is the array ``field``, ``<key>.json`` and ``<key>.txt`` are the
-sample's record and transcript, any other member is the bytes of its file as uint8.
+sample's record and transcript. Any other member is the bytes of its file as uint8, or left out
+where samples are to be learnt from: no model reads bytes.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import mmap
 import os
 import zlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -21,18 +23,29 @@ import numpy as np
 
 from core.regular_files import open_regular_file
 from data_shards.shards.index_table import ABSENT, Index
-from data_shards.shards.manifest import MAX_AXES, NUMBERS, DataError
+from data_shards.shards.manifest import MAX_AXES, NUMBERS, DataError, Task
+from data_shards.shards.sentiment_schema import shape_as_read
 from data_shards.shards.tar import Member, members
 
 _NPY_HEADER = 1 << 16  # bytes; a longer header is hostile
 
 
-def index_tar(path: Path, leave_out: Sequence[str] = ()) -> tuple[Index, int]:
-    """The index of a tar, and how many of its members belong to no sample because they have no
-    suffix.
+@dataclass(frozen=True)
+class IndexedTar:
+    """The index of a tar, and which of its members are not in it."""
+
+    index: Index
+    without_suffix: int  # members that belong to no sample
+    not_arrays: Counter[str]  # suffix of other files -> how many there are
+
+
+def index_tar(path: Path, leave_out: Sequence[str] = (), task: Task = "arrays") -> IndexedTar:
+    """The index of a tar.
 
     Args:
         leave_out: fields that are not indexed.
+        task: of sentiment data, only arrays are indexed, in the shape in which they are read
+            (``shape_as_read``).
 
     Raises:
         DataError: anything that a reader of the whole tar would stumble over; it names the member
@@ -43,10 +56,10 @@ def index_tar(path: Path, leave_out: Sequence[str] = ()) -> tuple[Index, int]:
             raise DataError(f"{path} is empty; fetch or write the file again")
         # Freed with its last view, which an error may hold.
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    indexer = _TarIndexer(str(path), content, frozenset(leave_out))
+    indexer = _TarIndexer(str(path), content, frozenset(leave_out), task)
     for member in members(content, str(path)):
         indexer.add(member)
-    return indexer.finish(), indexer.without_suffix
+    return IndexedTar(indexer.finish(), indexer.without_suffix, indexer.not_arrays)
 
 
 @dataclass
@@ -77,14 +90,16 @@ class _Array(NamedTuple):
 class _TarIndexer:
     """Members of one tar, gathered into samples."""
 
-    def __init__(self, where: str, content: mmap.mmap, leave_out: frozenset[str]):
+    def __init__(self, where: str, content: mmap.mmap, leave_out: frozenset[str], task: Task):
         self.where = where
         self.content = content
         self.leave_out = leave_out
+        self.is_sentiment = task == "sentiment"
         self.samples: dict[str, _Sample] = {}
         self.current: _Sample | None = None  # the sample whose members are being read
         self.fields: dict[str, tuple[str, int]] = {}  # field -> dtype, number of axes
         self.without_suffix = 0
+        self.not_arrays: Counter[str] = Counter()
 
     def add(self, member: Member) -> None:
         where = f"{self.where}, byte {member.start}, member {member.name!r}"
@@ -150,9 +165,17 @@ class _TarIndexer:
             raise DataError(f"{where}: the sample has a field {name!r} already")
         if suffix == "npy" or suffix.endswith(".npy"):
             array = _read_npy(self.content, member, where)
+        elif self.is_sentiment:
+            self.not_arrays[suffix] += 1
+            return
         else:
             name = suffix
             array = _Array(member.offset, "uint8", (member.size,))
+        if self.is_sentiment:
+            shape = shape_as_read(name, array.dtype, array.shape)
+            if shape is None:
+                return
+            array = array._replace(shape=shape)
         kind = (array.dtype, len(array.shape))
         before = self.fields.setdefault(name, kind)
         if before != kind:

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 
 import numpy as np
 
+from core.regular_files import open_regular_file
 from data_shards.shards.manifest import DataError
-from data_shards.sources.pickles import load_pickle
 
 MOST_FREQUENT = 1000  # relations, attributes
 FREQUENCIES = np.geomspace(10.0, 1e5, 250)  # of waves that stand for a number: numeric_waves
@@ -40,13 +41,12 @@ class View:
 def relation_counts(triples: np.ndarray, num_entities: int, most: int = MOST_FREQUENT) -> View:
     """(N, most) int32: in how many of (T, 3) triples (head, relation, tail) an entity takes part by
     each of the most frequent relations. A triple from an entity to itself counts twice."""
-    relations, counts = np.unique(triples[:, 1], return_counts=True)
-    frequent = relations[np.argsort(-counts, kind="stable")][:most]
-    largest = int(triples[:, 1].max(initial=0))
-    column_of = np.full(largest + 1, -1)  # relation -> column
+    relations, dense, counts = np.unique(triples[:, 1], return_inverse=True, return_counts=True)
+    frequent = np.argsort(-counts, kind="stable")[:most]  # as numbers of ``relations``
+    column_of = np.full(len(relations), -1)
     column_of[frequent] = np.arange(len(frequent))
     ends = np.concatenate([triples[:, 0], triples[:, 2]])
-    columns = np.tile(column_of[triples[:, 1]], 2)
+    columns = np.tile(column_of[dense.reshape(-1)], 2)
     # one number per cell of the table, so that bincount counts them all at once
     cells = (ends * len(frequent) + columns)[columns >= 0]
     counted = np.bincount(cells, minlength=num_entities * len(frequent)).astype("<i4")
@@ -94,24 +94,45 @@ def word_vectors(names: Mapping[int, Sequence[str]], num_entities: int, path: Pa
     wanted = {token.lower() for tokens in names.values() for token in tokens}
     vectors: dict[str, np.ndarray] = {}
     width = 0
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            word, *values = line.rstrip().split(" ")
-            if number == 1 and len(values) == 1:
-                continue  # word2vec's text format begins with the two sizes
-            width = width or len(values)
-            if len(values) != width:
-                raise DataError(
-                    f"{path}, line {number}: {len(values)} numbers for {word!r}, {width} before"
-                )
-            if word in wanted:
-                vectors[word] = np.array(values, np.float32)
+    for where, word, values in _word_lines(path):
+        width = width or len(values)
+        if not values or len(values) != width:
+            raise DataError(f"{where}: {len(values)} numbers for {word!r:.80}, {width} before")
+        if word in vectors:
+            raise DataError(f"{where}: {word!r:.80} has a vector already; remove one of them")
+        if word in wanted:
+            vectors[word] = _vector(values, f"{where}: the vector of {word!r:.80}")
     means = np.zeros((num_entities, width), "<f4")
     for row, tokens in names.items():
         known = [vectors[token.lower()] for token in tokens if token.lower() in vectors]
         if known:
             means[row] = np.mean(known, axis=0)
     return View.of(means)
+
+
+def _word_lines(path: Path) -> Iterator[tuple[str, str, list[str]]]:
+    """(place, word, numbers as text) of each line."""
+    try:
+        with TextIOWrapper(open_regular_file(path), encoding="utf-8-sig") as file:
+            for number, line in enumerate(file, 1):
+                word, *values = line.rstrip().split(" ")
+                if number == 1 and len(values) == 1:
+                    continue  # word2vec's text format begins with the two sizes
+                yield f"{path}, line {number}", word, values
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 ({error}); save it as UTF-8") from None
+
+
+def _vector(values: list[str], where: str) -> np.ndarray:
+    """Numbers as float32."""
+    try:
+        with np.errstate(over="ignore"):  # refused below
+            vector = np.array(values, np.float32)
+    except ValueError as error:
+        raise DataError(f"{where} is not of numbers ({error})") from None
+    if not np.isfinite(vector).all():
+        raise DataError(f"{where} is not finite")
+    return vector
 
 
 def encoded_names(
@@ -122,8 +143,8 @@ def encoded_names(
     from transformers import AutoModel, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(encoder_name)
-        encoder = AutoModel.from_pretrained(encoder_name).eval()
+        tokenizer = AutoTokenizer.from_pretrained(encoder_name, trust_remote_code=False)
+        encoder = AutoModel.from_pretrained(encoder_name, trust_remote_code=False).eval()
     except (OSError, ValueError) as error:
         raise DataError(
             f"--text-encoder {encoder_name}: transformers cannot load it ({error})"
@@ -142,66 +163,6 @@ def encoded_names(
         mean = (states * mask).sum(1) / mask.sum(1)
         means[batch] = mean.numpy()
     return View.of(means)
-
-
-def image_vectors(path: Path, row_of: Mapping[int, int], repairs: Counter[str]) -> View:
-    """(N, D) float32 image vectors from a file of one of three kinds; ``row_of`` maps the file's
-    ids to rows.
-
-    ``.pkl``: a dict of id to vector, as the papers' authors gave them out. ``.npz``: arrays ``ids``
-    (M,) and ``vectors`` (M, D). ``.npy``: (N, D) in the order of ids, rows of NaN where there is no
-    image. Vectors that are not finite or all zero are left out and counted.
-    """
-    if path.suffix in (".pkl", ".pickle"):
-        ids, vectors = _images_of_pickle(path)
-    elif path.suffix == ".npz":
-        ids, vectors = _images_of_npz(path)
-    else:
-        ids, vectors = _images_of_npy(path, row_of)
-    shapes = {vector.shape for vector in vectors}
-    if len(shapes) != 1 or len(ids) != len(vectors):
-        raise DataError(
-            f"{path}: {len(ids)} ids for {len(vectors)} image vectors "
-            f"of shapes {sorted(shapes)[:3]}"
-        )
-    images = np.zeros((len(row_of), vectors[0].shape[-1]), "<f4")
-    for entity, vector in zip(ids, vectors, strict=True):
-        if int(entity) not in row_of:
-            raise DataError(f"{path}: there is no entity {entity}")
-        marks_no_image = path.suffix == ".npy" and np.isnan(vector).all()
-        if np.isfinite(vector).all() and vector.any():
-            images[row_of[int(entity)]] = vector
-        elif not marks_no_image:
-            repairs["image vectors not finite or all zero, left out"] += 1
-    return View.of(images)
-
-
-def _images_of_pickle(path: Path) -> tuple[list[int], list[np.ndarray]]:
-    loaded = load_pickle(path)
-    if not isinstance(loaded, dict):
-        raise DataError(
-            f"{path} holds a {type(loaded).__name__}; expected a dict of entity id to image vector"
-        )
-    vectors = [np.asarray(vector, "<f4").reshape(-1) for vector in loaded.values()]
-    return list(loaded), vectors
-
-
-def _images_of_npz(path: Path) -> tuple[list[int], list[np.ndarray]]:
-    with np.load(path, allow_pickle=False) as file:
-        if not {"ids", "vectors"} <= set(file.files):
-            raise DataError(
-                f"{path} holds {', '.join(file.files)}; expected arrays 'ids' and 'vectors'"
-            )
-        return file["ids"].tolist(), list(file["vectors"].astype("<f4"))
-
-
-def _images_of_npy(path: Path, row_of: Mapping[int, int]) -> tuple[list[int], list[np.ndarray]]:
-    matrix = np.load(path, allow_pickle=False)
-    if matrix.ndim != 2 or len(matrix) != len(row_of):
-        raise DataError(
-            f"{path} has shape {matrix.shape}; expected one row for each of {len(row_of)} entities"
-        )
-    return sorted(row_of), list(matrix.astype("<f4"))
 
 
 def numeric_waves(literals: Mapping[int, Sequence[float]], num_entities: int) -> View:
@@ -231,6 +192,8 @@ _DATE = re.compile(r"(-?\d{1,6})-(\d{1,2})(?:-(\d{1,2}))?(?:T.*)?")
 
 def number_of(text: str) -> float | None:
     """The number in a literal, plain or a date as years with a fraction; None without one."""
+    if "_" in text:  # which float() would skip
+        return None
     try:
         value = float(text)
     except ValueError:

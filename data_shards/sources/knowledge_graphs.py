@@ -16,6 +16,7 @@ only kept as names.
 from __future__ import annotations
 
 import argparse
+import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,10 +28,13 @@ import numpy as np
 
 from core.files import sha256_of_file
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
-from data_shards.sources import entity_views, graph_files
+from data_shards.sources import entity_views, graph_files, graph_links
+from data_shards.sources.entity_images import image_vectors
 from data_shards.sources.entity_views import View
+from data_shards.sources.graph_files import Entity, EntityTable
 from data_shards.sources.raw_dataset import Options, RawDataset
 
+ALWAYS_THERE = ("ent_ids_1", "ent_ids_2", "triples_1", "triples_2")
 IMAGES = ("*_id_img_feature_dict.pkl", "images.npz", "images.npy")
 
 
@@ -88,17 +92,9 @@ def options_of(arguments: argparse.Namespace) -> EntityOptions:
 
 
 def is_alignment_folder(raw: Path) -> bool:
-    """Whether ``raw`` looks like one, by the two files that every layout has."""
-    return (raw / "ent_ids_1").is_file() and (raw / "triples_1").is_file()
-
-
-@dataclass(frozen=True)
-class Entity:
-    """An entity as its folder names it."""
-
-    id: int
-    side: int  # 0: left graph, 1: right graph
-    name: str
+    """Whether ``raw`` looks like one, by any of the files that every layout has: where one is
+    missing, it shall be named."""
+    return any(os.path.lexists(raw / name) for name in ALWAYS_THERE)
 
 
 @dataclass(frozen=True)
@@ -108,58 +104,93 @@ class Content:
     entities: list[Entity]
     views: dict[str, View]
     graph: dict[str, np.ndarray]  # triples (T, 3), links_<split> (L, 2), int32
-    image_flags: dict[int, bool]  # id -> has an image
+    image_flags: dict[int, bool]  # row -> has an image
     repairs: Counter[str]  # what the views left out
 
 
 def read(raw: Path, options: Options) -> RawDataset:
     """An alignment folder, with all views built."""
     entity_options = options.entities or EntityOptions()
-    described = graph_files.read_entities(raw)
-    ids = sorted(described)
-    order = np.random.RandomState(entity_options.seed).permutation(len(ids))
-    entities = []
-    row_of: dict[int, int] = {}
-    for row, old in enumerate(order.tolist()):
-        entity = ids[old]
-        entities.append(Entity(entity, *described[entity]))
-        row_of[entity] = row
-    links = _splits(raw, entity_options, row_of)
-    triples = graph_files.read_triples(raw, row_of)
+    if not 0 <= entity_options.seed < 2**32:
+        raise DataError(f"--split-seed must lie between 0 and 2^32 - 1, got {entity_options.seed}")
     repairs: Counter[str] = Counter()
-    tokens = graph_files.read_name_tokens(raw, row_of)
-    views = {"relation": entity_views.relation_counts(triples, len(ids))}
-    if (raw / "training_attrs_1").is_file():
-        attributes = graph_files.read_attributes(raw, described, row_of, repairs)
-        views["attribute"] = entity_views.attribute_bag(attributes, len(ids))
-    images = _image_file(raw, entity_options)
-    if images:
-        views["image"] = entity_views.image_vectors(images, row_of, repairs)
-    views |= _name_views(raw, entity_options, tokens, len(ids))
-    if (raw / "numeric_1").is_file():
-        literals = graph_files.read_literals(raw, row_of, repairs)
-        views["numeric"] = entity_views.numeric_waves(literals, len(ids))
-
-    graph = {"triples": triples}
-    for split, rows in links.items():
-        graph[f"links_{split}"] = rows
-    on_right = sum(entity.side for entity in entities)
-    content = Content(entities, views, graph, graph_files.read_image_flags(raw), repairs)
+    noted: list[str] = []
+    table = graph_files.read_entities(raw, entity_options.seed)
+    links = graph_links.seeded_splits(
+        graph_links.read_links(raw, table, noted),
+        as_given=entity_options.links == "auto",
+        train_ratio=entity_options.train_ratio,
+        valid_ratio=entity_options.valid_ratio,
+        seed=entity_options.seed,
+    )
+    graph = {"triples": graph_files.read_triples(raw, table, noted)}
+    for split, ids in links.items():
+        graph[f"links_{split}"] = table.rows(ids).astype("<i4")
+    views = _views(raw, entity_options, table, graph["triples"], repairs)
+    views = _without_empty(views, entity_options, noted)
+    image_flags = graph_files.read_image_flags(raw, table)
+    content = Content(table.entities, views, graph, image_flags, repairs)
+    on_right = sum(entity.side for entity in table.entities)
     return RawDataset(
         name=options.name or raw.resolve().name,
         task="alignment",
         fields=_fields(content),
         labels=Labels(),
-        counts={"entities": len(entities), "graph": 1},
-        rows=partial(_rows, len(entities)),
+        counts={"entities": len(table), "graph": 1},
+        rows=partial(_rows, len(table)),
         sample=partial(_sample, content),
         facts=_facts(raw, entity_options) | {"layout": "alignment folder"},
         extras={
             "views": {name: int(view.present.sum()) for name, view in views.items()},
-            "links": {split: len(rows) for split, rows in links.items()},
-            "sides": [len(entities) - on_right, on_right],
-        },
+            "links": {split: len(ids) for split, ids in links.items()},
+            "sides": [len(table) - on_right, on_right],
+        }
+        | ({"noted": noted} if noted else {}),
     )
+
+
+def _views(
+    raw: Path,
+    options: EntityOptions,
+    table: EntityTable,
+    triples: np.ndarray,
+    repairs: Counter[str],
+) -> dict[str, View]:
+    """All views that the folder and the options give."""
+    views = {"relation": entity_views.relation_counts(triples, len(table))}
+    if graph_files.has_both(raw, "training_attrs"):
+        attributes = graph_files.read_attributes(raw, table, repairs)
+        views["attribute"] = entity_views.attribute_bag(attributes, len(table))
+    images = _image_file(raw, options)
+    if images:
+        views["image"] = image_vectors(images, table, repairs)
+    views |= _name_views(raw, options, graph_files.read_name_tokens(raw, table), len(table))
+    if graph_files.has_both(raw, "numeric"):
+        literals = graph_files.read_literals(raw, table, repairs)
+        views["numeric"] = entity_views.numeric_waves(literals, len(table))
+    return views
+
+
+def _without_empty(
+    views: dict[str, View], options: EntityOptions, noted: list[str]
+) -> dict[str, View]:
+    """The views that some entity has; DataError where an option names the source of another."""
+    asked_for = {
+        "image": options.images and f"--images {options.images}",
+        "words": (options.word_vectors and f"--word-vectors {options.word_vectors}")
+        or (options.text_encoder and f"--text-encoder {options.text_encoder}"),
+    }
+    kept = {}
+    for name, view in views.items():
+        if view.present.any():
+            kept[name] = view
+        elif asked_for.get(name):
+            raise DataError(
+                f"{asked_for[name]}: it gives no entity a vector; correct it, or leave it out"
+            )
+        else:
+            noted.append(f"the view {name!r} is left out, for no entity has it")
+    return kept
 
 
 def _fields(content: Content) -> dict[str, Field]:
@@ -191,72 +222,41 @@ def _sample(content: Content, row: int, repairs: Counter[str]) -> Sample:
         if view.present[row]:
             arrays[name] = view.rows[row]
     extra: dict[str, Any] = {"name": entity.name}
-    if entity.id in content.image_flags:
-        extra["has_image"] = content.image_flags[entity.id]
+    if row in content.image_flags:
+        extra["has_image"] = content.image_flags[row]
     return Sample(str(entity.id), arrays, extra=extra)
-
-
-def _splits(raw: Path, options: EntityOptions, row_of: dict[int, int]) -> dict[str, np.ndarray]:
-    """Split -> (L, 2) int32 links by row; validation is the end of the training links."""
-    path = graph_files.links_file(raw)
-    for name, ratio in (("train", options.train_ratio), ("valid", options.valid_ratio)):
-        if not 0 < ratio < 1:
-            raise DataError(f"--{name}-ratio must lie between 0 and 1, got {ratio:g}")
-    links = graph_files.read_links(path)
-    training_file = raw / "sup_ent_ids"
-    # shuffling the list of links with the old generator repeats the published splits
-    random = np.random.RandomState(options.seed)
-    if options.links == "auto" and training_file.is_file():
-        train = graph_files.read_links(training_file)
-        for_training = set(train)
-        test = [link for link in links if link not in for_training]
-        random.shuffle(train)
-    else:
-        random.shuffle(links)
-        num_train = int(len(links) * options.train_ratio)
-        train, test = links[:num_train], links[num_train:]
-    num_kept = len(train) - int(len(train) * options.valid_ratio)
-    splits = {"train": train[:num_kept], "valid": train[num_kept:], "test": test}
-    if not all(splits.values()):
-        counts = ", ".join(f"{len(part)} {split}" for split, part in splits.items())
-        raise DataError(
-            f"{path}: {len(links)} links make {counts}; change --train-ratio or --valid-ratio"
-        )
-    by_row = {}
-    for split, part in splits.items():
-        by_row[split] = graph_files.rows_of_ids(path, np.array(part), row_of).astype("<i4")
-    return by_row
 
 
 def _image_file(raw: Path, options: EntityOptions) -> Path | None:
     if options.images is None:
         return graph_files.first_file(raw, IMAGES)
-    if not Path(options.images).is_file():
+    if not Path(options.images).exists():
         raise DataError(f"{options.images} does not exist")
     return Path(options.images)
 
 
 def _name_views(
-    raw: Path, options: EntityOptions, tokens: dict[int, list[str]], num_entities: int
+    raw: Path, options: EntityOptions, tokens: dict[int, list[str]] | None, num_entities: int
 ) -> dict[str, View]:
     """Views of the names: "words" if an option asks for it, "chars" if there are names."""
     if options.word_vectors and options.text_encoder:
         raise DataError(
             "--word-vectors and --text-encoder both make the view 'words'; give one of them"
         )
-    if (options.word_vectors or options.text_encoder) and not tokens:
+    if tokens is None and (options.word_vectors or options.text_encoder):
         raise DataError(
             f"{raw} has no {graph_files.NAMES[0]}, so there are no names to encode; "
             "leave out the option for words"
         )
+    if tokens is None:
+        return {}
     views = {}
     if options.word_vectors:
         vectors = Path(options.word_vectors)
         views["words"] = entity_views.word_vectors(tokens, num_entities, vectors)
     if options.text_encoder:
         views["words"] = entity_views.encoded_names(tokens, num_entities, options.text_encoder)
-    if tokens:
-        views["chars"] = entity_views.character_bigrams(tokens, num_entities)
+    views["chars"] = entity_views.character_bigrams(tokens, num_entities)
     return views
 
 

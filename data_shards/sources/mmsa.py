@@ -18,7 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.shards.label_statistics import known_resolution
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
+from data_shards.shards.sentiment_schema import check_label
+from data_shards.shards.split_names import SPLITS, split_called
 from data_shards.sources.mmsa_arrays import (
     SEQUENCES,
     Part,
@@ -33,17 +36,13 @@ from data_shards.sources.mmsa_arrays import (
 from data_shards.sources.mmsa_assumed import assumed_dataset
 from data_shards.sources.pickles import load_pickle
 from data_shards.sources.raw_dataset import (
-    SPLIT_NAMES,
-    SPLITS,
     KnownDataset,
     Options,
     RawDataset,
     as_string,
-    check_label,
     check_width,
     file_facts,
     finite,
-    known_resolution,
     stated_labels,
 )
 from data_shards.sources.tokens import (
@@ -140,13 +139,11 @@ def _parts(loaded: Any, raw: Path) -> tuple[dict[str, Part], list[str]]:
             f"{raw} holds a {type(loaded).__name__}, not a dict of splits; "
             "the layout is in docs/data.md"
         )
-    keys: dict[str, str] = {}
+    keys: dict[str, str] = {}  # split -> what the file calls it
     for key in loaded:
-        split = SPLIT_NAMES.get(key)
+        split = split_called(key)
         if split in keys:
-            raise DataError(
-                f"{raw}: {keys[split]!r} and {key!r} are both the {split} split; remove one"
-            )
+            raise DataError(f"{raw} has {keys[split]!r} and {key!r}, both of which are {split}")
         if split is not None:
             keys[split] = key
     if keys.keys() != set(SPLITS):
@@ -253,8 +250,6 @@ def _labels(
         for name, column in part.labels.items():
             for i, value in enumerate(column):
                 check_label(value, labels, f"{part.describe(i)}: {name}")
-    if options.labels:
-        return labels
     values = [np.asarray(part.labels["label"], float) for part in parts.values()]
     return known_resolution(labels, np.concatenate(values))
 

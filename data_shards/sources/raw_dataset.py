@@ -13,29 +13,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from reprlib import Repr
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from core.files import sha256_of_file
 from data_shards.shards.manifest import DataError, Field, Labels, Sample, Task
+from data_shards.shards.single_values import shown
 
 if TYPE_CHECKING:
     from data_shards.sources.knowledge_graphs import EntityOptions
-
-SPLITS = ("train", "valid", "test")
-# How raw files call the splits.
-SPLIT_NAMES = {
-    "train": "train",
-    "valid": "valid",
-    "test": "test",
-    "dev": "valid",
-    "val": "valid",
-    "validation": "valid",
-}
 
 KnownDataset = Literal["mosi", "mosei", "sims", "simsv2"]
 # Range and annotation step of the labels of known data sets.
@@ -47,7 +36,6 @@ KNOWN_LABELS: dict[KnownDataset, Labels] = {
 }
 
 
-LARGEST_ID = 2**24  # of a token, exclusive; a model has a vector for each id
 WIDEST = 2**20  # features of a frame, exclusive
 MOST_NUMBERS = 2**24  # in one cell that holds them as lists
 
@@ -94,24 +82,6 @@ def file_facts(path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
 
 
-# Lists in lists may hold more than any memory, of which only the first few are looked at.
-_SHORT = Repr()
-_SHORT.maxlevel = 3
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
-
-
-def shown(value: Any) -> str:
-    """A value for a message: at most 80 characters of it, in one line."""
-    if isinstance(value, np.ndarray) and value.ndim:
-        return f"an array of shape {value.shape}"
-    try:
-        text = _SHORT.repr(value[:80] if isinstance(value, bytes) else value)
-    except (ValueError, RecursionError):  # a number of thousands of digits, or lists too deep
-        return f"a {type(value).__name__} too large to show"
-    text = " ".join(text.split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def as_string(value: Any, where: str) -> str:
     """Text from str, a number, bytes (UTF-8, else Latin-1), or an array of one of them."""
     if isinstance(value, np.ndarray) and value.size == 1:
@@ -131,18 +101,6 @@ def as_string(value: Any, where: str) -> str:
     except ValueError:  # thousands of digits
         raise DataError(f"{where}: {shown(value)} where text should be") from None
     return text
-
-
-def as_number(value: Any, where: str) -> float:
-    """A finite or infinite float from a number or its digits; anything else is refused."""
-    if isinstance(value, bool | np.bool_):
-        raise DataError(f"{where}: {value} is no number")
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: {shown(value)} is no number") from None
-    except OverflowError:
-        raise DataError(f"{where}: {shown(value)} is larger than any float") from None
 
 
 def as_numbers(value: Any, dtype: str, where: str) -> np.ndarray:
@@ -220,35 +178,6 @@ def check_width(frames: np.ndarray, known: Field, where: str) -> None:
         raise DataError(
             f"{where}: has {frames.shape[1]} features, and samples before it have {known.shape[-1]}"
         )
-
-
-def check_label(value: Any, labels: Labels, where: str) -> np.float32:
-    """The label as float32; outside of its range, or no number at all, is refused."""
-    label = as_number(value, where)
-    slack = 1e-6 * (labels.high - labels.low)  # float32 labels were rounded
-    if not labels.low - slack <= label <= labels.high + slack:  # also refuses NaN
-        raise DataError(
-            f"{where}: {label:g} is outside the label range {labels.low:g} to {labels.high:g}; "
-            "correct it, or state the range with --labels LOW:HIGH"
-        )
-    return np.float32(label)
-
-
-def known_resolution(labels: Labels, values: np.ndarray) -> Labels:
-    """``labels`` with a step that every value is a multiple of: its own, or a whole part of it, or
-    none.
-
-    One in seventeen MOSI labels is off its grid of 1/5, because a few clips had more or fewer than
-    five annotators; all are multiples of 1/60. Equal labels are only equal for sure on such a grid.
-    """
-    if labels.resolution is None or not len(values):
-        return labels
-    for divisor in range(1, 21):
-        steps = np.asarray(values, dtype=np.float64) / labels.resolution * divisor
-        off_grid = np.abs(steps - np.round(steps))
-        if (off_grid < 1e-3).all():
-            return replace(labels, resolution=labels.resolution / divisor)
-    return replace(labels, resolution=None)
 
 
 def stated_labels(

@@ -18,19 +18,18 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.shards.label_statistics import known_resolution, named_classes
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
+from data_shards.shards.sentiment_schema import MODALITY, check_label
+from data_shards.shards.single_values import shown
+from data_shards.shards.split_names import SPLIT_NAMES, SPLITS, split_called
 from data_shards.sources.raw_dataset import (
-    SPLIT_NAMES,
-    SPLITS,
     Options,
     RawDataset,
     as_frames,
-    check_label,
     check_width,
     file_facts,
     finite,
-    known_resolution,
-    shown,
     stated_labels,
 )
 from data_shards.sources.table_arrays import is_reference, load_array, load_token_ids, resolve
@@ -40,7 +39,6 @@ from data_shards.sources.tokens import TextKind, Tokenizer, chosen_text, from_be
 FEATURES = "text_features"  # the column whose arrays become the field "text"
 # Columns that never point to frames.
 PLAIN = {"id", "split", "label", "class", "text", "video", "tokens"}
-_MODALITY = re.compile(r"(?!label)[A-Za-z][A-Za-z0-9_-]*")
 _FIELD = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -123,11 +121,12 @@ class _Survey:
         if digest in self._ids:
             raise DataError(f"{row.where}: this id is already in the table; ids must be unique")
         self._ids.add(digest)
-        if row.split not in SPLIT_NAMES:
+        split = split_called(row.split)
+        if split is None:
             raise DataError(
                 f"{row.where}: split {shown(row.split)} is none of {', '.join(SPLIT_NAMES)}"
             )
-        self.counts[SPLIT_NAMES[row.split]] += 1
+        self.counts[split] += 1
         self.columns |= row.cells.keys()
         if ("label" in row.cells) == ("class" in row.cells):
             raise DataError(f"{row.where}: needs either a label or a class")
@@ -149,7 +148,7 @@ class _Survey:
         is_new = column not in PLAIN and is_reference(value)
         if not is_known and not is_new:
             return
-        if is_new and not is_known and not _MODALITY.fullmatch(column):
+        if is_new and not is_known and not MODALITY.fullmatch(column):
             raise DataError(
                 f"{row.where}: {column!r} cannot be the name of a modality; "
                 "use letters, digits, '_' and '-', and a letter first"
@@ -167,8 +166,6 @@ class _Survey:
         low, high = min(self.label_values), max(self.label_values)
         seen = f" (labels are from {low:g} to {high:g})"
         labels = stated_labels(self.table, options, options.dataset, seen)
-        if options.labels:
-            return labels
         return known_resolution(labels, np.array(list(self.label_values.elements())))
 
     def _class_labels(self, options: Options) -> Labels:
@@ -183,8 +180,7 @@ class _Survey:
             )
         are_numbers = all(name.lstrip("-").isdigit() for name in self.classes)
         names = sorted(self.classes, key=int) if are_numbers else sorted(self.classes)
-        high = float(max(1, len(names) - 1))
-        return Labels(kind="classes", low=0.0, high=high, names=tuple(names))
+        return named_classes(names)
 
 
 def _fields(
@@ -232,7 +228,9 @@ def _check_field_name(row: Row, column: str) -> None:
 
 def _split_rows(table: Path) -> Iterator[tuple[str, Row]]:
     for row in read_rows(table):
-        yield SPLIT_NAMES[row.split], row
+        split = split_called(row.split)
+        if split is not None:  # else the survey has refused the table
+            yield split, row
 
 
 def _stamp(folder: Path, row: Row) -> str:

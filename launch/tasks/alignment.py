@@ -33,7 +33,13 @@ from data_shards.shards.manifest import DataError, Manifest
 from launch.config import ConfigError, Run
 from launch.reports.plots import COLORS, figure, save
 from launch.tasks.alignment_options import alignment_options
-from launch.tasks.task import EvaluationResult, known_splits, objective_of, precision_context
+from launch.tasks.task import (
+    EvaluationResult,
+    check_needed_splits,
+    known_splits,
+    objective_of,
+    precision_context,
+)
 
 SUMMARY = tuple(shown_metrics("alignment"))
 DIRECTIONS = ("", "r2l/")  # prefixes of scores: from left to right, and from right to left
@@ -265,6 +271,10 @@ class AlignmentTask:
 
     def splits(self) -> list[str]:
         return known_splits(self.graphs.links)
+
+    def check_splits(self) -> None:
+        there = [split for split, links in self.graphs.links.items() if len(links)]
+        check_needed_splits(there, f"{self.run.data} (links)")
 
     def objective(self, scores: dict[str, float]) -> float:
         return objective_of(self.run, scores)

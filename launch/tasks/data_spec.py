@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from core.model import DataSpec
-from data_shards.batches import LABELS
 from data_shards.codebook import load_codebooks
 from data_shards.shards.manifest import Manifest
+from data_shards.shards.sentiment_schema import are_token_ids, is_label
 
 
 def sentiment_spec(manifest: Manifest, folder: Path | None) -> DataSpec:
     """Of sentiment shards. ``folder`` is where the codebook lies, if the folder has one; None for
     remote shards."""
-    modalities = {name: spec for name, spec in manifest.fields.items() if name not in LABELS}
+    modalities = {name: spec for name, spec in manifest.fields.items() if not is_label(name)}
     widths = {}
     for name, spec in modalities.items():
-        holds_features = spec.dtype.startswith("float")  # else token ids
-        widths[name] = int(spec.shape[-1] or 0) if holds_features else 0
+        widths[name] = 0 if are_token_ids(name, spec.dtype) else int(spec.shape[-1] or 0)
     tokenizer = manifest.tokenizer or {}
     return DataSpec(
         task="sentiment",

@@ -21,12 +21,19 @@ from data_shards.batches import utterances
 from data_shards.missing import apply_missing_mask
 from data_shards.reading.reader import Arrays
 from data_shards.shards.manifest import DataError, Labels, Manifest
+from data_shards.shards.sentiment_schema import check_manifest
 from data_shards.stream import Stream
 from launch.config import ConfigError, Run
 from launch.engine.deepspeed_config import num_micro_batches
 from launch.tasks.data_spec import sentiment_spec
 from launch.tasks.predictions import Predictions, draw, write_predictions
-from launch.tasks.task import EvaluationResult, known_splits, objective_of, precision_context
+from launch.tasks.task import (
+    EvaluationResult,
+    check_needed_splits,
+    known_splits,
+    objective_of,
+    precision_context,
+)
 
 
 def by_sign(manifest: Manifest) -> Manifest:
@@ -53,6 +60,7 @@ class SentimentTask:
                 f"{run.data} holds {self.manifest.task} data, but recipe {run.recipe!r} is for "
                 "sentiment"
             )
+        check_manifest(self.manifest, run.data)
         if run.classes == "sign":
             self.manifest = by_sign(self.manifest)
         folder = None if "://" in run.data else Path(run.data)
@@ -168,11 +176,16 @@ class SentimentTask:
     def constant_baselines(self, split: str) -> dict[str, dict[str, float]]:
         if self.run.metrics == "classes":
             return {}
-        labels = [arrays.arrays["label"].numpy() for arrays in self._arrays(split)]
+        labels = [arrays.arrays["label"].float().numpy() for arrays in self._arrays(split)]
         return constant_baselines(np.concatenate(labels), self.run.metrics)
 
     def splits(self) -> list[str]:
         return known_splits(self.manifest.splits)
+
+    def check_splits(self) -> None:
+        check_needed_splits(self.manifest.splits, self.run.data)
+        for split in self.splits():
+            self._stream(split, shuffle=False).close()  # looks at the sizes of its shards
 
     def objective(self, scores: dict[str, float]) -> float:
         return objective_of(self.run, scores)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,8 @@ import torch
 
 from core.batch import Batch
 from core.model import DataSpec, Model
-from data_shards.shards.manifest import Manifest
+from data_shards.shards.manifest import DataError, Manifest
+from data_shards.shards.split_names import NEEDED, missing_splits
 from launch.config import Run
 
 
@@ -67,6 +68,10 @@ class Task(Protocol):
         """The splits that there are, among "train", "valid", "test"."""
         ...
 
+    def check_splits(self) -> None:
+        """DataError unless all that training and its evaluations read is there."""
+        ...
+
     def constant_baselines(self, split: str) -> dict[str, dict[str, float]]:
         """Name of a constant answer -> its scores on a split; empty where the task has none."""
         ...
@@ -110,3 +115,14 @@ def precision_context(device: torch.device, precision: str) -> AbstractContextMa
 def known_splits(splits: Container[str]) -> list[str]:
     """Those of the usual splits that there are."""
     return [split for split in ("train", "valid", "test") if split in splits]
+
+
+def check_needed_splits(splits: Iterable[str], data: str) -> None:
+    """DataError where training would lack a split, before its first step."""
+    there = list(splits)
+    missing = missing_splits(there)
+    if missing:
+        raise DataError(
+            f"{data} has no split {missing[0]!r}, and training needs {' and '.join(NEEDED)}; it "
+            f"has {', '.join(there)}; give some rows or tars that split, then convert or index again"
+        )

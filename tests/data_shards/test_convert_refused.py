@@ -37,12 +37,23 @@ def _pop(split: str, name: str) -> Callable[[Content], None]:
             _set("test", "regression_labels", 1, 3.4),
             r"test, sample 1 \('synthetic\d+\$_\$1'\): label: 3.4 is outside",
         ),
-        (_set("valid", "regression_labels", 0, np.nan), r"valid, sample 0 .*label: nan is outside"),
+        (
+            _set("valid", "regression_labels", 0, np.nan),
+            r"valid, sample 0 .*label: nan is no finite number",
+        ),
         (
             lambda content: content.pop("valid"),
             r"needs the splits train, valid and test, and has \['test', 'train'\]",
         ),
         (lambda content: content.update(train_mix=content.pop("train")), "supervised task"),
+        (
+            lambda content: content.update(dev=content["valid"]),
+            "has 'valid' and 'dev', both of which are valid",
+        ),
+        (
+            lambda content: content.update(Train=content["train"]),
+            "has 'train' and 'Train', both of which are train",
+        ),
         (
             _pop("train", "regression_labels"),
             r"train has no 'regression_labels', only \['annotations'",

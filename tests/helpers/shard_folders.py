@@ -62,7 +62,7 @@ def numbered_shards(
         shards.append(write_shard(folder, f"{split}-{number:06d}.tar", samples))
         first += size
     manifest = Manifest(
-        "tiny", "sentiment", NUMBERED_FIELDS, {split: tuple(shards)}, synthetic=True
+        "tiny", "arrays", NUMBERED_FIELDS, {split: tuple(shards)}, synthetic=True
     )
     (folder / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
     return manifest

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from data_shards.shards.canonical import is_canonical
-from data_shards.shards.folder_indexer import index_folder
+from data_shards.shards.folder_indexer import Stated, index_folder
 from data_shards.shards.index_table import Index
 from data_shards.shards.manifest import Field, Manifest, Sample, read_manifest
 from data_shards.shards.writer import write_shard
 from data_shards.verify import main, verify
+
+ARRAYS = Stated(task="arrays")
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def test_deep_finds_keys_that_repeat(tmp_path, capsys):
         write_shard(tmp_path, f"x-{i}.tar", [("same", Sample("s", {"a": np.zeros(1)}))])
         for i in range(2)
     )
-    manifest = Manifest("x", "sentiment", {"a": Field("float64", (1,))}, {"x": shards})
+    manifest = Manifest("x", "arrays", {"a": Field("float64", (1,))}, {"x": shards})
     (tmp_path / "manifest.json").write_text(manifest.to_json())
     assert main([str(tmp_path), "--deep"]) == 1
     assert "1 keys appear in more than one shard, such as 'same'" in capsys.readouterr().err
@@ -97,7 +99,7 @@ def test_deep_counts_numbers_that_are_not_finite(tmp_path, capsys):
     array = np.array([1, np.nan, np.inf, 2], np.float32)
     shard = write_shard(tmp_path, "x-0.tar", [("k", Sample("s", {"a": array}))])
     (tmp_path / "manifest.json").write_text(
-        Manifest("x", "sentiment", {"a": Field("float32", (4,))}, {"x": (shard,)}).to_json()
+        Manifest("x", "arrays", {"a": Field("float32", (4,))}, {"x": (shard,)}).to_json()
     )
     assert main([str(tmp_path), "--deep"]) == 0
     assert "field 'a' holds 2 numbers that are not finite" in capsys.readouterr().out
@@ -147,7 +149,7 @@ def test_deep_reads_foreign_tars_too(tmp_path, capsys):
             info = tarfile.TarInfo(f"a folder/clip {form}.json")
             info.size, info.mtime = 2, 1.5
             tar.addfile(info, io.BytesIO(b"{}"))
-    index_folder(tmp_path)
+    index_folder(tmp_path, ARRAYS)
     assert main([str(tmp_path), "--deep"]) == 0
     assert "all sound" in capsys.readouterr().out
 
@@ -157,6 +159,6 @@ def test_deep_finds_records_that_are_no_json(tmp_path, capsys):
         info = tarfile.TarInfo("clip.json")
         info.size = 3
         tar.addfile(info, io.BytesIO(b"[1]"))
-    index_folder(tmp_path)
+    index_folder(tmp_path, ARRAYS)
     assert main([str(tmp_path), "--deep"]) == 1
     assert "not an object" in capsys.readouterr().err

@@ -27,8 +27,9 @@ from data_shards.convert import convert
 from data_shards.reading.contents import examine
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
+from data_shards.shards.label_statistics import known_resolution
 from data_shards.shards.manifest import Field, Labels, Manifest
-from data_shards.sources.raw_dataset import KNOWN_LABELS, Options, known_resolution
+from data_shards.sources.raw_dataset import KNOWN_LABELS, Options
 
 
 @pytest.fixture

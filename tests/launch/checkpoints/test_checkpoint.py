@@ -325,9 +325,12 @@ def die_while_saving(run: Run, run_dir: Path, rank: int, moment: str) -> None:
     with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as session:
         next(fit(session))
         if distributed.rank() == rank:
-            real = {"write": store._write, "flush": store.sync_folder, "replace": os.replace}[
-                moment
-            ]
+            owner, name = {
+                "write": (store, "_write"),
+                "flush": (store, "sync_folder"),
+                "replace": (os, "replace"),
+            }[moment]
+            real = getattr(owner, name)
 
             def die(*arguments: Any) -> Any:
                 if moment == "write":
@@ -335,10 +338,7 @@ def die_while_saving(run: Run, run_dir: Path, rank: int, moment: str) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
                 return real(*arguments)
 
-            if moment == "replace":
-                store.os.replace = die
-            else:
-                setattr(store, f"_{moment}", die)
+            setattr(owner, name, die)
         session.progress.step += 100
         Checkpoints(run_dir, session.progress).save(session.engine, session.task, "last")
 
