@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from core.command import DONE
+from core.json_files import read_json_object
 from core.model import DataSpec, Model
 from launch.command_line import as_changes
 from launch.config import load_recipe, override
@@ -44,6 +45,9 @@ def train(
     """
     words = [*changes, *as_changes(settings)]
     run = override(load_recipe(recipe), words)  # refuses here what it would refuse there
+    # other users can list the words of a process; credentials go through its environment
+    if run.data:
+        words = [word for word in words if not word.startswith("data=")] + [f"data={run.data}"]
     run_dir = run.run_dir
     if not run_dir:
         run_dir = f"runs/{recipe.replace('/', '-')}-{datetime.now():%Y%m%d-%H%M%S}"
@@ -113,7 +117,7 @@ def load(folder: str | Path) -> tuple[Model, DataSpec]:
     """
     folder = Path(folder)
     path = folder / "config.json"
-    is_run = path.is_file() and "run" in json.loads(path.read_text(encoding="utf-8"))
+    is_run = path.is_file() and "run" in read_json_object(path)
     if not is_run:
         from core import bundle
 

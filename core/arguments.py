@@ -6,17 +6,27 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
+
+from core.environment.credentials import redact
 
 SETTING = re.compile(r"[A-Za-z_][\w.]*=")  # runs/lr=0.1 is a path, lr=0.1 a setting
 OPTION = re.compile(r"--[A-Za-z][\w-]*")
 NEGATIVE = re.compile(r"-\.?\d")
 
 
+class Parser(argparse.ArgumentParser):
+    """One whose complaints about a word do not repeat the credentials in it."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(redact(message))
+
+
 def command_parser(
     command: str, description: str, usage: str | None = None
 ) -> argparse.ArgumentParser:
     """A parser for ``concord COMMAND``; the description is a module's docstring."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=f"concord {command}",
         usage=usage,
         description=description,

@@ -14,21 +14,27 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
+import safetensors.torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
-from safetensors.numpy import save_file as save_arrays
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
+from core.command import Refused
 from core.encoders.text import TextEncoder
+from core.files import partial_path, sync_folder, write_atomically
+from core.json_files import read_json_object
 from core.model import DataSpec, Model
 from core.models import MODELS
+from core.regular_files import check_regular_file
+from core.targets import check_new_folder
 
 FORMAT, VERSION = "concord-model", 1
 
@@ -49,13 +55,13 @@ def save(
         about: plain JSON to keep with it: schema of the data, scores, versions.
 
     Raises:
-        ValueError: the folder is there already.
+        ValueError: the folder is there already, or cannot be made.
+        OSError: there is no room; nothing of the folder is left.
     """
-    if folder.exists():
-        raise ValueError(f"{folder} is there already; remove it, or give another folder")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    tensors = {}
+    for key, value in model.state_dict().items():
+        tensors[key] = value.detach().cpu().clone().contiguous()
+    check_new_folder(folder, sum(value.nbytes for value in tensors.values()))
     spec = {f.name: getattr(data, f.name) for f in fields(data) if f.name != "codebooks"}
     config = {
         "format": FORMAT,
@@ -65,21 +71,39 @@ def save(
         "data": spec,
         **about,
     }
-    _write_json(partial / "config.json", config)
-    tensors = {}
-    for key, value in model.state_dict().items():
-        tensors[key] = value.detach().cpu().clone().contiguous()
-    save_file(tensors, partial / "model.safetensors")
+    contents = {
+        "config.json": _json(config),
+        "model.safetensors": safetensors.torch.save(tensors),
+        "README.md": card.encode("utf-8"),
+    }
     if data.codebooks:
         codebooks = {m: np.ascontiguousarray(centres) for m, centres in data.codebooks.items()}
-        save_arrays(codebooks, partial / "codebooks.safetensors")
+        contents["codebooks.safetensors"] = safetensors.numpy.save(codebooks)
     encoder = getattr(model, "text", None)
     architecture = encoder.architecture() if isinstance(encoder, TextEncoder) else None
     if architecture is not None:
-        (partial / "text").mkdir()
-        _write_json(partial / "text/config.json", architecture)
-    (partial / "README.md").write_text(card, encoding="utf-8")
-    os.replace(partial, folder)
+        contents["text/config.json"] = _json(architecture)
+    _write_folder(folder, contents)
+
+
+def _write_folder(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """All files, or nothing: no part of the folder stays when one of them cannot be written."""
+    partial = partial_path(folder)
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    try:
+        partial.mkdir(parents=True)
+        for name, content in contents.items():
+            path = partial / name
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, content)
+        os.replace(partial, folder)
+    except OSError as error:
+        error.filename = str(folder)  # the name that was asked for
+        error.filename2 = None
+        raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    sync_folder(folder.parent)
 
 
 def load(folder: str | Path) -> tuple[Model, DataSpec]:
@@ -90,48 +114,85 @@ def load(folder: str | Path) -> tuple[Model, DataSpec]:
     """
     folder = Path(folder)
     config = read_config(folder)
-    kind = MODELS[config["model"]]
     try:
-        options: Any = TypeAdapter(kind.Config).validate_python(config["options"])
-        data = TypeAdapter(DataSpec).validate_python(config["data"])
-        codebooks = folder / "codebooks.safetensors"
-        if codebooks.is_file():
-            data = replace(data, codebooks=load_arrays(codebooks))
-        if (folder / "text").is_dir():
-            options = replace(options, text=replace(options.text, source=str(folder / "text")))
-        model = kind(options, data)
-        tensors = load_file(folder / "model.safetensors")
-    except (ValidationError, SafetensorError, OSError) as error:
-        raise ValueError(f"{folder} cannot be loaded: {error}") from None
-    wanted = {key: value.shape for key, value in model.state_dict().items()}
-    stored = {key: value.shape for key, value in tensors.items()}
+        return _build(folder, config)
+    except Refused:
+        raise
+    except Exception as error:  # whatever an odd config.json makes a model stumble over
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise Refused(
+            f"{folder}/config.json describes no model that can be built: {reason[:500]}; "
+            "export the run again"
+        ) from None
+
+
+def _build(folder: Path, config: Mapping[str, Any]) -> tuple[Model, DataSpec]:
+    kind = MODELS[config["model"]]
+    options: Any = _validated(kind.Config, config, "options", folder)
+    data: DataSpec = _validated(DataSpec, config, "data", folder)
+    if data.task != kind.task:
+        raise Refused(f"{folder}/config.json: {config['model']} is no model of {data.task} data")
+    codebooks = folder / "codebooks.safetensors"
+    if codebooks.exists():
+        data = replace(data, codebooks=_read_tensors(codebooks, load_arrays))
+    if (folder / "text").is_dir():
+        options = replace(options, text=replace(options.text, source=str(folder / "text")))
+    model = kind(options, data)
+    tensors = _read_tensors(folder / "model.safetensors", load_file)
+    wanted = {key: (value.shape, value.dtype) for key, value in model.state_dict().items()}
+    stored = {key: (value.shape, value.dtype) for key, value in tensors.items()}
     wrong = sorted(
         key for key in wanted.keys() | stored.keys() if wanted.get(key) != stored.get(key)
     )
     if wrong:
-        raise ValueError(
+        raise Refused(
             f"{folder}/model.safetensors does not fit the model of config.json: {', '.join(wrong[:5])}"
         )
     model.load_state_dict(tensors)
     return model.eval(), data
 
 
+def _read_tensors(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """What a safetensors file holds; Refused, with its name, where it is missing or none."""
+    try:
+        check_regular_file(path)
+        return read(path)
+    except (SafetensorError, OSError) as error:
+        raise Refused(f"{path} cannot be read: {error}; export the run again") from None
+
+
+def _validated(kind: type, config: Mapping[str, Any], key: str, folder: Path) -> Any:
+    """``config[key]`` as the declared type."""
+    try:
+        return TypeAdapter(kind).validate_python(config[key])
+    except KeyError:
+        raise Refused(f"{folder}/config.json has no {key!r}; export the run again") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in (key, *first["loc"]))
+        value = repr(first["input"])[:80]
+        raise Refused(f"{folder}/config.json: {name}={value}: {first['msg']}") from None
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """``config.json``, refused where it is not of an exported model that this code reads."""
+    path = folder / "config.json"
+    again = "make one with python -m launch.export"
     try:
-        config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        found = (config["format"], config["version"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder} holds no exported model: {error!r}; make one with python -m launch.export"
-        ) from None
-    if found != (FORMAT, VERSION) or config.get("model") not in MODELS:
-        raise ValueError(
-            f"{folder} holds a {found[0]} {found[1]} of {config.get('model')!r}, which this code cannot read"
+        config = read_json_object(path)
+    except OSError as error:
+        raise Refused(f"{folder} holds no exported model: {error}; {again}") from None
+    if not {"format", "version"} <= config.keys():
+        raise Refused(f"{folder} holds no exported model: {path} names no format; {again}")
+    found = (config["format"], config["version"])
+    name = config.get("model")
+    if found != (FORMAT, VERSION) or not isinstance(name, str) or name not in MODELS:
+        raise Refused(
+            f"{path} is of a {found[0]!s:.80} {found[1]!s:.80} of {name!r:.80}, "
+            "which this code cannot read"
         )
     return config
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+def _json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8")

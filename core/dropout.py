@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
 from typing import Annotated
 
 import torch
@@ -25,7 +26,7 @@ _GOLDEN = -7046029254386353131
 # One odd number per axis, so that a position is the same whatever the padded lengths are; as signed 32-bit numbers.
 _AXES = (0x9E3779B1 - (1 << 32), 0x85EBCA77 - (1 << 32), 0xC2B2AE3D - (1 << 32), 0x27D4EB2F)
 
-_AT_ONCE = 1 << 18  # mask bits that are made together on a CPU: what fits its cache
+_KEPT_POSITIONS = 2**16  # positions of one shape that are kept: a quarter of a megabyte
 
 _context: tuple[int, Tensor] | None = None
 
@@ -80,8 +81,21 @@ def keep_mask(shape: torch.Size, p: float, layer: int, device: torch.device) -> 
         return torch.zeros(shape, dtype=torch.bool, device=device)
     key, index = _context
     rows = index.to(device) if len(index) == shape[0] else torch.arange(shape[0], device=device)
+    bound = round(p * 2.0**32) - 2**31
+    if device.type == "cpu" and not torch.compiler.is_compiling():
+        from core.kernels import dropout_bits  # which brings numba
+
+        few = shape[1:].numel() <= _KEPT_POSITIONS
+        positions = _kept_positions(shape[1:]) if few else _positions(shape[1:], device)
+        return dropout_bits.keep_mask(shape, rows, positions, key, layer, bound)
     state = _mix(_mix(rows + key) + layer)  # (B,)
-    return _keep_bits(shape, state, _positions(shape[1:], device), p)
+    return _keep_bits(shape, state, _positions(shape[1:], device), bound)
+
+
+@lru_cache(maxsize=32)
+def _kept_positions(shape: torch.Size) -> Tensor:
+    """``_positions`` on a CPU, which the layers of a model and its steps ask for again and again."""
+    return _positions(shape, torch.device("cpu"))
 
 
 def _positions(shape: torch.Size, device: torch.device) -> Tensor:
@@ -93,30 +107,19 @@ def _positions(shape: torch.Size, device: torch.device) -> Tensor:
     return position
 
 
-def _keep_bits(shape: torch.Size, state: Tensor, position: Tensor, p: float) -> Tensor:
+def _keep_bits(shape: torch.Size, state: Tensor, position: Tensor, bound: int) -> Tensor:
     """Bool of ``shape`` from the rows' 64-bit ``state`` (B,) and the int32 ``position`` (...).
 
     32 bits are plenty for a mask and twice as fast; the position is mixed with the row's own two halves.
     """
-    device = state.device
     low = state.to(torch.int32).reshape(-1, *[1] * (len(shape) - 1))
     high = (state >> 32).to(torch.int32).reshape(low.shape)
-    keep = torch.zeros(shape, dtype=torch.bool, device=device)
-    bound = round(p * 2.0**32) - 2**31
-    # a few rows at a time and in place: on a CPU a whole mask of attention would make its way through memory ten times
-    piecewise = device.type == "cpu" and not torch.compiler.is_compiling()
-    rows_at_once = max(1, shape[0])
-    if piecewise:
-        rows_at_once = max(1, _AT_ONCE // max(1, position.numel()))
-    for first in range(0, shape[0], rows_at_once):
-        part = slice(first, first + rows_at_once)
-        bits = (position ^ low[part]).mul_(-2048144789)
-        bits ^= (bits >> 13).bitwise_and_(0x7FFFF)
-        bits += high[part]
-        bits *= -1028477387
-        bits ^= (bits >> 16).bitwise_and_(0xFFFF)
-        torch.ge(bits, bound, out=keep[part])
-    return keep
+    bits = (position ^ low).mul_(-2048144789)
+    bits ^= (bits >> 13).bitwise_and_(0x7FFFF)
+    bits += high
+    bits *= -1028477387
+    bits ^= (bits >> 16).bitwise_and_(0xFFFF)
+    return bits >= bound
 
 
 class SampleDropout(nn.Module):

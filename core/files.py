@@ -36,7 +36,7 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """
     partial = partial_path(path)
     try:
-        with partial.open("w+b") as file:
+        with naming(path), partial.open("w+b") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -45,6 +45,17 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         partial.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Have an OSError that names no file name ``path``: what fails on an open file says only why."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def partial_path(path: Path) -> Path:

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from core.batch import Batch
 
 TaskName = Literal["sentiment", "alignment"]
+Size = Annotated[int, Field(ge=0, lt=2**31)]  # of a table or sequence
 BatchType = TypeVar("BatchType", bound=Batch)
 OutputType = TypeVar("OutputType", bound="Output")
 
@@ -79,20 +81,20 @@ class DataSpec:
 
     task: TaskName
     # modality or view -> width; 0 where frames are token ids
-    features: dict[str, int]
+    features: dict[str, Size]
     # modality -> longest sequence in any split
-    max_length: dict[str, int] = field(default_factory=dict)
+    max_length: dict[str, Size] = field(default_factory=dict)
     label_range: tuple[float, float] = (-3.0, 3.0)
     # labels are multiples of this, as annotated; None: any float
     label_resolution: float | None = None
     # 0 for regression
-    num_classes: int = 0
+    num_classes: Size = 0
     # samples in the train split, or entities
-    num_train: int = 0
+    num_train: Size = 0
     # of the tokenizer that made the token ids
-    vocab_size: int = 0
+    vocab_size: Size = 0
     # of that tokenizer; stands for a token dropped by the missing-feature protocols
-    unknown_id: int = 0
+    unknown_id: Size = 0
     # modality -> mean, std on train frames
     moments: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
     # modality -> (K, D), k-means centres on scaled train frames
@@ -120,6 +122,12 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
         """
         raise NotImplementedError  # pragma: no cover
 
+    @property
+    def has_global_batch_losses(self) -> bool:
+        """Whether ``global_batch_losses`` may give any, known before a forward: a first pass over micro-batches would
+        be for nothing where it does not."""
+        return type(self).global_batch_losses is not Model.global_batch_losses
+
     def global_batch_rows(self, output: OutputType) -> GlobalBatchRows:
         """What ``global_batch_losses`` needs; without embeddings the model has no such losses."""
         return GlobalBatchRows()
@@ -136,6 +144,14 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
             weight: (B,) rows of weight 0 take no part.
         """
         return {}
+
+    def resting_losses(self) -> set[str]:
+        """Names of losses that are zero in this epoch by design; any other that stays zero is warned about."""
+        return set()
+
+    def remarks(self) -> list[str]:
+        """Sentences about what this model leaves out as it is set, said once before training."""
+        return []
 
     def loss_denominators(self, batch: BatchType) -> dict[str, Tensor]:
         """Name -> (), what a loss divides by when the number of samples will not do (missing frames, say).

@@ -20,7 +20,9 @@ from tqdm import tqdm
 from core.arguments import command_parser, parse
 from core.command import run
 from core.files import sha256_of_bytes, write_atomically
+from core.names import suggest, unknown_names
 from core.regular_files import read_regular_file
+from core.targets import check_file
 from data_shards.array_files import npz_keys, read_npz
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
@@ -90,6 +92,7 @@ def write(
 ) -> list[str]:
     """Make ``codebook.npz``, by default for all modalities but text; gives the modalities."""
     manifest = read_manifest(folder)
+    check_file(folder / CODEBOOK)
     if clusters < 2:
         raise DataError(f"--clusters {clusters}: at least 2 are needed")
     if "train" not in manifest.splits:
@@ -97,11 +100,11 @@ def write(
             f"{folder} has no train split, and codebooks are made from train frames alone"
         )
     known = [name for name in manifest.moments if name != "text"]
-    for name in modalities or ():
-        if name not in known:
-            raise DataError(
-                f"{folder} has no frames called {name!r}; it has {', '.join(known) or 'none'}"
-            )
+    for name in unknown_names(modalities or (), known):
+        raise DataError(
+            f"{folder} has no frames called {name!r}; it has {', '.join(known) or 'none'}"
+            f"{suggest(name, known)}"
+        )
     chosen = modalities or known
     if not chosen:
         raise DataError(f"{folder} has no frames to make codebooks of")

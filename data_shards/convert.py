@@ -25,20 +25,25 @@ from core.command import Refused, run
 from core.files import sha256_of_bytes, write_atomically
 from core.packed_files import HEAD, check_not_packed
 from core.regular_files import check_regular_file, open_regular_file
+from core.targets import check_folder
 from data_shards.shards.frame_moments import mean_and_std
 from data_shards.shards.jobs import RECORDS, Record, plan_jobs, run_jobs
 from data_shards.shards.manifest import (
+    EMPTY,
+    LEAVE_OUT,
     MANIFEST,
     VERSION,
     DataError,
     Labels,
     Manifest,
     Shard,
+    describe_empty,
     read_manifest,
 )
 from data_shards.shards.sentiment_schema import check_fields
 from data_shards.sources import knowledge_graphs, mmsa, table
 from data_shards.sources.raw_dataset import KNOWN_LABELS, Options, RawDataset, TextChoice
+from data_shards.sources.rename import parse_renaming, rename
 
 CONVERTER = 2  # raise it when the same input gives other bytes than before
 SHARD_SIZE = 512
@@ -112,7 +117,10 @@ def convert(
             f"shard size and processes must be at least 1, got {shard_size} and {processes}"
         )
     options = options or Options()
+    _check_target(out)
     dataset = read(raw, options)
+    if options.rename:
+        dataset = rename(dataset, options.rename)
     if dataset.task == "sentiment":
         check_fields(dataset.fields, dataset.labels, str(raw))
     facts = _facts(dataset, options, shard_size)
@@ -135,16 +143,21 @@ def convert(
     return manifest
 
 
-@contextmanager
-def _claimed(out: Path) -> Iterator[None]:
-    """``out`` for this conversion alone, if it is empty, a shard folder, or one begun before."""
-    out.mkdir(parents=True, exist_ok=True)
+def _check_target(out: Path) -> None:
+    """Refuse a folder that takes no files, or has other things in it."""
+    check_folder(out)
     is_shard_folder = (out / MANIFEST).exists()
     was_cut_short = (out / RECORDS).exists()
-    if not is_shard_folder and not was_cut_short and any(out.iterdir()):
+    if out.exists() and not is_shard_folder and not was_cut_short and any(out.iterdir()):
         raise DataError(
             f"{out} is not empty and is no shard folder; give another --out, or empty it first"
         )
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[None]:
+    """``out``, which ``_check_target`` found fit, for this conversion alone."""
+    out.mkdir(parents=True, exist_ok=True)
     (out / RECORDS).mkdir(exist_ok=True)
     try:
         with FileLock(out / RECORDS / "lock", timeout=LOCK_WAIT):
@@ -197,9 +210,13 @@ def _manifest(
     """What the records of all shards come to."""
     shards: dict[str, tuple[Shard, ...]] = {}
     max_length: dict[str, int] = {}
+    empty: dict[str, int] = {}  # split -> samples without any modality
     repairs: Counter[str] = Counter()
     for split, finished in records.items():
         shards[split] = tuple(record.shard for record in finished)
+        count = sum(record.empty for record in finished)
+        if count and dataset.task == "sentiment":
+            empty[split] = count
         for record in finished:
             repairs.update(record.repairs)
             for name, length in record.max_length.items():
@@ -217,7 +234,7 @@ def _manifest(
         moments={name: moments[name] for name in dataset.fields if name in moments},
         max_length={name: max_length[name] for name in dataset.fields if name in max_length},
         repairs=dict(sorted(repairs.items())),
-        extras=dataset.extras,
+        extras=dataset.extras | ({EMPTY: empty} if empty else {}),
     )
 
 
@@ -269,6 +286,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--tokenizer", metavar="DIR", help="folder of a transformers tokenizer, for the raw text"
     )
     parser.add_argument(
+        "--rename",
+        action="append",
+        default=[],
+        metavar="OLD=NEW",
+        help="another name for a modality, such as face=vision; may be given several times",
+    )
+    parser.add_argument(
         "--max-tokens", type=int, help="cut longer texts (default: the tokenizer's own limit)"
     )
     parser.add_argument("--shard-size", type=int, default=SHARD_SIZE, metavar="SAMPLES")
@@ -296,6 +320,7 @@ def _main(arguments: argparse.Namespace) -> None:
         text=arguments.text,
         tokenizer=arguments.tokenizer,
         max_tokens=arguments.max_tokens,
+        rename=parse_renaming(arguments.rename) or None,
         entities=entities,
     )
     manifest = convert(
@@ -313,6 +338,8 @@ def _main(arguments: argparse.Namespace) -> None:
         print(f"assumed: {manifest.source['assumed']}")
     for repair, count in manifest.repairs.items():
         print(f"repaired: {count} {repair}")
+    if manifest.empty():
+        print(f"WARNING: {describe_empty(manifest, manifest.empty())}; {LEAVE_OUT}")
     for note in manifest.extras.get("noted", ()):
         print(f"noted: {note}")
     counts = ", ".join(f"{manifest.samples(split)} {split}" for split in manifest.splits)

@@ -25,7 +25,14 @@ from data_shards.reading.report_lines import (
     text_table,
 )
 from data_shards.reading.storage import open_store
-from data_shards.shards.manifest import DataError, Labels, Manifest, parse_manifest
+from data_shards.shards.manifest import (
+    LEAVE_OUT,
+    DataError,
+    Labels,
+    Manifest,
+    describe_empty,
+    parse_manifest,
+)
 from data_shards.shards.split_names import missing_splits
 
 MAX_LEVELS = 31  # most label values that get a line each: MOSI's
@@ -53,6 +60,7 @@ def render(contents: Contents) -> str:
     if any(split.labels for split in contents.splits.values()):
         lines += [*_label_histogram(contents), ""]
     lines += repair_lines(manifest)
+    lines += _empty_samples(contents)
     lines += _fitness(contents)
     lines += _published_split(contents)
     lines += _leakage(contents)
@@ -152,6 +160,14 @@ def _neighbours(edges: np.ndarray) -> Iterable[tuple[float, float]]:
     return zip(edges[:-1], edges[1:], strict=True)
 
 
+def _empty_samples(contents: Contents) -> list[str]:
+    """How many samples have no modality at all."""
+    if contents.manifest.task != "sentiment":
+        return []
+    counts = {name: split.empty for name, split in contents.splits.items() if split.empty}
+    return [f"WARNING: {describe_empty(contents.manifest, counts)}; {LEAVE_OUT}"] if counts else []
+
+
 def _fitness(contents: Contents) -> list[str]:
     """What would be learnt wrongly, and which splits training would lack."""
     lines = [f"UNFIT: {problem}" for problem in contents.unfit[:SHOWN]]
@@ -249,9 +265,10 @@ def _main(source: str) -> None:
         contents = examine(source, progress=True)
         print(render(contents))
     if contents.corrupt:
+        others = len(contents.corrupt) - 1
         raise DataError(
-            f"{len(contents.corrupt)} damaged shards in {source}; restore them, or convert again "
-            "with --force"
+            f"{source} has damaged shards: {contents.corrupt[0]}"
+            + (f"; and {others} more, named above" if others else "")
         )
     if contents.unfit:
         raise DataError(

@@ -8,6 +8,7 @@ the same frames and more.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Annotated, Literal
@@ -19,9 +20,11 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
 
 from core.batch import Utterances
+from core.names import refusal
 from data_shards.shards.manifest import DataError
 
 Bools = NDArray[np.bool_]
+DEFAULT_SETS = ("vision", "audio", "text", "text+audio")
 UnitInterval = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -37,10 +40,10 @@ class Missing:
 
     protocol: Literal["none", "frames", "blocks", "modality"] = "none"
     rate: UnitInterval = 0.0  # probability, or share, of what is dropped
-    # from which frames or blocks are dropped
-    modalities: tuple[str, ...] = ("text", "audio", "vision")
+    # from which frames or blocks are dropped; empty: from all that the data has
+    modalities: tuple[str, ...] = ()
     # what "modality" takes away, equally likely
-    sets: tuple[str, ...] = ("vision", "audio", "text", "text+audio")
+    sets: tuple[str, ...] = DEFAULT_SETS
     # random: in training a sample's rate is 0 in one half of all cases, else uniform, drawn anew each epoch (LNLN)
     train: Literal["fixed", "random", "complete"] = "fixed"
     redraw: bool = False  # with train="fixed": other frames in each training epoch
@@ -53,6 +56,10 @@ class Missing:
     )
     # modality -> frames per sample in the original file
     legacy_length: dict[str, int] = field(default_factory=dict)
+
+    def split_sets(self) -> list[tuple[str, ...]]:
+        """The modalities of each set."""
+        return [tuple(names.split("+")) for names in self.sets]
 
     def __post_init__(self) -> None:
         if not 0 <= self.rate <= 1:
@@ -67,6 +74,25 @@ class Missing:
             )
 
 
+def refuse_unknown_names(settings: Missing, known: Iterable[str]) -> None:
+    """DataError where the settings name a modality that the data does not have.
+
+    The sets that stand there by default are looked at only when something is to be dropped by them.
+    """
+    named: dict[str, Iterable[str]] = {
+        "missing.modalities": settings.modalities,
+        "missing.legacy_length": settings.legacy_length,
+    }
+    may_drop = settings.rate > 0 or settings.train == "random"
+    takes_sets = settings.protocol == "modality" and may_drop
+    if takes_sets or settings.sets != DEFAULT_SETS:
+        named["missing.sets"] = [name for names in settings.split_sets() for name in names]
+    for setting, names in named.items():
+        refused = refusal(setting, names, known, "the data has")
+        if refused:
+            raise DataError(refused)
+
+
 def apply_missing_mask(
     batch: Utterances, settings: Missing, *, split: str, epoch: int
 ) -> Utterances:
@@ -76,6 +102,7 @@ def apply_missing_mask(
     Args:
         epoch: matters only in split "train", and there only where draws are renewed.
     """
+    refuse_unknown_names(settings, batch.present)
     is_training = split == "train"
     has_random_rates = is_training and settings.train == "random"
     is_complete = is_training and settings.train == "complete"
@@ -94,12 +121,11 @@ def apply_missing_mask(
         kept = _keep_modalities(present, settings, draws, index, rate)
     else:
         kept = dict(present)
-        for name in settings.modalities:
-            if name in present:
-                is_text = not batch.frames[name].is_floating_point()
-                droppable = _without_ends(present[name]) if is_text else present[name]
-                dropped = _dropped_frames(droppable, name, settings, draws, index, rate)
-                kept[name] = present[name] & ~dropped
+        for name in settings.modalities or present:
+            is_text = not batch.frames[name].is_floating_point()
+            droppable = _without_ends(present[name]) if is_text else present[name]
+            dropped = _dropped_frames(droppable, name, settings, draws, index, rate)
+            kept[name] = present[name] & ~dropped
     refined = {name: torch.from_numpy(mask) for name, mask in kept.items()}
     return replace(batch, present=refined)
 
@@ -178,13 +204,7 @@ def _keep_modalities(
 ) -> dict[str, Bools]:
     """Presence with whole modalities taken away. A sample that would have nothing left keeps what
     it has."""
-    sets = [tuple(names.split("+")) for names in settings.sets]
-    unknown = {name for names in sets for name in names} - set(present)
-    if unknown:
-        raise DataError(
-            f"missing.sets names {', '.join(sorted(unknown))}, but the data has "
-            f"{', '.join(present)}"
-        )
+    sets = settings.split_sets()
     kept = {name: mask.copy() for name, mask in present.items()}
     for row, sample in enumerate(index.tolist()):
         whether, which = draws.generator("modality", sample).random(2)

@@ -37,6 +37,7 @@ import torch
 from core.command import Refused
 from core.files import sha256_of_bytes
 from data_shards.reading.corruption import SkippedShards
+from data_shards.reading.kept_rows import KeptRows
 from data_shards.reading.open_shards import read_index
 from data_shards.reading.prefetcher import Prefetcher
 from data_shards.reading.reader import Arrays, Reader
@@ -78,6 +79,7 @@ class Stream:
         cache, cache_gb, options: for URLs, the local folder for shards, its bound, and fsspec's
             storage options.
         fields: which fields to read; all by default.
+        keep_empty: off leaves out the samples that have none of the modalities that are read.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Stream:
         cache_gb: float = 50.0,
         options: dict[str, Any] | None = None,
         fields: Sequence[str] | None = None,
+        keep_empty: bool = True,
     ):
         # What a copy is made with, here or in another process.
         arguments = dict(locals())
@@ -135,8 +138,12 @@ class Stream:
             )
         shards = self.manifest.splits[split]
         samples = tuple(shard.samples for shard in shards)
+        self.kept = KeptRows.all_of(shards)
+        if not keep_empty:
+            known = self.manifest.fields
+            self.kept = KeptRows.with_any(self.store, shards, known, fields or known)
         self.sampler = Sampler(
-            samples,
+            self.kept.counts,
             global_batch,
             seed=seed,
             shuffle=shuffle,
@@ -168,8 +175,8 @@ class Stream:
             self._usable(number)  # says what is lost, or skips it
 
     def __len__(self) -> int:
-        """Samples of the split."""
-        return sum(self.sampler.samples)
+        """Samples of the split, those that are left out included."""
+        return sum(shard.samples for shard in self.reader.shards)
 
     def steps(self, epoch: int = 0) -> int:
         """Steps of an epoch, the same on every rank; fewer only where a whole batch lies in skipped
@@ -194,12 +201,12 @@ class Stream:
 
     def epoch_order(self, epoch: int) -> Epoch:
         """The order of an epoch; the same on every rank."""
-        return self.sampler.epoch(epoch, self._lengths)
+        return self.sampler.epoch(epoch, self._kept_lengths)
 
     def make_step(self, order: Epoch, step: int) -> list[Arrays]:
         """This rank's micro-batches of one step; empty when all samples of it lie in skipped
         shards."""
-        rows = order.batch(step)
+        rows = self.kept.stored(order.batch(step))
         if self.on_corrupt == "skip":
             rows = self._without_skipped(rows)
         count = len(rows.shard)
@@ -309,7 +316,7 @@ class Stream:
     @cached_property
     def _identity(self) -> dict[str, Any]:
         """What a position depends on; another value of any of these gives another order."""
-        return {
+        identity = {
             "split": self.split,
             "manifest": self.manifest_sha256,
             "global_batch": self.sampler.global_batch,
@@ -318,6 +325,9 @@ class Stream:
             "window": self.sampler.window,
             "bucket": self.sampler.bucket,
         }
+        if self.kept.rows is not None:
+            identity["left_out"] = len(self) - sum(self.kept.counts)
+        return identity
 
     def _position_before(self, epoch: int, step: int) -> Position:
         samples = step * self.sampler.global_batch
@@ -352,6 +362,10 @@ class Stream:
             if not self._usable(int(number)):
                 kept &= rows.shard != number
         return rows.take(kept)
+
+    def _kept_lengths(self, number: int) -> np.ndarray:
+        """Length of each sample of a shard that takes part."""
+        return self.kept.of_shard(number, self._lengths(number))
 
     def _lengths(self, number: int) -> np.ndarray:
         """(S,) length of each sample of a shard, also of one that is skipped: the order of the

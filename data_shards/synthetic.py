@@ -19,6 +19,7 @@ import numpy as np
 
 from core.arguments import command_parser, parse
 from core.command import run
+from core.targets import check_file
 from data_shards.shards.manifest import DataError
 from data_shards.sources.pickles import save_pickle
 
@@ -27,6 +28,7 @@ SHARES = {"train": 0.6, "valid": 0.1, "test": 0.3}
 LONGEST_TEXT = 20  # tokens
 AUDIO = (60, 5)  # longest sequence, features: MOSI's widths, shorter
 VISION = (80, 20)
+BYTES = 4 * (LONGEST_TEXT * 3 + AUDIO[0] * AUDIO[1] + VISION[0] * VISION[1])  # of a sample
 WEIGHTS = np.array([1.0, 0.8, 0.8])  # of words, voice and face in the label
 AGREEMENT = 0.25  # correlation between any two of them
 
@@ -173,6 +175,7 @@ def _padded(sequences: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
 
 def write(path: Path, samples: int = SAMPLES, seed: int = 0) -> None:
     """Write the file, in a folder that is made if need be."""
+    check_file(path, samples * BYTES, make_folder=True)
     content = make(samples, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_pickle(content, path)

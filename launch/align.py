@@ -19,6 +19,7 @@ from core import command
 from core.files import write_atomically
 from core.metrics.ranking import Candidates, mean_of_nearest, mutual_nearest, tiles, unit
 from core.models import MODELS
+from core.targets import check_file
 from launch.command_line import read, settings_parser
 from launch.config import ConfigError, override
 from launch.evaluate import read_run
@@ -88,6 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     def work() -> None:
         line = read(_parser(), arguments)
         run_dir, options = Path(line.name("a run's directory")), line.options
+        check_file(options.out)
         table = align(run_dir, line.changes, options.method, options.entities, options.csls)
         write_atomically(options.out, table.to_csv(index=False))
         print(f"{len(table)} pairs are in {options.out}")

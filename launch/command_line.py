@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core.arguments import command_parser, parse, split_settings
-from launch.config import ConfigError
+from core.arguments import SETTING, command_parser, parse, split_settings
+from core.command import Refused
+from core.json_files import kind_of, parse_json
+from core.regular_files import read_regular_text
+from launch.config import ConfigError, FileChange
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,7 @@ def expand(words: Sequence[str]) -> list[str]:
     changes: list[str] = []
     for word in words:
         if word.startswith("@"):
-            changes += changes_of_file(Path(word[1:]))
+            changes += [FileChange.of(change, word) for change in changes_of_file(Path(word[1:]))]
         else:
             changes.append(word)
     return changes
@@ -91,13 +94,26 @@ def changes_of_file(path: Path) -> list[str]:
         ConfigError: the file cannot be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        if text.lstrip().startswith("{"):
-            return as_changes(json.loads(text))
-    except (OSError, ValueError) as error:
+        text = read_regular_text(path)
+        if text.lstrip()[:1] in ("{", "[", '"'):
+            settings = parse_json(text, str(path))
+            if not isinstance(settings, dict):
+                raise Refused(f"it holds {kind_of(settings)}, and settings are {{...}}")
+            return as_changes(settings)
+    except (OSError, Refused) as error:
         raise ConfigError(f"@{path}: {error}") from None
-    lines = [line.strip() for line in text.splitlines()]
-    return [line for line in lines if line and not line.startswith("#")]
+    changes = []
+    for number, line in enumerate(text.splitlines(), 1):
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        if not SETTING.match(line):
+            raise ConfigError(
+                f"@{path}, line {number}: cannot read {line[:80]!r}; a line is key=value, for "
+                "example batch_size=64"
+            )
+        changes.append(line)
+    return changes
 
 
 def as_changes(settings: dict[str, Any]) -> list[str]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import json
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,11 +23,14 @@ from pydantic import (
 )
 
 from core.command import Refused
+from core.environment.credentials import remember
 from core.models import MODELS
+from core.names import suggest
 from data_shards.missing import Missing, UnitInterval
 
 # The comment at a field is its help: ``concord train RECIPE --help`` prints it, with type, bounds and value.
 
+LARGEST = 2**63 - 1  # of whole numbers
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -60,12 +64,23 @@ class Optim:
 
 @dataclass(frozen=True)
 class Loading:
-    """How samples are streamed. Nothing here changes which samples a step sees, except ``window`` and ``bucket``."""
+    """How samples are streamed. Which samples a step sees is changed by ``window``, ``bucket``, ``empty`` only."""
 
     window: PositiveInt = 16  # shards among which samples are shuffled
     bucket: bool = False  # group samples of like length, planned globally
     drop_last: bool = False  # leave out the samples that fill no whole batch
     prefetch: NonNegativeInt = 2  # batches prepared ahead
+    # samples that have none of the data's modalities; leave_out: from training and from scores
+    empty: Literal["keep", "leave_out"] = "keep"
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which field of the data a model reads as what; by default each by its own name."""
+
+    text: str = "text"
+    audio: str = "audio"
+    vision: str = "vision"  # for example the field "face"
 
 
 @dataclass(frozen=True)
@@ -98,11 +113,14 @@ class Run:
     select: str = "MAE"  # validation score that picks the best epoch
     goal: Literal["min", "max"] = "min"  # whether the best is the lowest or the highest
     missing: Missing = Missing()
+    roles: Roles = Roles()
     loading: Loading = Loading()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     # what ranks share: 0 nothing, 1 optimiser state, 2 gradients too, 3 parameters too
     zero_stage: Literal[0, 1, 2, 3] = 1
     offload: bool = False  # keep optimiser state in CPU memory
+    # CPU threads of a process; 0: OMP_NUM_THREADS, or else the cores divided by the ranks here
+    threads: NonNegativeInt = 0
     # keep only the layers' inputs for the backward pass and compute the rest again
     recompute: bool = False
     compile: bool = False  # torch.compile of the model
@@ -145,8 +163,38 @@ def load_recipe(name: str) -> Run:
     return dataclasses.replace(functions[name](), recipe=name)
 
 
+class FileChange(str):
+    """A ``key=value`` that a file holds, so that what refuses it can name the file."""
+
+    file: str
+
+    @staticmethod
+    def of(change: str, file: str) -> FileChange:
+        """The change, with the word that named its file: ``@settings.json``."""
+        from_file = FileChange(change)
+        from_file.file = file
+        return from_file
+
+
 def override(run: Run, changes: Sequence[str]) -> Run:
     """``run`` with ``key=value`` changes; keys are dotted (``optim.groups.text.lr=2e-5``), values JSON or words."""
+    try:
+        return _override(run, changes)
+    except ConfigError as error:
+        raise ConfigError(f"{error}{_file_of(str(error), changes)}") from None
+
+
+def _file_of(problem: str, changes: Sequence[str]) -> str:
+    """The end of a sentence that names the file which a refused change is from; empty for the command line's own."""
+    for change in reversed(changes):
+        key = change.partition("=")[0]
+        if problem.startswith((f"{key}=", f"{key}.", f"no option {key!r}")):
+            return f" (in {change.file})" if isinstance(change, FileChange) else ""
+    files = dict.fromkeys(change.file for change in changes if isinstance(change, FileChange))
+    return f" (settings were read from {', '.join(files)})" if files else ""
+
+
+def _override(run: Run, changes: Sequence[str]) -> Run:
     tree = to_dict(run)
     for change in changes:
         key, equals, value = change.partition("=")
@@ -167,15 +215,29 @@ RENAMED = {"on_damage": "on_corrupt", "damage_budget": "max_skipped_fraction"}
 
 
 def from_dict(tree: dict[str, Any]) -> Run:
-    """The inverse of ``to_dict``, checked against the declared types; old names of settings are read too."""
+    """The inverse of ``to_dict``, checked against the declared types; old names of settings are read too.
+
+    No run knows credentials: those in the URL of the data stay with the process.
+    """
     tree = {RENAMED.get(key, key): value for key, value in tree.items()}
+    if isinstance(tree.get("data"), str):
+        tree["data"] = remember(tree["data"])
     name = tree.get("model")
-    if name not in MODELS:
+    if not isinstance(name, str) or name not in MODELS:
         raise ConfigError(f"no model {name!r}{suggest(str(name), MODELS)}")
-    options = _validate(MODELS[name].Config, tree["options"], "options.")
+    _refuse_huge_numbers(tree)
+    options = _validate(MODELS[name].Config, tree.get("options"), "options.")
     run: Run = _validate(Run, {**tree, "options": None}, "")
     task_options_of(run)
     return dataclasses.replace(run, options=options)
+
+
+def _refuse_huge_numbers(tree: dict[str, Any]) -> None:
+    """No setting needs more than 64 bits, and neither NumPy nor PyTorch takes more."""
+    for key, value in leaves(tree).items():
+        for number in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(number, int) and not -LARGEST <= number <= LARGEST:
+                raise ConfigError(f"{key}={number!s:.40}...: a whole number of more than 64 bits")
 
 
 def task_options_of(run: Run) -> Any:
@@ -194,13 +256,23 @@ def task_options_of(run: Run) -> Any:
     return None
 
 
-def _validate(kind: type, tree: dict[str, Any], prefix: str) -> Any:
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    """Made once: for a run this takes 20 ms, and a search asks thousands of times."""
+    return TypeAdapter(kind)
+
+
+def _validate(kind: type, tree: Any, prefix: str) -> Any:
     try:
-        return TypeAdapter(kind).validate_python(tree)
+        return _adapter(kind).validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        key = prefix + ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{key}={first['input']!r}: {first['msg']}") from None
+        key = (prefix + ".".join(str(part) for part in first["loc"])).rstrip(".")
+        said = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "literal_error":
+            allowed = re.findall(r"'([^']+)'", said)
+            said += suggest(str(first["input"]), allowed)
+        raise ConfigError(f"{key}={first['input']!r:.80}: {said}") from None
 
 
 def _literal(value: str) -> Any:
@@ -208,7 +280,8 @@ def _literal(value: str) -> Any:
     try:
         return json.loads(value)
     except json.JSONDecodeError:
-        return [_literal(part) for part in value.split(",")] if "," in value else value
+        is_list = "," in value and "://" not in value
+        return [_literal(part) for part in value.split(",")] if is_list else value
 
 
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -253,9 +326,3 @@ def nearest_ending(word: str, keys: Iterable[str]) -> str:
     """The dotted key that ends in ``word``; of several the main group's, then the shortest. "" if none does."""
     ending = [key for key in keys if key.rpartition(".")[2] == word]
     return min(ending, key=lambda key: (".main." not in key, len(key)), default="")
-
-
-def suggest(word: str, words: Iterable[str]) -> str:
-    """The end of a sentence that asks whether the nearest of ``words`` was meant; empty when none is near."""
-    close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""

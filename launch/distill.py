@@ -11,18 +11,21 @@ import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import safetensors.torch
 import torch
-from safetensors.torch import save_file
 
 from core import distributed
 from core.files import write_atomically
 from core.models.tate import TATE, TEACHER_OPTIONS, TEACHER_WEIGHTS
+from core.targets import check_folder
 from data_shards.missing import Missing
 from launch.config import ConfigError, Run
 from launch.engine.processes import init_processes, shutdown_processes
 from launch.loop import train
+from launch.monitor.lease import held_by_first_rank
 from launch.monitor.rank_command import run_rank
 from launch.reports.report import best_model
+from launch.run_directory import find_run
 from launch.tasks.build import build_task
 from launch.train import parse
 
@@ -46,23 +49,28 @@ def distill(run: Run) -> dict[str, dict[str, float]]:
         missing=Missing(),
         run_dir=str(folder / "run"),
     )
-    if not (folder / TEACHER_OPTIONS).is_file():
-        train(teacher)
-        if distributed.rank() == 0:
-            export_teacher(teacher, folder)
-        if distributed.world_size() > 1:
-            torch.distributed.barrier()
-    return train(replace(run, options=replace(run.options, teacher=str(folder))))
+    student = replace(run, options=replace(run.options, teacher=str(folder)))
+    if distributed.rank() == 0:
+        check_folder(Path(run.run_dir))
+    Path(run.run_dir).mkdir(parents=True, exist_ok=True)
+    with held_by_first_rank(Path(run.run_dir)):
+        if not (folder / TEACHER_OPTIONS).is_file():
+            train(teacher)
+            if distributed.rank() == 0:
+                export_teacher(teacher, folder)
+            if distributed.world_size() > 1:
+                torch.distributed.barrier()
+        else:
+            find_run(teacher)  # one of other data or settings is refused
+        return train(student)
 
 
 def export_teacher(run: Run, folder: Path) -> None:
     """The best epoch of a finished run as the two files that a student reads; the options come last."""
     task = build_task(run)
     model, _ = best_model(run, Path(run.run_dir), task, torch.device("cpu"))
-    save_file(
-        {name: value.contiguous() for name, value in model.state_dict().items()},
-        folder / TEACHER_WEIGHTS,
-    )
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
+    write_atomically(folder / TEACHER_WEIGHTS, safetensors.torch.save(weights))
     write_atomically(folder / TEACHER_OPTIONS, json.dumps(asdict(run.options)) + "\n")
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import torch
 
-from core import distributed
+from core import distributed, threads
 from launch.command_line import read, settings_parser
 from launch.config import ConfigError, Run, from_dict, override
 from launch.engine.processes import init_processes, shutdown_processes
 from launch.monitor.rank_command import run_rank
 from launch.reports.report import best_model
+from launch.run_directory import CONFIG, recorded_settings
 from launch.tasks.build import build_task
 
 DESCRIPTION = "Score a finished run again, from its best checkpoint alone."
@@ -21,18 +22,17 @@ DESCRIPTION = "Score a finished run again, from its best checkpoint alone."
 
 def read_run(run_dir: Path) -> Run:
     """The run that ``config.json`` of a run directory describes."""
-    path = run_dir / "config.json"
-    if not path.is_file():
-        raise ConfigError(f"{run_dir} is no run directory: it has no config.json")
+    settings = recorded_settings(run_dir)
     try:
-        return from_dict(json.loads(path.read_text(encoding="utf-8"))["run"])
-    except (ValueError, KeyError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
+        return from_dict(settings)
+    except ConfigError as error:
+        raise ConfigError(f"{run_dir / CONFIG} cannot be read: {error}") from None
 
 
 def evaluate(run_dir: Path, changes: list[str], split: str) -> dict[str, float]:
     """Scores of the best epoch on ``split``."""
     run = override(read_run(run_dir), changes)
+    threads.use(run.threads)
     task = build_task(run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, _ = best_model(run, run_dir, task, device)

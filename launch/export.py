@@ -5,26 +5,33 @@ The folder has the layout of a model hub; ``core.bundle.load`` reads it. It hold
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from core import bundle, command
+from core.command import Refused
+from core.json_files import read_json_object
+from core.targets import check_new_folder
 from launch.command_line import read, settings_parser
 from launch.config import Run, override
 from launch.evaluate import read_run
 from launch.reports.provenance import provenance
 from launch.reports.report import best_model
 from launch.tasks.build import build_task
+from launch.tasks.data_record import record_of
 from launch.tasks.task import Task
+
+Scores = dict[str, dict[str, float]]  # split -> metric -> value
 
 
 def export(run_dir: Path, out: Path, changes: list[str]) -> None:
     """Write the best epoch of ``run_dir`` to the new folder ``out``."""
+    check_new_folder(out)
     run = override(read_run(run_dir), changes)
     task = build_task(run)
     model, progress = best_model(run, run_dir, task, torch.device("cpu"))
@@ -40,22 +47,23 @@ def export(run_dir: Path, out: Path, changes: list[str]) -> None:
     bundle.save(out, run.model, run.options, model, task.data, _card(run, out, task, scores), about)
 
 
-def _scores(run_dir: Path) -> dict[str, dict[str, float]]:
+def _scores(run_dir: Path) -> Scores:
     path = run_dir / "scores.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not path.exists():
+        return {}
+    try:
+        return TypeAdapter(Scores).validate_python(read_json_object(path))
+    except ValidationError as error:
+        key = ".".join(map(str, error.errors()[0]["loc"]))
+        raise Refused(
+            f"{path}: {key} is no score; write the file anew with the command that trained the run"
+        ) from None
 
 
 def _schema(task: Task) -> dict[str, Any]:
     """What the data must look like, in the words of the manifest they were trained from."""
-    manifest = task.manifest
-    return {
-        "dataset": manifest.name,
-        "synthetic": manifest.synthetic,
-        "fields": {name: asdict(field) for name, field in manifest.fields.items()},
-        "labels": asdict(manifest.labels) if manifest.task == "sentiment" else None,
-        "tokenizer": manifest.tokenizer,
-        "moments": manifest.moments,
-    }
+    record = asdict(record_of(task))
+    return record | {"synthetic": task.manifest.synthetic, "moments": task.manifest.moments}
 
 
 def _card(run: Run, out: Path, task: Task, scores: dict[str, dict[str, float]]) -> str:

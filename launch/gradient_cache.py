@@ -74,6 +74,8 @@ class GradientCache:
 
 def first_pass(engine: Engine, micro_batches: list[Batch], step: int) -> GradientCache | None:
     """The cache of this step; None when the model has no global-batch losses."""
+    if not engine.module.model.has_global_batch_losses:
+        return None
     rows = []
     with torch.no_grad(), engine_autocast(engine):
         for batch in micro_batches:

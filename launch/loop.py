@@ -79,6 +79,7 @@ def fit(session: TrainingSession) -> Iterator[dict[str, float]]:
         improved = objective < progress.best
         if improved:
             progress.best, progress.best_epoch = objective, epoch
+        _warn_of_idle_losses(session)
         steps = max(1, progress.epoch_steps)
         losses = prefixed("loss", {name: total / steps for name, total in progress.sums.items()})
         speed = {
@@ -210,6 +211,20 @@ def train_step(session: TrainingSession, micro_batches: list[Batch], clock: Cloc
     update_memory_bank(model, memory_rows, micro_batches)
     clock.lap("optimiser")
     return StepResult(means, grad_norm)
+
+
+def _warn_of_idle_losses(session: TrainingSession) -> None:
+    """Say which losses were zero all epoch, unless the model means them to be: they trained nothing."""
+    progress = session.progress
+    resting = session.model.resting_losses()
+    idle = [name for name, total in progress.sums.items() if total == 0 and name not in resting]
+    if progress.epoch_steps and idle:
+        session.log.warn(
+            progress.step,
+            f"in every step of epoch {progress.epoch + 1} these losses were 0: "
+            f"{', '.join(idle)}. Nothing was learnt from them; their weights or the data "
+            "(missing.rate, say) leave them nothing to do",
+        )
 
 
 def _evaluate(session: TrainingSession) -> dict[str, float]:

@@ -23,6 +23,7 @@ from core import distributed
 from core.files import write_atomically
 from core.metrics.declared import METRICS, headline_metrics
 from core.metrics.regression import auilc
+from core.targets import check_folder
 from data_shards.missing import Missing
 from launch.command_line import read, settings_parser
 from launch.config import ConfigError, Run, override
@@ -219,6 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
             )
         rates = parse_rates(line.options.rates) if line.options.rates else []
         out = line.options.out or folders[0] / "robustness"
+        check_folder(out)
         init_processes()
         compare(folders, line.changes, protocol, rates, out)
         shutdown_processes()

@@ -12,9 +12,14 @@ from typing import Any
 import torch
 
 from core import distributed
+from core.command import Refused
 from core.files import write_atomically
+from core.json_files import read_json_object
 from launch.config import RENAMED, ConfigError, Run, to_dict
 from launch.reports.provenance import provenance
+
+CONFIG = "config.json"  # of a run directory: the settings, and what they ran with
+_WITHOUT_RECORD = "copy the file from a backup, or start again with another run_dir"
 
 # Where a run computes, not what: the same run may go on with other values of these.
 MAY_CHANGE = {
@@ -23,6 +28,7 @@ MAY_CHANGE = {
     "eval_batch_size",
     "zero_stage",
     "offload",
+    "threads",
     "recompute",
     "compile",
     "deepspeed",
@@ -45,20 +51,44 @@ def find_run(run: Run) -> tuple[Run, Path]:
         )
     folder = run.run_dir or f"runs/{run.recipe.replace('/', '-')}-{_start_time()}"
     run = replace(run, run_dir=folder, data=absolute(run.data))
-    path = Path(folder) / "config.json"
-    if path.is_file():
-        differ = _differences(run, json.loads(path.read_text(encoding="utf-8"))["run"])
-        if differ:
-            raise ConfigError(
-                f"{folder} holds a run with another {', '.join(differ)} (see {path}); "
-                "give the same values to go on with it, or another run_dir"
-            )
+    path = Path(folder) / CONFIG
+    recorded = recorded_settings(Path(folder)) if path.exists() else None
+    differ = [] if recorded is None else _differences(run, recorded)
+    if differ:
+        raise ConfigError(
+            f"{folder} holds a run with another {', '.join(differ)} (see {path}); "
+            "give the same values to go on with it, or another run_dir"
+        )
     return run, Path(folder)
+
+
+def recorded_settings(run_dir: Path) -> dict[str, Any]:
+    """The settings of the run in a directory, by their present names, as ``config.json`` has them.
+
+    Raises:
+        ConfigError: the directory holds no run, or the file is no such record.
+    """
+    path = run_dir / CONFIG
+    try:
+        content = read_json_object(path)
+    except FileNotFoundError:
+        raise ConfigError(f"{run_dir} is no run directory: it has no {CONFIG}") from None
+    except Refused as error:
+        raise ConfigError(f"{error}; {_WITHOUT_RECORD}") from None
+    settings = content.get("run")
+    if not isinstance(settings, dict):
+        raise ConfigError(
+            f"{path} is no record of a run: it has no object called 'run'; {_WITHOUT_RECORD}"
+        )
+    settings = {RENAMED.get(key, key): value for key, value in settings.items()}
+    if not isinstance(settings.get("data"), str):
+        raise ConfigError(f"{path} is no record of a run: its data= is no name; {_WITHOUT_RECORD}")
+    return settings
 
 
 def record_run(run: Run, run_dir: Path) -> None:
     """Write ``config.json``, once everything stands: a start that fails leaves no run that the next must match."""
-    path = run_dir / "config.json"
+    path = run_dir / CONFIG
     if distributed.rank() == 0 and not path.is_file():
         body = {"run": to_dict(run), "provenance": provenance()}
         write_atomically(path, json.dumps(body, indent=1) + "\n")
@@ -71,7 +101,7 @@ def absolute(data: str) -> str:
 
 def _differences(run: Run, recorded: dict[str, Any]) -> list[str]:
     """Names of the settings in which a run differs from the one in ``config.json``, where they must not."""
-    recorded = {RENAMED.get(key, key): value for key, value in recorded.items()}
+    recorded = dict(recorded)
     recorded["data"] = absolute(recorded["data"])  # earlier versions kept it as it was written
     settings = json.loads(json.dumps(to_dict(run)))
     must_match = [key for key in settings if key in recorded and key not in MAY_CHANGE]

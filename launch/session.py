@@ -9,18 +9,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from core.command import CANNOT_GO_ON
+from core import distributed, threads
+from core.command import CANNOT_GO_ON, Refused
 from core.model import Model
+from core.targets import check_folder
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import Checkpoints, Pointer, read_state
 from launch.checkpoints.tensors import load_generators, load_moments, load_weights
 from launch.config import ConfigError, Run
 from launch.engine.deepspeed_engine import Engine, load_grad_scaler, start
+from launch.monitor.lease import held_by_first_rank
 from launch.monitor.preemption import Stop
 from launch.reports.run_log import RunLog
 from launch.run_directory import find_run, record_run
 from launch.tasks.build import build_model, build_task
+from launch.tasks.data_record import refuse_other_data, write_record
 from launch.tasks.task import Task
 
 
@@ -60,18 +65,45 @@ class TrainingSession:
 def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
     """Open or make the run's directory, and everything that training needs. The test split is not
     in reach."""
+    threads.use(run.threads)
     stop = Stop().listen()
     run, run_dir = find_run(run)
+    if distributed.rank() == 0:
+        check_folder(run_dir)
     torch.manual_seed(run.seed)
     task = build_task(run)
     task.check_splits()
+    refuse_other_data(run_dir, task, run.data)
     model = build_model(run, task.data)
+    refuse_lone_sample(run, model, task)
     run_dir.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(run_dir, Progress(), run.keep)
-    with RunLog(run_dir, quiet=quiet) as log:
-        engine = resume(run, model, task, checkpoints, log)
-        record_run(run, run_dir)
-        yield TrainingSession(run, run_dir, task, engine, log, checkpoints, stop)
+    with held_by_first_rank(run_dir):
+        find_run(run)  # who held it until now may have begun another run in it
+        checkpoints = Checkpoints(run_dir, Progress(), run.keep)
+        with RunLog(run_dir, quiet=quiet) as log:
+            engine = resume(run, model, task, checkpoints, log)
+            record_run(run, run_dir)
+            if distributed.rank() == 0:
+                write_record(run_dir, task)
+            for remark in [*task.remarks(model), *model.remarks()]:
+                log.warn(checkpoints.progress.step, remark)
+            yield TrainingSession(run, run_dir, task, engine, log, checkpoints, stop)
+
+
+def refuse_lone_sample(run: Run, model: Model, task: Task) -> None:
+    """A BatchNorm cannot normalise a batch of one sample, which would end the run in the midst of
+    its first epoch."""
+    has_batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
+    samples = task.data.num_train
+    last = samples % run.batch_size or run.batch_size
+    is_left_out = run.loading.drop_last and last < run.batch_size
+    if has_batch_norm and last == 1 and not is_left_out:
+        raise ConfigError(
+            f"batch_size={run.batch_size} leaves one of the {samples} train samples of {run.data} "
+            f"for the last batch, and the BatchNorm of model {run.model!r} cannot normalise a "
+            "single one; give another batch_size, loading.drop_last=true, or the model's other "
+            "norm (options.norm=layer)"
+        )
 
 
 def unrecorded(run: Run, task: Task, engine: Engine, run_dir: Path) -> TrainingSession:
@@ -100,8 +132,17 @@ def resume(run: Run, model: Model, task: Task, checkpoints: Checkpoints, log: Ru
     load_weights(folder, state.shapes, model)  # before the engine cuts the parameters up
     engine = start(model, run)
     load_moments(folder, state.adam_step, engine, model)
-    load_grad_scaler(engine, state.loss_scale)
-    task.load_state_dict(state.task)
+    try:
+        load_grad_scaler(engine, state.loss_scale)
+        task.load_state_dict(state.task)
+    except Refused as error:
+        raise ConfigError(f"{folder / 'state.json'}: {error}") from None
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"{folder / 'state.json'} holds no position of this run ({reason}); use another "
+            "run_dir to start again"
+        ) from None
     progress = checkpoints.progress
     vars(progress).update(vars(state.progress))
     load_generators(folder, state.ranks, (run.seed, progress.step))

@@ -13,11 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from core.threads import share_of_cores
 from launch.config import ConfigError
 from tune.settings import Search
 from tune.workers import operators
 
 OBJECT_STORE = 100 * 2**20  # bytes; hardly anything goes through it
+# bytes of the path of the folder for temporary files: of the 107 that the path of a socket may have,
+# Ray takes 68 for /ray/session_<date>_<process>/sockets/plasma_store, and a few more for its number
+LONGEST_FOLDER = 35
 # Ray has this for the firewalls of other systems: 0 makes 127.0.0.1 the only address that any of
 # its processes binds
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
@@ -40,6 +44,7 @@ class Capacity:
 
     gpus: float  # per process
     concurrent: int  # trials at the same time
+    threads: int = 1  # per process
     extensions: str = ""  # compiled operators of DeepSpeed
 
 
@@ -64,11 +69,13 @@ def cluster(search: Search) -> Iterator[Capacity]:
     warnings.filterwarnings(
         "ignore", message="Consider boosting PBT performance", category=UserWarning
     )
+    own_folder = "" if search.address else short_folder()
     if search.address:
         join(search.address)
     else:
         ray.init(
             "local",  # else it would join whatever cluster it finds on this machine
+            _temp_dir=own_folder or None,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE,
             log_to_driver=False,
@@ -79,6 +86,29 @@ def cluster(search: Search) -> Iterator[Capacity]:
         yield replace(capacity(search, ray.cluster_resources()), extensions=extensions)
     finally:
         ray.shutdown()
+        if own_folder:
+            shutil.rmtree(own_folder, ignore_errors=True)
+
+
+def short_folder() -> str:
+    """A folder of this search's own for Ray, where the usual one is too deep for its sockets; else
+    empty.
+
+    Raises:
+        ConfigError: and no other can be made.
+    """
+    usual = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    if len(os.fsencode(usual)) <= LONGEST_FOLDER:
+        return ""
+    for place in ("/tmp", "/var/tmp", "/dev/shm"):
+        try:
+            return tempfile.mkdtemp(prefix="concord-", dir=place)
+        except OSError:
+            continue
+    raise ConfigError(
+        f"TMPDIR={usual} is too long for Ray, whose sockets lie in it, and /tmp takes no files; "
+        f"set RAY_TMPDIR to a folder whose path has at most {LONGEST_FOLDER} bytes"
+    )
 
 
 def join(address: str) -> None:
@@ -127,4 +157,8 @@ def capacity(search: Search, available: dict[str, float]) -> Capacity:
             f"{gpus_needed:g} GPUs, but there are {cpus:g} and {gpus:g}; "
             "give fewer processes=, or a part of one with cpus=0.5 or gpus=0.5"
         )
-    return Capacity(gpus_per_process, min(fit, search.concurrent or fit, search.trials))
+    concurrent = min(fit, search.concurrent or fit, search.trials)
+    threads = max(1, int(search.cpus))
+    if not search.address:  # of a cluster, nobody here knows which machines a trial comes to
+        threads = max(threads, share_of_cores(cpus, concurrent * search.processes))
+    return Capacity(gpus_per_process, concurrent, threads)

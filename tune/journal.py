@@ -22,11 +22,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from core.files import naming
+
 # Reported in place of a score that is no number: finite, so that it can be compared, and behind all
 # others.
 WORST = 1e9
 
 State = Literal["running", "finished", "stopped", "diverged", "failed"]
+NO_ROOM = "no room"  # reported as the state of a trial that a full disk stopped; it stays open
 
 
 @dataclass
@@ -86,14 +89,16 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with naming(self.path):
+            self._file.close()
 
     def write(self, event: str, trial: int = 0, **values: Any) -> None:
         body = {"event": event, "trial": trial, "time": round(time.time(), 3), **values}
         line = json.dumps(body)
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with naming(self.path):
+            self._file.write(line.encode() + b"\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self._add(json.loads(line))  # as it will be read back
 
     def _add(self, event: dict[str, Any]) -> None:

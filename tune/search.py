@@ -16,6 +16,7 @@ from typing import Any
 from core import command
 from launch.command_line import read, settings_parser
 from launch.config import recipe_names
+from launch.monitor.lease import held
 from tune.cluster import Capacity, cluster
 from tune.journal import Journal, Record
 from tune.sampling.check import TrainableCheck
@@ -89,6 +90,7 @@ def search_for(search: Search) -> int:
         print(f"left out of the grid: {line}")
     started = time.monotonic()
     with (
+        held(search.folder),
         Journal(search.folder / "journal.jsonl") as journal,
         Journal(search.folder / "confirm.jsonl") as confirmation,
         cluster(search) as capacity,

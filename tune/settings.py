@@ -12,9 +12,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from core.command import Refused
+from core.environment.credentials import split
 from core.files import write_atomically
+from core.json_files import read_json_object
+from core.names import suggest
+from core.targets import check_folder
 from launch.command_line import as_changes, expand
-from launch.config import ConfigError, Run, leaves, load_recipe, override, suggest, to_dict
+from launch.config import ConfigError, Run, leaves, load_recipe, override, to_dict
 from tune.sampling.domain import Around, Choice, Domain, Range, read_domain
 from tune.sampling.spaces import SYMBOLS, default_space
 
@@ -214,6 +219,11 @@ def _refuse_contradictions(search: Search) -> None:
             f"nothing to search for {search.recipe}; "
             "add space.KEY=..., with one of the forms in --help"
         )
+    if split(search.storage).is_secret:
+        raise ConfigError(
+            "storage= holds credentials, which would be stored with the search; leave them out and "
+            "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your storage reads"
+        )
     reserved = {"data", "run_dir", "recipe", "model"} & set(domains)
     if reserved:
         raise ConfigError(f"{', '.join(sorted(reserved))} cannot be searched")
@@ -255,6 +265,7 @@ def write_search(search: Search) -> None:
         raise ConfigError(
             f"{folder} holds a search already; go on with it: python -m tune.search resume={folder}"
         )
+    check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(asdict(search), indent=1) + "\n")
 
@@ -263,12 +274,17 @@ def load_search(folder: Path) -> Search:
     """The search of a folder, wherever the folder is now."""
     path = folder / "search.json"
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
+        tree = read_json_object(path)
     except FileNotFoundError:
         raise ConfigError(f"{folder} holds no search: it has no search.json") from None
-    except ValueError as error:
+    except Refused as error:
+        raise ConfigError(f"{error}; copy the file from a backup, or start again") from None
+    try:
+        search = _build({**tree, "run_dir": str(folder.absolute())})
+        search.run()  # refuses changes that the recipe does not take
+        return search
+    except ConfigError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-    return _build({**tree, "run_dir": str(folder.absolute())})
 
 
 def same_search(search: Search, words: Sequence[str]) -> None:

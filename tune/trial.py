@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +21,10 @@ from typing import Any
 from ray import tune
 from ray.tune import PlacementGroupFactory
 
-from core.command import CANNOT_GO_ON, RANK_LOST, STOPPED
+from core.command import CANNOT_GO_ON, RANK_LOST, STOPPED, is_no_room
+from core.command import NO_ROOM as NO_ROOM_CODE
 from launch.command_line import as_changes
-from tune.journal import WORST
+from tune.journal import NO_ROOM, WORST
 from tune.workers.trial_processes import ProcessEnded, Processes
 
 GO_ON = (STOPPED, RANK_LOST)  # both leave a checkpoint to go on from
@@ -44,6 +47,7 @@ class Job:
     folder: str
     processes: int = 1  # of one trial
     cpus: float = 1.0  # of one process
+    threads: int = 1  # of one process
     gpus: float = 0.0
     cwd: str = ""
     extensions: str = ""  # compiled operators of DeepSpeed, copied for each process
@@ -64,13 +68,25 @@ class Trial(tune.Trainable):
         self.number = int(config["number"])
         self.test = bool(config.get("test"))
         self.folder = Path(job.folder or self.logdir) / f"{self.number:04d}"
-        self.folder.mkdir(parents=True, exist_ok=True)
         self.changes = settings_of(config)
         self.processes: Processes | None = None
         self.epoch, self.best = 0, math.inf
-        if config.get("origin") and not self.run_dir.exists():
-            with tune.Checkpoint(config["origin"]).as_directory() as folder:
-                self._adopt_run(Path(folder))
+        self.no_room = ""  # why nothing could be written
+        with self._room_counted():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if config.get("origin") and not self.run_dir.exists():
+                with tune.Checkpoint(config["origin"]).as_directory() as folder:
+                    self._adopt_run(Path(folder))
+
+    @contextmanager
+    def _room_counted(self) -> Iterator[None]:
+        """Keep the error of a full disk for the next result: what an actor raises ends its trial."""
+        try:
+            yield
+        except OSError as error:
+            if not is_no_room(error):
+                raise
+            self.no_room = f"{error.filename}: {error.strerror}"
 
     @property
     def run_dir(self) -> Path:
@@ -83,7 +99,7 @@ class Trial(tune.Trainable):
             [job.recipe, *as_changes(changes)],
             module=module,
             count=job.processes,
-            threads=max(1, int(job.cpus)),
+            threads=job.threads,
             output=self.folder / "output.log",
             folder=job.cwd,
             extensions=job.extensions,
@@ -92,14 +108,19 @@ class Trial(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """One epoch, or what went wrong with it. After a kill, Ray starts the trial again."""
         try:
-            return self._evaluate_test() if self.test else self._train_epoch()
+            with self._room_counted():
+                if not self.no_room:
+                    return self._evaluate_test() if self.test else self._train_epoch()
+            self.cleanup()
+            return self._failure(NO_ROOM, self.no_room)
         except ProcessEnded as error:
             self.cleanup()
             if error.code < 0 or error.code in GO_ON:
                 raise TrialKilled(error.reason) from None
-            return self._failure(
-                "diverged" if error.code == CANNOT_GO_ON else "failed", error.reason
-            )
+            if error.code == NO_ROOM_CODE:
+                return self._failure(NO_ROOM, error.reason)
+            state = "diverged" if error.code == CANNOT_GO_ON else "failed"
+            return self._failure(state, error.reason)
 
     def _train_epoch(self) -> dict[str, Any]:
         if self.processes is None:
@@ -144,7 +165,8 @@ class Trial(tune.Trainable):
     def load_checkpoint(self, checkpoint: str) -> None:
         """Go on from another run's state; settings such as learning rates stay this trial's."""
         self.cleanup()
-        self._adopt_run(Path(checkpoint))
+        with self._room_counted():
+            self._adopt_run(Path(checkpoint))
 
     def _adopt_run(self, folder: Path) -> None:
         shutil.rmtree(self.run_dir, ignore_errors=True)

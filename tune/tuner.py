@@ -13,13 +13,14 @@ from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, Tun
 from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining, TrialScheduler
 from ray.tune.search import Searcher
 
+from core.command import NO_ROOM, is_no_room
 from tune.asha import ResumableASHA
 from tune.cluster import Capacity
 from tune.journal import Journal, Record, RestoredFromJournal
 from tune.sampling.domain import Choice, Domain
 from tune.settings import Search
 from tune.trial import Job, Trial
-from tune.trial_progress import ProgressCallback
+from tune.trial_progress import ProgressCallback, StopWithoutRoom, speaks_of_no_room
 
 # The configuration of a trial by its number and the earlier trials; None when there are no more.
 NextPoint = Callable[[int, list[Record]], dict[str, Any] | None]
@@ -188,6 +189,7 @@ def fit(
         "" if search.storage else str(search.folder / part),
         processes=search.processes,
         cpus=search.cpus,
+        threads=capacity.threads,
         gpus=capacity.gpus,
         cwd=os.getcwd(),
         extensions=capacity.extensions,
@@ -210,10 +212,39 @@ def fit(
             failure_config=FailureConfig(max_failures=search.retries),
             checkpoint_config=checkpoints,
             callbacks=[progress],
+            stop=StopWithoutRoom(progress),
             verbose=0,
         ),
     )
-    tuner.fit()
+    try:
+        tuner.fit()
+    except Exception as error:
+        progress.no_room = progress.no_room or room_error(error)
+        if not progress.no_room:
+            raise
+    if progress.no_room:
+        raise SearchOutOfRoom(search, progress.no_room)
+
+
+class SearchOutOfRoom(RuntimeError):
+    """A full disk stopped the search; every trial that had not ended before goes on with it."""
+
+    exit_code = NO_ROOM
+
+    def __init__(self, search: Search, reason: str):
+        super().__init__(
+            f"there is no room: {reason}; every trial that had not ended is still open. Make room, "
+            f"then go on with: python -m tune.search --resume {search.folder}"
+        )
+
+
+def room_error(error: BaseException | None) -> str:
+    """What an error, or one that it came from, says of a full disk; empty when none does."""
+    while error is not None:
+        if is_no_room(error) or speaks_of_no_room(str(error)):
+            return str(error)
+        error = error.__cause__ or error.__context__
+    return ""
 
 
 def evaluate(search: Search, part: str, journal: Journal, capacity: Capacity) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from core.batch import EntityGraph
 from core.encoders.graph_networks import GCN, DiagonalGAT
 from core.model import Alignment, DataSpec
+from core.names import suggest, unknown_names
 
 GraphKind = Literal["gat", "gcn"]
 
@@ -47,10 +48,11 @@ def chosen_views(wanted: tuple[str, ...], data: DataSpec) -> tuple[str, ...]:
         ValueError: a wanted view that the data lack.
     """
     known = ("graph", *data.features)
-    unknown = [view for view in wanted if view not in known]
+    unknown = unknown_names(wanted, known)
     if unknown:
         raise ValueError(
             f"the data have no view {unknown[0]!r}; they have {', '.join(known)}: options.views=..."
+            f"{suggest(unknown[0], known)}"
         )
     return tuple(view for view in known if not wanted or view in wanted)
 

@@ -6,15 +6,30 @@ from collections.abc import Iterable
 from typing import Annotated, Literal, get_args
 
 import torch
-from pydantic import Field, NonNegativeFloat
+from pydantic import BeforeValidator, Field, NonNegativeFloat
 from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 
 from core.batch import Utterances
 from core.model import DataSpec
+from core.names import suggest, unknown_names
 
-Modality = Literal["text", "audio", "vision"]
-MODALITIES: tuple[Modality, ...] = get_args(Modality)
+Role = Literal["text", "audio", "vision"]
+MODALITIES: tuple[Role, ...] = get_args(Role)
+
+
+def _checked_role(name: object) -> object:
+    """``name`` where it is a role; for settings of models whose formulas tell sound from video."""
+    if name in MODALITIES:
+        return name
+    raise ValueError(
+        f"this model reads roles, which should be 'text', 'audio' or 'vision'{suggest(str(name), MODALITIES)}; "
+        f"a field of another name gets one of them with roles.vision={name}"
+    )
+
+
+# of models that treat sound and video differently; others take any names, as ``tuple[str, ...]``
+Modality = Annotated[Role, BeforeValidator(_checked_role)]
 
 
 @validated_dataclass(frozen=True)
@@ -50,12 +65,7 @@ class Inputs(nn.Module):
         self.clip = settings.clip
         self.unknown_id = data.unknown_id if settings.unknown_id < 0 else settings.unknown_id
         self.modalities = tuple(modalities)
-        unknown = set(self.modalities) - set(data.features)
-        if unknown or not self.modalities:
-            raise ValueError(
-                f"the model wants the modalities {', '.join(self.modalities) or '(none)'}, "
-                f"the data has {', '.join(data.features)}; choose with options.modalities"
-            )
+        _refuse_modalities(self.modalities, data)
         if data.vocab_size and self.unknown_id >= data.vocab_size:
             raise ValueError(
                 f"unknown_id {self.unknown_id} is outside the vocabulary of {data.vocab_size} tokens"
@@ -110,9 +120,29 @@ class Inputs(nn.Module):
 
 
 def in_order(modalities: Iterable[str]) -> list[str]:
-    """The modalities in the one order that every model goes through them."""
+    """The modalities in the one order that every model goes through them: by their names behind the usual ones."""
     chosen = set(modalities)
-    return [m for m in MODALITIES if m in chosen]
+    usual = [m for m in MODALITIES if m in chosen]
+    return [*usual, *sorted(chosen - set(MODALITIES))]
+
+
+def _refuse_modalities(modalities: tuple[str, ...], data: DataSpec) -> None:
+    """ValueError unless the data have each of them once, under a name that a module may have."""
+    unknown = unknown_names(modalities, data.features)
+    if unknown or not modalities:
+        hint = suggest(unknown[0], data.features) if unknown else ""
+        raise ValueError(
+            f"the model wants the modalities {', '.join(modalities) or '(none)'}, the data has "
+            f"{', '.join(data.features)}; choose with options.modalities, or say with roles.vision=NAME which field "
+            f"stands for which{hint}"
+        )
+    if len(set(modalities)) < len(modalities):
+        raise ValueError(f"options.modalities={','.join(modalities)} names a modality twice")
+    for m in modalities:
+        if hasattr(nn.ModuleDict, m):
+            raise ValueError(
+                f"a modality cannot be called {m!r} here; convert again with --rename {m}=NAME"
+            )
 
 
 def one_frame(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The text encoder of every sentiment model, and the project's only use of transformers."""
+"""The text encoder of every sentiment model: small, or one that others trained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers import (
     AttentionInterface,
     AttentionMaskInterface,
-    AutoConfig,
     AutoModel,
     BertConfig,
 )
@@ -21,6 +20,7 @@ from transformers.masking_utils import sdpa_mask
 
 from core.dropout import Probability
 from core.encoders.attention import attend
+from core.encoders.pretrained import Source, load_config, load_model
 from core.model import DataSpec
 
 HiddenChange = Callable[[Tensor], Tensor]  # of hidden states, (B, T, width)
@@ -215,17 +215,19 @@ def _small(config: TextConfig, data: DataSpec) -> Any:
 
 
 def _pretrained(source: str, data: DataSpec) -> Any:
-    settings = AutoConfig.from_pretrained(source)
+    given = Source(source, "options.text.source=")
+    settings = load_config(given)
     _refuse_other_vocabulary(source, int(settings.vocab_size), data)
     _refuse_longer_sentences(source, settings, data)
     if getattr(settings, _NO_WEIGHTS, False):
         backbone = AutoModel.from_config(
-            settings, attn_implementation=_ATTENTION, dtype=torch.float32
+            settings,
+            attn_implementation=_ATTENTION,
+            dtype=torch.float32,
+            trust_remote_code=False,
         )
     else:
-        backbone = AutoModel.from_pretrained(
-            source, attn_implementation=_ATTENTION, dtype=torch.float32
-        )
+        backbone = load_model(given, attn_implementation=_ATTENTION, dtype=torch.float32)
     return _without_pooler(backbone)
 
 

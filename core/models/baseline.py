@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from core.batch import Utterances
 from core.dropout import Probability
-from core.encoders.inputs import MODALITIES, InputConfig, Inputs, Modality, groups, in_order
+from core.encoders.inputs import MODALITIES, InputConfig, Inputs, groups, in_order
 from core.encoders.sequence import masked_mean
 from core.encoders.text import TextConfig, TextEncoder
 from core.losses.labels import task_loss
@@ -19,6 +19,7 @@ from core.model import DataSpec, Model, Sentiment
 class Baseline(Model[Utterances, Sentiment]):
     """Late fusion: the text's summary and the mean frame of the others, side by side, and a head on top.
 
+    Besides text it takes any number of modalities by their names.
     ``modalities=("text",)`` with ``hidden=0`` is a linear head on the text encoder.
     """
 
@@ -26,7 +27,7 @@ class Baseline(Model[Utterances, Sentiment]):
 
     @validated_dataclass(frozen=True)
     class Config:
-        modalities: tuple[Modality, ...] = MODALITIES
+        modalities: tuple[str, ...] = MODALITIES  # text, and any fields of frames by name
         hidden: NonNegativeInt = 64  # 0: a linear head
         dropout: Probability = 0.1
         text: TextConfig = TextConfig()

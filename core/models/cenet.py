@@ -10,6 +10,7 @@ import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from core.batch import Utterances
 from core.dropout import Probability
@@ -18,7 +19,6 @@ from core.encoders.inputs import (
     MODALITIES,
     InputConfig,
     Inputs,
-    Modality,
     groups,
     in_order,
     refuse_classes,
@@ -26,6 +26,7 @@ from core.encoders.inputs import (
 from core.encoders.text import TextConfig, TextEncoder, decayed
 from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
+from core.names import refusal
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class CENet(Model[Utterances, Output]):
     """Text hidden states attend to sound and video before one encoder layer, and the layers behind it go on.
 
     Differences from the released code: padding takes no part in the attention, and the memory module is an addition.
+    Besides text it takes any number of modalities by their names.
+    With ``frame_mask=False`` padding takes part as in a file whose sequences are as long as the data's longest.
     Frames become the index of their nearest k-means centre of train frames ("codes"), or go through two layers
     ("mlp", as in MMSA). A sample without text keeps what sound and video put into its first place.
     """
@@ -47,14 +50,15 @@ class CENet(Model[Utterances, Output]):
 
     @validated_dataclass(frozen=True)
     class Config:
-        modalities: tuple[Modality, ...] = MODALITIES
+        modalities: tuple[str, ...] = MODALITIES  # text, and any fields of frames by name
         front: Literal["codes", "mlp"] = "codes"
         # the encoder layer before which sound and video come in; 0 is the first
         layer: NonNegativeInt = 1
         # ablation: False leaves sound and video out, and only the text's memory stays
         enhance: bool = True
         scale: NonNegativeFloat = 8.0  # of attention scores; 0: one over the root of the width
-        memory: tuple[Modality, ...] = MODALITIES  # which read from a memory; empty: plain CENet
+        # which read from a memory; empty: plain CENet. Of other names than these three only those named here
+        memory: tuple[str, ...] = MODALITIES
         # "replace": what is read takes the place of the representation
         memory_mode: Literal["residual", "replace"] = "residual"
         slots: PositiveInt = 64  # of each memory
@@ -62,7 +66,8 @@ class CENet(Model[Utterances, Output]):
         dropout: Probability = 0.1
         # the mean squared error of the released code instead of the absolute one
         squared: bool = False
-        # parity: False lets padded frames take part, as a fixed random word
+        # parity: False lets padding take part, up to the data's longest, as the released files are padded:
+        # as a fixed random word with codes, as a frame of zeros with mlp
         frame_mask: bool = True
         # parity with MMSA: the text's embedding tables stay as they are
         freeze_embeddings: bool = False
@@ -76,11 +81,16 @@ class CENet(Model[Utterances, Output]):
             raise ValueError(
                 "cenet works inside the text encoder; options.modalities must hold text"
             )
+        known = dict.fromkeys([*MODALITIES, *config.modalities])
+        refused = refusal("options.memory", config.memory, known, "the model reads")
+        if refused:
+            raise ValueError(refused)
         self.config = config
         others = [m for m in in_order(config.modalities) if m != "text"]
         if not config.enhance:
             others = []
         self.inputs = Inputs(data, config.inputs, ("text", *others))
+        self.longest = {m: data.max_length.get(m, 0) for m in others}
         self.text = TextEncoder(config.text, data)
         if config.layer >= len(self.text.layers):
             raise ValueError(
@@ -147,10 +157,18 @@ class CENet(Model[Utterances, Output]):
             return hidden
         seen = []
         for m, front in self.fronts.items():
-            encoded = self._read(m, front(frames[m], mask[m]), mask[m], entropy)
-            key_mask = mask[m] if self.config.frame_mask else None
+            others, exists = self._padded(m, frames[m], mask[m])
+            encoded = self._read(m, front(others, exists), exists, entropy)
+            key_mask = exists if self.config.frame_mask else None
             seen.append(self.attend[m](hidden, encoded, key_mask))
         return hidden + self.mix(torch.cat(seen, dim=2))
+
+    def _padded(self, m: str, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Frames and their mask, as long as the data's longest where padding takes part."""
+        if self.config.frame_mask:
+            return frames, mask
+        missing = max(0, self.longest[m] - mask.shape[1])
+        return F.pad(frames, (0, 0, 0, missing)), F.pad(mask, (0, missing))
 
     def _read(self, m: str, x: Tensor, mask: Tensor, entropy: dict[str, Tensor]) -> Tensor:
         """(B, T, width) after reading from the memory of a modality, if it has one."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 
@@ -73,7 +73,9 @@ class HSCL(Model[Utterances, Output]):
         fusion_heads: PositiveInt = 12
         # at the start, of what text takes from sound and video; near 0 the text begins alone
         fusion_gain: NonNegativeFloat = 1.0
-        projection: PositiveInt = 128
+        # of what is contrasted; paper: "linear", the released code: "relu"
+        projection: Literal["relu", "linear"] = "relu"
+        projection_width: PositiveInt = 128
         hidden: PositiveInt = 128  # of the predictor
         dropout: Probability = 0.1
         cls: Literal["learnt", "random"] = (
@@ -87,6 +89,16 @@ class HSCL(Model[Utterances, Output]):
         similarity: Literal["squared", "l2"] = "squared"  # parity: "l2"; alpha was tuned with it
         text: TextConfig = TextConfig()
         inputs: InputConfig = InputConfig()
+
+        @model_validator(mode="before")
+        @classmethod
+        def _read_old_width(cls, given: Any) -> Any:
+            """A number for ``projection`` is what runs of before call the width."""
+            values = getattr(given, "kwargs", given) or {}  # in code they come as arguments
+            width = values.get("projection")
+            if not isinstance(width, int):
+                return given
+            return {**values, "projection": "relu", "projection_width": width}
 
     def __init__(self, config: Config, data: DataSpec):
         super().__init__()
@@ -114,7 +126,7 @@ class HSCL(Model[Utterances, Output]):
             for m in self.others:
                 self.fuse[m] = Fusion(self.fused_width, data.features[m], heads, config)
         else:
-            self.fused_width = config.projection
+            self.fused_width = config.projection_width
             self.fused_views = []
             self.contrasted = [("audio", "vision")] if len(self.others) == 2 else []
             for m in self.others:
@@ -133,11 +145,13 @@ class HSCL(Model[Utterances, Output]):
             widths |= dict.fromkeys(self.fused_views, self.fused_width)
         self.project = nn.ModuleDict()
         for view, width in widths.items():
-            self.project[view] = nn.Sequential(
+            layers: list[nn.Module] = [
                 nn.Dropout(config.dropout),
-                nn.Linear(width, config.projection),
-                nn.ReLU(),
-            )
+                nn.Linear(width, config.projection_width),
+            ]
+            if config.projection == "relu":
+                layers.append(nn.ReLU())
+            self.project[view] = nn.Sequential(*layers)
         self.predict = nn.Sequential(
             nn.Dropout(config.dropout),
             nn.Linear(self.fused_width, config.hidden),
@@ -199,6 +213,10 @@ class HSCL(Model[Utterances, Output]):
         else:
             distance = torch.linalg.vector_norm(difference, dim=1)
         return distance * output.has_modality[left] * output.has_modality[right]
+
+    @property
+    def has_global_batch_losses(self) -> bool:
+        return self.contrast_unimodal or self.contrast_bimodal
 
     def global_batch_rows(self, output: Output) -> GlobalBatchRows:
         return GlobalBatchRows(output.projected, output.has_modality, output.index)

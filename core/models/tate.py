@@ -198,6 +198,14 @@ class TATE(Model[Utterances, Output]):
             )
         return tokens
 
+    def remarks(self) -> list[str]:
+        if self.config.teacher or not self.config.forward:
+            return []
+        return [
+            "tate trains without a teacher, so its loss 'forward' is left out; to train a teacher on complete data and "
+            "then its student: deepspeed launch/distill.py RECIPE data=DIR run_dir=DIR"
+        ]
+
     def teacher(self) -> TATE:
         """The frozen teacher, read from its folder when it is first asked for."""
         if not self._teacher:

@@ -25,10 +25,12 @@ from core.encoders.inputs import (
     refuse_classes,
 )
 from core.encoders.text import TextConfig, TextEncoder, decayed
+from core.losses.in_batch import sum_over_ranks
 from core.losses.labels import task_loss
-from core.model import DataSpec, Model, Sentiment
-from core.models.tfr_net_layers import Encoder, Gate, central_moment_discrepancy, simam
+from core.model import DataSpec, GlobalBatchRows, Model, Sentiment
+from core.models.tfr_net_layers import Encoder, Gate, discrepancy_of_moments, power_sums, simam
 
+FEW_VALUES = 1e-4  # added to a number of values that may be 0
 Number = TypeVar("Number", int, float)
 
 
@@ -37,6 +39,7 @@ class Output(Sentiment):
     rebuilt: dict[str, Tensor]  # modality -> (B, T, D), in training only
     target: dict[str, Tensor]  # modality -> (B, T, D), the complete features
     lost: dict[str, Tensor]  # modality -> (B, T) bool, True where a frame exists but was dropped
+    index: Tensor  # (B,) int64
 
 
 class TFRNet(Model[Utterances, Output]):
@@ -45,7 +48,8 @@ class TFRNet(Model[Utterances, Output]):
     Differences from the released code: rebuilding attends over the feature axis, not over the batch; padding takes no
     part in attention and pooling; the target is detached; a layer norm stands before the classifier instead of a
     batch norm, whose statistics would depend on how a batch is split; text is encoded a second time only where some of
-    it was dropped, and without gradient.
+    it was dropped, and without gradient; the moment discrepancy is that of the whole global batch, as if every sample
+    were as long as the longest of the data; rebuilding is padded to a length that its heads divide.
     """
 
     task = "sentiment"
@@ -57,7 +61,7 @@ class TFRNet(Model[Utterances, Output]):
         heads: PositiveInt = 6
         layers: PositiveInt = 3  # of the self-attention and of the rebuilding encoders
         cross_layers: PositiveInt = 3
-        rebuild_heads: PositiveInt = 1  # must divide every modality's greatest length
+        rebuild_heads: PositiveInt = 1  # the greatest lengths are padded to a multiple of it
         kernels: tuple[PositiveInt, PositiveInt, PositiveInt] = (1, 5, 3)  # text, audio, vision
         fusion_hidden: tuple[PositiveInt, PositiveInt, PositiveInt] = (36, 20, 48)
         gru_layers: PositiveInt = 3
@@ -79,6 +83,9 @@ class TFRNet(Model[Utterances, Output]):
         simam: Literal["none", "conv", "enhanced"] = "none"
         norm: Literal["layer", "batch"] = "layer"  # parity: "batch"
         detach: bool = True  # parity: False lets the text encoder move its own target
+        # parity: False gives no position to a frame whose first channel behind the convolution is
+        # exactly zero, as it is where all frames under the kernel were dropped
+        place_dropped: bool = True
         cmd: NonNegativeFloat = 0.0  # MMSA: 5, weight of a moment discrepancy in the rebuilding
         own_rates: bool = False  # what reads sound or video learns in optimiser groups of its own
         text: TextConfig = TextConfig()
@@ -124,16 +131,11 @@ class TFRNet(Model[Utterances, Output]):
         config = self.config
         weight = by_modality(config.lambdas)
         self.weight = {m: weight[m] for m in self.modalities if weight[m]}
-        for m in self.weight:
-            if self.longest[m] % config.rebuild_heads:
-                raise ValueError(
-                    f"rebuild_heads={config.rebuild_heads} does not divide {m}'s length {self.longest[m]}"
-                )
+        heads = config.rebuild_heads
+        self.course_length = {m: _round_up(self.longest[m], heads) for m in self.weight}
         self.rebuild = nn.ModuleDict()
-        for m in self.weight:
-            self.rebuild[m] = Encoder(
-                self.longest[m], config.rebuild_heads, config.layers, config.self_dropout, config
-            )
+        for m, length in self.course_length.items():
+            self.rebuild[m] = Encoder(length, heads, config.layers, config.self_dropout, config)
         enhanced_width = config.width * len(self.modalities)
         self.restore = nn.ModuleDict()
         for m in self.weight:
@@ -180,7 +182,7 @@ class TFRNet(Model[Utterances, Output]):
         if self.training:
             rebuilt = {m: self._rebuild(m, enhanced[m]) for m in self.weight}
         score = self.classify(torch.cat(fused, dim=1)).squeeze(-1).float()
-        return Output(score=score, rebuilt=rebuilt, target=target, lost=lost)
+        return Output(score=score, rebuilt=rebuilt, target=target, lost=lost, index=batch.index)
 
     def _lost(self, batch: Utterances) -> dict[str, Tensor]:
         """Modality -> (B, T) bool, True at frames that were dropped, in the places of the hidden states."""
@@ -228,18 +230,27 @@ class TFRNet(Model[Utterances, Output]):
 
     def _rebuild(self, m: str, enhanced: Tensor) -> Tensor:
         """(B, T, D): the channels attend to each other, each described by its course over time."""
-        length, longest = enhanced.shape[1], self.longest[m]
-        courses = F.pad(enhanced, (0, 0, 0, longest - length)).transpose(1, 2)  # (B, C, longest)
-        mixed = self.rebuild[m](courses).transpose(1, 2)  # (B, longest, C)
-        return self.restore[m](F.pad(mixed, (0, 0, 0, length - longest)))
+        length, width = enhanced.shape[1], self.course_length[m]
+        courses = F.pad(enhanced, (0, 0, 0, width - length)).transpose(1, 2)  # (B, C, width)
+        mixed = self.rebuild[m](courses).transpose(1, 2)  # (B, width, C)
+        return self.restore[m](F.pad(mixed, (0, 0, 0, length - width)))
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
         losses = {"task": batch.mean(task_loss(output.score, batch.label))}
-        from_second_epoch = self.epoch > 0
         for m in output.rebuilt:
             loss = self._rebuilding_loss(m, output, batch)
-            losses[f"rebuild_{m}"] = self.weight[m] * from_second_epoch * loss
+            losses[f"rebuild_{m}"] = self.weight[m] * self._is_rebuilding * loss
         return losses
+
+    @property
+    def _is_rebuilding(self) -> bool:
+        """Whether rebuilding is learnt yet: from the second epoch on."""
+        return self.epoch > 0
+
+    def resting_losses(self) -> set[str]:
+        if self._is_rebuilding:
+            return set()
+        return {f"{loss}_{m}" for loss in ("rebuild", "moments") for m in self.weight}
 
     def _rebuilding_loss(self, m: str, output: Output, batch: Utterances) -> Tensor:
         """How far rebuilt frames are from the complete ones, where frames were dropped."""
@@ -247,13 +258,46 @@ class TFRNet(Model[Utterances, Output]):
         lost = output.lost[m] * batch.weight[:, None]  # (B, T)
         error = F.smooth_l1_loss(rebuilt, target, reduction="none").sum(2)  # (B, T)
         num_values = batch.loss_denominators[m] * target.shape[2]
-        loss = (error * lost).sum() / (num_values + 1e-4)
-        if self.config.cmd:
-            rebuilt_rows = (rebuilt * lost[..., None]).flatten(0, 1)
-            target_rows = (target * lost[..., None]).flatten(0, 1)
-            discrepancy = central_moment_discrepancy(rebuilt_rows, target_rows)
-            loss = loss + self.config.cmd * discrepancy / (lost.sum() + 1e-4)
-        return loss
+        return (error * lost).sum() / (num_values + FEW_VALUES)
+
+    def global_batch_rows(self, output: Output) -> GlobalBatchRows:
+        """For the moment discrepancy: what each sample adds to the moments of the whole batch."""
+        if not (self.config.cmd and output.rebuilt):
+            return GlobalBatchRows()
+        embeddings = {}
+        for m in output.rebuilt:
+            lost = output.lost[m][..., None]  # (B, T, 1)
+            embeddings[f"rebuilt_{m}"] = power_sums(output.rebuilt[m] * lost)
+            embeddings[f"target_{m}"] = power_sums(output.target[m] * lost)
+            embeddings[f"lost_{m}"] = output.lost[m].sum(1).double()
+        return GlobalBatchRows(embeddings, index=output.index)
+
+    def global_batch_losses(
+        self, rows: GlobalBatchRows, target: Tensor, weight: Tensor
+    ) -> dict[str, Tensor]:
+        """How far the moments of all rebuilt frames are from those of the complete ones, by modality.
+
+        Frames that were not dropped count as zeros on both sides, and so does all that is missing to the longest
+        sample of the data, as in the released code, whose batches are all as long as its file.
+        """
+        if not rows.embeddings:
+            return {}
+        real = (weight > 0).double()  # (B,)
+        num_samples = sum_over_ranks(real.sum())
+        losses = {}
+        for m in self.weight:
+            summed = {}
+            for name in ("rebuilt", "target", "lost"):
+                of_samples = rows.embeddings[f"{name}_{m}"]
+                summed[name] = sum_over_ranks(torch.einsum("b,b...->...", real, of_samples))
+            num_frames = num_samples * self.longest[m]
+            discrepancy = discrepancy_of_moments(
+                summed["rebuilt"] / num_frames, summed["target"] / num_frames
+            )
+            num_values = summed["lost"] * summed["target"].shape[1]
+            loss = self.config.cmd * discrepancy / (num_values + FEW_VALUES)
+            losses[f"moments_{m}"] = self.weight[m] * self._is_rebuilding * loss.float()
+        return losses
 
     def loss_denominators(self, batch: Utterances) -> dict[str, Tensor]:
         lost = self._lost(batch)
@@ -283,6 +327,11 @@ class TFRNet(Model[Utterances, Output]):
 def by_modality(values: tuple[Number, Number, Number]) -> dict[str, Number]:
     """A setting's values for text, audio and vision by name."""
     return dict(zip(MODALITIES, values, strict=True))
+
+
+def _round_up(length: int, step: int) -> int:
+    """The smallest multiple of ``step`` that is no less than ``length``."""
+    return -(-length // step) * step
 
 
 def _longest(modalities: list[str], data: DataSpec) -> dict[str, int]:

@@ -24,6 +24,8 @@ class EncoderOptions(Protocol):
     def relu_dropout(self) -> float: ...
     @property
     def residual_dropout(self) -> float: ...
+    @property
+    def place_dropped(self) -> bool: ...  # whether a frame of zeros has a position
 
 
 class Encoder(nn.Module):
@@ -59,6 +61,7 @@ class Encoder(nn.Module):
         self.last = nn.LayerNorm(width)
         self.embed = nn.Dropout(options.embed_dropout)
         self.residual = nn.Dropout(options.residual_dropout)
+        self.place_dropped = options.place_dropped
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 nn.init.xavier_uniform_(layer.weight)
@@ -92,10 +95,12 @@ class Encoder(nn.Module):
         return self.last(x)
 
     def _embed(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = math.sqrt(self.width) * x
+        embedded = math.sqrt(self.width) * x
         if mask is not None:
-            x = x + positions(x.shape[1], self.width, x.device) * mask[..., None]
-        return self.embed(x)
+            # the released code takes a first channel of exactly zero for padding
+            placed = mask if self.place_dropped else mask & (x[..., 0] != 0)
+            embedded = embedded + positions(x.shape[1], self.width, x.device) * placed[..., None]
+        return self.embed(embedded)
 
 
 class Gate(nn.Module):
@@ -138,18 +143,36 @@ def simam(x: Tensor, mask: Tensor) -> Tensor:
     return x * kept * (squared / (4 * (variance + SIMAM_LAMBDA)) + 0.5).sigmoid()
 
 
-def central_moment_discrepancy(left: Tensor, right: Tensor, moments: int = 3) -> Tensor:
+def central_moment_discrepancy(left: Tensor, right: Tensor) -> Tensor:
     """CMD (Zellinger et al., ICLR 2017, arXiv:1702.08811): how far two sets of rows are apart in their moments.
 
-    Sum of the distances between means and central moments 2..``moments`` of (n, D) and (m, D) rows, as a scalar.
+    Sum of the distances between means and central moments 2 and 3 of (n, D) and (m, D) rows, as a scalar, float64.
     Without the paper's scaling by powers of the range, as MISA's code and those that took it over compute it.
     """
-    left_mean, right_mean = left.mean(0), right.mean(0)
-    distance = _norm(left_mean - right_mean)
-    left, right = left - left_mean, right - right_mean
-    for order in range(2, moments + 1):
-        distance = distance + _norm((left**order).mean(0) - (right**order).mean(0))
-    return distance
+    return discrepancy_of_moments(power_sums(left) / len(left), power_sums(right) / len(right))
+
+
+def power_sums(rows: Tensor) -> Tensor:
+    """(..., 3, D) float64, sums of first, second and third powers of (..., n, D) rows.
+
+    They add up over samples and ranks, and moments follow from them; in float32 too little would be left of a
+    central moment, which is their difference.
+    """
+    rows = rows.double()
+    return torch.stack([(rows**order).sum(-2) for order in (1, 2, 3)], dim=-2)
+
+
+def discrepancy_of_moments(left: Tensor, right: Tensor) -> Tensor:
+    """The central moment discrepancy of two sets of rows, given (3, D) means of their powers."""
+    pairs = zip(_central_moments(left), _central_moments(right), strict=True)
+    distances = [_norm(of_left - of_right) for of_left, of_right in pairs]
+    return torch.stack(distances).sum()
+
+
+def _central_moments(raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean and the central moments 2 and 3, each (D,)."""
+    mean, square, cube = raw
+    return mean, square - mean**2, cube - 3 * mean * square + 2 * mean**3
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from core.command import Refused
 from data_shards.reading.open_shards import OpenShard
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
-from data_shards.shards.index_table import ABSENT
+from data_shards.shards.index_table import ABSENT, bytes_of
 from data_shards.shards.manifest import Manifest, parse_manifest
 from data_shards.shards.sentiment_schema import Rules, check_manifest, check_sample
 
@@ -29,6 +29,7 @@ class SplitContents:
     labels: list[float] = field(default_factory=list)
     samples: int = 0
     texts: int = 0
+    empty: int = 0  # samples without any modality
 
 
 @dataclass
@@ -119,6 +120,8 @@ def _add_shard(contents: Contents, split: str, reader: Reader, number: int) -> N
 def _add_fields(found: SplitContents, manifest: Manifest, shard: OpenShard) -> None:
     """How many samples have each field, and how long it is; all from the index."""
     index = shard.index
+    sequences = [name for name, kind in manifest.fields.items() if None in kind.shape]
+    found.empty += int((bytes_of(index, sequences) == 0).sum())
     for name, kind in manifest.fields.items():
         if name not in index.arrays:
             continue

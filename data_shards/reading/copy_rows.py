@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numba import from_dtype, int32, njit, types
 
+from core.environment.compiled import compiled
+
 _preadv = types.ExternalFunction(
     "preadv", types.intp(types.int32, types.intp, types.int32, types.int64)
 )
@@ -154,17 +156,8 @@ def _look_up_rows(table: np.ndarray, row: np.ndarray, found: np.ndarray) -> None
             )
 
 
-def _compiled(function: Callable, *arguments: types.Type) -> Callable:
-    """``function`` without the interpreter's lock; kept on disk between processes where there is a
-    folder for it."""
-    try:
-        return njit(arguments, nogil=True, cache=True)(function)
-    except RuntimeError:
-        return njit(arguments, nogil=True)(function)
-
-
 # Compiled here and not when first called: most of the time goes into numba's own imports.
 _vector, _matrix = types.int64[::1], types.int64[:, ::1]
 _batch_arrays = from_dtype(BATCH_ARRAY)[::1]
-copy_rows: CopyRows = _compiled(_copy_rows, _vector, _matrix, _matrix, _batch_arrays)
-look_up_rows: LookUpRows = _compiled(_look_up_rows, _vector, _vector, _matrix)
+copy_rows: CopyRows = compiled(_copy_rows, (_vector, _matrix, _matrix, _batch_arrays))
+look_up_rows: LookUpRows = compiled(_look_up_rows, (_vector, _vector, _matrix))

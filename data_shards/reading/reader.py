@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core.names import suggest, unknown_names
 from data_shards.reading.buffer_pool import BufferPool
 from data_shards.reading.copy_rows import BATCH_ARRAY, copy_rows, look_up_rows
 from data_shards.reading.corruption import advice
@@ -109,9 +110,11 @@ class Reader:
         keep: int,
         threads: int = 2,
     ):
-        for name in chosen or ():
-            if name not in known:
-                raise DataError(f"{store.name} has no field {name!r}; it has {', '.join(known)}")
+        for name in unknown_names(chosen or (), known):
+            raise DataError(
+                f"{store.name} has no field {name!r}; it has {', '.join(known)}"
+                f"{suggest(name, known)}"
+            )
         self.store = store
         self.shards = shards
         names = known if chosen is None else chosen

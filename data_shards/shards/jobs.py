@@ -65,6 +65,7 @@ class Record:
     repairs: dict[str, int]
     moments: dict[str, Moments]  # of train shards only: float field -> moments of its frames
     max_length: dict[str, int]
+    empty: int = 0  # samples without any modality
 
     @staticmethod
     def load(path: Path) -> Record | None:
@@ -213,6 +214,7 @@ def run_job(dataset: RawDataset, out: Path, job: Job) -> Record:
         repairs=dict(+made.repairs),  # + drops what was counted as none
         moments=made.moments,
         max_length=made.max_length,
+        empty=made.empty,
     )
     write_atomically(_record_path(out, job), json.dumps(asdict(record)))
     return record
@@ -227,6 +229,7 @@ class _Samples:
         self.repairs: Counter[str] = Counter()
         self.moments: dict[str, Moments] = {}
         self.max_length: dict[str, int] = {}
+        self.empty = 0
         self.rules = Rules.of(dataset.labels, dataset.tokenizer)
 
     def __iter__(self) -> Iterator[tuple[str, Sample]]:
@@ -236,11 +239,14 @@ class _Samples:
                 check_sample(sample.arrays, self.rules, f"sample {sample.id!r}")
             for field, array in sample.arrays.items():
                 self._measure(field, array)
+            self.empty += not any(map(self._has_time_axis, sample.arrays))
             yield f"{self.job.split}_{number:08d}", sample
 
+    def _has_time_axis(self, field: str) -> bool:
+        return None in self.dataset.fields[field].shape
+
     def _measure(self, field: str, array: np.ndarray) -> None:
-        has_time_axis = None in self.dataset.fields[field].shape
-        if not has_time_axis:
+        if not self._has_time_axis(field):
             return
         self.max_length[field] = max(self.max_length.get(field, 0), len(array))
         if self.job.split == "train" and array.dtype.kind == "f":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -37,6 +38,9 @@ MAX_SHARD_BYTES = 2**50
 
 Task = Literal["sentiment", "alignment", "arrays"]  # arrays: streamed, and no recipe's data
 LabelKind = Literal["regression", "classes"]
+
+EMPTY = "samples without any modality"  # in Manifest.extras: split -> how many
+LEAVE_OUT = "leave them out of training and scores with loading.empty=leave_out"
 
 # In JSON, 1 is no string, true is no number, and a key that nobody knows is an error.
 _STRICT = ConfigDict(strict=True, extra="forbid")
@@ -124,6 +128,10 @@ class Manifest:
         """How many samples a split has."""
         return sum(shard.samples for shard in self.splits[split])
 
+    def empty(self) -> dict[str, int]:
+        """Split -> samples without any modality, of the splits that have some; as counted when converted."""
+        return dict(self.extras.get(EMPTY, {}))
+
     def to_json(self) -> str:
         """The text of ``manifest.json``, with a checksum of all that it says."""
         body = {"format": FORMAT, "version": VERSION, **asdict(self)}
@@ -157,6 +165,20 @@ class Manifest:
         _check_shards(manifest, where)
         _check_counts(manifest, where)
         return manifest
+
+
+def describe_empty(manifest: Manifest, empty: Mapping[str, int]) -> str:
+    """How many samples have no modality at all, as a clause.
+
+    Args:
+        empty: split -> how many.
+    """
+    samples = sum(manifest.samples(split) for split in empty)
+    parts = ", ".join(f"{count} in {split}" for split, count in empty.items())
+    return (
+        f"{sum(empty.values())} of {samples} samples have none of the modalities ({parts}), so a "
+        "model knows nothing of them"
+    )
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -280,6 +302,11 @@ def _check_counts(manifest: Manifest, where: str) -> None:
             raise _refused(
                 f"{where}: moments of {name!r}: {len(mean)} means, {len(std)} deviations"
             )
+    empty = manifest.extras.get(EMPTY, {})
+    if not isinstance(empty, dict) or not all(type(count) is int for count in empty.values()):
+        raise _refused(f"{where}: extras: {EMPTY} are counts by split, found {str(empty)[:80]}")
+    if not empty.keys() <= manifest.splits.keys():
+        raise _refused(f"{where}: extras: {EMPTY} of splits that are not there")
     for name, counts in (("max_length", manifest.max_length), ("repairs", manifest.repairs)):
         if min(counts.values(), default=0) < 0:
             raise _refused(f"{where}: a negative number in {name}")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from core.encoders.pretrained import Source, load_model, load_tokenizer
 from core.regular_files import open_regular_file
 from data_shards.shards.manifest import DataError
 
@@ -140,15 +141,13 @@ def encoded_names(
 ) -> View:
     """(N, D) float32: the mean of an encoder's last states over a name, without padding."""
     import torch
-    from transformers import AutoModel, AutoTokenizer
 
+    source = Source(encoder_name, "--text-encoder ")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(encoder_name, trust_remote_code=False)
-        encoder = AutoModel.from_pretrained(encoder_name, trust_remote_code=False).eval()
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"--text-encoder {encoder_name}: transformers cannot load it ({error})"
-        ) from None
+        tokenizer = load_tokenizer(source)
+        encoder = load_model(source).eval()
+    except ValueError as error:
+        raise DataError(str(error)) from None
     joined = {row: " ".join(tokens) for row, tokens in names.items() if tokens}
     rows = sorted(joined, key=lambda row: len(joined[row]))  # names of like length, little padding
     means = np.zeros((num_entities, encoder.config.hidden_size), "<f4")

@@ -25,6 +25,7 @@ from data_shards.shards.split_names import SPLITS, split_called
 from data_shards.sources.mmsa_arrays import (
     SEQUENCES,
     Part,
+    assumed_dataset,
     is_aligned,
     largest_token_id,
     pads_left,
@@ -33,7 +34,6 @@ from data_shards.sources.mmsa_arrays import (
     used_extent,
     widths_of,
 )
-from data_shards.sources.mmsa_assumed import assumed_dataset
 from data_shards.sources.pickles import load_pickle
 from data_shards.sources.raw_dataset import (
     KnownDataset,
@@ -143,7 +143,9 @@ def _parts(loaded: Any, raw: Path) -> tuple[dict[str, Part], list[str]]:
     for key in loaded:
         split = split_called(key)
         if split in keys:
-            raise DataError(f"{raw} has {keys[split]!r} and {key!r}, both of which are {split}")
+            raise DataError(
+                f"{raw}: {keys[split]!r} and {key!r} are both the {split} split; remove one"
+            )
         if split is not None:
             keys[split] = key
     if keys.keys() != set(SPLITS):

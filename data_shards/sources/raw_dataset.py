@@ -52,6 +52,7 @@ class Options:
     text: TextChoice = "auto"  # tokens: ids as they stand in the file
     tokenizer: str | None = None  # folder of a transformers tokenizer
     max_tokens: int | None = None
+    rename: dict[str, str] | None = None  # modality of the raw data -> its name in the shards
     entities: EntityOptions | None = None  # of an alignment folder
 
 

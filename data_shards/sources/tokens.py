@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from core.encoders.pretrained import Source, load_tokenizer
 from core.files import sha256_of_bytes
 from core.regular_files import check_regular_files_in
 from data_shards.shards.manifest import DataError
@@ -25,8 +26,6 @@ class Tokenizer:
     """A ``transformers`` tokenizer from a folder; nothing is fetched."""
 
     def __init__(self, path: str, max_tokens: int | None = None):
-        from transformers import AutoTokenizer
-
         if not Path(path).is_dir():
             raise DataError(
                 f"--tokenizer {path}: no such folder; "
@@ -34,14 +33,9 @@ class Tokenizer:
             )
         check_regular_files_in(path)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(
-                path, local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:  # damaged files make the library raise nearly anything
-            problem = " ".join(str(error).split())[:300] or type(error).__name__
-            raise DataError(
-                f"--tokenizer {path}: transformers cannot load it ({problem})"
-            ) from None
+            self.tokenizer = load_tokenizer(Source(path, "--tokenizer "))
+        except ValueError as error:
+            raise DataError(str(error)) from None
         limit = self.tokenizer.model_max_length
         self.max_tokens = max_tokens or (limit if limit < LONGEST else None)
         special = {}

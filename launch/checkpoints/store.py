@@ -20,19 +20,22 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import safetensors.torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from core import distributed
-from core.command import NO_ROOM
+from core.command import NO_ROOM, Refused
 from core.files import sha256_of_bytes, sha256_of_file, sync_folder
+from core.json_files import read_json_object
+from core.regular_files import read_regular_text
 from launch.checkpoints import zero
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.tensors import adam_step, rank_tensors
@@ -43,6 +46,7 @@ from launch.tasks.task import Task
 
 FORMAT, VERSION = "concord-checkpoint", 2
 Pointer = Literal["last", "best"]  # files that name a checkpoint
+CHECKPOINT_NAME = re.compile(r"step-\d{1,18}(-epoch-\d{1,18})?")
 POINTERS: tuple[Pointer, ...] = ("last", "best")
 
 
@@ -59,11 +63,11 @@ class State:
 
     format: str
     version: int
-    ranks: int
+    ranks: PositiveInt
     progress: Progress
     task: dict[str, Any]  # ``Task.state_dict``
-    adam_step: float
-    shapes: dict[str, list[int]]  # parameter -> shape
+    adam_step: Annotated[float, Field(ge=0, allow_inf_nan=False)]
+    shapes: dict[str, list[NonNegativeInt]]  # parameter -> shape
     loss_scale: dict[str, float] = field(default_factory=dict)  # of fp16
 
 
@@ -174,8 +178,12 @@ class Checkpoints:
 
     def _remove_old(self) -> None:
         """Keep the newest checkpoints and those that a pointer names."""
-        kept = {self._pointed(pointer) for pointer in POINTERS}
-        kept |= set(self._names()[: self.keep])
+        kept = set(self._names()[: self.keep])
+        for pointer in POINTERS:
+            try:
+                kept.add(self._pointed(pointer) or "")
+            except ConfigError:  # whoever wants that checkpoint is told
+                return
         for name in self._names():
             if name not in kept:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
@@ -185,13 +193,27 @@ class Checkpoints:
         return sorted((path.name for path in self.folder.glob("step-*")), reverse=True)
 
     def _pointed(self, pointer: Pointer) -> str | None:
+        """The checkpoint that ``pointer`` names; None when there is none.
+
+        Raises:
+            ConfigError: it names no checkpoint of this folder.
+        """
+        path = self.folder / pointer
         try:
-            return (self.folder / pointer).read_text(encoding="utf-8").strip()
+            name = read_regular_text(path, limit=1 << 16).strip()
         except FileNotFoundError:
             return None
+        except (OSError, Refused) as error:
+            raise ConfigError(f"{path} cannot be read: {error}") from None
+        if not CHECKPOINT_NAME.fullmatch(name):
+            raise ConfigError(
+                f"{path} names {name[:80]!r}, which is no checkpoint of this folder; "
+                "write the name of one into it, such as step-00000120"
+            )
+        return name
 
     def _what_is_left(self) -> str:
-        last = self._pointed("last")
+        last = next(iter(self._names()), None)
         if last is None:
             return "there is none before it; make room and start again with the same command"
         return f"{last} before it is untouched; make room, and the same command goes on from there"
@@ -207,8 +229,12 @@ class Checkpoints:
 
     def _find(self, pointer: Pointer) -> tuple[str | None, list[str]]:
         complaints: list[str] = []
-        named = self._pointed(pointer)
-        names = [named] if named else []
+        names: list[str] = []
+        try:
+            named = self._pointed(pointer)
+            names = [named] if named else []
+        except ConfigError as error:
+            complaints.append(str(error))
         if pointer == "last":
             names = sorted({*names, *self._names()}, reverse=True)
         for name in names:
@@ -229,7 +255,7 @@ def verify(folder: Path) -> None:
     """
     recorded = {}  # file name -> its size and SHA-256
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        manifest = read_json_object(folder / "manifest.json")
         for name, entry in manifest["files"].items():
             recorded[str(name)] = (int(entry["bytes"]), str(entry["sha256"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -257,8 +283,14 @@ def read_state(folder: Path) -> State:
     """
     path = folder / "state.json"
     try:
-        state = TypeAdapter(State).validate_python(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, ValidationError) as error:
+        state = TypeAdapter(State).validate_python(read_json_object(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"{path} is no state of a run: {key}={str(first['input'])[:80]}: {first['msg']}"
+        ) from None
+    except (OSError, Refused) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
     if (state.format, state.version) != (FORMAT, VERSION):
         raise ConfigError(

@@ -8,6 +8,7 @@ generator's state of one rank.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,6 +23,9 @@ from core.dropout import hash64
 from launch.checkpoints import zero
 from launch.config import ConfigError
 from launch.engine.deepspeed_engine import Engine, gathered
+
+RANGES = ("param", *zero.MOMENTS)  # kinds that are flat ranges of a parameter
+_KEY = re.compile(r"(?P<kind>param|exp_avg|exp_avg_sq|buffer|rng)/(?P<name>.+)@(?P<start>\d{1,18})")
 
 
 def rank_tensors(engine: Engine, model: nn.Module) -> dict[str, Tensor]:
@@ -74,9 +78,21 @@ class StoredTensors:
             except SafetensorError as error:
                 raise ConfigError(f"{path} is no safetensors file ({error})") from None
             for key in self._files[path].keys():  # noqa: SIM118
-                kind, _, rest = key.partition("/")
-                name, _, start = rest.rpartition("@")
-                self._ranges[kind, name].append((int(start), key, path))
+                found = _KEY.fullmatch(key)
+                if found is None:
+                    raise ConfigError(f"{path} has a tensor {key[:80]!r}, which no checkpoint has")
+                is_range = found["kind"] in RANGES
+                stored = self._files[path].get_slice(key)
+                shape, dtype = stored.get_shape(), stored.get_dtype()
+                if is_range and (len(shape) != 1 or dtype != "F32"):
+                    raise ConfigError(
+                        f"{path}: {key!r} is {dtype} of shape {shape}, and a flat range of F32 is "
+                        "expected"
+                    )
+                ranges = self._ranges[found["kind"], found["name"]]
+                ranges.append((int(found["start"]), key, path))
+        for ranges in self._ranges.values():
+            ranges.sort()
 
     def names(self, kind: str) -> list[str]:
         return [name for found, name in self._ranges if found == kind]
@@ -92,9 +108,9 @@ class StoredTensors:
         filled, end = 0, start + len(out)
         for first, key, path in self._ranges.get((kind, name), ()):
             stored = self._files[path].get_slice(key)
-            low = max(first, start)
+            low = max(first, start + filled)  # in order, so that none is counted twice
             high = min(first + stored.get_shape()[0], end)
-            if low < high:  # this range and the one that is asked for overlap
+            if low == start + filled and low < high:
                 out[low - start : high - start].copy_(stored[low - first : high - first])
                 filled += high - low
         if filled != len(out):
@@ -121,9 +137,11 @@ def load_weights(folder: Path, shapes: dict[str, list[int]], model: nn.Module) -
         stored.fill("param", name, 0, parameter.data.view(-1))
     for name, buffer in buffers.items():
         value = stored.whole("buffer", name)
-        if value is None or value.shape != buffer.shape:
+        if value is None or (value.shape, value.dtype) != (buffer.shape, buffer.dtype):
+            found = "nothing" if value is None else f"{value.dtype} of {list(value.shape)}"
             raise ConfigError(
-                f"checkpoint {folder} is of another model: buffer {name} has another shape"
+                f"checkpoint {folder} is of another model: buffer {name} is {found} there, "
+                f"{buffer.dtype} of {list(buffer.shape)} in the model"
             )
         buffer.copy_(value)
 
@@ -146,9 +164,12 @@ def load_generators(folder: Path, ranks: int, seeds: Iterable[int]) -> None:
         torch.manual_seed(hash64(*seeds, rank) % 2**63)
         return
     stored = StoredTensors(folder)
-    state = stored.whole("rng", f"cpu-{rank}")
-    if state is not None:
-        torch.set_rng_state(state)
-    state = stored.whole("rng", f"cuda-{rank}")
-    if state is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state)
+    try:
+        state = stored.whole("rng", f"cpu-{rank}")
+        if state is not None:
+            torch.set_rng_state(state)
+        state = stored.whole("rng", f"cuda-{rank}")
+        if state is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"checkpoint {folder} has no usable random state: {error}") from None

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 
 from core import distributed
+from core.command import Refused
+from core.json_files import kind_of, read_json_object
 from launch.config import ConfigError, Run
 
 
@@ -98,7 +100,7 @@ def deepspeed_config(run: Run) -> dict[str, Any]:
         "memory_breakdown": False,
         "dump_state": False,
     }
-    return _merge(config, _read(run.deepspeed, run)) if run.deepspeed else config
+    return _merge(config, _read(run.deepspeed, run, config)) if run.deepspeed else config
 
 
 def _zero(run: Run) -> dict[str, Any]:
@@ -131,35 +133,68 @@ _SET_ELSEWHERE = {
 }
 
 
-def _read(path: str, run: Run) -> dict[str, Any]:
-    """The user's file, without what agrees with the run.
+def _read(path: str, run: Run, known: dict[str, Any]) -> dict[str, Any]:
+    """The user's file, without what agrees with the run; ``known`` is what it is laid over.
 
     Raises:
         ConfigError: it cannot be read, or says something else than the run.
     """
     try:
-        settings = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
+        settings = read_json_object(Path(path))
+    except (OSError, Refused) as error:
         raise ConfigError(f"deepspeed={path}: {error}") from None
+    _refuse_other_kinds(path, settings, known | {"train_batch_size": run.batch_size})
     for section, instead in _SET_ELSEWHERE.items():
         if section in settings:
             raise ConfigError(
                 f"{path} has a section {section!r}, but the recipe decides that; set {instead}"
             )
     _refuse_other_sizes(path, settings, run)
-    stage = settings.get("zero_optimization", {}).get("stage", run.zero_stage)
+    stage = _section(settings, "zero_optimization").get("stage", run.zero_stage)
     if stage not in ("auto", run.zero_stage):
         raise ConfigError(
             f"{path} says stage {stage}, the run zero_stage={run.zero_stage}; set "
             f"zero_stage={stage}"
         )
     for key in ("fp16", "bf16"):
-        if settings.get(key, {}).get("enabled"):
+        if _section(settings, key).get("enabled") not in (None, False, "auto"):
             raise ConfigError(
                 f"{path} enables {key}, which would train the weights themselves in it; set "
                 f"precision={key}"
             )
     return settings
+
+
+def _section(settings: dict[str, Any], key: str) -> dict[str, Any]:
+    section: Any = settings.get(key, {})
+    return {} if section == "auto" else section
+
+
+def _refuse_other_kinds(
+    path: str, settings: dict[str, Any], known: dict[str, Any], prefix: str = ""
+) -> None:
+    """Refuse values of another kind than those that the run itself would give DeepSpeed."""
+    for key, value in settings.items():
+        if key not in known or value == "auto":
+            continue
+        wanted, name = known[key], prefix + key
+        if isinstance(wanted, dict):
+            if not isinstance(value, dict):
+                example = json.dumps(dict(list(wanted.items())[:1]))
+                raise ConfigError(
+                    f"{path} says {name} = {json.dumps(value)[:80]}, which must be an object such "
+                    f"as {example}"
+                )
+            _refuse_other_kinds(path, value, wanted, f"{name}.")
+        elif kind_of(value) not in _kinds_like(wanted):
+            raise ConfigError(
+                f"{path} says {name} = {json.dumps(value)[:80]}, which must be "
+                f"{' or '.join(_kinds_like(wanted))}"
+            )
+
+
+def _kinds_like(value: Any) -> tuple[str, ...]:
+    return ("true", "false") if isinstance(value, bool) else (kind_of(value),)
 
 
 def _refuse_other_sizes(path: str, settings: dict[str, Any], run: Run) -> None:

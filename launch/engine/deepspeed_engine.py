@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -147,14 +148,32 @@ def start(model: Model, run: Run) -> Engine:
         )
     if run.compile:
         model.compile()
+    config = deepspeed_config(run)
+    if run.deepspeed:
+        _refuse_odd_settings(run.deepspeed, config)
     engine: Engine
     engine, *_ = deepspeed.initialize(
         model=step,
         optimizer=optimizer_for(model, run),
-        config=deepspeed_config(run),
+        config=config,
         dist_init_required=False,
     )
     return engine
+
+
+def _refuse_odd_settings(path: str, config: dict[str, Any]) -> None:
+    """Have DeepSpeed read the user's settings before anything is built from them.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        DeepSpeedConfig(copy.deepcopy(config))
+    except Exception as error:  # its checks are asserts, lookups and pydantic's
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"deepspeed={path}: DeepSpeed cannot use it ({reason[:300]})") from None
 
 
 def init_deepspeed(patience: timedelta) -> None:

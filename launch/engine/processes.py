@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 import os
-import socket
 import sys
 import threading
 import time
@@ -18,8 +17,11 @@ from pathlib import Path
 import psutil
 import torch
 
+from core.environment.caches import choose_caches
 from launch.config import ConfigError
+from launch.engine import operator_cache, stores
 from launch.engine.deepspeed_engine import init_deepspeed
+from launch.engine.rendezvous import own_port
 from launch.monitor import control_plane, watchdog
 
 COMPILERS = {"ninja", "c++", "g++", "clang++", "cc1plus", "nvcc", "cicc"}
@@ -32,6 +34,7 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AF
         timeout: seconds that the ranks may wait for one of them.
         lost_after: seconds of silence after which a rank counts as gone.
     """
+    choose_caches()
     if not torch.cuda.is_available():
         # otherwise DeepSpeed warns that it found no GPU
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -40,13 +43,16 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AF
         "ignore", message=".*is deprecated. Please use.*", category=FutureWarning
     )
     _use_own_ninja()
+    operator_cache.use_own_folder()
     if "RANK" not in os.environ:
         _be_the_only_process()
     refuse_stale_build_lock()
     # the watchdog names the rank that is missing and should be first; the collectives' own time-out
     # is the second net
     patience = timedelta(seconds=timeout + 60)
-    with _build_lock_watched():
+    if stores.is_one_machine():
+        stores.stay_on_this_machine()
+    with own_port(timeout), stores.meeting_place(), _build_lock_watched():
         init_deepspeed(patience)
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -61,20 +67,17 @@ def shutdown_processes() -> None:
         watchdog.leave()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
+        stores.close()
 
 
 def _be_the_only_process() -> None:
-    """Set what a launcher would; several runs may share a machine, so the port is one that is free
-    now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """Set what a launcher would; the port becomes one that is free."""
     os.environ.update(
         RANK="0",
         LOCAL_RANK="0",
         WORLD_SIZE="1",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port),
+        MASTER_ADDR=stores.LOOPBACK,
+        MASTER_PORT="0",
     )
 
 
@@ -123,9 +126,7 @@ def refuse_stale_build_lock(
     Raises:
         ConfigError: with the command that removes it.
     """
-    from torch.utils.cpp_extension import get_default_build_root  # slow to import
-
-    root = root or Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    root = root or operator_cache.own_folder()
     for lock in [*root.glob("*/lock"), *root.glob("*/*/lock")]:
         try:
             age = time.time() - lock.stat().st_mtime

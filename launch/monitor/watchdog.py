@@ -6,7 +6,8 @@ their next collective until its time-out, holding their accelerators, and then s
 was missing. Here two small threads per rank talk over a ``TCPStore`` of their own: each rank writes
 a heartbeat every second, rank 0 reads them and writes its verdict, and a rank that hears of a loss,
 or hears nothing, leaves with ``RANK_LOST``. The verdict also carries a request to stop from
-the rank that was asked to all others.
+the rank that was asked to all others. Strangers can reach the store, so heartbeats and verdicts are
+sealed with a secret that rank 0 hands out through the process group.
 
 Stricter than the time-outs of torch and its launchers: those end all ranks too, but do not name the
 one that was missing, and take as long as the slowest collective may.
@@ -15,6 +16,7 @@ one that was missing, and take as long as the slowest collective may.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import sys
@@ -27,7 +29,11 @@ from torch.distributed import DistError, TCPStore  # type: ignore[attr-defined]
 
 from core import distributed
 from core.command import RANK_LOST
+from launch.engine.stores import listening_socket, master_address, serve
 from launch.monitor import control_plane
+from launch.monitor.seal import Forged, Seal, new_secret
+
+log = logging.getLogger(__name__)
 
 LOST_AFTER = 30.0  # seconds of silence after which a rank counts as gone
 PERIOD = 1.0
@@ -59,8 +65,9 @@ class Verdict:
 class Watchdog:
     """One per process; ``begin`` makes it."""
 
-    def __init__(self, store: TCPStore, lost_after: float, stalled_after: float):
+    def __init__(self, store: TCPStore, seal: Seal, lost_after: float, stalled_after: float):
         self.store, self.lost_after, self.stalled_after = store, lost_after, stalled_after
+        self.seal = seal
         self.rank, self.ranks = distributed.rank(), distributed.world_size()
         self.heartbeat = Heartbeat(host=socket.gethostname())
         self.verdict = Verdict()
@@ -87,20 +94,42 @@ class Watchdog:
 
     def beat(self) -> None:
         self.heartbeat.count += 1
-        self.store.set(f"beat/{self.rank}", json.dumps(asdict(self.heartbeat)))
+        self._write(f"beat/{self.rank}", self.heartbeat)
 
     def publish(self, verdict: Verdict) -> None:
-        self.store.set("verdict", json.dumps(asdict(verdict)))
+        self._write("verdict", verdict)
+
+    def _write(self, name: str, message: Heartbeat | Verdict) -> None:
+        sealed = self.seal.close(name, json.dumps(asdict(message)))
+        self.store.set(name, sealed)  # type: ignore[arg-type] # bytes are taken, too
+
+    def _beats(self) -> list[Heartbeat]:
+        """Of all ranks. For one that a stranger has overwritten, the last that was genuine: the rank
+        writes another within a second."""
+        names = [f"beat/{rank}" for rank in range(self.ranks)]
+        beats = []
+        for rank, (name, message) in enumerate(
+            zip(names, self.store.multi_get(names), strict=True)
+        ):
+            try:
+                beats.append(Heartbeat(**json.loads(self.seal.open(name, message))))
+            except Forged as error:
+                log.warning("%s", error)
+                last, _ = self._newest.get(rank, (Heartbeat(), 0.0))
+                beats.append(last)
+        return beats
 
     def _talk(self) -> None:
         while not self.closed.is_set():
             try:
                 self.beat()
                 if self.rank == 0:
-                    texts = self.store.multi_get([f"beat/{rank}" for rank in range(self.ranks)])
-                    self.publish(self._judge([Heartbeat(**json.loads(text)) for text in texts]))
-                self.verdict = Verdict(**json.loads(self.store.get("verdict")))
+                    self.publish(self._judge(self._beats()))
+                text = self.seal.open("verdict", self.store.get("verdict"))
+                self.verdict = Verdict(**json.loads(text))
                 self.heard = time.monotonic()
+            except Forged as error:
+                log.warning("%s", error)  # rank 0 writes another within a second
             except (RuntimeError, ValueError):
                 pass  # no answer: the other thread counts the time
             self.closed.wait(PERIOD)
@@ -204,15 +233,18 @@ def begin(timeout: float, lost_after: float = LOST_AFTER) -> None:
     global _watchdog
     if distributed.world_size() == 1:
         return
-    address, patience = os.environ["MASTER_ADDR"], timedelta(seconds=lost_after)
+    patience = timedelta(seconds=lost_after)
     first = distributed.rank() == 0
     if first:
-        store = TCPStore(address, 0, is_master=True, wait_for_workers=False, timeout=patience)
-        store.set("verdict", json.dumps(asdict(Verdict())))
-    port = int(control_plane.broadcast_text(str(store.port) if first else ""))
+        store = serve(listening_socket())
+    meeting = json.dumps([store.port, new_secret()] if first else [])
+    port, secret = json.loads(control_plane.broadcast_text(meeting))
     if not first:
-        store = TCPStore(address, port, is_master=False, timeout=patience)
-    watchdog = Watchdog(store, lost_after, timeout)
+        store = TCPStore(master_address(), port, is_master=False, timeout=patience)
+    store.set_timeout(patience)
+    watchdog = Watchdog(store, Seal(secret), lost_after, timeout)
+    if first:
+        watchdog.publish(Verdict())
     watchdog.beat()
     control_plane.any_rank(False)  # every rank has written a heartbeat before rank 0 reads them
     _watchdog = watchdog

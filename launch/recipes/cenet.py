@@ -1,6 +1,14 @@
-"""CENet (Wang et al., IEEE TMM 2022) with external memory. Settings of MMSA; the codebooks are made beforehand with
+"""CENet (Wang et al., IEEE TMM 2022) with external memory; the codebooks are made beforehand with
 
 python -m data_shards.codebook DIR
+
+From MMSA are the text encoder's rate, the decay, epsilon, clipping, batch size and absolute error. Not from MMSA: what
+is outside of the text encoder learns ten times as fast; each representation reads from a memory; frames are
+standardised, and become codes, as in the authors' code, instead of going through two layers; padded frames take no
+part; the embedding tables are trained. MMSA's CENet itself, with the rate that the recipe has for the text:
+
+deepspeed launch/train.py cenet/mosi data=DIR options.memory=[] options.front=mlp options.frame_mask=false \
+options.freeze_embeddings=true options.inputs.standardise=false optim.groups.main.lr=1e-5
 """
 
 from __future__ import annotations
@@ -98,6 +106,27 @@ def mosi_utterance() -> Run:
     return replace(base, model="cenet", options=options, optim=replace(base.optim, groups=groups))
 
 
+def _printed(base: Run) -> Run:
+    """The run with the memory exactly as it is printed: what is read takes the representation's place."""
+    return replace(base, options=replace(base.options, memory_mode="replace"))
+
+
+def mosi_printed() -> Run:
+    """CENet on MOSI with the memory exactly as printed: no residual, no gate, no norm before the query.
+
+    deepspeed launch/train.py cenet/mosi_printed data=shards/mosi
+    """
+    return _printed(mosi())
+
+
+def demo_printed() -> Run:
+    """CENet on the generated data with the memory exactly as printed; needs the codebook as ``demo`` does.
+
+    deepspeed launch/train.py cenet/demo_printed data=demo/shards
+    """
+    return _printed(demo())
+
+
 def demo() -> Run:
     """CENet with memory on the generated data; needs ``python -m data_shards.codebook demo/shards`` before.
 
@@ -115,4 +144,6 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "avec2019": avec2019,
     "mosi_utterance": mosi_utterance,
     "demo": demo,
+    "mosi_printed": mosi_printed,
+    "demo_printed": demo_printed,
 }

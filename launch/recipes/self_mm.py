@@ -1,6 +1,8 @@
 """Self-MM (Yu et al., AAAI 2021). Settings of MMSA's tables, which newer papers compare with; the paper's own are lost.
 
-MMSA sums gradients over 4 batches before each step; with Adam that is one batch of 4 times the size, as it stands here.
+MMSA sums gradients over 4 batches before each step, and Adam adds the weight decay to that sum. Here the 4 are one
+batch, whose gradient is their mean: a quarter of the sum. So a quarter of the decay and of Adam's epsilon belongs to
+it, and then every step is MMSA's.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from core.models.self_mm import SelfMM
 from launch.config import Group, Optim, Run
 from launch.recipes import demo_run, for_depression, hscl
 
+SUMMED = 4  # batches of MMSA whose gradients are summed for one step
+
 
 def _optim(
     audio: float,
@@ -20,17 +24,23 @@ def _optim(
     main: float,
     decay: tuple[float, float, float, float],
     text: float = 5e-5,
+    summed: int = 1,
 ) -> Optim:
-    """Learning rates of sound, video and the rest; weight decay of text, sound, video and the rest."""
+    """Learning rates of sound, video and the rest; weight decay of text, sound, video and the rest.
+
+    ``summed``: the decay and epsilon belong to a sum of so many gradients; the optimiser here gets their mean.
+    """
+    decay_text, decay_audio, decay_vision, decay_main = (value / summed for value in decay)
     return Optim(
         algorithm="adam",
         groups={
-            "text": Group(text, decay[0]),
+            "text": Group(text, decay_text),
             "text_no_decay": Group(text, 0.0),
-            "audio": Group(audio, decay[1]),
-            "vision": Group(vision, decay[2]),
-            "main": Group(main, decay[3]),
+            "audio": Group(audio, decay_audio),
+            "vision": Group(vision, decay_vision),
+            "main": Group(main, decay_main),
         },
+        eps=1e-8 / summed,
     )
 
 
@@ -42,8 +52,8 @@ def mosi() -> Run:
     return Run(
         model="self_mm",
         options=SelfMM.Config(text=TextConfig(source="bert-base-uncased")),
-        optim=_optim(5e-3, 5e-3, 1e-3, (1e-3, 1e-3, 1e-3, 1e-3)),
-        batch_size=64,
+        optim=_optim(5e-3, 5e-3, 1e-3, (1e-3, 1e-3, 1e-3, 1e-3), summed=SUMMED),
+        batch_size=SUMMED * 16,
         epochs=100,
         patience=8,
     )
@@ -58,8 +68,8 @@ def mosei() -> Run:
     return replace(
         base,
         options=replace(base.options, drop_fusion=0.1, drop_text=0.0, drop_audio=0.0),
-        optim=_optim(5e-3, 1e-4, 1e-3, (1e-3, 0.0, 0.0, 1e-2)),
-        batch_size=128,
+        optim=_optim(5e-3, 1e-4, 1e-3, (1e-3, 0.0, 0.0, 1e-2), summed=SUMMED),
+        batch_size=SUMMED * 32,
     )
 
 
@@ -74,8 +84,8 @@ def sims() -> Run:
         options=SelfMM.Config(
             vision_hidden=64, post_text=64, text=TextConfig(source="bert-base-chinese")
         ),
-        optim=_optim(5e-3, 5e-3, 1e-3, (1e-3, 1e-2, 1e-2, 1e-3)),
-        batch_size=128,
+        optim=_optim(5e-3, 5e-3, 1e-3, (1e-3, 1e-2, 1e-2, 1e-3), summed=SUMMED),
+        batch_size=SUMMED * 32,
         metrics="sims",
     )
 
@@ -89,8 +99,8 @@ def simsv2() -> Run:
     return replace(
         base,
         options=replace(base.options, post_vision=32, post_audio=32, drop_text=0.0),
-        optim=_optim(1e-3, 1e-3, 1e-3, (1e-2, 0.0, 0.0, 1e-3)),
-        batch_size=64,
+        optim=_optim(1e-3, 1e-3, 1e-3, (1e-2, 0.0, 0.0, 1e-3), summed=SUMMED),
+        batch_size=SUMMED * 16,
     )
 
 
@@ -98,7 +108,7 @@ def avec2019() -> Run:
     """Self-MM on the depression scores of AVEC 2019 (PHQ-8 in [0, 24]) from MFCC, AU poses and text.
 
     The data are licensed: bring them as a table (docs/data.md) with --labels 0:24:1. No published settings exist;
-    these are MOSI's.
+    these are MOSI's, with the same decay beside the mean gradient of a batch.
 
     deepspeed launch/train.py self_mm/avec2019 data=shards/avec2019
     """

@@ -1,6 +1,8 @@
 """TATE (Zeng et al., SIGIR 2022): whole modalities missing. A teacher on complete data comes first, in one command:
 
 deepspeed launch/distill.py tate/mosi data=shards/mosi run_dir=runs/tate
+
+The plain command that stands with each recipe, ``launch/train.py``, trains without a teacher, and says so.
 """
 
 from __future__ import annotations

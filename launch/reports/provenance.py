@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from core import distributed
+from core.environment.credentials import redact
 
 PACKAGES = (
     "torch",
@@ -39,7 +40,7 @@ def provenance() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
         "git": _git(),
-        "command": sys.argv,
+        "command": [redact(word) for word in sys.argv],
     }
 
 

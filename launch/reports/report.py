@@ -13,6 +13,7 @@ from core import distributed
 from core.files import write_atomically
 from core.metrics.declared import headline_metrics, metric_of
 from core.model import Model
+from core.regular_files import open_regular_file
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import Checkpoints, read_state
 from launch.checkpoints.tensors import load_weights
@@ -21,11 +22,17 @@ from launch.reports.plots import figure, save
 from launch.reports.run_log import RunLog
 from launch.reports.tables import score_table
 from launch.tasks.build import build_model
+from launch.tasks.data_record import refuse_other_data
 from launch.tasks.task import EvaluationResult, Task
 
 
 def best_model(run: Run, run_dir: Path, task: Task, device: torch.device) -> tuple[Model, Progress]:
-    """The model of the best epoch, and the progress that its checkpoint was saved with."""
+    """The model of the best epoch, and the progress that its checkpoint was saved with.
+
+    Raises:
+        ConfigError: there is none, or the task's data are not of the kind that it was trained on.
+    """
+    refuse_other_data(run_dir, task, run.data)
     folder, complaints = Checkpoints(run_dir, Progress()).find("best")
     if folder is None:
         raise ConfigError("; ".join([f"{run_dir} has no whole best checkpoint", *complaints]))
@@ -69,18 +76,33 @@ def write_scores(path: Path, scores: dict[str, dict[str, float]]) -> None:
 
 def read_events(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
     """The lines of ``log.jsonl`` by kind. Steps that were taken again after a resume appear once,
-    as taken last."""
+    as taken last.
+
+    Raises:
+        ConfigError: a line that is whole, and no event.
+    """
+    path = run_dir / "log.jsonl"
     events: dict[str, dict[int, dict[str, Any]]] = {}
-    for line in (run_dir / "log.jsonl").read_text(encoding="utf-8").splitlines():
-        try:
-            event = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the last line of a run that was killed while writing it
-        events.setdefault(event["kind"], {})[event["step"]] = event
+    with open_regular_file(path) as file:
+        for number, line in enumerate(file, 1):
+            try:
+                event = json.loads(line)
+            except (ValueError, RecursionError):
+                continue  # the last line of a run that was killed while writing it
+            if not _is_event(event):
+                raise ConfigError(f"{path}, line {number}: no event of a run; remove the line")
+            events.setdefault(event["kind"], {})[event["step"]] = event
     in_order = {}
     for kind, by_step in events.items():
         in_order[kind] = [by_step[step] for step in sorted(by_step)]
     return in_order
+
+
+def _is_event(event: Any) -> bool:
+    """Whether it says of what kind it is, and of which step."""
+    if not isinstance(event, dict):
+        return False
+    return isinstance(event.get("kind"), str) and isinstance(event.get("step"), int)
 
 
 def _draw_losses(run_dir: Path, epochs: list[dict[str, Any]]) -> tuple[str, str]:

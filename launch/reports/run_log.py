@@ -13,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from core import distributed
+from core.files import naming
 from core.metrics.declared import headline_metrics, metric_of
 from launch.config import Run
 
@@ -29,7 +30,8 @@ class RunLog:
             from torch.utils.tensorboard import SummaryWriter
 
             self.writes = True
-            self._lines = (run_dir / "log.jsonl").open("a", encoding="utf-8")
+            self._path = run_dir / "log.jsonl"
+            self._lines = self._path.open("a", encoding="utf-8")
             self._board = SummaryWriter(str(run_dir / "tensorboard"))
 
     def __enter__(self) -> RunLog:
@@ -38,24 +40,33 @@ class RunLog:
     def __exit__(self, *_: object) -> None:
         self.close_bar()
         if self.writes:
-            self._lines.close()
-            self._board.close()
+            with naming(self._path):
+                self._lines.close()
+            with naming(Path(self._board.log_dir)):
+                self._board.close()
 
     def event(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append one line, and every number in it to TensorBoard under ``kind/name``."""
         if not self.writes:
             return
         body = {"kind": kind, "step": step, "time": round(time.time(), 3), **values}
-        self._lines.write(json.dumps(body, ensure_ascii=False) + "\n")
-        self._lines.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                self._board.add_scalar(f"{kind}/{name}", value, step)
+        with naming(self._path):
+            self._lines.write(json.dumps(body, ensure_ascii=False) + "\n")
+            self._lines.flush()
+        with naming(Path(self._board.log_dir)):
+            for name, value in values.items():
+                if isinstance(value, int | float) and not isinstance(value, bool):
+                    self._board.add_scalar(f"{kind}/{name}", value, step)
 
     def say(self, text: str) -> None:
         """A sentence for the person at the terminal."""
         if self.writes:
             tqdm.write(text, file=sys.stderr)
+
+    def warn(self, step: int, text: str) -> None:
+        """Say what looks wrong, and keep it in the record."""
+        self.say(f"warning: {text}")
+        self.event("warning", step, {"text": text})
 
     def open_bar(self, epoch: int, epochs: int, done: int, steps: int) -> None:
         if self.writes and not self.quiet:

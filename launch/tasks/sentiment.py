@@ -12,20 +12,22 @@ import torch
 
 from core import distributed
 from core.batch import Batch, Utterances
+from core.encoders.inputs import MODALITIES
+from core.metrics import classification
 from core.metrics.classification import scores as class_scores
 from core.metrics.declared import shown_metrics
 from core.metrics.regression import collapsed, constant_baselines
 from core.metrics.regression import scores as sentiment_scores
 from core.model import DataSpec, Model
 from data_shards.batches import utterances
-from data_shards.missing import apply_missing_mask
+from data_shards.missing import apply_missing_mask, refuse_unknown_names
 from data_shards.reading.reader import Arrays
-from data_shards.shards.manifest import DataError, Labels, Manifest
+from data_shards.shards.manifest import LEAVE_OUT, DataError, Labels, Manifest, describe_empty
 from data_shards.shards.sentiment_schema import check_manifest
 from data_shards.stream import Stream
 from launch.config import ConfigError, Run
 from launch.engine.deepspeed_config import num_micro_batches
-from launch.tasks.data_spec import sentiment_spec
+from launch.tasks.data_spec import in_roles, names_by_field, sentiment_spec
 from launch.tasks.predictions import Predictions, draw, write_predictions
 from launch.tasks.task import (
     EvaluationResult,
@@ -64,7 +66,9 @@ class SentimentTask:
         if run.classes == "sign":
             self.manifest = by_sign(self.manifest)
         folder = None if "://" in run.data else Path(run.data)
-        self.data: DataSpec = sentiment_spec(self.manifest, folder)
+        self.names = names_by_field(self.manifest.fields, run.roles)
+        self.data: DataSpec = sentiment_spec(self.manifest, folder, self.names)
+        refuse_unknown_names(run.missing, self.data.features)
         self._waited = 0.0
 
     def _stream(self, split: str, *, shuffle: bool) -> Stream:
@@ -87,6 +91,7 @@ class SentimentTask:
             max_skipped_fraction=run.max_skipped_fraction,
             cache=Path(run.cache) if run.cache else None,
             cache_gb=run.cache_gb,
+            keep_empty=loading.empty == "keep",
         )
 
     def steps(self, epoch: int) -> int:
@@ -103,7 +108,7 @@ class SentimentTask:
         self.train.mark_consumed()
 
     def _prepare(self, arrays: Arrays, split: str, epoch: int) -> Utterances:
-        batch = utterances(arrays)
+        batch = in_roles(utterances(arrays), self.names)
         if self.run.classes == "sign":
             batch = replace(batch, label=batch.label.sign() + 1)  # 0, 1, 2
         return apply_missing_mask(batch, self.run.missing, split=split, epoch=epoch)
@@ -136,6 +141,23 @@ class SentimentTask:
         gathered = [distributed.gather_rows(column, sizes).cpu().numpy() for column in columns]
         return Predictions.of(*gathered)
 
+    def remarks(self, model: Model) -> list[str]:
+        """Fields that the model does not read (the usual ones only a setting leaves out); empty samples."""
+        inputs: Any = model.inputs  # every sentiment model has them
+        unread = [m for m in self.data.features if m not in (*MODALITIES, *inputs.modalities)]
+        remarks = []
+        if unread:
+            remarks.append(
+                f"{self.run.model} does not read {', '.join(unread)} of the data; give it a role, "
+                f"such as roles.vision={unread[0]}, or name it in options.modalities of baseline "
+                "or cenet"
+            )
+        empty = self.manifest.empty()
+        if empty:
+            done = "they are left out" if self.run.loading.empty == "leave_out" else LEAVE_OUT
+            remarks.append(f"{describe_empty(self.manifest, empty)}; {done}")
+        return remarks
+
     def score_names(self) -> list[str]:
         return shown_metrics(self.run.metrics)
 
@@ -167,10 +189,12 @@ class SentimentTask:
                 "The data are synthetic: generated to try the software, they say nothing about "
                 "people."
             )
-        if self.run.metrics != "classes":
+        if self.run.metrics == "classes":
+            warning = classification.collapsed(predictions.prediction, predictions.label)
+        else:
             warning = collapsed(predictions.prediction, predictions.label, self.run.metrics)
-            if warning:
-                remarks.append(f"On {split}, {warning}")
+        if warning:
+            remarks.append(f"On {split}, {warning}")
         return remarks
 
     def constant_baselines(self, split: str) -> dict[str, dict[str, float]]:

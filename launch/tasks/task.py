@@ -50,6 +50,10 @@ class Task(Protocol):
         """Told before each epoch, in case the data depend on the model (new links, say)."""
         ...
 
+    def remarks(self, model: Model) -> list[str]:
+        """Sentences about data that this training leaves out, said once before it."""
+        ...
+
     def score_names(self) -> list[str]:
         """What ``evaluate`` gives for the validation split, which a run may select by."""
         ...

@@ -141,8 +141,24 @@ def test_a_path_with_an_equals_sign_is_a_name():
         ),
         (
             OSError(errno.ENOSPC, "No space"),
-            2,
+            4,
             "error: the disk is full (No space); make room, then",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space", "runs/a/log.jsonl"),
+            4,
+            "error: runs/a/log.jsonl: the disk is full (No space); make room, then",
+        ),
+        (
+            OSError(errno.EFBIG, "File too large", "runs/a/log.jsonl"),
+            4,
+            "error: runs/a/log.jsonl: a file may not become as large as this one has to (File too "
+            "large); raise the limit (ulimit -f), then",
+        ),
+        (
+            command.Refused("other data", ["  old  new", "* a    b"]),
+            2,
+            "error: other data\n  old  new\n* a    b\n",
         ),
         (KeyboardInterrupt(), 130, "\nstopped; run the same command again\n"),
     ],

@@ -84,7 +84,7 @@ def test_damaged_shards_are_named_and_the_rest_is_read(
     captured = capsys.readouterr()
     assert "checksums: 6 of 7" in captured.out
     assert "train-000001.tar" in captured.out
-    assert captured.err.splitlines()[-1].startswith("error: 1 damaged shards")
+    assert "has damaged shards" in captured.err.splitlines()[-1]
     report = examine(made[0])
     assert report.splits["train"].samples == 26
 

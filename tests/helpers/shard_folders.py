@@ -61,9 +61,7 @@ def numbered_shards(
         samples = _numbered_samples(rng, split, range(first, first + size))
         shards.append(write_shard(folder, f"{split}-{number:06d}.tar", samples))
         first += size
-    manifest = Manifest(
-        "tiny", "arrays", NUMBERED_FIELDS, {split: tuple(shards)}, synthetic=True
-    )
+    manifest = Manifest("tiny", "arrays", NUMBERED_FIELDS, {split: tuple(shards)}, synthetic=True)
     (folder / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
     return manifest
 

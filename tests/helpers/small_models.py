@@ -17,7 +17,7 @@ ALIGNMENT = [name for name, kind in MODELS.items() if kind.task == "alignment"]
 # Under Adam rounding grows with TATE's width: at 300 the losses of two runs that begin 1e-7 apart
 # differ by 6e-4 after 20 steps, at 24 by 3e-7.
 SMALL_OPTIONS: dict[str, dict[str, Any]] = {
-    "hscl": {"layers": 1, "projection": 8, "hidden": 8},
+    "hscl": {"layers": 1, "projection_width": 8, "hidden": 8},
     "mclea": {"graph_hidden": 12, "hidden": 8},
     "meaformer": {"hidden": 12, "feedforward": 16},
     "tate": {"width": 24},

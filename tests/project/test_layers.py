@@ -15,7 +15,7 @@ from paths import ROOT
 
 ORDER = ["core", "data_shards", "launch", "tune", "concord"]
 HOMES = {
-    "transformers": ("core/encoders/text.py", "core/encoders/text_attention.py", "data_shards/"),
+    "transformers": ("core/encoders/text.py", "core/encoders/pretrained.py"),
     "triton": ("core/kernels/",),
     "webdataset": (),  # an oracle of the tests and a peer of the benchmarks
     "deepspeed": ("launch/engine/deepspeed_engine.py",),

@@ -222,6 +222,22 @@ def test_as_many_trials_run_at_once_as_fit(
     assert capacity(a_search(tmp_path, **changes), there).concurrent == concurrent
 
 
+@pytest.mark.parametrize(
+    ("there", "changes", "threads"),
+    [
+        ({"CPU": 2.0}, {}, 1),
+        ({"CPU": 2.0}, {"concurrent": 1}, 2),
+        ({"CPU": 2.0}, {"concurrent": 1, "processes": 2}, 1),
+        ({"CPU": 16.0}, {"trials": 4}, 4),
+        ({"CPU": 16.0}, {"trials": 4, "cpus": 8}, 8),
+        ({"CPU": 2.0}, {"cpus": 0.5}, 1),
+        ({"CPU": 64.0}, {"concurrent": 1, "address": "auto"}, 1),  # which may be many machines
+    ],
+)
+def test_trials_at_once_divide_the_cores(tmp_path: Path, there: dict, changes: dict, threads: int):
+    assert capacity(a_search(tmp_path, **changes), there).threads == threads
+
+
 def test_a_trial_that_does_not_fit_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="cpus=0.5"):
         capacity(a_search(tmp_path, processes=3), {"CPU": 2.0})

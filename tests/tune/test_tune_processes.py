@@ -77,6 +77,7 @@ def test_ranks_know_their_world_and_nothing_of_the_one_around(start, monkeypatch
         "MASTER_PORT",
         "TORCHELASTIC_RUN_ID",
         "OMPI_COMM_WORLD_SIZE",
+        "CONCORD_THREADS",
     ):
         monkeypatch.setenv(name, "999")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
@@ -85,7 +86,12 @@ def test_ranks_know_their_world_and_nothing_of_the_one_around(start, monkeypatch
     assert (seen["RANK"], seen["WORLD_SIZE"], seen["LOCAL_WORLD_SIZE"]) == ("0", "2", "2")
     assert seen["CUDA_VISIBLE_DEVICES"] == "3"  # what Ray has given to the trial
     assert seen["MASTER_PORT"] != "999"
-    assert not {"RAY_ADDRESS", "TORCHELASTIC_RUN_ID", "OMPI_COMM_WORLD_SIZE"} & set(seen)
+    assert not {
+        "RAY_ADDRESS",
+        "TORCHELASTIC_RUN_ID",
+        "OMPI_COMM_WORLD_SIZE",
+        "CONCORD_THREADS",
+    } & set(seen)
     assert environment(threads=3)["OMP_NUM_THREADS"] == "3"
 
 

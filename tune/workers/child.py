@@ -15,8 +15,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import torch.distributed as dist
-
 from tune.workers.environment import FOLDER, LISTENER, PARENT
 
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
@@ -55,17 +53,10 @@ def serve_store() -> Any:
     """
     if LISTENER not in os.environ:
         return None
-    listener = int(os.environ[LISTENER])
-    with socket.socket(fileno=os.dup(listener)) as bound:
-        port = bound.getsockname()[1]
-    return dist.TCPStore(  # type: ignore[attr-defined]
-        "127.0.0.1",
-        port,
-        int(os.environ["WORLD_SIZE"]),
-        is_master=True,
-        wait_for_workers=False,
-        master_listen_fd=listener,
-    )
+    from launch.engine.stores import serve
+
+    bound = socket.socket(fileno=int(os.environ[LISTENER]))
+    return serve(bound, int(os.environ["WORLD_SIZE"]))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import core
 import data_shards
 import launch
 import tune
+from core.threads import CHOSEN, COUNT
 
 PARENT = "CONCORD_PARENT"  # for each process: the id of the one that must outlive it
 RESULTS = "CONCORD_RESULTS"  # for rank 0: descriptor of the pipe for results
@@ -37,6 +38,7 @@ FOREIGN_NAMES = (
     "CROSS_RANK",
     "CROSS_SIZE",
     "LOCAL_SIZE",
+    CHOSEN,  # of the search's own process
 )
 
 
@@ -57,7 +59,7 @@ def environment(threads: int) -> dict[str, str]:
     if variables.get("PYTHONPATH"):
         search_path.append(variables["PYTHONPATH"])
     variables["PYTHONPATH"] = os.pathsep.join(search_path)
-    variables["OMP_NUM_THREADS"] = str(threads)
+    variables[COUNT] = str(threads)
     loopback = "lo" if sys.platform == "linux" else "lo0"  # a trial stays on one machine
     variables["GLOO_SOCKET_IFNAME"] = loopback
     variables["NCCL_SOCKET_IFNAME"] = loopback

@@ -8,7 +8,6 @@ for ever.
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -37,19 +36,19 @@ def build() -> str:
     """
     # these not at the top: the actors of trials use copy(), and start faster without torch
     import torch
-    from torch.utils.cpp_extension import get_default_build_root
 
     from launch.config import ConfigError
+    from launch.engine.operator_cache import FOLDER, own_folder
 
     if torch.cuda.is_available():
         return ""
-    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root())
+    root = own_folder()
     if any(root.rglob("deepspeed_shm_comm*.so")):
         return str(root)
     print("compiling an operator of DeepSpeed, once (two minutes)", flush=True)
     compiled = subprocess.run(
         [sys.executable, "-c", COMPILE],
-        env=environment(threads=1),
+        env=environment(threads=1) | {FOLDER: str(root)},
         capture_output=True,
         text=True,
         check=False,

@@ -18,6 +18,7 @@ from typing import Any, TextIO
 import torch
 
 from core import distributed
+from core.metrics.declared import METRICS
 from launch.engine.processes import init_processes, shutdown_processes
 from launch.loop import fit
 from launch.monitor.rank_command import run_rank
@@ -26,8 +27,6 @@ from launch.session import TrainingSession, prepare
 from launch.train import parse
 from tune.workers.child import run_as_child
 from tune.workers.environment import RESULTS
-
-NOT_SCORES = ("kind", "step", "time", "epoch", "steps")  # in the log's line about an epoch
 
 
 def main(arguments: list[str]) -> int:
@@ -87,7 +86,8 @@ def epoch_result(session: TrainingSession, event: dict[str, Any], last: bool) ->
     """What the search is told about an epoch, which it counts from 1."""
     scores = {}
     for name, value in event.items():
-        if name not in NOT_SCORES and isinstance(value, int | float):
+        # losses, speed and skipped samples stand there too
+        if name.rsplit("/", 1)[-1] in METRICS:
             scores[name] = value
     return {
         "epoch": int(event["epoch"]) + 1,

@@ -3,41 +3,21 @@
 
 A tile holds inner products of some rows with a run of columns; both are sorted by label. It is worked on in place.
 ``first_row`` and ``first_column`` say where it lies in the whole matrix, ``self_column`` which column each row is.
+A thread does the rows, blocks or labels from ``lower`` to ``upper``.
 Sums and weights are kept by label first, (U, n), so that neighbouring anchors are neighbours in memory.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
-import torch
 from llvmlite import ir  # type: ignore[import-untyped]
-from numba import njit, prange
 from numba.extending import intrinsic, overload, register_jitable
 
-FASTMATH = {"reassoc", "nsz", "contract", "arcp"}  # but not: numbers are finite
-LOOP = {"error_model": "numpy", "fastmath": FASTMATH, "cache": True, "nogil": True}
-
-
-class Loop:
-    """A loop compiled on first use, for one thread or several as torch is set; the results do not depend on it."""
-
-    def __init__(self, function: Callable[..., Any]):
-        self.serial = njit(**LOOP)(function)
-        self.parallel = njit(parallel=True, **LOOP)(function)
-
-    def __call__(
-        self, **arguments: Any
-    ) -> Any:  # by name only: arrays of indices are easily swapped
-        threads = min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)
-        if threads == 1:
-            return self.serial(**arguments)
-        numba.set_num_threads(threads)
-        return self.parallel(**arguments)
+from core.kernels.supcr.loop import COLUMN_BLOCK, FASTMATH, ROW_BLOCK, loop
 
 
 @intrinsic
@@ -168,12 +148,18 @@ def _log2(number: Any) -> Any:
 # for each row of the tile, in parallel:
 #     raise two to each scaled product
 #     write 0 where the row meets itself, so that no sum counts it
-@Loop
+@loop("rows")
 def exponentials(
-    tile: Any, scale: Any, first_row: int, first_column: int, self_column: Any
+    lower: int,
+    upper: int,
+    tile: Any,
+    scale: Any,
+    first_row: int,
+    first_column: int,
+    self_column: Any,
 ) -> None:
     rows, columns = tile.shape
-    for row in prange(rows):
+    for row in range(lower, upper):
         for column in range(columns):
             tile[row, column] = exp2(tile[row, column] * scale)
         if first_column <= self_column[first_row + row] < first_column + columns:
@@ -184,12 +170,19 @@ def exponentials(
 # for each row of the tile, in parallel:
 #     go through its columns by runs of equal label, which end where the label's columns or the tile end
 #     add up the run, and add that to the row's sum of the label, which earlier tiles may have begun
-@Loop
+@loop("rows")
 def add_row_sums(
-    tile: Any, first_row: int, first_column: int, groups: Any, starts: Any, sums: Any
+    lower: int,
+    upper: int,
+    tile: Any,
+    first_row: int,
+    first_column: int,
+    groups: Any,
+    starts: Any,
+    sums: Any,
 ) -> None:
     rows, columns = tile.shape
-    for row in prange(rows):
+    for row in range(lower, upper):
         begin = 0
         while begin < columns:
             label = groups[first_column + begin]
@@ -204,13 +197,13 @@ def add_row_sums(
 # Adds to sums[label, column] the column's exponentials over the rows of that label: the row sums of the mirror image:
 # for each block of columns, in parallel, so that no two threads add to the same sum:
 #     for each row of the tile, add its exponentials to the columns' sums of the row's label
-@Loop
+@loop("column blocks")
 def add_column_sums(
-    tile: Any, first_row: int, first_column: int, row_groups: Any, sums: Any
+    lower: int, upper: int, tile: Any, first_row: int, first_column: int, row_groups: Any, sums: Any
 ) -> None:
     rows, columns = tile.shape
-    for block in prange((columns + 255) // 256):
-        begin, end = block * 256, min(block * 256 + 256, columns)
+    for block in range(lower, upper):
+        begin, end = block * COLUMN_BLOCK, min(block * COLUMN_BLOCK + COLUMN_BLOCK, columns)
         for row in range(rows):
             line = tile[row, begin:end]
             total = sums[row_groups[first_row + row], first_column + begin : first_column + end]
@@ -222,8 +215,10 @@ def add_column_sums(
 # for each row i of the tile, in parallel:
 #     go through its columns j by runs of equal label; W_i[y_j] is one number there, W_j[y_i] side by side in memory
 #     write 0 where the row meets itself
-@Loop
+@loop("rows")
 def gradient_weights(
+    lower: int,
+    upper: int,
     tile: Any,
     first_row: int,
     first_column: int,
@@ -236,7 +231,7 @@ def gradient_weights(
 ) -> None:
     rows, columns = tile.shape
     two = column_weights.dtype.type(2)
-    for row in prange(rows):
+    for row in range(lower, upper):
         row_label = row_groups[first_row + row]
         as_candidate = column_weights[row_label, first_column : first_column + columns]
         begin = 0
@@ -289,9 +284,11 @@ def order_by_distance(
 #     from the farthest label inwards, add up sums; each total is the denominator D of that step's c pairs
 #     add c log2(D) to the loss, and leave c / D in the place of the sum
 #     from the nearest label outwards, add up the c / D; each total is the weight W of that step's labels
-@Loop
-def accumulate(sums: Any, row_starts: Any, values: Any, counts: Any, losses: Any) -> None:
-    for group in prange(len(values)):
+@loop("labels")
+def accumulate(
+    lower: int, upper: int, sums: Any, row_starts: Any, values: Any, counts: Any, losses: Any
+) -> None:
+    for group in range(lower, upper):
         begin, end = row_starts[group], row_starts[group + 1]
         if begin == end:
             continue
@@ -338,8 +335,10 @@ def log_sum(totals: Any, num_pairs: Any) -> float:
 #     reuse the order of labels while the row's label stays the same: rows are sorted by label
 #     from the farthest step inwards to denominators D, then from the nearest outwards to weights W, one per label
 #     write e_ij W_i[y_j] - 1; where all labels are distinct, labels are columns and need no look-up
-@Loop
+@loop("row blocks")
 def scan(
+    lower: int,
+    upper: int,
     tile: Any,
     scale: Any,
     first_row: int,
@@ -354,12 +353,12 @@ def scan(
     rows, columns = tile.shape
     labels = len(values)
     one = tile.dtype.type(1)
-    for block in prange((rows + 15) // 16):
+    for block in range(lower, upper):
         one_label, other_label = np.empty(labels, np.uint32), np.empty(labels, np.uint32)
         num_pairs = np.empty(labels, tile.dtype)
         totals, by_label = np.empty(labels, tile.dtype), np.empty(labels, tile.dtype)
         steps, group = 0, -1
-        for row in range(block * 16, min(block * 16 + 16, rows)):
+        for row in range(block * ROW_BLOCK, min(block * ROW_BLOCK + ROW_BLOCK, rows)):
             line = tile[row]
             for column in range(columns):
                 line[column] = exp2(line[column] * scale)

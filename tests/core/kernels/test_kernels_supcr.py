@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from core.kernels.supcr import cpu, dispatch, grouping
+from core.kernels.supcr import cpu, dispatch, grouping, loop
 from core.kernels.supcr.op import fused_supcr, supcr_op
 from core.losses.supcr import supcr
 
@@ -121,6 +121,8 @@ def test_several_chunks_and_threads_give_the_same(monkeypatch):
     expected = definition(rows, labels, 0.2)
     monkeypatch.setattr(cpu, "SCAN_ELEMENTS", 1)
     monkeypatch.setattr(cpu, "TILE_COLUMNS", 40)
+    monkeypatch.setattr(loop, "FEWEST_ELEMENTS", 1)
+    monkeypatch.setattr(loop, "num_threads", lambda: 3)
     monkeypatch.setattr("core.kernels.supcr.torch_chunks.CHUNK_ELEMENTS", 1000)
     torch.set_num_threads(2)
     try:

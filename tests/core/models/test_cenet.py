@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from contracts import padded
 
 from core.batch import Utterances
 from core.encoders.text import TextConfig
@@ -145,6 +146,21 @@ def test_layers_before_the_injection_see_text_only(
         model(other)
         for number in range(3):
             assert torch.equal(seen[number], seen[3 + number]) == (number < layer)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("front", ["codes", "mlp"])
+def test_padding_that_takes_part_is_that_of_the_file_and_not_of_the_batch(
+    front: str, spec: DataSpec, make_utterances: MakeUtterances
+) -> None:
+    """Without the mask, batches of any length give what they give padded to the data's longest."""
+    batch = make_utterances(3)
+    score = build(spec, front=front, frame_mask=False).eval()(batch).score
+    for by in (1, 2):
+        longer = build(spec, front=front, frame_mask=False).eval()(padded(batch, by)).score
+        torch.testing.assert_close(longer, score)
+    masked = build(spec, front=front).eval()(batch).score
+    assert not torch.allclose(masked, score)
 
 
 @pytest.mark.parametrize(

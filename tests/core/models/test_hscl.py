@@ -20,7 +20,11 @@ from core.models.hscl import HSCL, Output
 MakeUtterances = Callable[..., Utterances]
 Array = np.ndarray
 SMALL = HSCL.Config(
-    text=TextConfig(width=24, layers=1, heads=4), layers=2, projection=16, hidden=16, fusion_heads=4
+    text=TextConfig(width=24, layers=1, heads=4),
+    layers=2,
+    projection_width=16,
+    hidden=16,
+    fusion_heads=4,
 )
 
 
@@ -262,6 +266,23 @@ def test_a_sample_without_sound_takes_no_part_in_contrast_with_sound(
     assert losses(model, lacking)["unimodal"] == pytest.approx(
         0.01 * float(of_audio + of_vision), rel=1e-5
     )
+
+
+@torch.no_grad()
+def test_the_projection_is_linear_in_the_paper_and_behind_a_relu_as_released(
+    spec: DataSpec, make_utterances: MakeUtterances
+) -> None:
+    batch = make_utterances(4)
+    released = build(spec).eval()(batch).projected
+    linear = build(spec, projection="linear").eval()(batch).projected
+    for view, rows in linear.items():
+        assert (rows < 0).any()
+        torch.testing.assert_close(released[view], rows.relu())
+
+
+def test_a_number_for_the_projection_is_its_width_as_in_runs_of_before() -> None:
+    for options in (HSCL.Config(projection=24), replace(SMALL, projection=24)):  # type: ignore[arg-type]
+        assert (options.projection, options.projection_width) == ("relu", 24)
 
 
 def test_wrong_settings_are_refused(spec: DataSpec) -> None:

@@ -9,37 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from contracts import losses_of
+from tfr_nets import SMALL, build, counted, damaged
 
 from core.batch import Utterances
 from core.encoders.text import TextConfig
 from core.model import DataSpec
 from core.models.tfr_net import TFRNet
-from core.models.tfr_net_layers import Encoder, Gate, central_moment_discrepancy, simam
+from core.models.tfr_net_layers import Encoder, Gate, simam
 
 MakeUtterances = Callable[..., Utterances]
 Array = np.ndarray
-SMALL = TFRNet.Config(
-    width=12, heads=2, layers=2, cross_layers=1, gru_layers=1, fusion_hidden=(6, 5, 4), hidden=8,
-    text=TextConfig(width=16, layers=1, heads=2),
-)  # fmt: skip
-
-
-def build(data: DataSpec, **changes: Any) -> TFRNet:
-    torch.manual_seed(6)
-    return TFRNet(replace(SMALL, **changes), data)
-
-
-def damaged(batch: Utterances) -> Utterances:
-    return replace(
-        batch,
-        present={
-            m: mask & (torch.arange(mask.shape[1]) % 3 != 1) for m, mask in batch.mask.items()
-        },
-    )
-
-
-def counted(model: TFRNet, batch: Utterances) -> Utterances:
-    return replace(batch, loss_denominators=model.loss_denominators(batch))
 
 
 class Restated:
@@ -186,33 +166,6 @@ def test_the_gate_is_the_spec_restated() -> None:
         np.testing.assert_allclose(gate(x, mask)[row], wanted, rtol=1e-4, atol=1e-5)
 
 
-@torch.no_grad()
-def test_rebuilding_is_a_masked_mean_that_sleeps_for_one_epoch(
-    spec: DataSpec, make_utterances: MakeUtterances
-) -> None:
-    batch = damaged(make_utterances(4))
-    model = build(spec).train()
-    batch = counted(model, batch)
-    output = model(batch)
-    assert {name: bool(value) for name, value in model.losses(output, batch).items()} == {
-        "task": True, "rebuild_text": False, "rebuild_audio": False, "rebuild_vision": False,
-    }  # fmt: skip
-    model.begin_epoch(1)
-    losses = model.losses(output, batch)
-    complete = model.inputs.complete(batch)
-    for m, factor in zip(("text", "audio", "vision"), SMALL.lambdas, strict=True):
-        lost = (batch.mask[m] & ~batch.present[m]).numpy()
-        if m != "text":
-            assert torch.equal(output.target[m], complete[m])
-        apart = np.abs((output.rebuilt[m] - output.target[m]).double().numpy())
-        smooth = np.where(apart < 1, apart**2 / 2, apart - 0.5)
-        wanted = (smooth * lost[..., None]).sum() / (lost.sum() * smooth.shape[2] + 1e-4)
-        assert float(losses[f"rebuild_{m}"]) == pytest.approx(factor * wanted, rel=1e-4)
-    whole = make_utterances(4)
-    assert model.losses(model(whole), counted(model, whole))["rebuild_audio"] == 0
-    assert set(model.eval().losses(model(batch), batch)) == {"task"}
-
-
 def test_the_target_of_text_gets_no_gradient_unless_asked(
     spec: DataSpec, make_utterances: MakeUtterances
 ) -> None:
@@ -282,6 +235,9 @@ def test_published_size_is_reached(spec: DataSpec) -> None:
         {"norm": "batch"},
         {"causal": False},
         {"cmd": 5.0},
+        {"cmd": 5.0, "detach": False},
+        {"place_dropped": False},
+        {"rebuild_heads": 5},
         {"text": TextConfig(width=16, layers=1, heads=2, frozen=True)},
     ],
 )
@@ -290,8 +246,8 @@ def test_switches_leave_no_idle_parameter(
 ) -> None:
     model = build(spec, **changes).train()
     model.begin_epoch(1)
-    batch = counted(model, damaged(make_utterances(4)))
-    losses = model.losses(model(batch), batch)
+    batch = damaged(make_utterances(4))
+    losses = losses_of(model, [batch])
     torch.stack([value.reshape(()) for value in losses.values()]).sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
     assert all(p.grad.isfinite().all() for p in model.parameters())
@@ -330,16 +286,6 @@ def test_simam_is_its_closed_form_and_keeps_to_the_mask() -> None:
     assert not simam(constant, torch.zeros(1, 5, dtype=torch.bool)).any()
 
 
-def test_moment_discrepancy_has_its_golden_value() -> None:
-    left = torch.tensor([[1.0, 2], [3, 4], [5, 0]])
-    right = torch.tensor([[0.0, 1], [2, 2], [4, 6]])
-    assert float(central_moment_discrepancy(left, right)) == pytest.approx(9.414213, abs=1e-5)
-    same = left.clone().requires_grad_()
-    central_moment_discrepancy(same, left).backward()
-    assert same.grad is not None
-    assert same.grad.isfinite().all()
-
-
 def test_what_reads_sound_or_video_can_have_rates_of_its_own(spec: DataSpec) -> None:
     model = build(spec, own_rates=True)
     names = {id(p): name for name, p in model.named_parameters()}
@@ -361,8 +307,6 @@ def test_what_reads_sound_or_video_can_have_rates_of_its_own(spec: DataSpec) -> 
 def test_wrong_settings_are_refused(spec: DataSpec) -> None:
     with pytest.raises(ValueError, match="simam\\n.*should be 'none', 'conv' or 'enhanced'"):
         build(spec, simam="all")
-    with pytest.raises(ValueError, match="rebuild_heads=25 does not divide text's length 12"):
-        build(spec, rebuild_heads=25)
     with pytest.raises(ValueError, match="needs DataSpec.max_length of audio"):
         build(replace(spec, max_length={"text": 5, "vision": 5}))
 

@@ -166,5 +166,5 @@ def test_an_entry_of_another_kind_is_refused_with_its_place(
 def test_two_names_of_one_split_are_refused(tmp_path: Path):
     content = _clips((5, 20), FRACTIONS)
     content["dev"] = content["valid"]
-    with pytest.raises(DataError, match=r"x\.pkl has 'valid' and 'dev', both of which are valid"):
+    with pytest.raises(DataError, match=r"x\.pkl: 'valid' and 'dev' are both the valid split"):
         _convert(content, tmp_path)

@@ -1,0 +1,166 @@
+"""Encoders and tokenizers that others trained: from a folder, or by name from a hub.
+
+Only numbers and words are taken from them. Code that a configuration names is never run, whatever
+the user answers, and weights are read as safetensors only: a pickle can run code when it is opened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, NamedTuple
+
+HUB_ANSWERS_WITHIN = 4.0  # seconds
+TRUE_WORDS = {"1", "on", "yes", "true"}
+PICKLED_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+MODEL_FILES = "config.json and model.safetensors"
+TOKENIZER_FILES = "tokenizer.json (or vocab.txt) and tokenizer_config.json"
+
+
+class Source(NamedTuple):
+    """A folder or the name of a hub, and the setting that it was given as."""
+
+    name: str
+    key: str  # as the user writes it: "options.text.source=" or "--text-encoder "
+
+    def __str__(self) -> str:
+        return f"{self.key}{self.name}"
+
+    @property
+    def folder(self) -> Path | None:
+        path = Path(self.name)
+        return path if path.is_dir() else None
+
+
+def load_config(source: Source) -> Any:
+    """The architecture of an encoder, as a transformers configuration."""
+    from transformers import AutoConfig
+
+    _refuse_own_code(source, "config.json")
+    config = _load(AutoConfig, source, MODEL_FILES)
+    if getattr(config, "auto_map", None):
+        raise ValueError(_own_code(source, "config.json"))
+    return config
+
+
+def load_model(source: Source, **options: Any) -> Any:
+    """An encoder with its weights."""
+    from transformers import AutoModel
+
+    _refuse_own_code(source, "config.json")
+    _refuse_pickled_weights(source)
+    return _load(AutoModel, source, MODEL_FILES, use_safetensors=True, **options)
+
+
+def load_tokenizer(source: Source) -> Any:
+    from transformers import AutoTokenizer
+
+    _refuse_own_code(source, "config.json")
+    _refuse_own_code(source, "tokenizer_config.json")
+    return _load(AutoTokenizer, source, TOKENIZER_FILES)
+
+
+def _load(kind: Any, source: Source, files: str, **options: Any) -> Any:
+    """``kind.from_pretrained``: from the folder or the copy that an earlier run fetched, else from the
+    hub."""
+    options["trust_remote_code"] = False
+    try:
+        return kind.from_pretrained(source.name, local_files_only=True, **options)
+    except Exception as error:  # damaged files make the library raise nearly anything
+        if source.folder is not None:
+            raise ValueError(
+                f"{source}: transformers cannot load it; the folder must hold {files} "
+                f"({_one_line(error)})"
+            ) from None
+    _refuse_without_hub(source, files)
+    try:
+        return kind.from_pretrained(source.name, **options)
+    except Exception as error:
+        raise ValueError(
+            f"{source}: the hub has no such model, or none that can be read safely: {files} are "
+            f"needed ({_one_line(error)})"
+        ) from None
+
+
+def _refuse_own_code(source: Source, name: str) -> None:
+    """ValueError when a file of the folder asks for Python code that comes with it."""
+    if source.folder is None:
+        return
+    path = source.folder / name
+    if not path.is_file():
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {_one_line(error)}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object")
+    if content.get("auto_map"):
+        raise ValueError(_own_code(source, name))
+
+
+def _own_code(source: Source, name: str) -> str:
+    return (
+        f"{source}: its {name} asks for Python code of its own (auto_map), which is never run; "
+        "give an encoder of a kind that transformers has itself, or take auto_map out if it is one"
+    )
+
+
+def _refuse_pickled_weights(source: Source) -> None:
+    """ValueError when the folder has weights, but only as pickles."""
+    folder = source.folder
+    if folder is None or any(folder.glob("*.safetensors")):
+        return
+    for pattern in PICKLED_WEIGHTS:
+        for path in sorted(folder.glob(pattern)):
+            raise ValueError(
+                f"{source}: {path.name} is a pickle, which can run code when it is opened, and is "
+                "never read; where you trust it, make a folder of safetensors from it: python -c "
+                f"\"from transformers import AutoModel as M; M.from_pretrained('{folder}')"
+                ".save_pretrained('DIR')\""
+            )
+
+
+def _refuse_without_hub(source: Source, files: str) -> None:
+    """ValueError, within a few seconds, when the source is no folder and no hub answers."""
+    is_path = source.name.count("/") > 1 or source.name.startswith((".", "/", "~"))
+    if is_path:
+        raise ValueError(f"{source}: no such folder; it must hold {files}")
+    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in TRUE_WORDS:
+        silence = "HF_HUB_OFFLINE is set"
+    else:
+        silence = _why_silent(hub)
+    if silence:
+        raise ValueError(
+            f"{source} is no folder, and no hub answers ({hub}: {silence}); give {source.key}DIR, "
+            f"a folder that holds {files}"
+        )
+
+
+def _why_silent(hub: str) -> str:
+    """Why the hub does not answer; empty when it does. A name server may be silent for longer than any
+    time limit on a connection, so another thread asks."""
+    reasons = [f"no answer within {HUB_ANSWERS_WITHIN:g} s"]
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(hub, timeout=HUB_ANSWERS_WITHIN).close()
+            reasons.append("")
+        except urllib.error.HTTPError:  # refusing is answering
+            reasons.append("")
+        except (OSError, ValueError) as error:
+            reasons.append(_one_line(getattr(error, "reason", error)))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_ANSWERS_WITHIN)
+    return reasons[-1]
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())[:300]

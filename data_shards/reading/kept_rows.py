@@ -1,0 +1,70 @@
+"""Which samples of a split take part, where those without any modality are left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from core.command import Refused
+from data_shards.reading.open_shards import read_index
+from data_shards.reading.sampler import Rows
+from data_shards.reading.storage import Store
+from data_shards.shards.index_table import bytes_of
+from data_shards.shards.manifest import DataError, Field, Shard
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """The rows of each shard that take part, in their order; None: all do."""
+
+    rows: Sequence[np.ndarray] | None
+    counts: tuple[int, ...]  # of each shard
+
+    @staticmethod
+    def all_of(shards: Sequence[Shard]) -> KeptRows:
+        return KeptRows(None, tuple(shard.samples for shard in shards))
+
+    @staticmethod
+    def with_any(
+        store: Store, shards: Sequence[Shard], known: Mapping[str, Field], read: Iterable[str]
+    ) -> KeptRows:
+        """Those with anything in a field that has a time axis. Every shard's index is read.
+
+        Args:
+            known: all fields of the data.
+            read: the names of those that count.
+
+        Raises:
+            DataError: no sample has any.
+        """
+        modalities = [name for name in read if None in known[name].shape]
+        rows = []
+        for shard in shards:
+            try:
+                index = read_index(store, shard, dict(known))
+            except Refused:  # the shard is corrupt, and dealt with when it is opened
+                rows.append(np.arange(shard.samples))
+            else:
+                rows.append(np.flatnonzero(bytes_of(index, modalities) > 0))
+        counts = tuple(len(kept) for kept in rows)
+        if not sum(counts):
+            raise DataError(
+                f"no sample of {store.name} has any of its modalities: {', '.join(modalities) or 'none'}"
+            )
+        return KeptRows(rows, counts)
+
+    def stored(self, rows: Rows) -> Rows:
+        """Where samples are stored, given their places among those that take part."""
+        if self.rows is None:
+            return rows
+        stored = np.empty_like(rows.row)
+        for number in np.unique(rows.shard):
+            inside = rows.shard == number
+            stored[inside] = self.rows[number][rows.row[inside]]
+        return Rows(rows.shard, stored)
+
+    def of_shard(self, number: int, values: np.ndarray) -> np.ndarray:
+        """Of values for each sample of a shard, those of the samples that take part."""
+        return values if self.rows is None else values[self.rows[number]]
