@@ -61,8 +61,8 @@ _NETWORK_ERRORS = (OSError, aiohttp.ClientError, asyncio.TimeoutError, TimeoutEr
 
 
 class Remote:
-    """The files of a data set behind a URL. Credentials in it, or known for it, go to the server and
-    into no name, message or key of the cache.
+    """The files of a data set behind a URL. Credentials in it, or known for it, go to the server
+    and into no name, message or key of the cache.
 
     Args:
         cache: folder for shards; by default ``concord`` in the user's cache folder.
@@ -235,7 +235,8 @@ class Remote:
             sleep=sleep_using_event(self._cancelled),
             wait=RETRY["wait"],
         )
-        # None of these is raised "from" its cause, whose text may hold the URL with its credentials.
+        # None of these is raised "from" its cause, whose text may hold the URL with its
+        # credentials.
         try:
             return retrying(fetch)
         except RetryError as error:
@@ -288,7 +289,8 @@ def _credential_options(protocol: str, address: Address) -> dict[str, Any]:
         raise DataError(f"{address.public}: {how_to_give(protocol)}")
     if protocol == "s3":
         return {"key": address.user, "secret": address.password}
-    # With each request and not with the session: a redirection to another host must not take it along.
+    # With each request and not with the session: a redirection to another host must not take it
+    # along.
     pair = base64.b64encode(f"{address.user}:{address.password}".encode()).decode()
     return options | {"headers": {"Authorization": f"Basic {pair}"}}
 
@@ -328,7 +330,8 @@ def _time_limits(protocol: str) -> dict[str, Any]:
 
 
 def _fetch_small(files: Any, asked: str, url: str, most: int) -> bytes:
-    """The file behind ``url``; DataError, before more is read, when it has more than ``most`` bytes.
+    """The file behind ``url``; DataError, before more is read, when it has more than ``most``
+    bytes.
 
     Args:
         files: the HTTP file system of fsspec.

@@ -1,4 +1,5 @@
-"""One value that somebody else wrote: as a number, or shown in a message, whatever it turns out to be."""
+"""One value that somebody else wrote: as a number, or shown in a message, whatever it turns out to
+be."""
 
 from __future__ import annotations
 

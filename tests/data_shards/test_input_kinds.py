@@ -1,4 +1,5 @@
-"""Pipes, devices and folders where a file should be: each door of data refuses them by kind, without waiting."""
+"""Pipes, devices and folders where a file should be: each door of data refuses them by kind,
+without waiting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Shard folders, tar, index and manifest, through ``Stream``, ``inspect``, ``verify`` and ``load_graphs``."""
+"""Shard folders, tar, index and manifest, through ``Stream``, ``inspect``, ``verify`` and
+``load_graphs``."""
 
 from __future__ import annotations
 
