@@ -144,7 +144,7 @@ def _check_meaning(folder: Path, manifest: Manifest) -> list[Finding]:
         return []
     try:
         check_manifest(manifest, str(folder / MANIFEST))
-    except DataError as error:
+    except Refused as error:
         return [Finding(0, str(error))]
     return []
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from data_shards.shards.manifest import DataError
-from data_shards.sources.raw_dataset import LARGEST_ID, as_frames, as_numbers
+from data_shards.shards.sentiment_schema import LARGEST_ID
+from data_shards.sources.raw_dataset import as_frames, as_numbers
 
 SEQUENCES = ("audio", "vision")
 ROWS_LOOKED_AT = 8  # per split, to tell rows of token ids from columns
