@@ -95,6 +95,8 @@ class HSCL(Model[Utterances, Output]):
         def _read_old_width(cls, given: Any) -> Any:
             """A number for ``projection`` is what runs of before call the width."""
             values = getattr(given, "kwargs", given) or {}  # in code they come as arguments
+            if not isinstance(values, dict):  # refused by what reads it next
+                return given
             width = values.get("projection")
             if not isinstance(width, int):
                 return given

@@ -31,7 +31,7 @@ class Row:
     """One row: its cells by column, empty ones left out, and where it stands, for messages."""
 
     id: str
-    split: Any  # as it stands in the table; see split_called
+    split: str  # as it stands in the table; see split_called
     cells: dict[str, Any]  # id and split are among them
     where: str  # "table.csv, line 3 ('a')"
 

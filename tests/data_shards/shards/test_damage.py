@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_shards.shards.folder_indexer import index_folder
+from data_shards.indexing.folder_indexer import index_folder
 from data_shards.shards.index_table import CRC, END, START, Index
 from data_shards.shards.manifest import DataError, Manifest
 from data_shards.stream import Stream

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_shards.indexing.folder_indexer import Stated, index_folder
 from data_shards.shards.canonical import is_canonical
-from data_shards.shards.folder_indexer import Stated, index_folder
 from data_shards.shards.index_table import Index
 from data_shards.shards.manifest import Field, Manifest, Sample, read_manifest
 from data_shards.shards.writer import write_shard

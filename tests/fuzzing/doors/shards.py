@@ -19,8 +19,8 @@ from safetensors.numpy import load, save
 
 from data_shards import convert, inspect, verify
 from data_shards.graph import load_graphs
+from data_shards.indexing.tar_indexer import index_tar
 from data_shards.shards.manifest import DataError
-from data_shards.shards.tar_indexer import index_tar
 from data_shards.stream import Stream
 from doors import graphs, pickles, tars
 
