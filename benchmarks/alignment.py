@@ -372,18 +372,8 @@ def ranking(entities: int, width: int, queries: int) -> None:
 def main(words: list[str]) -> None:
     if not words or words[0] not in ("results", "structure", "speed", "step", "ranking"):
         raise SystemExit(__doc__)
-    defaults = {
-        "raw": "raw",
-        "work": "work",
-        "only": "",
-        "model": "",
-        "name": "",
-        "shards": "",
-        "steps": "5",
-        "entities": "100000",
-        "width": "600",
-        "queries": "",
-    }
+    defaults = {"raw": "raw", "work": "work", "steps": "5", "entities": "100000", "width": "600"}
+    defaults |= dict.fromkeys(("only", "model", "name", "shards", "queries"), "")
     own, changes = read_words(defaults, words[1:])
     raw, work = Path(own["raw"]).resolve(), Path(own["work"]).resolve()
     if words[0] == "results":
@@ -396,11 +386,8 @@ def main(words: list[str]) -> None:
         print(json.dumps(step(own["model"], own["name"], own["shards"], int(own["steps"]))))
     else:
         entities = int(own["entities"])
-        ranking(
-            entities,
-            int(own["width"]),
-            min(entities, int(own["queries"] or entities)),
-        )
+        queries = min(entities, int(own["queries"] or entities))
+        ranking(entities, int(own["width"]), queries)
     if words[0] != "step":
         text = page(read())
         paste(text, "alignment", PAGE)

@@ -1,9 +1,10 @@
-"""What the generated data still tell when half of the words or frames are missing: ``python benchmarks/ceiling.py``.
+"""What the generated data still tell when half of the words or frames are missing: ``python
+benchmarks/ceiling.py``.
 
-A linear regression reads what the generator itself put in: the value of the words that are left, by its lexicon, and
-the mean of the frames that are left along its patterns. Prints the Corr on the demo's test clips, mean ± standard
-deviation over five draws of what is missing. No model that must learn lexicon and patterns from the same clips can be
-expected to do better.
+A linear regression reads what the generator itself put in: the value of the words that are left, by
+its lexicon, and the mean of the frames that are left along its patterns. Prints the Corr on the
+demo's test clips, mean ± standard deviation over five draws of what is missing. No model that must
+learn lexicon and patterns from the same clips can be expected to do better.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ KNOWN_DEGREES = [value for degree, value in DEGREES.items() if degree]
 
 
 def said(words: list[str], left: np.ndarray) -> float:
-    """What the words that are left say: the mean over clauses, "the TOPIC was [DEGREE] ADJECTIVE"."""
+    """What the words that are left say: the mean over clauses, "the TOPIC was [DEGREE]
+    ADJECTIVE"."""
     starts = [place for place, word in enumerate(words) if word == "the"]
     values = []
     for start, following in zip(starts, [*starts[1:], len(words) + 1], strict=True):
@@ -39,7 +41,8 @@ def said(words: list[str], left: np.ndarray) -> float:
 
 
 def told(part: dict[str, Any], words: float, frames: float, rng: np.random.Generator) -> np.ndarray:
-    """(N, 4) what words, voice and face say, and 1; ``words`` and ``frames`` are the rates of what is missing."""
+    """(N, 4) what words, voice and face say, and 1; ``words`` and ``frames`` are the rates of what
+    is missing."""
     shared = np.random.default_rng(PATTERNS)
     patterns = [shared.normal(size=width) / np.sqrt(width) for _, width in (AUDIO, VISION)]
     rows = []

@@ -1,4 +1,5 @@
-"""What the benchmarks share: how they read their words, where results came from, tables in pages."""
+"""What the benchmarks share: how they read their words, where results came from, tables in
+pages."""
 
 from __future__ import annotations
 

@@ -1,17 +1,20 @@
-"""What rebuilding (TFR-Net) and the teacher (TATE) are worth when half of the data is missing, on the generated data.
+"""What rebuilding (TFR-Net) and the teacher (TATE) are worth when half of the data is missing, on
+the generated data.
 
-    python benchmarks/missing.py data=demo/shards [models=tfr_net,tate] [seeds=1111,1112,1113] [rate=0.5] [runs=DIR]
+    python benchmarks/missing.py data=demo/shards [models=tfr_net,tate] [seeds=1111,1112,1113]
+    [rate=0.5] [runs=DIR]
         [fresh=DIR]
 
-Each model's ``demo`` recipe is trained and tested at the rate, with and without: the network, the data, the masks and
-the order of samples are the same. The epoch is the one of the best Corr on validation, for Corr is what is compared;
-the MAE of 120 clips moves with an offset that all of them share, and once chose the second epoch of 15. A run that is
-finished is not run again, and one that was stopped goes on. The table goes into ``docs/sentiment.md``, all scores with
-versions and machine into ``benchmarks/results/``.
+Each model's ``demo`` recipe is trained and tested at the rate, with and without: the network, the
+data, the masks and the order of samples are the same. The epoch is the one of the best Corr on
+validation, for Corr is what is compared; the MAE of 120 clips moves with an offset that all of them
+share, and once chose the second epoch of 15. A run that is finished is not run again, and one that
+was stopped goes on. The table goes into ``docs/sentiment.md``, all scores with versions and machine
+into ``benchmarks/results/``.
 
-The 360 test clips of the demo tell a Corr to about 0.02. ``fresh`` is a folder of more clips that were generated and
-converted with another seed (``python -m data_shards.synthetic fresh.pkl --samples 8000 --seed 1``); the finished runs
-are scored on its test split, too.
+The 360 test clips of the demo tell a Corr to about 0.02. ``fresh`` is a folder of more clips that
+were generated and converted with another seed (``python -m data_shards.synthetic fresh.pkl
+--samples 8000 --seed 1``); the finished runs are scored on its test split, too.
 """
 
 from __future__ import annotations

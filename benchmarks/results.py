@@ -1,11 +1,13 @@
 """Scores of the sentiment models on one data set over several seeds, as a table in the README.
 
-    python benchmarks/results.py mosi_utterance data=shards/mosi seeds=1111,1112,1113 options.text.source=PATH
+    python benchmarks/results.py mosi_utterance data=shards/mosi seeds=1111,1112,1113
+    options.text.source=PATH
 
-Runs every model that has a recipe of that name, and the text alone; each run is an ordinary ``launch.train``, so a run
-that is finished is not run again, and one that was stopped goes on. The table goes between the README's markers of
-that name, and with versions and machine into ``benchmarks/results/``. ``models=hscl,baseline`` runs only those. Rows
-of the last results for which there is no folder here stay as they are; ``again=yes`` forgets them.
+Runs every model that has a recipe of that name, and the text alone; each run is an ordinary
+``launch.train``, so a run that is finished is not run again, and one that was stopped goes on. The
+table goes between the README's markers of that name, and with versions and machine into
+``benchmarks/results/``. ``models=hscl,baseline`` runs only those. Rows of the last results for
+which there is no folder here stay as they are; ``again=yes`` forgets them.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ SHOWN = ("MAE", "Corr", "Has0_acc_2", "Non0_acc_2", "Mult_acc_7")
 
 
 def variants(name: str, models: list[str]) -> list[tuple[str, str, list[str]]]:
-    """(row, recipe, changes): the text alone under the optimisation of the first models, then all recipes."""
+    """(row, recipe, changes): the text alone under the optimisation of the first models, then all
+    recipes."""
     found = [recipe.split("/")[0] for recipe in recipe_names() if recipe.endswith(f"/{name}")]
     found = [model for model in found if not models or model in models]
     alone = [model for model in ("baseline", "hscl") if model in found]

@@ -1,15 +1,18 @@
-"""Where a step's time goes on 1 and 2 ranks, the bytes it sends against the least possible, and 8 to 512 GPUs on paper.
+"""Where a step's time goes on 1 and 2 ranks, the bytes it sends against the least possible, and 8
+to 512 GPUs on paper.
 
     python benchmarks/scaling.py data=SHARDS [recipe=hscl/demo] [steps=10]
 
 Measured: the recipe, the parts of its step in seconds (median over steps), and for
-each ZeRO stage the bytes that every collective of a step moves, by the volume of the ring algorithm. Least: what any
-algorithm must send per rank for P float32 parameters on W ranks. That is 2 P (W - 1) / W elements, the gradients'
-reduce-scatter and the parameters' all-gather, wherever a rank has room to keep the parameters from the forward to the
-backward pass: in stages 0 to 2, and in stage 3 as it is configured (``stage3_max_reuse_distance``), which keeps those
-of a model this small. The stage "3, let go" drops them after each layer's forward, as it does with models that do not
-fit, and must gather them twice: 3 P (W - 1) / W. DeepSpeed's stages 1 and 2 all-reduce whole buckets of gradients
-rather than scatter them (``use_multi_rank_bucket_allreduce``), which costs them half of the least again.
+each ZeRO stage the bytes that every collective of a step moves, by the volume of the ring
+algorithm. Least: what any algorithm must send per rank for P float32 parameters on W ranks. That is
+2 P (W - 1) / W elements, the gradients' reduce-scatter and the parameters' all-gather, wherever a
+rank has room to keep the parameters from the forward to the backward pass: in stages 0 to 2, and in
+stage 3 as it is configured (``stage3_max_reuse_distance``), which keeps those of a model this
+small. The stage "3, let go" drops them after each layer's forward, as it does with models that do
+not fit, and must gather them twice: 3 P (W - 1) / W. DeepSpeed's stages 1 and 2 all-reduce whole
+buckets of gradients rather than scatter them (``use_multi_rank_bucket_allreduce``), which costs
+them half of the least again.
 
 On paper: see ``ASSUMPTIONS``; efficiency is the time of the arithmetic over the time of the step.
 """
@@ -46,10 +49,12 @@ ASSUMPTIONS = {
     "inside": 300e9,  # bytes per second and GPU, reached, within a node
     "between": 40e9,  # and between nodes: 400 Gbit/s per GPU, reached
     "latency": 15e-6,  # seconds per hop of a collective
-    "collectives": 12,  # of a step: gradients, parameters, norm, losses, stop, rows of 5 views and their sizes
+    # of a step: gradients, parameters, norm, losses, stop, rows of 5 views and their sizes
+    "collectives": 12,
     "views": 5,
     "projection": 130,  # width of the rows that are gathered
-    "overlap": 0.0,  # share of the gradients' transfer hidden behind the backward pass (overlap_comm is off)
+    # share of the gradients' transfer hidden behind the backward pass (overlap_comm is off)
+    "overlap": 0.0,
 }
 LET_GO = "3, let go"  # stage 3 that gathers the parameters again for the backward pass
 VOLUME: dict[

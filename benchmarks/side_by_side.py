@@ -1,10 +1,13 @@
-"""Processes side by side on the cores of one machine, against one of them alone. Wants a quiet machine.
+"""Processes side by side on the cores of one machine, against one of them alone. Wants a quiet
+machine.
 
-    python benchmarks/side_by_side.py data=SHARDS [recipe=hscl/demo] [epochs=6] [repeats=3] [search=yes]
+    python benchmarks/side_by_side.py data=SHARDS [recipe=hscl/demo] [epochs=6] [repeats=3]
+    [search=yes]
 
-For OMP_NUM_THREADS unset, 1 and 2, in turn within each repeat: one process alone, two independent runs at once, and
-two ranks of one run; then a search of 3 trials of 3 epochs, two at once, against the same trials one after the other.
-Speeds are samples per second after the first epoch, medians over epochs; results are ratios, medians over repeats:
+For OMP_NUM_THREADS unset, 1 and 2, in turn within each repeat: one process alone, two independent
+runs at once, and two ranks of one run; then a search of 3 trials of 3 epochs, two at once, against
+the same trials one after the other. Speeds are samples per second after the first epoch, medians
+over epochs; results are ratios, medians over repeats:
 
     at once    the slower of two runs at once / one alone                       must be at least 0.9
     ranks      two ranks / one process                                          1.3

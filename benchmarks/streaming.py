@@ -1,15 +1,19 @@
-"""Samples per CPU second of one process, for this project's stream and its peers, on the same samples.
+"""Samples per CPU second of one process, for this project's stream and its peers, on the same
+samples.
 
-    python benchmarks/streaming.py work=FOLDER [peers=PYTHON] [samples=8000] [shapes=mosi,sims] [only=NAME,...]
+    python benchmarks/streaming.py work=FOLDER [peers=PYTHON] [samples=8000] [shapes=mosi,sims]
+    [only=NAME,...]
 
-Data: ``samples`` utterances of the shapes of MOSI (unaligned, of many lengths) and SIMS (all of one length). "views":
-every sample with its arrays ready to use; "batches": shuffled, padded batches of 64 as tensors. Each reader runs in a
-process of its own, one epoch to warm up and the fastest of the next five; of several settings of a reader the best
-counts. A peer that is not installed is left out, and the table says so. mosaicml-streaming wants older versions of
-transformers and NumPy than this project; ``peers=`` names the Python of an environment that has the peers and numpy.
+Data: ``samples`` utterances of the shapes of MOSI (unaligned, of many lengths) and SIMS (all of one
+length). "views": every sample with its arrays ready to use; "batches": shuffled, padded batches of
+64 as tensors. Each reader runs in a process of its own, one epoch to warm up and the fastest of the
+next five; of several settings of a reader the best counts. A peer that is not installed is left
+out, and the table says so. mosaicml-streaming wants older versions of transformers and NumPy than
+this project; ``peers=`` names the Python of an environment that has the peers and numpy.
 
-The table is printed, and saved with machine and versions as ``benchmarks/results/streaming.json``. With ``only=`` the
-other readers' last results are kept; ``only=none`` measures nothing but verification and scale, which use all cores.
+The table is printed, and saved with machine and versions as ``benchmarks/results/streaming.json``.
+With ``only=`` the other readers' last results are kept; ``only=none`` measures nothing but
+verification and scale, which use all cores.
 """
 
 from __future__ import annotations

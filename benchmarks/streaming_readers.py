@@ -2,9 +2,10 @@
 
     python benchmarks/streaming_readers.py READER write|views|batches SHAPE COUNT FOLDER
 
-Every reader has three parts: write the samples in its own format, give samples with their arrays ready to use, and give
-shuffled, padded batches of 64. What a reader needs is imported where it is used, so that this file runs with any
-interpreter that has the peer. The last line of output is JSON.
+Every reader has three parts: write the samples in its own format, give samples with their arrays
+ready to use, and give shuffled, padded batches of 64. What a reader needs is imported where it is
+used, so that this file runs with any interpreter that has the peer. The last line of output is
+JSON.
 """
 
 from __future__ import annotations
@@ -274,7 +275,8 @@ class Energon:
 
 
 class ReadAndCopy:
-    """No reader: the bytes of the arrays, read in pieces of a batch, and each piece copied into new memory."""
+    """No reader: the bytes of the arrays, read in pieces of a batch, and each piece copied into new
+    memory."""
 
     package = "numpy"
 

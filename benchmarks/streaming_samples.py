@@ -1,4 +1,5 @@
-"""The samples that the readers of ``streaming.py`` are compared on, and how peers make batches of them.
+"""The samples that the readers of ``streaming.py`` are compared on, and how peers make batches of
+them.
 
 Needs NumPy only, and torch for batches, so that any interpreter with a peer can import it.
 """
@@ -54,7 +55,8 @@ def samples(shape: str, count: int) -> Iterator[Sample]:
 
 
 def pad(rows: list[Any]) -> dict[str, Any]:
-    """What every peer collates with: one zeroed array per field, each sample copied in, as tensors."""
+    """What every peer collates with: one zeroed array per field, each sample copied in, as
+    tensors."""
     import torch
 
     batch = {}

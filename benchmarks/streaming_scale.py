@@ -2,7 +2,8 @@
 
     python benchmarks/streaming_scale.py FOLDER
 
-``FOLDER`` holds one shard, as ``streaming_readers.py concord write scale 100`` makes it. The last line is JSON.
+``FOLDER`` holds one shard, as ``streaming_readers.py concord write scale 100`` makes it. The last
+line is JSON.
 """
 
 from __future__ import annotations

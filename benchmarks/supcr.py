@@ -1,15 +1,17 @@
-"""What exact SupCR costs, forward and backward: CPU time of one thread against three matrix products, and memory.
+"""What exact SupCR costs, forward and backward: CPU time of one thread against three matrix
+products, and memory.
 
-    python benchmarks/supcr.py                 the cells that benchmarks/results/supcr.json lacks, the README's tables
-    python benchmarks/supcr.py time N WIDTH    one cell, as JSON
+    python benchmarks/supcr.py                 the cells that benchmarks/results/supcr.json lacks,
+    the README's tables python benchmarks/supcr.py time N WIDTH    one cell, as JSON
     python benchmarks/supcr.py memory FORM N WIDTH
-    python benchmarks/supcr.py step            the loss's share of an HSCL training step, by definition and fused
-    python benchmarks/supcr.py gpu             times and repeatability on a GPU, where there is one
+    python benchmarks/supcr.py step            the loss's share of an HSCL training step, by
+    definition and fused python benchmarks/supcr.py gpu             times and repeatability on a
+    GPU, where there is one
 
-"floor" is what the gradient cannot do without in a plain form: s = q r', G r and G' r, in blocks of 512 rows. It is
-measured in turn with the forms, in one process; each time is the least of several. "sentiment" labels have 31 values,
-"views" one label per sample and two views of it, "distinct" one label per row. Memory is what a process's peak grows by
-over its imports, compiled loops and inputs.
+"floor" is what the gradient cannot do without in a plain form: s = q r', G r and G' r, in blocks of
+512 rows. It is measured in turn with the forms, in one process; each time is the least of several.
+"sentiment" labels have 31 values, "views" one label per sample and two views of it, "distinct" one
+label per row. Memory is what a process's peak grows by over its imports, compiled loops and inputs.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ def labels_of(form: str, n: int) -> Tensor:
 
 
 def by_sort(features: Tensor, labels: Tensor) -> Tensor:
-    """The best plain PyTorch: sort by distance, logcumsumexp, and the last place of each distance; O(n^2) memory."""
+    """The best plain PyTorch: sort by distance, logcumsumexp, and the last place of each distance;
+    O(n^2) memory."""
     n = len(features)
     similarity = features @ features.T / TEMPERATURE
     off = ~torch.eye(n, dtype=torch.bool)
@@ -78,7 +81,8 @@ def by_sort(features: Tensor, labels: Tensor) -> Tensor:
 
 
 def by_columns(features: Tensor, labels: Tensor) -> Tensor:
-    """The published algorithm of Rank-N-Contrast, restated: one masked sum per column; O(n^3) time and memory."""
+    """The published algorithm of Rank-N-Contrast, restated: one masked sum per column; O(n^3) time
+    and memory."""
     n = len(features)
     off = ~torch.eye(n, dtype=torch.bool)
     distance = (labels[:, None] - labels).abs()[off].view(n, n - 1)
@@ -166,7 +170,8 @@ def time_cell(n: int, width: int) -> dict[str, float]:
 
 
 def memory_cell(form: str, n: int, width: int) -> dict[str, float]:
-    """Growth of the process's peak in MB, CPU seconds, and those of the floor, from an eighth of it."""
+    """Growth of the process's peak in MB, CPU seconds, and those of the floor, from an eighth of
+    it."""
     warm_up(width)
     features = inputs(n, width)
     work = forms(features)[form]
@@ -182,7 +187,8 @@ def memory_cell(form: str, n: int, width: int) -> dict[str, float]:
 
 
 def warm_up(width: int) -> None:
-    """Compile the loops, or read them from numba's cache, with rows too few to leave memory for later."""
+    """Compile the loops, or read them from numba's cache, with rows too few to leave memory for
+    later."""
     torch.set_num_threads(1)
     for path in ("buckets", "scan"):
         fused_supcr(inputs(32, width), torch.arange(32), TEMPERATURE, path=path).backward()
@@ -195,7 +201,8 @@ def status(name: str) -> int:
 
 
 def step_cell() -> dict[str, float]:
-    """Milliseconds of an HSCL training step on synthetic MOSI-like batches of 128, and of its contrastive losses."""
+    """Milliseconds of an HSCL training step on synthetic MOSI-like batches of 128, and of its
+    contrastive losses."""
     from core.batch import Utterances
     from core.losses.supcr import SupCR
     from core.model import DataSpec

@@ -1,18 +1,22 @@
-"""Training speed of the sentiment models on the shapes of MOSI, against the matrix products of a step alone.
+"""Training speed of the sentiment models on the shapes of MOSI, against the matrix products of a
+step alone.
 
     python benchmarks/training.py [models=hscl,self_mm] [steps=3] [micro=8]
 
-Shapes: text as frozen features of BERT's width, up to 50 tokens; unaligned sound and video, up to 375 and 500 frames;
-each clip has a share of these lengths, drawn evenly from a fifth to all. Batch and options are those of the model's
-``mosi`` recipe; a batch is padded to its own longest clip. TFR-Net and TATE are trained with 30 % missing. CENet works
-inside a text encoder, so it has a small one, trained; the others read the features as they are.
+Shapes: text as frozen features of BERT's width, up to 50 tokens; unaligned sound and video, up to
+375 and 500 frames; each clip has a share of these lengths, drawn evenly from a fifth to all. Batch
+and options are those of the model's ``mosi`` recipe; a batch is padded to its own longest clip.
+TFR-Net and TATE are trained with 30 % missing. CENet works inside a text encoder, so it has a small
+one, trained; the others read the features as they are.
 
-A step is the real one: DeepSpeed's engine, dropout tied to samples, losses, clipping, optimiser. ``micro`` bounds how
-many samples TFR-Net and TATE take at once, whose attention over all frames would fill a laptop's memory.
+A step is the real one: DeepSpeed's engine, dropout tied to samples, losses, clipping, optimiser.
+``micro`` bounds how many samples TFR-Net and TATE take at once, whose attention over all frames
+would fill a laptop's memory.
 
-Floor: seconds of the matrix products alone of the same padded step, forward and backward, as counted by torch (without
-fused kernels, which it does not see), at the rate of a square float32 product, measured in the same process. Times are
-CPU seconds of the process, which has one thread, so others on the machine count little.
+Floor: seconds of the matrix products alone of the same padded step, forward and backward, as
+counted by torch (without fused kernels, which it does not see), at the rate of a square float32
+product, measured in the same process. Times are CPU seconds of the process, which has one thread,
+so others on the machine count little.
 """
 
 from __future__ import annotations
@@ -135,7 +139,8 @@ def product_rate(size: int = 1024, repeats: int = 8) -> float:
 
 
 def products(step: Callable[[], Any]) -> int:
-    """FLOP of the matrix products of a step. The fused attention and LSTM of the CPU are taken apart to be counted."""
+    """FLOP of the matrix products of a step. The fused attention and LSTM of the CPU are taken
+    apart to be counted."""
     with (
         sdpa_kernel(SDPBackend.MATH),
         torch.backends.mkldnn.flags(enabled=False),

@@ -3,8 +3,8 @@
 import concord
 
 scores = concord.train("hscl/demo", data="demo/shards", epochs=3)
-model, data = concord.load("runs/hscl-demo-20260101-120000")  # a run, or a folder made by concord export
-stream = concord.Stream("demo/shards", "train", global_batch=64, rank=0, ranks=1, seed=1)
+model, data = concord.load("runs/hscl-demo-20260101-120000")  # a run, or a folder made by concord
+export stream = concord.Stream("demo/shards", "train", global_batch=64, rank=0, ranks=1, seed=1)
 loss = concord.losses.SupCR()
 """
 

@@ -1,4 +1,5 @@
-"""The command ``concord``: one subcommand per job. A job's module is imported when the job is asked for."""
+"""The command ``concord``: one subcommand per job. A job's module is imported when the job is asked
+for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Training and loading from a notebook or script. Training runs in processes of its own, which end with it."""
+"""Training and loading from a notebook or script. Training runs in processes of its own, which end
+with it."""
 
 from __future__ import annotations
 
@@ -110,7 +111,8 @@ def _environment() -> dict[str, str]:
 
 
 def load(folder: str | Path) -> tuple[Model, DataSpec]:
-    """The model of a finished run (its best epoch) or of an exported folder, and what it knows of its data.
+    """The model of a finished run (its best epoch) or of an exported folder, and what it knows of
+    its data.
 
     Raises:
         ConfigError, ValueError: the folder is neither, or cannot be read.

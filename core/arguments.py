@@ -1,4 +1,5 @@
-"""How every command reads its words: options as ``--out DIR``, settings as ``key=value`` anywhere on the line."""
+"""How every command reads its words: options as ``--out DIR``, settings as ``key=value`` anywhere
+on the line."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def join_negative_values(words: Sequence[str]) -> list[str]:
 
 
 def split_settings(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Names (of a recipe, a run, a folder) and settings (``key=value``, ``@FILE``), each in their order."""
+    """Names (of a recipe, a run, a folder) and settings (``key=value``, ``@FILE``), each in their
+    order."""
     names: list[str] = []
     settings: list[str] = []
     for word in words:

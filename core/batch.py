@@ -1,7 +1,7 @@
 """What a model receives. Every shape is stated here once.
 
-Shape letters, used in the whole project: **B** samples, **T** frames, **D** features, **N** entities,
-**E** edges, **L** links, **K** codebook entries.
+Shape letters, used in the whole project: **B** samples, **T** frames, **D** features, **N**
+entities, **E** edges, **L** links, **K** codebook entries.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ class Batch:
 
     ``loss_scale`` turns a sum over this micro-batch into a mean over the whole global batch: it is
     ``ranks * micro-batches / samples in the global batch``, because the engine divides by ranks and
-    micro-batches. The stream knows it without asking other ranks, since every rank plans the same batches.
+    micro-batches. The stream knows it without asking other ranks, since every rank plans the same
+    batches.
     """
 
-    # (B,) int64, number of each sample in its split; the same in every epoch, for any number of ranks
+    # (B,) int64, number of each sample in its split; the same in every epoch, for any number of
+    # ranks
     index: Tensor
     # (B,) float32, 1 for a sample, 0 for a row that only fills an otherwise empty micro-batch
     weight: Tensor
@@ -67,10 +69,10 @@ class Batch:
 class Utterances(Batch):
     """B spoken sentences, each modality padded on the right to its own T.
 
-    Text is either token ids, (B, T) int64, or features, (B, T, D) float32. A modality that a sample lacks
-    has an all-False mask. ``present`` is a subset of ``mask``: False where a frame exists but was dropped on
-    purpose (the missing-feature protocols); ``frames`` still holds the complete data, and the model hides
-    what is dropped.
+    Text is either token ids, (B, T) int64, or features, (B, T, D) float32. A modality that a sample
+    lacks has an all-False mask. ``present`` is a subset of ``mask``: False where a frame exists but
+    was dropped on purpose (the missing-feature protocols); ``frames`` still holds the complete
+    data, and the model hides what is dropped.
     """
 
     # (B,) float32 score in DataSpec.label_range, or the class number for classification
@@ -93,7 +95,8 @@ class Utterances(Batch):
 class EntityGraph(Batch):
     """Two knowledge graphs in one id space of N entities, and the B aligned pairs of this step.
 
-    The graph tensors are the same objects in every batch, so moving them to their device again costs nothing.
+    The graph tensors are the same objects in every batch, so moving them to their device again
+    costs nothing.
     """
 
     # (B, 2) int64, an entity of the left graph and its partner in the right one

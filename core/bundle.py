@@ -1,8 +1,10 @@
-"""A trained model as one folder, in the layout of a model hub, that needs neither DeepSpeed nor the training data.
+"""A trained model as one folder, in the layout of a model hub, that needs neither DeepSpeed nor the
+training data.
 
-``config.json`` names the model and holds its options and what it must know of its data, ``model.safetensors`` all
-parameters and buffers, ``codebooks.safetensors`` the codebooks if there are any, ``text/config.json`` the architecture
-of a pretrained text encoder (its weights are with the others), ``README.md`` is the model card.
+``config.json`` names the model and holds its options and what it must know of its data,
+``model.safetensors`` all parameters and buffers, ``codebooks.safetensors`` the codebooks if there
+are any, ``text/config.json`` the architecture of a pretrained text encoder (its weights are with
+the others), ``README.md`` is the model card.
 
     from core.bundle import load
     model, data = load("exported")

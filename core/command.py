@@ -1,4 +1,5 @@
-"""How every command ends: with an exit code, and one line on standard error that says what went wrong.
+"""How every command ends: with an exit code, and one line on standard error that says what went
+wrong.
 
 ====  =======================================================================================
 code  meaning
@@ -43,7 +44,8 @@ NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Refused(ValueError):
-    """Something that a command was asked for cannot be; the message says what to write or do instead.
+    """Something that a command was asked for cannot be; the message says what to write or do
+    instead.
 
     Args:
         table: lines to show below the message, such as a comparison.
@@ -73,7 +75,8 @@ def run(
     Args:
         work: returns an exit code, or None when it is done.
         when_stopped: what to do after Ctrl-C or on a full disk, as a clause.
-        refused: errors that are answered with one line. An error with an ``exit_code`` of its own is as well.
+        refused: errors that are answered with one line. An error with an ``exit_code`` of its own
+            is as well.
         report: what happens with that line; ranks tell each other why they leave.
         passed_on: faults that the caller answers itself. Any other ends with ``FAULT``.
     """
@@ -126,7 +129,8 @@ def describe(error: Exception, when_stopped: str) -> str:
 
 
 def describe_fault(error: Exception) -> str:
-    """An error that nobody foresaw, in one line; its traceback goes into a file that the line names."""
+    """An error that nobody foresaw, in one line; its traceback goes into a file that the line
+    names."""
     said = redact(" ".join(f"{type(error).__name__}: {error}".split())[:300])
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}, line {frames[-1].lineno}" if frames else ""

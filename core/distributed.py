@@ -33,7 +33,8 @@ def gather_rows(rows: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
     Ranks may hold different numbers of rows.
 
     Args:
-        sizes: rows per rank where the caller knows them; without it one more small collective finds out.
+        sizes: rows per rank where the caller knows them; without it one more small collective finds
+            out.
     """
     rows = rows.detach()
     if world_size() == 1:

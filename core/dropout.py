@@ -1,9 +1,10 @@
 """Dropout whose mask belongs to the sample, not to the process.
 
-Ordinary dropout draws from a generator of its process, so the same sample meets another mask when the batch is split
-over more ranks or micro-batches. Here every mask bit is a hash of (seed, step, layer, sample, position): the same for
-any number of ranks, any micro-batch, any padding, and again when a forward pass is repeated (activation
-checkpointing, two-pass contrastive losses). That is what makes one process and many give one result with dropout on.
+Ordinary dropout draws from a generator of its process, so the same sample meets another mask when
+the batch is split over more ranks or micro-batches. Here every mask bit is a hash of (seed, step,
+layer, sample, position): the same for any number of ranks, any micro-batch, any padding, and again
+when a forward pass is repeated (activation checkpointing, two-pass contrastive losses). That is
+what makes one process and many give one result with dropout on.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 # Odd multipliers of the 64-bit mix, from the SplitMix64 generator (Steele et al., OOPSLA 2014).
 _MIX_1, _MIX_2 = -4658895280553007687, -7723592293110705685
 _GOLDEN = -7046029254386353131
-# One odd number per axis, so that a position is the same whatever the padded lengths are; as signed 32-bit numbers.
+# One odd number per axis, so that a position is the same whatever the padded lengths are; as signed
+# 32-bit numbers.
 _AXES = (0x9E3779B1 - (1 << 32), 0x85EBCA77 - (1 << 32), 0xC2B2AE3D - (1 << 32), 0x27D4EB2F)
 
 _KEPT_POSITIONS = 2**16  # positions of one shape that are kept: a quarter of a megabyte
@@ -39,7 +41,8 @@ def sample_masks(seed: int, step: int, index: Tensor) -> Iterator[None]:
 
 
 def same_masks() -> AbstractContextManager[None]:
-    """A block in which masks are drawn as they are now, for a forward that is computed again later."""
+    """A block in which masks are drawn as they are now, for a forward that is computed again
+    later."""
     return _masks_of(_context)
 
 
@@ -70,10 +73,11 @@ def _mix(state: Tensor) -> Tensor:
 
 
 def keep_mask(shape: torch.Size, p: float, layer: int, device: torch.device) -> Tensor:
-    """Bool mask of ``shape`` (B, ...), True with probability 1 - p. Outside ``sample_masks`` it is torch's own draw.
+    """Bool mask of ``shape`` (B, ...), True with probability 1 - p. Outside ``sample_masks`` it is
+    torch's own draw.
 
-    Rows are the samples of the surrounding block; a tensor with another number of rows (all entities of a graph) is
-    keyed by row number.
+    Rows are the samples of the surrounding block; a tensor with another number of rows (all
+    entities of a graph) is keyed by row number.
     """
     if _context is None:
         return torch.rand(shape, device=device) >= p
@@ -94,7 +98,8 @@ def keep_mask(shape: torch.Size, p: float, layer: int, device: torch.device) -> 
 
 @lru_cache(maxsize=32)
 def _kept_positions(shape: torch.Size) -> Tensor:
-    """``_positions`` on a CPU, which the layers of a model and its steps ask for again and again."""
+    """``_positions`` on a CPU, which the layers of a model and its steps ask for again and
+    again."""
     return _positions(shape, torch.device("cpu"))
 
 
@@ -110,7 +115,8 @@ def _positions(shape: torch.Size, device: torch.device) -> Tensor:
 def _keep_bits(shape: torch.Size, state: Tensor, position: Tensor, bound: int) -> Tensor:
     """Bool of ``shape`` from the rows' 64-bit ``state`` (B,) and the int32 ``position`` (...).
 
-    32 bits are plenty for a mask and twice as fast; the position is mixed with the row's own two halves.
+    32 bits are plenty for a mask and twice as fast; the position is mixed with the row's own two
+    halves.
     """
     low = state.to(torch.int32).reshape(-1, *[1] * (len(shape) - 1))
     high = (state >> 32).to(torch.int32).reshape(low.shape)
@@ -123,7 +129,8 @@ def _keep_bits(shape: torch.Size, state: Tensor, position: Tensor, bound: int) -
 
 
 class SampleDropout(nn.Module):
-    """``nn.Dropout`` with the masks of this module. ``layer`` tells the dropouts of a model apart."""
+    """``nn.Dropout`` with the masks of this module. ``layer`` tells the dropouts of a model
+    apart."""
 
     def __init__(self, p: float, layer: int = 0):
         super().__init__()
@@ -145,7 +152,8 @@ class SampleDropout(nn.Module):
 
 
 def number_dropouts(model: nn.Module) -> nn.Module:
-    """Replace every ``nn.Dropout`` below ``model`` by a ``SampleDropout`` of its own number, in place."""
+    """Replace every ``nn.Dropout`` below ``model`` by a ``SampleDropout`` of its own number, in
+    place."""
     layer = 0
     for module in list(model.modules()):
         for name, child in module.named_children():

@@ -49,7 +49,8 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Have an OSError that names no file name ``path``: what fails on an open file says only why."""
+    """Have an OSError that names no file name ``path``: what fails on an open file says only
+    why."""
     try:
         yield
     except OSError as error:

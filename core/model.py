@@ -1,4 +1,5 @@
-"""What every model is: a forward, named losses, and a few optional answers about memory and optimisation.
+"""What every model is: a forward, named losses, and a few optional answers about memory and
+optimisation.
 
 The training loop asks nothing else, so a model's peculiarities stay in its own file.
 """
@@ -124,8 +125,8 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
 
     @property
     def has_global_batch_losses(self) -> bool:
-        """Whether ``global_batch_losses`` may give any, known before a forward: a first pass over micro-batches would
-        be for nothing where it does not."""
+        """Whether ``global_batch_losses`` may give any, known before a forward: a first pass over
+        micro-batches would be for nothing where it does not."""
         return type(self).global_batch_losses is not Model.global_batch_losses
 
     def global_batch_rows(self, output: OutputType) -> GlobalBatchRows:
@@ -137,7 +138,8 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
     ) -> dict[str, Tensor]:
         """Named losses of this rank's rows against the rows of all ranks.
 
-        Each gives the global value on every rank, and gradients that are right after averaging over ranks.
+        Each gives the global value on every rank, and gradients that are right after averaging over
+        ranks.
 
         Args:
             target: (B,) what samples are compared by, ``Batch.target``.
@@ -146,7 +148,8 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
         return {}
 
     def resting_losses(self) -> set[str]:
-        """Names of losses that are zero in this epoch by design; any other that stays zero is warned about."""
+        """Names of losses that are zero in this epoch by design; any other that stays zero is
+        warned about."""
         return set()
 
     def remarks(self) -> list[str]:
@@ -154,18 +157,21 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
         return []
 
     def loss_denominators(self, batch: BatchType) -> dict[str, Tensor]:
-        """Name -> (), what a loss divides by when the number of samples will not do (missing frames, say).
+        """Name -> (), what a loss divides by when the number of samples will not do (missing
+        frames, say).
 
         The loop sums it over the global batch and gives it back as ``batch.loss_denominators``.
         """
         return {}
 
     def memory_bank_rows(self, output: OutputType, batch: BatchType) -> dict[str, Tensor]:
-        """Name -> (B, ...), what the model remembers of this batch; must hold "index" when not empty."""
+        """Name -> (B, ...), what the model remembers of this batch; must hold "index" when not
+        empty."""
         return {}
 
     def update_memory_bank(self, rows: Mapping[str, Tensor]) -> None:
-        """Called once per training step with the rows of the whole global batch, equal on every rank."""
+        """Called once per training step with the rows of the whole global batch, equal on every
+        rank."""
 
     def report(self) -> dict[str, float]:
         """Name -> number about the model's inner state, logged once per epoch."""
@@ -176,7 +182,8 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
         self.epoch = epoch
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Group name -> parameters; a recipe gives each group its learning rate and weight decay."""
+        """Group name -> parameters; a recipe gives each group its learning rate and weight
+        decay."""
         return {"main": list(self.parameters())}
 
 

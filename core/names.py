@@ -1,4 +1,5 @@
-"""Names that a person writes: what to say where they are none, with the nearest of those that there are."""
+"""Names that a person writes: what to say where they are none, with the nearest of those that there
+are."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from collections.abc import Iterable
 
 
 def suggest(word: str, words: Iterable[str]) -> str:
-    """The end of a sentence that asks whether the nearest of ``words`` was meant; empty when none is near."""
+    """The end of a sentence that asks whether the nearest of ``words`` was meant; empty when none
+    is near."""
     close = difflib.get_close_matches(word, list(words), n=1, cutoff=0.5)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -19,7 +21,8 @@ def unknown_names(names: Iterable[str], known: Iterable[str]) -> list[str]:
 
 
 def refusal(setting: str, names: Iterable[str], known: Iterable[str], owner: str) -> str:
-    """What is wrong with a setting's names: the first unknown one, what there is, and the nearest; "" if nothing.
+    """What is wrong with a setting's names: the first unknown one, what there is, and the nearest;
+    "" if nothing.
 
     Args:
         owner: who has the known names, as the beginning of a clause: "the data has".

@@ -1,4 +1,5 @@
-"""Activation checkpointing: keep a layer's input and compute the layer again in the backward pass."""
+"""Activation checkpointing: keep a layer's input and compute the layer again in the backward
+pass."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ from core.dropout import same_masks
 def recompute_layers(model: nn.Module) -> list[str]:
     """Make every layer of ``model`` forget its activations while it trains; their names.
 
-    A layer is an entry of a ``ModuleList`` made of two or more modules with parameters. One with batch norm stays as
-    it is, because a second forward would count the batch twice. Results do not change: dropout masks belong to the
-    sample, and other random draws are repeated.
+    A layer is an entry of a ``ModuleList`` made of two or more modules with parameters. One with
+    batch norm stays as it is, because a second forward would count the batch twice. Results do not
+    change: dropout masks belong to the sample, and other random draws are repeated.
     """
     changed: list[str] = []
     for name, module in model.named_modules():
@@ -55,5 +56,6 @@ def _recomputed(layer: nn.Module, forward: Callable[..., Any]) -> Callable[..., 
 
 
 def _mask_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    """What surrounds the first forward, and the one that is computed again: the same dropout masks."""
+    """What surrounds the first forward, and the one that is computed again: the same dropout
+    masks."""
     return nullcontext(), same_masks()

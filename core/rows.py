@@ -1,4 +1,5 @@
-"""Rows of length one, and the type they are computed in: the one way for losses, encoders and metrics alike."""
+"""Rows of length one, and the type they are computed in: the one way for losses, encoders and
+metrics alike."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from torch.nn import functional as F
 
 
 def at_least_float32(rows: Tensor) -> Tensor:
-    """Rows in float32, or as they are in float64: half precision is too coarse for norms, exponentials and ranks."""
+    """Rows in float32, or as they are in float64: half precision is too coarse for norms,
+    exponentials and ranks."""
     return rows if rows.dtype == torch.float64 else rows.float()
 
 

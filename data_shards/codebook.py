@@ -23,10 +23,10 @@ from core.file_access.regular_files import read_regular_file
 from core.file_access.targets import check_file
 from core.files import sha256_of_bytes, write_atomically
 from core.names import suggest, unknown_names
+from data_shards.array_files import npz_keys, read_npz
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
 from data_shards.shards.manifest import MANIFEST, DataError, Manifest, read_manifest
-from data_shards.sources.array_files import npz_keys, read_npz
 
 CODEBOOK = "codebook.npz"
 CLUSTERS = 16

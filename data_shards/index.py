@@ -20,7 +20,7 @@ from typing import Any
 from core.arguments import command_parser, parse
 from core.command import run
 from data_shards.convert import parse_labels
-from data_shards.shards.folder_indexer import Stated, index_folder, restore_indexes
+from data_shards.indexing.folder_indexer import Stated, index_folder, restore_indexes
 from data_shards.shards.label_statistics import named_classes
 from data_shards.shards.manifest import MANIFEST, DataError, Labels, Manifest
 from data_shards.shards.sentiment_schema import are_token_ids

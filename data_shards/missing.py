@@ -44,7 +44,8 @@ class Missing:
     modalities: tuple[str, ...] = ()
     # what "modality" takes away, equally likely
     sets: tuple[str, ...] = DEFAULT_SETS
-    # random: in training a sample's rate is 0 in one half of all cases, else uniform, drawn anew each epoch (LNLN)
+    # random: in training a sample's rate is 0 in one half of all cases, else uniform, drawn anew
+    # each epoch (LNLN)
     train: Literal["fixed", "random", "complete"] = "fixed"
     redraw: bool = False  # with train="fixed": other frames in each training epoch
     seed: NonNegativeInt = 111

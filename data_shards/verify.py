@@ -25,15 +25,15 @@ from tqdm import tqdm
 from core.arguments import command_parser, parse
 from core.command import DAMAGED, DONE, Refused, run
 from core.files import sha256_of_file
+from data_shards.indexing.folder_indexer import left_out
+from data_shards.indexing.tar_indexer import index_tar
 from data_shards.reading.open_shards import OpenShard
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import Folder
 from data_shards.shards.canonical import is_canonical
-from data_shards.shards.folder_indexer import left_out
 from data_shards.shards.index_table import ABSENT, JSON, JSON_SIZE, Index
 from data_shards.shards.manifest import MANIFEST, DataError, Manifest, Shard, read_manifest
 from data_shards.shards.sentiment_schema import Rules, check_manifest, check_sample
-from data_shards.shards.tar_indexer import index_tar
 from data_shards.shards.writer import index_name
 
 PIECE = 1 << 18  # numbers that are looked at in one go
@@ -144,7 +144,7 @@ def _check_meaning(folder: Path, manifest: Manifest) -> list[Finding]:
         return []
     try:
         check_manifest(manifest, str(folder / MANIFEST))
-    except DataError as error:
+    except Refused as error:
         return [Finding(0, str(error))]
     return []
 

@@ -2,7 +2,8 @@
 layout.
 
     python examples/mmmo.py ../shared/data/mfn_sequences/mmmo.npz raw/mmmo
-    python -m data_shards.convert raw/mmmo/mmmo.csv --out shards/mmmo --labels 1:5:.5 --text features
+    python -m data_shards.convert raw/mmmo/mmmo.csv --out shards/mmmo --labels 1:5:.5 --text
+    features
 
 The arrays are padded with zero rows in front and behind, so each sequence is what lies between its
 first and last row that is not zero. All sequences of a modality go one after the other into one

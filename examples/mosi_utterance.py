@@ -1,7 +1,8 @@
 """CMU-MOSI at utterance level, from one ``.npz`` to the table layout.
 
-    python examples/mosi_utterance.py ../shared/data/mosi_utterance/mosi_utterance.npz raw/mosi --split bclstm
-    python -m data_shards.convert raw/mosi/mosi.csv --out shards/mosi --dataset mosi --tokenizer MODEL_FOLDER
+    python examples/mosi_utterance.py ../shared/data/mosi_utterance/mosi_utterance.npz raw/mosi
+    --split bclstm python -m data_shards.convert raw/mosi/mosi.csv --out shards/mosi --dataset mosi
+    --tokenizer MODEL_FOLDER
 
 Sound and video were extracted with networks trained on the train videos of the bc-LSTM split, so
 only that split gives scores that mean something (``--split standard`` leaks most of its test

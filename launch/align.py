@@ -1,7 +1,8 @@
 """Write the pairs that a finished run predicts: ``python -m launch.align RUN --out pairs.csv``.
 
-Candidates are the entities that no training link holds, or with ``--entities test`` those of the test links alone.
-``mutual`` gives pairs that are each other's nearest; ``assignment`` the one-to-one pairing with the greatest sum.
+Candidates are the entities that no training link holds, or with ``--entities test`` those of the
+test links alone. ``mutual`` gives pairs that are each other's nearest; ``assignment`` the
+one-to-one pairing with the greatest sum.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def predict(left: Tensor, right: Tensor, method: str, csls: int) -> tuple[Tensor
 
     Args:
         method: "mutual" or "assignment".
-        csls: neighbours whose mean similarity an assignment subtracts; 0: plain cosines. Mutual neighbours do without.
+        csls: neighbours whose mean similarity an assignment subtracts; 0: plain cosines. Mutual
+            neighbours do without.
 
     Raises:
         ConfigError: too many entities for an assignment.

@@ -1,4 +1,5 @@
-"""The words of the commands that take a recipe or finished runs: names, ``key=value``, ``@FILE`` and options."""
+"""The words of the commands that take a recipe or finished runs: names, ``key=value``, ``@FILE``
+and options."""
 
 from __future__ import annotations
 
@@ -88,7 +89,8 @@ def expand(words: Sequence[str]) -> list[str]:
 
 
 def changes_of_file(path: Path) -> list[str]:
-    """The changes in a file: a JSON object of settings, such as ``--show`` prints, or lines of ``key=value``.
+    """The changes in a file: a JSON object of settings, such as ``--show`` prints, or lines of
+    ``key=value``.
 
     Raises:
         ConfigError: the file cannot be read.

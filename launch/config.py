@@ -1,4 +1,5 @@
-"""What a run is: frozen dataclasses, recipes that return them, ``key=value`` changes, JSON in and out."""
+"""What a run is: frozen dataclasses, recipes that return them, ``key=value`` changes, JSON in and
+out."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ from core.models import MODELS
 from core.names import suggest
 from data_shards.missing import Missing, UnitInterval
 
-# The comment at a field is its help: ``concord train RECIPE --help`` prints it, with type, bounds and value.
+# The comment at a field is its help: ``concord train RECIPE --help`` prints it, with type, bounds
+# and value.
 
 LARGEST = 2**63 - 1  # of whole numbers
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -64,7 +66,8 @@ class Optim:
 
 @dataclass(frozen=True)
 class Loading:
-    """How samples are streamed. Which samples a step sees is changed by ``window``, ``bucket``, ``empty`` only."""
+    """How samples are streamed. Which samples a step sees is changed by ``window``, ``bucket``,
+    ``empty`` only."""
 
     window: PositiveInt = 16  # shards among which samples are shuffled
     bucket: bool = False  # group samples of like length, planned globally
@@ -106,7 +109,8 @@ class Run:
     # epochs without a better validation score before stopping; 0: never
     patience: NonNegativeInt = 8
     seed: NonNegativeInt = 1111  # of the order, the first weights, dropout and masks
-    # which scores are computed: those of MOSI and MOSEI, CH-SIMS, depression, MMMO; of classes; of alignment
+    # which scores are computed: those of MOSI and MOSEI, CH-SIMS, depression, MMMO; of classes; of
+    # alignment
     metrics: Literal["mosi", "sims", "phq", "mmmo", "classes", "alignment"] = "mosi"
     # sign: scores become the classes negative, neutral and positive
     classes: Literal["given", "sign"] = "given"
@@ -177,7 +181,8 @@ class FileChange(str):
 
 
 def override(run: Run, changes: Sequence[str]) -> Run:
-    """``run`` with ``key=value`` changes; keys are dotted (``optim.groups.text.lr=2e-5``), values JSON or words."""
+    """``run`` with ``key=value`` changes; keys are dotted (``optim.groups.text.lr=2e-5``), values
+    JSON or words."""
     try:
         return _override(run, changes)
     except ConfigError as error:
@@ -185,7 +190,8 @@ def override(run: Run, changes: Sequence[str]) -> Run:
 
 
 def _file_of(problem: str, changes: Sequence[str]) -> str:
-    """The end of a sentence that names the file which a refused change is from; empty for the command line's own."""
+    """The end of a sentence that names the file which a refused change is from; empty for the
+    command line's own."""
     for change in reversed(changes):
         key = change.partition("=")[0]
         if problem.startswith((f"{key}=", f"{key}.", f"no option {key!r}")):
@@ -215,7 +221,8 @@ RENAMED = {"on_damage": "on_corrupt", "damage_budget": "max_skipped_fraction"}
 
 
 def from_dict(tree: dict[str, Any]) -> Run:
-    """The inverse of ``to_dict``, checked against the declared types; old names of settings are read too.
+    """The inverse of ``to_dict``, checked against the declared types; old names of settings are
+    read too.
 
     No run knows credentials: those in the URL of the data stay with the process.
     """
@@ -299,7 +306,8 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _no_such_key(tree: dict[str, Any], key: str, depth: int, node: Any) -> str:
-    """What is wrong with ``key``, whose part at ``depth`` is not in ``node``, and which key may be meant."""
+    """What is wrong with ``key``, whose part at ``depth`` is not in ``node``, and which key may be
+    meant."""
     parts = key.split(".")
     siblings = list(node) if isinstance(node, dict) else []
     inside = f" in {'.'.join(parts[:depth])!r}" if depth else ""
@@ -323,6 +331,7 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nearest_ending(word: str, keys: Iterable[str]) -> str:
-    """The dotted key that ends in ``word``; of several the main group's, then the shortest. "" if none does."""
+    """The dotted key that ends in ``word``; of several the main group's, then the shortest. "" if
+    none does."""
     ending = [key for key in keys if key.rpartition(".")[2] == word]
     return min(ending, key=lambda key: (".main." not in key, len(key)), default="")

@@ -1,6 +1,8 @@
-"""What ``concord train RECIPE --help`` prints: every setting with its type, bounds, meaning and value.
+"""What ``concord train RECIPE --help`` prints: every setting with its type, bounds, meaning and
+value.
 
-tyro reads types, values and the comments at the fields; here its options become ``key=value``, with their bounds.
+tyro reads types, values and the comments at the fields; here its options become ``key=value``, with
+their bounds.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""Train a teacher on complete data, then its student: ``deepspeed launch/distill.py tate/mosi data=DIR run_dir=DIR``.
+"""Train a teacher on complete data, then its student: ``deepspeed launch/distill.py tate/mosi
+data=DIR run_dir=DIR``.
 
-The student is the run that the command line asks for; the teacher is the same run with nothing missing and no teacher
-of its own, in ``run_dir/teacher``. Both go on where they stopped, as with ``launch/train.py``.
+The student is the run that the command line asks for; the teacher is the same run with nothing
+missing and no teacher of its own, in ``run_dir/teacher``. Both go on where they stopped, as with
+``launch/train.py``.
 """
 
 from __future__ import annotations
@@ -66,7 +68,8 @@ def distill(run: Run) -> dict[str, dict[str, float]]:
 
 
 def export_teacher(run: Run, folder: Path) -> None:
-    """The best epoch of a finished run as the two files that a student reads; the options come last."""
+    """The best epoch of a finished run as the two files that a student reads; the options come
+    last."""
     task = build_task(run)
     model, _ = best_model(run, Path(run.run_dir), task, torch.device("cpu"))
     weights = {name: value.contiguous() for name, value in model.state_dict().items()}

@@ -1,4 +1,5 @@
-"""Score a finished run again from its checkpoint alone: ``python -m launch.evaluate RUN [data=DIR] [--split test]``."""
+"""Score a finished run again from its checkpoint alone: ``python -m launch.evaluate RUN [data=DIR]
+[--split test]``."""
 
 from __future__ import annotations
 

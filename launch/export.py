@@ -1,4 +1,5 @@
-"""A finished run as a folder that needs no DeepSpeed: ``python -m launch.export RUN --out DIR [data=DIR]``.
+"""A finished run as a folder that needs no DeepSpeed: ``python -m launch.export RUN --out DIR
+[data=DIR]``.
 
 The folder has the layout of a model hub; ``core.bundle.load`` reads it. It holds the best epoch.
 """

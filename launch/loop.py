@@ -214,7 +214,8 @@ def train_step(session: TrainingSession, micro_batches: list[Batch], clock: Cloc
 
 
 def _warn_of_idle_losses(session: TrainingSession) -> None:
-    """Say which losses were zero all epoch, unless the model means them to be: they trained nothing."""
+    """Say which losses were zero all epoch, unless the model means them to be: they trained
+    nothing."""
     progress = session.progress
     resting = session.model.resting_losses()
     idle = [name for name, total in progress.sums.items() if total == 0 and name not in resting]

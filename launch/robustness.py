@@ -1,10 +1,13 @@
-"""Scores of finished runs over rates of missing data, beside those of constant answers, in one table and plot.
+"""Scores of finished runs over rates of missing data, beside those of constant answers, in one
+table and plot.
 
-    python -m launch.robustness RUN [RUN ...] [--rates 0:1:0.1] [--protocol A|B] [missing.protocol=frames] [--out DIR]
+    python -m launch.robustness RUN [RUN ...] [--rates 0:1:0.1] [--protocol A|B]
+    [missing.protocol=frames] [--out DIR]
 
-Protocol B (Lian et al., NeurIPS 2024) scores one run at every rate. Protocol A (Yuan et al., ACM MM 2021) has a run
-for each rate, trained under it: RUN is then the folder of these runs, each scored at the rate in its ``config.json``.
-Published areas are over rates from 0 to 1, of CH-SIMS from 0 to 0.5, so that is the grid when none is asked for.
+Protocol B (Lian et al., NeurIPS 2024) scores one run at every rate. Protocol A (Yuan et al., ACM MM
+2021) has a run for each rate, trained under it: RUN is then the folder of these runs, each scored
+at the rate in its ``config.json``. Published areas are over rates from 0 to 1, of CH-SIMS from 0 to
+0.5, so that is the grid when none is asked for.
 """
 
 from __future__ import annotations
@@ -88,7 +91,8 @@ def usual_rates(run: Run) -> list[float]:
 
 
 def one_run(run_dir: Path, rates: list[float], changes: list[str], device: torch.device) -> Curve:
-    """Protocol B: the best epoch of one run at every rate; at the usual ones where ``rates`` is empty."""
+    """Protocol B: the best epoch of one run at every rate; at the usual ones where ``rates`` is
+    empty."""
     run = override(read_run(run_dir), changes)
     rates = rates or usual_rates(run)
     model, _ = best_model(run, run_dir, _task(run, run_dir), device)

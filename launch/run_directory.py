@@ -87,7 +87,8 @@ def recorded_settings(run_dir: Path) -> dict[str, Any]:
 
 
 def record_run(run: Run, run_dir: Path) -> None:
-    """Write ``config.json``, once everything stands: a start that fails leaves no run that the next must match."""
+    """Write ``config.json``, once everything stands: a start that fails leaves no run that the next
+    must match."""
     path = run_dir / CONFIG
     if distributed.rank() == 0 and not path.is_file():
         body = {"run": to_dict(run), "provenance": provenance()}
@@ -95,12 +96,14 @@ def record_run(run: Run, run_dir: Path) -> None:
 
 
 def absolute(data: str) -> str:
-    """A local folder as an absolute path, so that the run may be evaluated from anywhere; a URL as it is."""
+    """A local folder as an absolute path, so that the run may be evaluated from anywhere; a URL as
+    it is."""
     return data if "://" in data else str(Path(data).absolute())
 
 
 def _differences(run: Run, recorded: dict[str, Any]) -> list[str]:
-    """Names of the settings in which a run differs from the one in ``config.json``, where they must not."""
+    """Names of the settings in which a run differs from the one in ``config.json``, where they must
+    not."""
     recorded = dict(recorded)
     recorded["data"] = absolute(recorded["data"])  # earlier versions kept it as it was written
     settings = json.loads(json.dumps(to_dict(run)))

@@ -1,7 +1,7 @@
 """Train a recipe: ``deepspeed launch/train.py hscl/mosi data=DIR key=value ...``.
 
-Runs as one process, or as many as ``deepspeed --num_gpus N`` or ``torchrun --nproc-per-node N`` starts. The same
-command with the same ``run_dir`` goes on where it stopped.
+Runs as one process, or as many as ``deepspeed --num_gpus N`` or ``torchrun --nproc-per-node N``
+starts. The same command with the same ``run_dir`` goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def arguments_parser(command: str, description: str) -> argparse.ArgumentParser:
 def parse(
     arguments: list[str] | None, command: str = "train", description: str = DESCRIPTION
 ) -> Run:
-    """The run that a command line asks for; ``--help``, ``--list`` and ``--show`` answer and leave."""
+    """The run that a command line asks for; ``--help``, ``--list`` and ``--show`` answer and
+    leave."""
     words = sys.argv[1:] if arguments is None else arguments
     parser = arguments_parser(command, description)
     asks_for_help = "-h" in words or "--help" in words

@@ -48,7 +48,8 @@ def spec() -> DataSpec:
 
 @pytest.fixture
 def make_utterances() -> Callable[..., Utterances]:
-    """Builder of a batch of ``size`` random utterances of varying length; ``changes`` replace fields of it."""
+    """Builder of a batch of ``size`` random utterances of varying length; ``changes`` replace
+    fields of it."""
 
     def make(size: int = 8, seed: int = 0, text: int = 0, **changes: Any) -> Utterances:
         generator = torch.Generator().manual_seed(seed)
@@ -109,13 +110,15 @@ def graph_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def make_shards() -> Callable[..., Manifest]:
-    """``numbered_shards``: a folder with so many samples per shard, whose labels are their numbers."""
+    """``numbered_shards``: a folder with so many samples per shard, whose labels are their
+    numbers."""
     return numbered_shards
 
 
 @pytest.fixture
 def make_graph() -> Callable[..., tuple[DataSpec, EntityGraph]]:
-    """Builder of two random graphs in one id space, with views that some entities lack, and a batch of their pairs."""
+    """Builder of two random graphs in one id space, with views that some entities lack, and a batch
+    of their pairs."""
 
     def make(
         pairs: int = 7, entities: int = 26, seed: int = 0, double: bool = False
@@ -151,8 +154,8 @@ def make_graph() -> Callable[..., tuple[DataSpec, EntityGraph]]:
 
 @pytest.fixture(scope="session")
 def finished(small_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of short runs: "one", "same" with the same seed, "other" with another, "long" with ``LONG``,
-    "zero2" by a DeepSpeed file, "signs" with scores as classes. Read only."""
+    """A folder of short runs: "one", "same" with the same seed, "other" with another, "long" with
+    ``LONG``, "zero2" by a DeepSpeed file, "signs" with scores as classes. Read only."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "zero2.json").write_text(
         json.dumps({"zero_optimization": {"stage": 2, "reduce_bucket_size": 1000000}})

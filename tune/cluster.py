@@ -19,8 +19,9 @@ from tune.settings import Search
 from tune.workers import operators
 
 OBJECT_STORE = 100 * 2**20  # bytes; hardly anything goes through it
-# bytes of the path of the folder for temporary files: of the 107 that the path of a socket may have,
-# Ray takes 68 for /ray/session_<date>_<process>/sockets/plasma_store, and a few more for its number
+# bytes of the path of the folder for temporary files: of the 107 that the path of a socket may
+# have, Ray takes 68 for /ray/session_<date>_<process>/sockets/plasma_store, and a few more for its
+# number
 LONGEST_FOLDER = 35
 # Ray has this for the firewalls of other systems: 0 makes 127.0.0.1 the only address that any of
 # its processes binds

@@ -80,7 +80,8 @@ class Trial(tune.Trainable):
 
     @contextmanager
     def _room_counted(self) -> Iterator[None]:
-        """Keep the error of a full disk for the next result: what an actor raises ends its trial."""
+        """Keep the error of a full disk for the next result: what an actor raises ends its
+        trial."""
         try:
             yield
         except OSError as error:

@@ -66,7 +66,8 @@ class Attention(nn.Module):
         if attn_mask is not None:
             allowed = allowed & attn_mask
         sees_any = allowed.any(2, keepdim=True)
-        # softmax over nothing would be NaN, so such a query looks at everything, and is zeroed below
+        # softmax over nothing would be NaN, so such a query looks at everything, and is zeroed
+        # below
         safe = allowed | ~sees_any
         mixed = attend(query, key, value, safe[:, None], self.dropout, self.scale)
         return self._join_heads(mixed) * sees_any
@@ -86,17 +87,20 @@ def attend(
     dropout: nn.Module,
     scale: float | None = None,
 ) -> Tensor:
-    """softmax(query key^T * scale) value, over (B, h, T, d), with the module ``dropout`` on the softmax.
+    """softmax(query key^T * scale) value, over (B, h, T, d), with the module ``dropout`` on the
+    softmax.
 
-    ``allowed`` is boolean or added to the scores. The fused kernels draw dropout from their process's generator, so
-    they serve only where nothing is dropped; masks of ``dropout`` may belong to the sample (``core.dropout``).
+    ``allowed`` is boolean or added to the scores. The fused kernels draw dropout from their
+    process's generator, so they serve only where nothing is dropped; masks of ``dropout`` may
+    belong to the sample (``core.dropout``).
     """
     drops = dropout.training and getattr(dropout, "p", 0.0) > 0
     if not drops:
         return F.scaled_dot_product_attention(query, key, value, allowed, scale=scale)
     if scale is None:
         scale = query.shape[-1] ** -0.5
-    # in place where the backward pass does not ask for what was there: these are the largest tensors of a model
+    # in place where the backward pass does not ask for what was there: these are the largest
+    # tensors of a model
     score = (query @ key.transpose(-1, -2)).mul_(scale)  # (B, h, T, S)
     if allowed is not None and allowed.dtype == torch.bool:
         score = score.masked_fill_(~allowed, -math.inf)
@@ -106,7 +110,8 @@ def attend(
 
 
 class TransformerLayer(nn.Module):
-    """The post-norm Transformer encoder layer with ReLU (Vaswani et al., 2017, arXiv:1706.03762)."""
+    """The post-norm Transformer encoder layer with ReLU (Vaswani et al., 2017,
+    arXiv:1706.03762)."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float):
         super().__init__()
@@ -129,7 +134,8 @@ class TransformerLayer(nn.Module):
 
 
 def largest_heads(width: int, at_most: int, narrowest: int = 1) -> int:
-    """The largest number of heads up to ``at_most`` that divides ``width`` into heads of ``narrowest`` or more."""
+    """The largest number of heads up to ``at_most`` that divides ``width`` into heads of
+    ``narrowest`` or more."""
     for heads in range(at_most, 1, -1):
         if width % heads == 0 and width // heads >= narrowest:
             return heads

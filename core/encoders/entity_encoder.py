@@ -1,4 +1,5 @@
-"""From the raw views of entities to one embedding per view: a graph network for "graph", a linear map for others."""
+"""From the raw views of entities to one embedding per view: a graph network for "graph", a linear
+map for others."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class Aligned(Alignment):
         return rows if self.links is None else rows[self.links]
 
     def sides(self, name: str, rows: Tensor) -> dict[str, Tensor]:
-        """The batch's pairs as the two (B, D) embeddings of ``GlobalBatchRows``, one for each side."""
+        """The batch's pairs as the two (B, D) embeddings of ``GlobalBatchRows``, one for each
+        side."""
         pairs = self.pair_rows(rows)  # (B, 2, D)
         return {f"{name}/left": pairs[:, 0], f"{name}/right": pairs[:, 1]}
 
@@ -42,7 +44,8 @@ class Aligned(Alignment):
 
 
 def chosen_views(wanted: tuple[str, ...], data: DataSpec) -> tuple[str, ...]:
-    """The views a model uses, in the one order that holds everywhere: all that the data have, or those wanted.
+    """The views a model uses, in the one order that holds everywhere: all that the data have, or
+    those wanted.
 
     Raises:
         ValueError: a wanted view that the data lack.
@@ -60,13 +63,13 @@ def chosen_views(wanted: tuple[str, ...], data: DataSpec) -> tuple[str, ...]:
 class EntityEncoder(nn.Module):
     """One embedding per view and entity.
 
-    Only what the entities asked for need is computed, exactly: their rows of the linear maps, and in the graph
-    network their neighbourhoods. An entity that lacks a view gets a row of zeros there (MCLEA draws random
-    features instead).
+    Only what the entities asked for need is computed, exactly: their rows of the linear maps, and
+    in the graph network their neighbourhoods. An entity that lacks a view gets a row of zeros there
+    (MCLEA draws random features instead).
 
-    ``entity_scale`` 1 is the table that the released codes begin with. What is random in it stays in the mean
-    over an entity's neighbours: with less of it structure alone is learnt faster, other views beside it more
-    slowly, and in the end it makes no difference.
+    ``entity_scale`` 1 is the table that the released codes begin with. What is random in it stays
+    in the mean over an entity's neighbours: with less of it structure alone is learnt faster, other
+    views beside it more slowly, and in the end it makes no difference.
     """
 
     def __init__(
@@ -99,7 +102,8 @@ class EntityEncoder(nn.Module):
     def forward(
         self, batch: EntityGraph, entities: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """View -> (*entities, D) embeddings, and view -> (*entities) bool presence; all N entities where None."""
+        """View -> (*entities, D) embeddings, and view -> (*entities) bool presence; all N entities
+        where None."""
         embeddings, present = {}, {}
         for view in self.views:
             if view == "graph":

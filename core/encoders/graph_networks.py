@@ -1,8 +1,10 @@
-"""Graph encoders over a sparse edge list: the diagonal attention network of MCLEA and a plain graph convolution.
+"""Graph encoders over a sparse edge list: the diagonal attention network of MCLEA and a plain graph
+convolution.
 
-Nothing here is (N, N), and nothing is (E, D) either: neighbours are summed by ``embedding_bag``, whose forward and
-backward walk the edge list row by row. Edges are (2, E), sorted by their first row, with a self-loop at every entity.
-When only some entities are asked for, each layer computes exactly the entities that the next one needs.
+Nothing here is (N, N), and nothing is (E, D) either: neighbours are summed by ``embedding_bag``,
+whose forward and backward walk the edge list row by row. Edges are (2, E), sorted by their first
+row, with a self-loop at every entity. When only some entities are asked for, each layer computes
+exactly the entities that the next one needs.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from torch import Tensor, nn
 
 
 class DiagonalGAT(nn.Module):
-    """Layers of diagonal graph attention with averaged heads and ELU between (MCLEA section 3.2; EVA).
+    """Layers of diagonal graph attention with averaged heads and ELU between (MCLEA section 3.2;
+    EVA).
 
-    A head scales every feature by its own number instead of multiplying by a matrix, and the softmax is over
-    *minus* the leaky score, exp(-LeakyReLU(a . [x_i; x_j])), as in the released code. No bias, no dropout.
+    A head scales every feature by its own number instead of multiplying by a matrix, and the
+    softmax is over *minus* the leaky score, exp(-LeakyReLU(a . [x_i; x_j])), as in the released
+    code. No bias, no dropout.
     """
 
     def __init__(self, width: int, layers: int = 2, heads: int = 2):
@@ -27,7 +31,8 @@ class DiagonalGAT(nn.Module):
         self.layers = nn.ModuleList(DiagonalAttention(width, heads) for _ in range(layers))
 
     def forward(self, features: Tensor, edges: Tensor, entities: Tensor | None = None) -> Tensor:
-        """(N, D) features and (2, E) edges to the (N, D) rows of all entities, or (M, D) of the (M,) ``entities``."""
+        """(N, D) features and (2, E) edges to the (N, D) rows of all entities, or (M, D) of the
+        (M,) ``entities``."""
         blocks, features = neighbourhoods(features, edges, entities, len(self.layers))
         for depth, (layer, block) in enumerate(zip(self.layers, blocks, strict=True)):
             if depth:
@@ -37,7 +42,8 @@ class DiagonalGAT(nn.Module):
 
 
 class DiagonalAttention(nn.Module):
-    """One layer: per head, x = w * features, and row i becomes the attention-weighted mean of its neighbours' x."""
+    """One layer: per head, x = w * features, and row i becomes the attention-weighted mean of its
+    neighbours' x."""
 
     def __init__(self, width: int, heads: int, slope: float = 0.2):
         super().__init__()
@@ -49,7 +55,8 @@ class DiagonalAttention(nn.Module):
 
     def forward(self, features: Tensor, block: Block) -> Tensor:
         """(S, D) features of a block's sources to the (R, D) of its rows."""
-        # both halves of a . [x_i; x_j] in one product; taking rows of it is far cheaper than taking rows of features
+        # both halves of a . [x_i; x_j] in one product; taking rows of it is far cheaper than taking
+        # rows of features
         halves_of_a = torch.cat([self.scale * self.source, self.scale * self.target])
         as_row, as_neighbour = (features @ halves_of_a.T).chunk(2, dim=1)  # (S, heads) each
         as_row = as_row.index_select(0, block.self_column)  # (R, heads)
@@ -59,20 +66,23 @@ class DiagonalAttention(nn.Module):
         mean = features.new_zeros(len(as_row), features.shape[1])
         for scale, weight in zip(self.scale / len(self.scale), attention.unbind(1), strict=True):
             summed = neighbour_sum(features, block.columns, block.offsets, weight)
-            # scaling after the sum instead of before is the same, and fuses with the mean over heads
+            # scaling after the sum instead of before is the same, and fuses with the mean over
+            # heads
             mean = torch.addcmul(mean, summed, scale)
         return mean
 
 
 class GCN(nn.Module):
-    """Graph convolutions, D^-1/2 A D^-1/2 X W, with ReLU between (Kipf and Welling, ICLR 2017, arXiv:1609.02907)."""
+    """Graph convolutions, D^-1/2 A D^-1/2 X W, with ReLU between (Kipf and Welling, ICLR 2017,
+    arXiv:1609.02907)."""
 
     def __init__(self, width: int, layers: int = 2):
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(layers))
 
     def forward(self, features: Tensor, edges: Tensor, entities: Tensor | None = None) -> Tensor:
-        """(N, D) features and (2, E) edges to the (N, D) rows of all entities, or (M, D) of the (M,) ``entities``."""
+        """(N, D) features and (2, E) edges to the (N, D) rows of all entities, or (M, D) of the
+        (M,) ``entities``."""
         root = torch.bincount(edges[0], minlength=len(features)).to(features.dtype).rsqrt()
         blocks, features = neighbourhoods(features, edges, entities, len(self.layers))
         for depth, (layer, block) in enumerate(zip(self.layers, blocks, strict=True)):
@@ -86,7 +96,8 @@ class GCN(nn.Module):
 
 @dataclass(frozen=True)
 class Block:
-    """What one layer computes: R rows from S inputs, over E edges from a row to a column, which is an input."""
+    """What one layer computes: R rows from S inputs, over E edges from a row to a column, which is
+    an input."""
 
     inputs: Tensor  # (S,) entities whose features go in, ascending
     self_column: Tensor  # (R,) the column of the row's own entity
@@ -101,8 +112,8 @@ def neighbourhoods(
 ) -> tuple[list[Block], Tensor]:
     """One block per layer, and the features of the first one's inputs.
 
-    The last block's rows are ``entities`` (any shape; None: all N), and each block's inputs are the rows of the
-    one before it.
+    The last block's rows are ``entities`` (any shape; None: all N), and each block's inputs are the
+    rows of the one before it.
     """
     size = len(features)
     offsets = row_offsets(edges, size)
@@ -121,7 +132,8 @@ def neighbourhoods(
 
 
 def _block_of(wanted: Tensor, edges: Tensor, offsets: Tensor, degree: Tensor) -> Block:
-    """The block that computes the (R,) ``wanted`` entities; ``offsets`` and ``degree`` (N,) are of the whole graph."""
+    """The block that computes the (R,) ``wanted`` entities; ``offsets`` and ``degree`` (N,) are of
+    the whole graph."""
     size = len(offsets)
     counts = degree[wanted]
     ends = counts.cumsum(0)
@@ -157,7 +169,8 @@ def _numbers(entities: Tensor, size: int) -> Tensor:
 
 
 def neighbour_sum(features: Tensor, columns: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
-    """Row i: the sum of ``weight[e] * features[columns[e]]`` over its edges e, from ``offsets[i]`` on; (N, D)."""
+    """Row i: the sum of ``weight[e] * features[columns[e]]`` over its edges e, from ``offsets[i]``
+    on; (N, D)."""
     weight = weight.to(features.dtype)
     return F.embedding_bag(columns, features, offsets, mode="sum", per_sample_weights=weight)
 
@@ -176,7 +189,8 @@ def row_offsets(edges: Tensor, num_rows: int) -> Tensor:
     """(N,) where each row's edges start.
 
     Raises:
-        ValueError: edges that are not sorted by row, or an entity without any edge, not even to itself.
+        ValueError: edges that are not sorted by row, or an entity without any edge, not even to
+            itself.
     """
     rows = edges[0].contiguous()
     offsets = torch.searchsorted(rows, torch.arange(num_rows + 1, device=rows.device))
@@ -196,7 +210,8 @@ def row_offsets(edges: Tensor, num_rows: int) -> Tensor:
 
 
 def symmetric_edges(heads: Tensor, tails: Tensor, num_entities: int) -> Tensor:
-    """(2, E) sorted edges of an undirected graph with self-loops and no duplicates, from the ends of its triples."""
+    """(2, E) sorted edges of an undirected graph with self-loops and no duplicates, from the ends
+    of its triples."""
     loops = torch.arange(num_entities, device=heads.device)
     rows = torch.cat([heads, tails, loops])
     columns = torch.cat([tails, heads, loops])

@@ -1,4 +1,5 @@
-"""Frames as the encoders want them: standardised, zero where padded, and with dropped frames hidden."""
+"""Frames as the encoders want them: standardised, zero where padded, and with dropped frames
+hidden."""
 
 from __future__ import annotations
 
@@ -50,9 +51,10 @@ DEFAULT_INPUTS = InputConfig()
 class Inputs(nn.Module):
     """Standardises float features and hides what ``present`` marks as dropped.
 
-    A dropped token becomes the unknown token, a dropped frame becomes zero, which after standardising is the mean
-    frame. A modality of which a sample has nothing left counts as absent: its mask becomes all False. A feature that
-    never varies on the train frames becomes zero, for it would be divided by zero.
+    A dropped token becomes the unknown token, a dropped frame becomes zero, which after
+    standardising is the mean frame. A modality of which a sample has nothing left counts as absent:
+    its mask becomes all False. A feature that never varies on the train frames becomes zero, for it
+    would be divided by zero.
     """
 
     def __init__(
@@ -90,7 +92,8 @@ class Inputs(nn.Module):
         self.register_buffer(f"{m}_scale", torch.where(flat, 0, 1 / std))
 
     def forward(self, batch: Utterances) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Frames with the dropped ones hidden, and masks, by modality; each at least one frame long."""
+        """Frames with the dropped ones hidden, and masks, by modality; each at least one frame
+        long."""
         frames = self.complete(batch)
         masks = {}
         for m in self.modalities:
@@ -120,7 +123,8 @@ class Inputs(nn.Module):
 
 
 def in_order(modalities: Iterable[str]) -> list[str]:
-    """The modalities in the one order that every model goes through them: by their names behind the usual ones."""
+    """The modalities in the one order that every model goes through them: by their names behind the
+    usual ones."""
     chosen = set(modalities)
     usual = [m for m in MODALITIES if m in chosen]
     return [*usual, *sorted(chosen - set(MODALITIES))]
@@ -146,7 +150,8 @@ def _refuse_modalities(modalities: tuple[str, ...], data: DataSpec) -> None:
 
 
 def one_frame(tensor: Tensor) -> Tensor:
-    """The tensor, at least one frame long: a batch in which nobody has a modality may be 0 frames long."""
+    """The tensor, at least one frame long: a batch in which nobody has a modality may be 0 frames
+    long."""
     if tensor.shape[1]:
         return tensor
     return tensor.new_zeros((tensor.shape[0], 1, *tensor.shape[2:]))
@@ -158,7 +163,8 @@ def has_frames(mask: Tensor) -> Tensor:
 
 
 def groups(model: nn.Module, **named: Iterable[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
-    """Trainable parameters by group: the named ones, then all others as "main". Empty groups are left out."""
+    """Trainable parameters by group: the named ones, then all others as "main". Empty groups are
+    left out."""
     by_group = {}
     grouped: set[int] = set()
     for name, parameters in named.items():

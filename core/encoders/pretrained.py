@@ -65,8 +65,8 @@ def load_tokenizer(source: Source) -> Any:
 
 
 def _load(kind: Any, source: Source, files: str, **options: Any) -> Any:
-    """``kind.from_pretrained``: from the folder or the copy that an earlier run fetched, else from the
-    hub."""
+    """``kind.from_pretrained``: from the folder or the copy that an earlier run fetched, else from
+    the hub."""
     options["trust_remote_code"] = False
     try:
         return kind.from_pretrained(source.name, local_files_only=True, **options)
@@ -143,8 +143,8 @@ def _refuse_without_hub(source: Source, files: str) -> None:
 
 
 def _why_silent(hub: str) -> str:
-    """Why the hub does not answer; empty when it does. A name server may be silent for longer than any
-    time limit on a connection, so another thread asks."""
+    """Why the hub does not answer; empty when it does. A name server may be silent for longer than
+    any time limit on a connection, so another thread asks."""
     reasons = [f"no answer within {HUB_ANSWERS_WITHIN:g} s"]
 
     def ask() -> None:

@@ -1,4 +1,5 @@
-"""Encoders of frame sequences. None depends on how far a batch happens to be padded, none loops over time."""
+"""Encoders of frame sequences. None depends on how far a batch happens to be padded, none loops
+over time."""
 
 from __future__ import annotations
 
@@ -30,18 +31,21 @@ def masked_max(frames: Tensor, mask: Tensor) -> Tensor:
 
 
 def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
-    """(length, width) positions: sine at even, cosine at odd columns (Vaswani et al., 2017, section 3.5)."""
+    """(length, width) positions: sine at even, cosine at odd columns (Vaswani et al., 2017, section
+    3.5)."""
     half = torch.arange((width + 1) // 2, device=device)
     angle = torch.arange(length, device=device)[:, None] * 10000.0 ** (-2 * half / width)
     return torch.stack([angle.sin(), angle.cos()], dim=2).flatten(1)[:, :width]
 
 
 class SummaryTransformer(nn.Module):
-    """Transformer at the frames' own width with a vector in front, whose output sums the sequence up.
+    """Transformer at the frames' own width with a vector in front, whose output sums the sequence
+    up.
 
     Args:
         scale: standard deviation of the vector at the start.
-        learnt: False draws the vector anew in every forward, in evaluation too (HSCL's released code).
+        learnt: False draws the vector anew in every forward, in evaluation too (HSCL's released
+            code).
     """
 
     def __init__(
@@ -77,7 +81,8 @@ class SummaryTransformer(nn.Module):
 
 
 class LSTMEncoder(nn.Module):
-    """The last hidden state of a one-directional LSTM, (B, hidden); zero for a sample without frames.
+    """The last hidden state of a one-directional LSTM, (B, hidden); zero for a sample without
+    frames.
 
     Padding lies behind the last frame, where one direction cannot see it, so nothing needs packing.
     """

@@ -39,7 +39,8 @@ def _attention(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """``attend`` as transformers calls it, with the layer's own dropout module: (B, T, heads, d) and no weights."""
+    """``attend`` as transformers calls it, with the layer's own dropout module: (B, T, heads, d)
+    and no weights."""
     dropout_module = getattr(module, "dropout", None)
     if not isinstance(dropout_module, nn.Module):
         dropout_module = nn.Dropout(dropout).train(module.training)
@@ -55,8 +56,9 @@ AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 class TextConfig:
     """Which encoder turns text into hidden states.
 
-    ``source`` is "small": a small BERT trained from scratch, on token ids or on features; "given": features as they
-    are, from an encoder run beforehand; or path or hub name of any transformers encoder.
+    ``source`` is "small": a small BERT trained from scratch, on token ids or on features; "given":
+    features as they are, from an encoder run beforehand; or path or hub name of any transformers
+    encoder.
     """
 
     source: str = "small"
@@ -68,10 +70,11 @@ class TextConfig:
 
 
 class TextEncoder(nn.Module):
-    """Token ids (B, T) or features (B, T, D) to hidden states (B, T', ``width``) and their mask (B, T').
+    """Token ids (B, T) or features (B, T, D) to hidden states (B, T', ``width``) and their mask (B,
+    T').
 
-    The first hidden state sums the sentence up: [CLS] of the ids, or, for features through the small encoder, a
-    learnt vector put in front (T' = T + 1). Rows without any text give zeros.
+    The first hidden state sums the sentence up: [CLS] of the ids, or, for features through the
+    small encoder, a learnt vector put in front (T' = T + 1). Rows without any text give zeros.
     """
 
     def __init__(self, config: TextConfig, data: DataSpec):
@@ -104,8 +107,8 @@ class TextEncoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Hidden states and mask.
 
-        ``change`` is applied to the hidden states before encoder layer ``layer``. What it adds may come from
-        elsewhere than the text, so rows without text are then not zeroed.
+        ``change`` is applied to the hidden states before encoder layer ``layer``. What it adds may
+        come from elsewhere than the text, so rows without text are then not zeroed.
         """
         if self.backbone is None:
             return frames, mask
@@ -166,11 +169,13 @@ class TextEncoder(nn.Module):
         return self
 
     def architecture(self) -> dict[str, Any] | None:
-        """Of a pretrained encoder, for a folder that serves as ``source`` where all its weights are loaded anyway."""
+        """Of a pretrained encoder, for a folder that serves as ``source`` where all its weights are
+        loaded anyway."""
         return {**self.backbone.config.to_dict(), _NO_WEIGHTS: True} if self.pretrained else None
 
     def trained(self) -> list[nn.Parameter]:
-        """Parameters of a pretrained encoder, which want a learning rate of their own; none of a small one."""
+        """Parameters of a pretrained encoder, which want a learning rate of their own; none of a
+        small one."""
         return [p for p in self.parameters() if p.requires_grad] if self.pretrained else []
 
 
@@ -238,7 +243,8 @@ def _refuse_other_vocabulary(source: str, size: int, data: DataSpec) -> None:
             stacklevel=3,
         )
         return
-    # Some encoders round their table up; any other difference means ids of another language or model.
+    # Some encoders round their table up; any other difference means ids of another language or
+    # model.
     rounded_up = 0 < size - data.vocab_size < 128 and size % 8 == 0
     if size != data.vocab_size and not rounded_up:
         raise ValueError(

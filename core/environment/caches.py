@@ -1,8 +1,9 @@
 """Folders for what libraries compile and remember, where the usual ones cannot be written.
 
 In a container the installation is often read-only, and the user has no home. numba then refuses to
-be imported, PyTorch fails on the lock of an operator that is compiled already, matplotlib and Triton
-on folders of their own. ``choose_caches`` finds one folder for all of them, before they look.
+be imported, PyTorch fails on the lock of an operator that is compiled already, matplotlib and
+Triton on folders of their own. ``choose_caches`` finds one folder for all of them, before they
+look.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ _done: set[int] = set()  # process ids: a forked process inherits what was chose
 def choose_caches() -> None:
     """Lead every library to a folder that it can write to; those that have one are left alone.
 
-    Once per process, and said in one line on standard error when something had to be chosen. Where no
-    folder at all can be written, what is compiled lasts as long as the process.
+    Once per process, and said in one line on standard error when something had to be chosen. Where
+    no folder at all can be written, what is compiled lasts as long as the process.
     """
     if _done:
         return
@@ -72,8 +73,8 @@ def is_writable(folder: Path) -> bool:
 
 
 def private_folder() -> Path | None:
-    """A folder for temporary things, the same for all processes of a user, which nobody else can write
-    to; None where there is none.
+    """A folder for temporary things, the same for all processes of a user, which nobody else can
+    write to; None where there is none.
 
     Others may write to the folder around it: what is compiled and loaded must not be theirs.
     """
@@ -98,7 +99,8 @@ def private_folder() -> Path | None:
 
 
 def _folder_of(variable: str) -> Path:
-    """Where a library goes, by its variable or its habit. ``~`` stays where nobody's home is known."""
+    """Where a library goes, by its variable or its habit. ``~`` stays where nobody's home is
+    known."""
     given = os.environ.get(variable)
     if given:
         return Path(given)
@@ -111,7 +113,8 @@ def _folder_of(variable: str) -> Path:
 
 
 def _writable_copy(operators: Path, around: Path) -> Path:
-    """Compiled operators, copied once for all processes: PyTorch writes a lock beside what it loads."""
+    """Compiled operators, copied once for all processes: PyTorch writes a lock beside what it
+    loads."""
     files = sorted(path for path in operators.rglob("*") if path.is_file())
     state = [f"{path} {path.stat().st_mtime_ns}" for path in files]
     target = around / f"torch_extensions-{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}"

@@ -1,9 +1,10 @@
 """Credentials in the URL of a data set: used, and told to nobody.
 
-``https://USER:PASSWORD@host/data``, ``https://host/data?SIGNATURE`` and ``s3://KEY:SECRET@bucket/data``
-are split where they come in. Settings, files and messages know the public part only; the whole URL
-is kept in an environment variable of this process, which those that it starts inherit, and which
-may be set instead of writing credentials into a command line that other users can list.
+``https://USER:PASSWORD@host/data``, ``https://host/data?SIGNATURE`` and
+``s3://KEY:SECRET@bucket/data`` are split where they come in. Settings, files and messages know the
+public part only; the whole URL is kept in an environment variable of this process, which those that
+it starts inherit, and which may be set instead of writing credentials into a command line that
+other users can list.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ def split(url: str) -> Address:
 
 
 def remember(url: str) -> str:
-    """The public part of a URL, whose credentials this process and those that it starts then know."""
+    """The public part of a URL, whose credentials this process and those that it starts then
+    know."""
     address = split(url)
     if not address.is_secret:
         return url

@@ -1,12 +1,13 @@
 """How many threads a process computes with, decided once, before a library makes a pool of them.
 
-One number serves all pools: torch's and BLAS's read OMP_NUM_THREADS, and the compiled loops of ``core.kernels`` ask
-torch. It follows from the cores that this process may use and from the ranks beside it, unless the user says otherwise:
+One number serves all pools: torch's and BLAS's read OMP_NUM_THREADS, and the compiled loops of
+``core.kernels`` ask torch. It follows from the cores that this process may use and from the ranks
+beside it, unless the user says otherwise:
 
     threads=2 (a setting of the run)  >  OMP_NUM_THREADS  >  cores / local ranks
 
-A search divides the cores between its trials in the same way, and tells each by OMP_NUM_THREADS. And no pool spins
-while it waits: it would take the core from a process beside it.
+A search divides the cores between its trials in the same way, and tells each by OMP_NUM_THREADS.
+And no pool spins while it waits: it would take the core from a process beside it.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def choose(
     """The variables that a process is to set.
 
     Args:
-        launcher: the environment that the parent process was started with; None if it cannot be read.
+        launcher: the environment that the parent process was started with; None if it cannot be
+            read.
     """
     chosen = {name: value for name, value in SLEEP.items() if name not in environment}
     if not _user_has_said(environment, launcher):
@@ -82,7 +84,8 @@ def local_ranks(environment: Mapping[str, str]) -> int:
 
 
 def _user_has_said(environment: Mapping[str, str], launcher: Mapping[str, str] | None) -> bool:
-    """Whether OMP_NUM_THREADS comes from the user, or from the search that this process is a trial of."""
+    """Whether OMP_NUM_THREADS comes from the user, or from the search that this process is a trial
+    of."""
     count = environment.get(COUNT, "")
     if not count or count == environment.get(CHOSEN):
         return False

@@ -1,4 +1,5 @@
-"""Files that a packing program made, told by their first bytes: the remedy is a command, not a new copy."""
+"""Files that a packing program made, told by their first bytes: the remedy is a command, not a new
+copy."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""The one way in for files that somebody else made: what is no plain file is refused before it is opened.
+"""The one way in for files that somebody else made: what is no plain file is refused before it is
+opened.
 
 Opening a named pipe waits for a writer that never comes, reading a terminal or ``/dev/zero`` never
-ends, and opening some devices does something. A symbolic link counts as what it points to. Libraries
-that open files by their path are kept from all this by ``check_regular_file``, called just before.
+ends, and opening some devices does something. A symbolic link counts as what it points to.
+Libraries that open files by their path are kept from all this by ``check_regular_file``, called
+just before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Whether the result of a command can be written where it is wanted, found out before it is computed."""
+"""Whether the result of a command can be written where it is wanted, found out before it is
+computed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """A compiled loop, and the threads that share the work of one call.
 
-The threads are Python's own, which the compiled code lets run side by side. numba's ``parallel=True`` is not used:
-its pool is as wide as the machine in every process, changes torch's number of threads when it starts, and spins while
-it waits, as does any process beside it; and its cache cannot tell a serial from a parallel form of one function.
+The threads are Python's own, which the compiled code lets run side by side. numba's
+``parallel=True`` is not used: its pool is as wide as the machine in every process, changes torch's
+number of threads when it starts, and spins while it waits, as does any process beside it; and its
+cache cannot tell a serial from a parallel form of one function.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ def compiled(
 
 
 class Loop:
-    """A loop over independent units of work, compiled on first use; results do not depend on the threads.
+    """A loop over independent units of work, compiled on first use; results do not depend on the
+    threads.
 
     The function's first two arguments say from which unit it is to go up to which.
     """

@@ -1,8 +1,10 @@
 # mypy: disable-error-code="untyped-decorator"
-"""The bits of ``core.dropout`` on a CPU: one compiled loop in place of a dozen operators for every mask.
+"""The bits of ``core.dropout`` on a CPU: one compiled loop in place of a dozen operators for every
+mask.
 
-The arithmetic is the one that ``core.dropout`` writes in torch, on 32-bit numbers that wrap around, so the masks are
-the same. It takes less time than the operators' calls alone, which small models are made of.
+The arithmetic is the one that ``core.dropout`` writes in torch, on 32-bit numbers that wrap around,
+so the masks are the same. It takes less time than the operators' calls alone, which small models
+are made of.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""In-batch softmaxes in linear memory: logarithms of sums and divergences over chunks of rows, recomputed backwards.
+"""In-batch softmaxes in linear memory: logarithms of sums and divergences over chunks of rows,
+recomputed backwards.
 
-Row i is compared with every column but itself: p_ik = exp(<r_i, r_k> - lse_i). As products are symmetric, a row's whole
-gradient, as anchor and as candidate of others, needs of each other row k only two numbers: the upstream gradient of its
-result and its lse. Ranks therefore exchange those, and no gradients.
+Row i is compared with every column but itself: p_ik = exp(<r_i, r_k> - lse_i). As products are
+symmetric, a row's whole gradient, as anchor and as candidate of others, needs of each other row k
+only two numbers: the upstream gradient of its result and its lse. Ranks therefore exchange those,
+and no gradients.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ class Comparison:
 
 
 def log_sums(rows: Comparison) -> Tensor:
-    """lse, (m,): log of the sum of exp(<r_i, r_k>) over all columns k but i; -inf where there is no other."""
+    """lse, (m,): log of the sum of exp(<r_i, r_k>) over all columns k but i; -inf where there is no
+    other."""
     result = rows.anchors.new_empty(len(rows.anchors))
     for chunk in rows.chunks():
         result[chunk] = rows.products(chunk).logsumexp(1)
@@ -72,9 +75,11 @@ class Upstream:
 
 
 def gradient(view: Comparison, upstream: Upstream, joint: Comparison | None = None) -> Tensor:
-    """Gradient of the anchors, (m, D), of ``log_sums``, or of ``divergences`` (which move the view only).
+    """Gradient of the anchors, (m, D), of ``log_sums``, or of ``divergences`` (which move the view
+    only).
 
-    It is the sum over k of [g_i p_ik + g_k p_ki] r_k, with p - q in the place of p for divergences from q.
+    It is the sum over k of [g_i p_ik + g_k p_ki] r_k, with p - q in the place of p for divergences
+    from q.
     """
     result = torch.empty_like(view.anchors)
     for chunk in view.chunks():

@@ -1,4 +1,5 @@
-"""Rows of all ranks for the losses that look at a whole batch, with gradients that are right after averaging."""
+"""Rows of all ranks for the losses that look at a whole batch, with gradients that are right after
+averaging."""
 
 from __future__ import annotations
 
@@ -16,9 +17,9 @@ from core.rows import at_least_float32, unit_rows
 def gather_for_global_loss(rows: Tensor, sizes: Sequence[int]) -> Tensor:
     """Rows of all ranks, (sum of sizes, ...), for a loss that every rank then computes whole.
 
-    Such a loss has the same gradient by the gathered rows on every rank. Keeping the local rows' part, times the
-    number of ranks, makes the mean over ranks (DDP, DeepSpeed) the gradient of one process; a learnt temperature
-    needs no factor, because it gets the whole gradient on every rank.
+    Such a loss has the same gradient by the gathered rows on every rank. Keeping the local rows'
+    part, times the number of ranks, makes the mean over ranks (DDP, DeepSpeed) the gradient of one
+    process; a learnt temperature needs no factor, because it gets the whole gradient on every rank.
     """
     if distributed.world_size() == 1:
         return rows
@@ -26,7 +27,8 @@ def gather_for_global_loss(rows: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """All ranks' rows; backward hands each rank the gradient of its local rows, times the number of ranks."""
+    """All ranks' rows; backward hands each rank the gradient of its local rows, times the number of
+    ranks."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -48,15 +50,16 @@ def local_slice(sizes: Sequence[int]) -> slice:
 
 
 def forbid_double_backward(gradient: Tensor, *inputs: Tensor) -> Tensor:
-    """What a backward returns that cannot be differentiated again by ``inputs``, those of forward and upstream."""
+    """What a backward returns that cannot be differentiated again by ``inputs``, those of forward
+    and upstream."""
     return _DifferentiableOnce.apply(gradient.detach(), *inputs)
 
 
 class _DifferentiableOnce(torch.autograd.Function):
     """A gradient as it is; its own derivative is refused.
 
-    torch's ``once_differentiable`` would not do: where the upstream gradient is a constant, the gradient it gives
-    counts as constant too, and a second derivative leaves it out without a word.
+    torch's ``once_differentiable`` would not do: where the upstream gradient is a constant, the
+    gradient it gives counts as constant too, and a second derivative leaves it out without a word.
     """
 
     @staticmethod
@@ -74,7 +77,8 @@ class _DifferentiableOnce(torch.autograd.Function):
 def select_rows(
     weight: Tensor | None, *sides: Tensor, normalize: bool = True
 ) -> tuple[list[Tensor], list[int]]:
-    """The rows of each side that take part in a loss over all ranks, and how many of them each rank has.
+    """The rows of each side that take part in a loss over all ranks, and how many of them each rank
+    has.
 
     Args:
         weight: (B,), 0 for rows that take no part; None where all do.
@@ -99,13 +103,16 @@ def drop_padding_rows(weight: Tensor | None, *rows: Tensor) -> tuple[Tensor, ...
 
 
 def sizes_if_finite(weight: Tensor | None, *rows: Tensor) -> list[int]:
-    """How many rows each rank has of those that take part, where ``rows`` are what ``drop_padding_rows`` left.
+    """How many rows each rank has of those that take part, where ``rows`` are what
+    ``drop_padding_rows`` left.
 
-    A rank with a bad row must not leave the others waiting in their next collective. So all learn of it in the one
-    that exchanges the sizes: a report is a number of rows, or a negative code of the first bad row.
+    A rank with a bad row must not leave the others waiting in their next collective. So all learn
+    of it in the one that exchanges the sizes: a report is a number of rows, or a negative code of
+    the first bad row.
 
     Raises:
-        RowError: on every rank, if a row of any rank is not finite. Rows are counted with those of weight 0.
+        RowError: on every rank, if a row of any rank is not finite. Rows are counted with those of
+            weight 0.
     """
     finite = [part.detach().isfinite().all(1) for part in rows]
     bad = ~torch.stack(finite).all(0)  # (B,)

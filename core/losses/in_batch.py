@@ -1,4 +1,5 @@
-"""Softmaxes over the rows of all ranks in linear memory, differentiable: what ICL, IAL and SupCon are made of."""
+"""Softmaxes over the rows of all ranks in linear memory, differentiable: what ICL, IAL and SupCon
+are made of."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ def is_itself(rows: Tensor) -> Tensor:
 
 
 def log_softmax_of_others(rows: Tensor, temperature: Tensor | float) -> Tensor:
-    """The definition of the softmaxes below, in O(n^2) memory: (n, n) log of the softmax of <r_i, r_k> / T over k.
+    """The definition of the softmaxes below, in O(n^2) memory: (n, n) log of the softmax of <r_i,
+    r_k> / T over k.
 
     -inf for itself.
     """
@@ -29,15 +31,18 @@ def log_softmax_of_others(rows: Tensor, temperature: Tensor | float) -> Tensor:
 
 
 def log_sums_over_ranks(rows: Tensor, sizes: Sequence[int]) -> Tensor:
-    """For each of this rank's rows, (m,): the log of the sum of exp(<r_i, r_k>) over all other rows k of all ranks.
+    """For each of this rank's rows, (m,): the log of the sum of exp(<r_i, r_k>) over all other rows
+    k of all ranks.
 
-    Backward gives the rows' whole gradient, as candidates of other ranks' rows too, so every rank must take part.
+    Backward gives the rows' whole gradient, as candidates of other ranks' rows too, so every rank
+    must take part.
     """
     return _LogSums.apply(rows, sizes)
 
 
 def divergences_over_ranks(view: Tensor, joint: Tensor, sizes: Sequence[int]) -> Tensor:
-    """For each of this rank's rows, (m,): KL(joint || view) of its softmaxes over all other rows of all ranks.
+    """For each of this rank's rows, (m,): KL(joint || view) of its softmaxes over all other rows of
+    all ranks.
 
     Only the view gets a gradient.
     """
@@ -45,7 +50,8 @@ def divergences_over_ranks(view: Tensor, joint: Tensor, sizes: Sequence[int]) ->
 
 
 def sum_over_ranks(part: Tensor) -> Tensor:
-    """The sum of all ranks' parts, the same on every rank; gradients are right after averaging over ranks."""
+    """The sum of all ranks' parts, the same on every rank; gradients are right after averaging over
+    ranks."""
     return _Sum.apply(part)
 
 

@@ -1,4 +1,5 @@
-"""ICL, intra-modal contrast: aligned pairs, negatives of both graphs (MCLEA, COLING 2022, arXiv:2209.00891)."""
+"""ICL, intra-modal contrast: aligned pairs, negatives of both graphs (MCLEA, COLING 2022,
+arXiv:2209.00891)."""
 
 from __future__ import annotations
 
@@ -20,8 +21,8 @@ class ICL(nn.Module):
 
     Args:
         alpha: share of the direction left to right; the other gets 1 - alpha.
-        form: "half_sum" averages the two directions' -log q (released code), "log_mean" is -log of the averaged q
-            (the paper's formula, never the larger one).
+        form: "half_sum" averages the two directions' -log q (released code), "log_mean" is -log of
+            the averaged q (the paper's formula, never the larger one).
         learnable: the temperature becomes a parameter (its logarithm, shape [1]).
         fused: compute it in linear memory; otherwise by the definition.
     """
@@ -44,10 +45,12 @@ class ICL(nn.Module):
         self.temperature = temperature_of("ICL", temperature, learnable)
 
     def forward(self, left: Tensor, right: Tensor, weight: Tensor | None = None) -> Tensor:
-        """This rank's pairs, (B, D) rows of each side, to the scalar loss of all ranks' pairs, the same on every rank.
+        """This rank's pairs, (B, D) rows of each side, to the scalar loss of all ranks' pairs, the
+        same on every rank.
 
-        Rows are scaled to length one here. Pairs of weight 0 take no part; ranks may hold different numbers of pairs,
-        or none; gradients are right after averaging over ranks. No pairs at all give zero.
+        Rows are scaled to length one here. Pairs of weight 0 take no part; ranks may hold different
+        numbers of pairs, or none; gradients are right after averaging over ranks. No pairs at all
+        give zero.
 
         Raises:
             RowError: for a row that takes part and is not finite; on every rank.
@@ -92,7 +95,8 @@ def info_nce(
     alpha: float = 0.5,
     form: Form = "half_sum",
 ) -> Tensor:
-    """The definition of ICL for N pairs of rows, taken as they are, in O(N^2) memory (MCLEA, equations 6 and 7).
+    """The definition of ICL for N pairs of rows, taken as they are, in O(N^2) memory (MCLEA,
+    equations 6 and 7).
 
     q(i) is the softmax of i's partner among all other rows of both sides, whichever side i is on.
     """

@@ -1,4 +1,5 @@
-"""IAL, inter-modal alignment: a view's neighbourhoods towards the joint ones (MCLEA, COLING 2022, arXiv:2209.00891)."""
+"""IAL, inter-modal alignment: a view's neighbourhoods towards the joint ones (MCLEA, COLING 2022,
+arXiv:2209.00891)."""
 
 from __future__ import annotations
 
@@ -20,13 +21,16 @@ Scale = Literal["mean", "released"]
 
 
 class IAL(nn.Module):
-    """KL divergence from a view's in-batch distributions to the joint embedding's, over the pairs of all ranks.
+    """KL divergence from a view's in-batch distributions to the joint embedding's, over the pairs
+    of all ranks.
 
-    The joint side gets no gradient, so that only the view moves (released code; the paper does not say).
+    The joint side gets no gradient, so that only the view moves (released code; the paper does not
+    say).
 
     Args:
-        scale: "mean" is the mean KL of the paper. "released" is what the released code computes, 0.1 / (2 N) times
-            that for N pairs, which leaves the loss next to no effect; for comparison only.
+        scale: "mean" is the mean KL of the paper. "released" is what the released code computes,
+            0.1 / (2 N) times that for N pairs, which leaves the loss next to no effect; for
+            comparison only.
         learnable: the temperature becomes a parameter (its logarithm, shape [1]).
         fused: compute it in linear memory; otherwise by the definition.
     """
@@ -95,9 +99,11 @@ def ial(
     joint_right: Tensor,
     temperature: Tensor | float,
 ) -> Tensor:
-    """The definition of IAL for N pairs of rows, taken as they are, in O(N^2) memory (MCLEA, equation 9).
+    """The definition of IAL for N pairs of rows, taken as they are, in O(N^2) memory (MCLEA,
+    equation 9).
 
-    For each row of the stacked pairs: KL(joint || view) of its softmax over all other rows. Mean over the 2N rows.
+    For each row of the stacked pairs: KL(joint || view) of its softmax over all other rows. Mean
+    over the 2N rows.
     """
     if len(left) == 0:
         return ((left + right) / temperature).sum() * 0.0

@@ -1,4 +1,5 @@
-"""Labels: what a score costs by its label, and decimal labels as integers, so that equal distances compare equal."""
+"""Labels: what a score costs by its label, and decimal labels as integers, so that equal distances
+compare equal."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ TOLERANCE = 1e-3  # of one grid step
 
 
 def task_loss(score: Tensor, label: Tensor, squared: bool = False) -> Tensor:
-    """What every sentiment model is judged by, (B,) float32: absolute error of a score, cross-entropy of a class.
+    """What every sentiment model is judged by, (B,) float32: absolute error of a score,
+    cross-entropy of a class.
 
     Args:
         score: (B,) for regression, (B, classes) logits for classification.
@@ -25,11 +27,13 @@ def task_loss(score: Tensor, label: Tensor, squared: bool = False) -> Tensor:
 
 
 def on_grid(labels: Tensor, resolution: float | None) -> Tensor:
-    """Labels as whole multiples of ``resolution``, (B,) int64; unchanged where there is no resolution.
+    """Labels as whole multiples of ``resolution``, (B,) int64; unchanged where there is no
+    resolution.
 
-    Scores annotated in steps of 0.2 or 1/3 have many equal distances that differ in floating point: 0.6 - 0.4 is
-    not 0.4 - 0.2. In SupCR each of these changes a set of candidates, and the loss by about one part in a thousand.
-    Labels that do not lie on the grid stay as they are, with a warning, and compare exactly.
+    Scores annotated in steps of 0.2 or 1/3 have many equal distances that differ in floating point:
+    0.6 - 0.4 is not 0.4 - 0.2. In SupCR each of these changes a set of candidates, and the loss by
+    about one part in a thousand. Labels that do not lie on the grid stay as they are, with a
+    warning, and compare exactly.
 
     Raises:
         ValueError: for a label that is not finite.

@@ -1,4 +1,5 @@
-"""SupCon: supervised contrast by class (Khosla et al., NeurIPS 2020, arXiv:2004.11362); HSCL's ablation."""
+"""SupCon: supervised contrast by class (Khosla et al., NeurIPS 2020, arXiv:2004.11362); HSCL's
+ablation."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ from core.losses.temperature import at_temperature, temperature_of
 class SupCon(nn.Module):
     """SupCon over the rows of all ranks: rows of equal label attract each other.
 
-    Label-free contrast (SimCLR) is the same loss with the sample's index as label. Anchors without a positive are
-    left out of the mean.
+    Label-free contrast (SimCLR) is the same loss with the sample's index as label. Anchors without
+    a positive are left out of the mean.
 
     Args:
         resolution: step of the labels' grid where labels are decimal scores; see ``on_grid``.
@@ -49,9 +50,11 @@ class SupCon(nn.Module):
         self.temperature = temperature_of("SupCon", temperature, learnable)
 
     def forward(self, features: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-        """This rank's (B, D) rows and (B,) labels to the scalar loss of all ranks' rows, the same on every rank.
+        """This rank's (B, D) rows and (B,) labels to the scalar loss of all ranks' rows, the same
+        on every rank.
 
-        Rows are scaled to length one here; rows of weight 0 take no part. Without any positive pair the loss is zero.
+        Rows are scaled to length one here; rows of weight 0 take no part. Without any positive pair
+        the loss is zero.
 
         Raises:
             RowError: for a row that takes part and is not finite; on every rank.
@@ -74,7 +77,8 @@ class SupCon(nn.Module):
         # Each row's sum of positives: its class less itself, over all ranks.
         positives = distributed.all_reduce_sum(class_sums)[local_classes] - constant  # (B, D)
         products = (rows * positives).sum(1)
-        # A row is anchor, and as often candidate, of the same pairs: twice the gradient, once the value.
+        # A row is anchor, and as often candidate, of the same pairs: twice the gradient, once the
+        # value.
         products = 2 * products - products.detach()
         num_positives = counts[local_classes] - 1
         mean_products = products / num_positives.clamp(min=1)

@@ -1,6 +1,7 @@
 """SupCR: supervised contrastive regression, which orders embeddings as their labels are ordered.
 
-Zha et al., "Rank-N-Contrast" (NeurIPS 2023, arXiv:2210.01189), with cosine similarity as in HSCL (MMM 2024).
+Zha et al., "Rank-N-Contrast" (NeurIPS 2023, arXiv:2210.01189), with cosine similarity as in HSCL
+(MMM 2024).
 """
 
 from __future__ import annotations
@@ -28,14 +29,17 @@ Denominator = Literal["ik", "jk"]
 class SupCR(nn.Module):
     """SupCR over the rows of all ranks.
 
-    Differs from the published code of HSCL in one thing: that code's denominator compares the candidates k with j
-    instead of the anchor i, and lets k be j itself. ``denominator="jk"`` restates it, for comparison only.
+    Differs from the published code of HSCL in one thing: that code's denominator compares the
+    candidates k with j instead of the anchor i, and lets k be j itself. ``denominator="jk"``
+    restates it, for comparison only.
 
     Args:
-        resolution: step of the labels' grid (0.2 for MOSI, 1/3 for MOSEI), so that ties are exact; see ``on_grid``.
+        resolution: step of the labels' grid (0.2 for MOSI, 1/3 for MOSEI), so that ties are exact;
+            see ``on_grid``.
         normalize: scale rows to length one. Rows of zeros stay zeros.
         fused: compute it in linear memory (``core.kernels``); otherwise by the definition.
-        ring: let ranks pass rows on instead of gathering them all; for batches too large for one rank.
+        ring: let ranks pass rows on instead of gathering them all; for batches too large for one
+            rank.
     """
 
     def __init__(
@@ -62,11 +66,13 @@ class SupCR(nn.Module):
         self.ring = ring
 
     def forward(self, features: Tensor, labels: Tensor, weight: Tensor | None = None) -> Tensor:
-        """This rank's (B, D) rows and (B,) labels to the scalar loss of all ranks' rows, the same on every rank.
+        """This rank's (B, D) rows and (B,) labels to the scalar loss of all ranks' rows, the same
+        on every rank.
 
-        It is a loss of a set: two views are two stacks of rows with the labels repeated. Ranks may hold different
-        numbers of rows, or none. Rows of weight 0 take no part. Fewer than two rows give zero. Gradients are right
-        after averaging over ranks.
+        It is a loss of a set: two views are two stacks of rows with the labels repeated. Ranks may
+            hold different
+        numbers of rows, or none. Rows of weight 0 take no part. Fewer than two rows give zero.
+        Gradients are right after averaging over ranks.
 
         Raises:
             RowError: for a row that takes part and is not finite; on every rank.
@@ -91,12 +97,13 @@ def supcr(
 ) -> Tensor:
     """The definition of SupCR, in O(n^3) memory: everything faster is tested against it.
 
-    For anchor i and every other j: minus the log of the share of exp(s_ij) in the sum of exp(s_ik) over all k (but i)
-    whose label is at least as far from i's as j's is. Mean over i and j.
+    For anchor i and every other j: minus the log of the share of exp(s_ij) in the sum of exp(s_ik)
+    over all k (but i) whose label is at least as far from i's as j's is. Mean over i and j.
 
     Args:
         features: (n, D) rows, taken as they are; s is their dot product over the temperature.
-        labels: (n,) numbers or (n, K) vectors, compared in float64 by the sum of absolute differences.
+        labels: (n,) numbers or (n, K) vectors, compared in float64 by the sum of absolute
+            differences.
         denominator: "jk" for the formula of HSCL's published code, see ``SupCR``.
     """
     n = len(features)

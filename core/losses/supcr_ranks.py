@@ -1,9 +1,10 @@
 """SupCR over the rows of all ranks, each rank working on its own rows only.
 
-Every rank needs the others' rows and labels, and, for the gradient its rows get as candidates of other ranks' anchors,
-the others' weights W, (n, U). Gathering those instead of summing gradients leaves every rank with the whole gradient of
-its own rows. ``ring`` passes rows and weights from rank to rank, so that no rank ever holds all of them. With more
-labels than buckets are good for, ranks compute gradients for all rows and sum them.
+Every rank needs the others' rows and labels, and, for the gradient its rows get as candidates of
+other ranks' anchors, the others' weights W, (n, U). Gathering those instead of summing gradients
+leaves every rank with the whole gradient of its own rows. ``ring`` passes rows and weights from
+rank to rank, so that no rank ever holds all of them. With more labels than buckets are good for,
+ranks compute gradients for all rows and sum them.
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ def supcr_across_ranks(
     *,
     ring: bool = False,
 ) -> Tensor:
-    """The loss of all ranks' rows, the same on every rank; gradients are right after averaging over ranks.
+    """The loss of all ranks' rows, the same on every rank; gradients are right after averaging over
+    ranks.
 
     Args:
         features: (B, D) of this rank, taken as they are.
         labels: (sum of sizes,) of all ranks, in rank order.
         sizes: rows of each rank.
-        ring: let rows travel instead of gathering them, where n * D numbers are too many for one rank.
+        ring: let rows travel instead of gathering them, where n * D numbers are too many for one
+            rank.
 
     Raises:
         RowError: on every rank, if a row of any rank is not finite.
@@ -92,7 +95,8 @@ class _AcrossRanks(torch.autograd.Function):
 def _rank_loss_and_gradient(
     features: Tensor, labels: Tensor, sizes: Sequence[int], temperature: float, ring: bool
 ) -> tuple[Tensor, Tensor]:
-    """This rank's part of the loss times n (n - 1), (), and the gradient of its rows times T n (n - 1), (B, D)."""
+    """This rank's part of the loss times n (n - 1), (), and the gradient of its rows times T n (n -
+    1), (B, D)."""
     n = sum(sizes)
     local = local_slice(sizes)
     exponent = _largest_exponent_of_ranks(features, temperature)
@@ -125,7 +129,8 @@ def _rank_loss_and_gradient(
 
 
 def _largest_exponent_of_ranks(features: Tensor, temperature: float) -> float:
-    """``largest_exponent`` over all ranks; an error of one rank becomes one of all, so that none waits."""
+    """``largest_exponent`` over all ranks; an error of one rank becomes one of all, so that none
+    waits."""
     local_error: RowError | None = None
     try:
         exponent = largest_exponent(features, temperature)
@@ -147,7 +152,8 @@ def _largest_exponent_of_ranks(features: Tensor, temperature: float) -> float:
 def _by_buckets(
     anchors: SortedRows, table: LabelTable, sizes: Sequence[int], temperature: float, ring: bool
 ) -> tuple[Tensor, Tensor]:
-    """Sum of log denominators of this rank's anchors, and their gradients in the order of ``anchors``."""
+    """Sum of log denominators of this rank's anchors, and their gradients in the order of
+    ``anchors``."""
     steps = dispatch.bucket_steps(anchors.rows)
     shards_of = _ring_shards if ring else _gathered_shard
     sums = anchors.rows.new_zeros(len(table), len(anchors))
@@ -193,7 +199,8 @@ def _gathered_shard(
 def _ring_shards(
     anchors: SortedRows, table: LabelTable, sizes: Sequence[int], weights: Tensor | None
 ) -> Iterator[_Shard]:
-    """One rank's rows after another, this rank's first; each step passes the block at hand on to the next rank.
+    """One rank's rows after another, this rank's first; each step passes the block at hand on to
+    the next rank.
 
     Args:
         weights: (B, U), of this rank's anchors; they travel beside the rows.

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 
 class Temperature(nn.Module):
-    """A learnt temperature, kept positive through its logarithm; shape [1], as ZeRO refuses 0-dim parameters."""
+    """A learnt temperature, kept positive through its logarithm; shape [1], as ZeRO refuses 0-dim
+    parameters."""
 
     def __init__(self, start: float):
         super().__init__()
@@ -50,5 +51,6 @@ def check_temperature(loss: str, temperature: float) -> None:
 
 
 def at_temperature(rows: Tensor, temperature: Tensor | float) -> Tensor:
-    """Rows whose products are those of ``rows`` over the temperature, which gets its gradient through them."""
+    """Rows whose products are those of ``rows`` over the temperature, which gets its gradient
+    through them."""
     return rows * temperature**-0.5

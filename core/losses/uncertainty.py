@@ -1,4 +1,5 @@
-"""Learnt weights of several losses (Kendall et al., CVPR 2018, arXiv:1705.07115), as MCLEA and MEAformer use them."""
+"""Learnt weights of several losses (Kendall et al., CVPR 2018, arXiv:1705.07115), as MCLEA and
+MEAformer use them."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ class Uncertainty(nn.Module):
     """Weighs loss m as L_m / alpha_m^2 plus a regulariser, with s_m = log alpha_m^2 learnt from 0.
 
     Args:
-        regulariser: "paper" adds log alpha_m, "released" what the released codes of both models add, twice that.
+        regulariser: "paper" adds log alpha_m, "released" what the released codes of both models
+            add, twice that.
     """
 
     def __init__(self, names: Iterable[str], regulariser: Regulariser = "paper"):
@@ -29,8 +31,8 @@ class Uncertainty(nn.Module):
     def forward(self, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The same names with weighted losses.
 
-        A loss that is exactly zero had no samples and stays so: otherwise its regulariser would run off to minus
-        infinity.
+        A loss that is exactly zero had no samples and stays so: otherwise its regulariser would run
+        off to minus infinity.
         """
         weighted = {}
         for name, loss in losses.items():

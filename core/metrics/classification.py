@@ -12,12 +12,14 @@ from core.metrics.declared import score_text
 def scores(
     prediction: ArrayLike, label: ArrayLike, num_classes: int | None = None
 ) -> dict[str, float]:
-    """Accuracy, Macro_F1 (the plain mean over the classes) and Weighted_F1 (weighted by share of the truth).
+    """Accuracy, Macro_F1 (the plain mean over the classes) and Weighted_F1 (weighted by share of
+    the truth).
 
     Args:
         prediction: (N,) class numbers, or (N, classes) logits.
         label: (N,) class numbers; whole-valued floats will do.
-        num_classes: how many there are; None takes those that logits have columns for, else those that occur.
+        num_classes: how many there are; None takes those that logits have columns for, else those
+            that occur.
     """
     predicted, truth = np.asarray(prediction), np.asarray(label).reshape(-1)
     if predicted.ndim == 2 and num_classes in (None, predicted.shape[1]):

@@ -1,7 +1,9 @@
-"""Every metric of the project, declared once: its name, which direction is better, and how it is shown.
+"""Every metric of the project, declared once: its name, which direction is better, and how it is
+shown.
 
-What computes the values is beside this file: ``regression``, ``classification`` and ``ranking``. A score's name may
-begin with prefixes that say what was scored, as in ``csls/r2l/Hits@1``; ``metric_of`` finds the metric behind them.
+What computes the values is beside this file: ``regression``, ``classification`` and ``ranking``. A
+score's name may begin with prefixes that say what was scored, as in ``csls/r2l/Hits@1``;
+``metric_of`` finds the metric behind them.
 """
 
 from __future__ import annotations
@@ -92,7 +94,8 @@ def shown_metrics(style: str) -> list[str]:
 
 
 def headline_metrics(names: Iterable[str]) -> list[str]:
-    """Those of ``names`` to show where there is little room: at most three, the most important first.
+    """Those of ``names`` to show where there is little room: at most three, the most important
+    first.
 
     Only plain names count: a score with a prefix is a variant of one that is there without it.
     """

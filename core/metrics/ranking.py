@@ -1,12 +1,13 @@
 """Exact ranking of aligned entities, in tiles: no (L, L) matrix ever exists.
 
-Candidates are rows of unit length; similarity is their cosine. A rank counts the candidates above the gold one, plus
-half of those that tie with it, so no order of entities can help. Candidates with equal embeddings (an entity that is
-listed twice) are computed once, because equal rows may leave a matrix product with unequal last bits.
+Candidates are rows of unit length; similarity is their cosine. A rank counts the candidates above
+the gold one, plus half of those that tie with it, so no order of entities can help. Candidates with
+equal embeddings (an entity that is listed twice) are computed once, because equal rows may leave a
+matrix product with unequal last bits.
 
-CSLS (Conneau et al., ICLR 2018, arXiv:1710.04087) subtracts from a similarity s the mean of the k largest of its row
-and of its column. As in the released code of MCLEA, s = 2 cos - 1, so ranks are those of 4 cos - r_row - r_col up to
-a constant of the row, where r are means of 2 cos - 1.
+CSLS (Conneau et al., ICLR 2018, arXiv:1710.04087) subtracts from a similarity s the mean of the k
+largest of its row and of its column. As in the released code of MCLEA, s = 2 cos - 1, so ranks are
+those of 4 cos - r_row - r_col up to a constant of the row, where r are means of 2 cos - 1.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ Ranks = list[
 
 
 def alignment_scores(left: Tensor, right: Tensor, csls: int = 3) -> dict[str, float]:
-    """Hits@1/10/50, mean rank and mean reciprocal rank of L aligned pairs, (L, D) rows in the same order on each side.
+    """Hits@1/10/50, mean rank and mean reciprocal rank of L aligned pairs, (L, D) rows in the same
+    order on each side.
 
-    Names: ``Hits@1`` is left to right, ``r2l/`` right to left, ``csls/`` with CSLS of ``csls`` neighbours (0: without).
+    Names: ``Hits@1`` is left to right, ``r2l/`` right to left, ``csls/`` with CSLS of ``csls``
+    neighbours (0: without).
     """
     return scores_of(all_ranks(left, right, csls))
 
@@ -54,7 +57,8 @@ def summary(ranks: np.ndarray) -> dict[str, float]:
 
 
 def pair_ranks(left: Tensor, right: Tensor, csls: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(L,) rank of each pair's right entity among all right ones, and of its left entity among all left ones.
+    """(L,) rank of each pair's right entity among all right ones, and of its left entity among all
+    left ones.
 
     Raises:
         ValueError: no pairs, sides of unequal shape, or a value that is not finite.
@@ -64,7 +68,8 @@ def pair_ranks(left: Tensor, right: Tensor, csls: int = 0) -> tuple[np.ndarray, 
 
 
 def all_ranks(left: Tensor, right: Tensor, csls: int) -> tuple[Ranks, Ranks]:
-    """Left to right and right to left; with CSLS too if ``csls``, its number of neighbours, is not 0.
+    """Left to right and right to left; with CSLS too if ``csls``, its number of neighbours, is not
+    0.
 
     Raises:
         ValueError: no pairs, sides of unequal shape, or a value that is not finite.
@@ -92,7 +97,8 @@ def all_ranks(left: Tensor, right: Tensor, csls: int) -> tuple[Ranks, Ranks]:
 
 
 def ranks_among(queries: Tensor, gold: Tensor, others: Tensor) -> np.ndarray:
-    """(L,) rank of each query's gold row, in the same order, among all (L, D) gold rows and the (M, D) others."""
+    """(L,) rank of each query's gold row, in the same order, among all (L, D) gold rows and the (M,
+    D) others."""
     candidates = Candidates(unit(torch.cat([gold, others])))
     return _ranks(unit(queries), candidates, None)[0]
 
@@ -101,7 +107,8 @@ class Candidates:
     """The distinct rows among (L, D) candidates, and how often each one occurs."""
 
     def __init__(self, rows: Tensor):
-        # the bytes of a row are its identity; sorting them is far cheaper than torch.unique over D columns
+        # the bytes of a row are its identity; sorting them is far cheaper than torch.unique over D
+        # columns
         values = np.ascontiguousarray(rows.detach().cpu().numpy() + 0.0)  # minus zero becomes zero
         row_type = np.dtype((np.void, values.itemsize * values.shape[1]))
         keys = values.view(row_type).ravel()
@@ -143,7 +150,8 @@ def _ranks(queries: Tensor, candidates: Candidates, hubs: Tensor | None) -> Rank
 
 
 def _ranks_in(scores: Tensor, gold: Tensor, count: Tensor) -> Tensor:
-    """Ranks of the (rows, 1) gold columns in (rows, U) scores, where column u stands for ``count[u]`` candidates."""
+    """Ranks of the (rows, 1) gold columns in (rows, U) scores, where column u stands for
+    ``count[u]`` candidates."""
     best = scores.gather(1, gold)
     above = (scores > best).to(scores.dtype) @ count
     ties = (scores == best).to(scores.dtype) @ count  # the gold one included
@@ -157,7 +165,8 @@ def _of_distinct(values: Tensor, candidates: Candidates) -> Tensor:
 
 
 def mean_of_nearest(queries: Tensor, candidates: Candidates, k: int) -> Tensor:
-    """(L,) mean of the k largest 2 cos - 1 between a query and all candidates, repeated ones counted as often."""
+    """(L,) mean of the k largest 2 cos - 1 between a query and all candidates, repeated ones
+    counted as often."""
     wanted = min(k, len(candidates.distinct_of))
     means = queries.new_empty(len(queries))
     for rows, tile in tiles(queries, candidates.rows):
@@ -175,7 +184,8 @@ def mean_of_nearest(queries: Tensor, candidates: Candidates, k: int) -> Tensor:
 
 
 def tiles(queries: Tensor, candidates: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the queries, each with its similarities to all candidates, (rows, candidates); tiles are fresh."""
+    """Slices of the queries, each with its similarities to all candidates, (rows, candidates);
+    tiles are fresh."""
     row_bytes = candidates.element_size() * max(1, len(candidates))
     step = max(1, TILE_BYTES // row_bytes)
     for start in range(0, len(queries), step):

@@ -1,9 +1,10 @@
-"""Scores of predicted sentiment against the truth, in the conventions under which the field's tables are printed.
+"""Scores of predicted sentiment against the truth, in the conventions under which the field's
+tables are printed.
 
-Four styles: ``mosi`` (MOSI, MOSEI: labels in [-3, 3]), ``sims`` (SIMS, SIMSv2: labels in [-1, 1]), ``phq``
-(depression severity, AVEC 2019: the concordance correlation) and ``mmmo`` (opinions of films: labels in [1, 5]).
-All are functions of whole arrays, in sample space: no batch means, nothing rounded. Accuracies and F1 are fractions;
-the papers' tables print them times 100.
+Four styles: ``mosi`` (MOSI, MOSEI: labels in [-3, 3]), ``sims`` (SIMS, SIMSv2: labels in [-1, 1]),
+``phq`` (depression severity, AVEC 2019: the concordance correlation) and ``mmmo`` (opinions of
+films: labels in [1, 5]). All are functions of whole arrays, in sample space: no batch means,
+nothing rounded. Accuracies and F1 are fractions; the papers' tables print them times 100.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from core.metrics.declared import score_text
 
 Array = NDArray[np.float64]
 
-# The bins of SIMS are (lower, upper], compared in float32: that is what labels and predictions are, and a float32
-# 0.1 seen as float64 would lie above the edge 0.1. A score of exactly 0 counts as negative here, unlike in MOSI.
+# The bins of SIMS are (lower, upper], compared in float32: that is what labels and predictions are,
+# and a float32 0.1 seen as float64 would lie above the edge 0.1. A score of exactly 0 counts as
+# negative here, unlike in MOSI.
 _SIMS_EDGES = {2: [0.0], 3: [-0.1, 0.1], 5: [-0.7, -0.1, 0.1, 0.7]}
 
 _COLLAPSED = 0.02  # of the labels' standard deviation
@@ -30,10 +32,11 @@ def scores(prediction: ArrayLike, label: ArrayLike, style: str) -> dict[str, flo
 
     Args:
         style: "mosi": MAE, Corr, Mult_acc_7, Mult_acc_5, Has0_acc_2, Has0_F1, Non0_acc_2, Non0_F1;
-            "sims": MAE, Corr, Mult_acc_2, Mult_acc_3, Mult_acc_5, F1_score; "phq": MAE, RMSE, CCC, Corr;
-            "mmmo": MAE, RMSE, Corr, Mult_acc_5 (rounded half to even into 1..5).
+            "sims": MAE, Corr, Mult_acc_2, Mult_acc_3, Mult_acc_5, F1_score; "phq": MAE, RMSE, CCC,
+            Corr; "mmmo": MAE, RMSE, Corr, Mult_acc_5 (rounded half to even into 1..5).
 
-    What has no value is 0: the correlation with a constant, and Non0 metrics where every label is zero.
+    What has no value is 0: the correlation with a constant, and Non0 metrics where every label is
+    zero.
     """
     if style not in _STYLES:
         raise ValueError(f"unknown metric style {style!r}; there are: {', '.join(sorted(_STYLES))}")
@@ -56,7 +59,8 @@ def constant_baselines(label: ArrayLike, style: str) -> dict[str, dict[str, floa
 
 
 def collapsed(prediction: ArrayLike, label: ArrayLike, style: str) -> str | None:
-    """A warning when the model answers (nearly) the same for every sample, or only on one side of zero; else None."""
+    """A warning when the model answers (nearly) the same for every sample, or only on one side of
+    zero; else None."""
     prediction, label = _checked(prediction, label)
     spread, label_spread = float(prediction.std()), float(label.std())
     if label_spread == 0:
@@ -158,7 +162,8 @@ _STYLES: dict[str, Callable[[Array, Array], dict[str, float]]] = {
 
 
 def _rounded_accuracy(prediction: Array, label: Array, limit: int) -> float:
-    """Both clipped to [-limit, limit] and rounded half to even: that is ``np.round``, not the schoolbook's rule."""
+    """Both clipped to [-limit, limit] and rounded half to even: that is ``np.round``, not the
+    schoolbook's rule."""
     return _accuracy(np.round(prediction.clip(-limit, limit)), np.round(label.clip(-limit, limit)))
 
 
@@ -192,10 +197,12 @@ def _checked(prediction: ArrayLike, label: ArrayLike) -> tuple[Array, Array]:
 
 
 def auilc(rates: Sequence[float], values: Sequence[float]) -> float:
-    """Area under the indicator's line chart (Yuan et al., ACM MM 2021): the trapezoid rule over the rates.
+    """Area under the indicator's line chart (Yuan et al., ACM MM 2021): the trapezoid rule over the
+    rates.
 
-    It sums up a metric's values over rates of missing data. Over rates from 0 to 1 (MOSI, MOSEI) it is about the mean;
-    over 0 to 0.5 (SIMS) about half of it, so tables of different grids cannot be compared. The rates must rise.
+    It sums up a metric's values over rates of missing data. Over rates from 0 to 1 (MOSI, MOSEI) it
+    is about the mean; over 0 to 0.5 (SIMS) about half of it, so tables of different grids cannot be
+    compared. The rates must rise.
     """
     if len(rates) != len(values) or len(rates) < 2:
         raise ValueError(

@@ -17,7 +17,8 @@ from core.model import DataSpec, Model, Sentiment
 
 
 class Baseline(Model[Utterances, Sentiment]):
-    """Late fusion: the text's summary and the mean frame of the others, side by side, and a head on top.
+    """Late fusion: the text's summary and the mean frame of the others, side by side, and a head on
+    top.
 
     Besides text it takes any number of modalities by their names.
     ``modalities=("text",)`` with ``hidden=0`` is a linear head on the text encoder.

@@ -1,5 +1,5 @@
-"""CENet with external memory: sound and video enter inside the text encoder, each representation after reading from a
-learnt memory (CENet: Wang et al., IEEE TMM 2022)."""
+"""CENet with external memory: sound and video enter inside the text encoder, each representation
+after reading from a learnt memory (CENet: Wang et al., IEEE TMM 2022)."""
 
 from __future__ import annotations
 
@@ -31,18 +31,21 @@ from core.names import refusal
 
 @dataclass(frozen=True)
 class Output(Sentiment):
-    # modality -> (2,), the summed entropy of what existing frames read from their memory, and their number
+    # modality -> (2,), the summed entropy of what existing frames read from their memory, and their
+    # number
     entropy: dict[str, Tensor]
 
 
 class CENet(Model[Utterances, Output]):
-    """Text hidden states attend to sound and video before one encoder layer, and the layers behind it go on.
+    """Text hidden states attend to sound and video before one encoder layer, and the layers behind
+    it go on.
 
-    Differences from the released code: padding takes no part in the attention, and the memory module is an addition.
-    Besides text it takes any number of modalities by their names.
-    With ``frame_mask=False`` padding takes part as in a file whose sequences are as long as the data's longest.
-    Frames become the index of their nearest k-means centre of train frames ("codes"), or go through two layers
-    ("mlp", as in MMSA). A sample without text keeps what sound and video put into its first place.
+    Differences from the released code: padding takes no part in the attention, and the memory
+    module is an addition. Besides text it takes any number of modalities by their names.
+    With ``frame_mask=False`` padding takes part as in a file whose sequences are as long as the
+    data's longest. Frames become the index of their nearest k-means centre of train frames
+    ("codes"), or go through two layers ("mlp", as in MMSA). A sample without text keeps what sound
+    and video put into its first place.
     """
 
     task = "sentiment"
@@ -57,7 +60,8 @@ class CENet(Model[Utterances, Output]):
         # ablation: False leaves sound and video out, and only the text's memory stays
         enhance: bool = True
         scale: NonNegativeFloat = 8.0  # of attention scores; 0: one over the root of the width
-        # which read from a memory; empty: plain CENet. Of other names than these three only those named here
+        # which read from a memory; empty: plain CENet. Of other names than these three only those
+        # named here
         memory: tuple[str, ...] = MODALITIES
         # "replace": what is read takes the place of the representation
         memory_mode: Literal["residual", "replace"] = "residual"
@@ -66,8 +70,8 @@ class CENet(Model[Utterances, Output]):
         dropout: Probability = 0.1
         # the mean squared error of the released code instead of the absolute one
         squared: bool = False
-        # parity: False lets padding take part, up to the data's longest, as the released files are padded:
-        # as a fixed random word with codes, as a frame of zeros with mlp
+        # parity: False lets padding take part, up to the data's longest, as the released files are
+        # padded: as a fixed random word with codes, as a frame of zeros with mlp
         frame_mask: bool = True
         # parity with MMSA: the text's embedding tables stay as they are
         freeze_embeddings: bool = False
@@ -185,7 +189,8 @@ class CENet(Model[Utterances, Output]):
         return {"task": batch.mean(task_loss(output.score, batch.label, self.config.squared))}
 
     def report(self) -> dict[str, float]:
-        """Mean entropy of the reads of this epoch by memory, in nats; log(slots) means evenly spread."""
+        """Mean entropy of the reads of this epoch by memory, in nats; log(slots) means evenly
+        spread."""
         numbers = {}
         for m, (total, reads) in zip(self.memories, self.entropy.tolist(), strict=True):
             numbers[f"{m}_memory_entropy"] = total / max(reads, 1.0)
@@ -204,7 +209,8 @@ class ExternalMemory(nn.Module):
     """Attention over S learnt slots: softmax((xW_q)(MW_k)^T / sqrt(d)) MW_v.
 
     Args:
-        gate: at the start, of what is read from the normalised input and added to it; None replaces the input.
+        gate: at the start, of what is read from the normalised input and added to it; None replaces
+            the input.
     """
 
     def __init__(self, width: int, slots: int, gate: float | None):
@@ -228,7 +234,8 @@ class ExternalMemory(nn.Module):
 
 
 class Codes(nn.Module):
-    """Frames to the embedding of their nearest centre; padding to the last row, zero unless it takes part."""
+    """Frames to the embedding of their nearest centre; padding to the last row, zero unless it
+    takes part."""
 
     centres: Tensor
 

@@ -1,4 +1,5 @@
-"""HSCL (Chen, Wang and Hao, MMM 2024): supervised contrast of regression at the unimodal and the bimodal level."""
+"""HSCL (Chen, Wang and Hao, MMM 2024): supervised contrast of regression at the unimodal and the
+bimodal level."""
 
 from __future__ import annotations
 
@@ -41,13 +42,14 @@ class Output(Sentiment):
 
 
 class HSCL(Model[Utterances, Output]):
-    """Text attends to sound and to vision; embeddings are ordered by label between views and between fusions.
+    """Text attends to sound and to vision; embeddings are ordered by label between views and
+    between fusions.
 
-    Differences from the released code, each undone by a field where it bears a "parity" note: its denominator, its
-    residual, its random summary vectors and its unmasked text padding are errors that the paper does not have.
-    Beyond the paper: a missing modality takes no part in the contrast of its sample; without text the fused vector is
-    the mean of the linearly mapped summaries of sound and vision, and their two views are contrasted; with text alone
-    it is the text's summary.
+    Differences from the released code, each undone by a field where it bears a "parity" note: its
+    denominator, its residual, its random summary vectors and its unmasked text padding are errors
+    that the paper does not have. Beyond the paper: a missing modality takes no part in the contrast
+    of its sample; without text the fused vector is the mean of the linearly mapped summaries of
+    sound and vision, and their two views are contrasted; with text alone it is the text's summary.
     """
 
     task = "sentiment"
@@ -251,7 +253,8 @@ class HSCL(Model[Utterances, Output]):
         return self.draw(both, target.repeat(2), weight.repeat(2))
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """Sound and video are groups of their own: their encoders, and what lets the text look at them."""
+        """Sound and video are groups of their own: their encoders, and what lets the text look at
+        them."""
         named = {"text": self.text.trained() if self.text is not None else []}
         for m in self.others:
             fuse = self.fuse[m]

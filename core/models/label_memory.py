@@ -18,16 +18,19 @@ Quantity = Literal["features", "labels", "visits", "sums", "sizes", "generated",
 
 
 class LabelMemory(nn.Module):
-    """Features, generated labels and class centres of N training samples; everything is a buffer, saved and resumed.
+    """Features, generated labels and class centres of N training samples; everything is a buffer,
+    saved and resumed.
 
-    Labels are taken relative to ``middle``, so that ranges like [1, 5] have a positive and a negative side too. A
-    view's centres are means over the samples that *its own* label puts on that side. They are kept as running sums:
-    a row leaves the sum of its old side and enters that of its new one, so a step costs what its batch costs.
+    Labels are taken relative to ``middle``, so that ranges like [1, 5] have a positive and a
+    negative side too. A view's centres are means over the samples that *its own* label puts on that
+    side. They are kept as running sums: a row leaves the sum of its old side and enters that of its
+    new one, so a step costs what its batch costs.
 
     Args:
         widths: view -> width of its features; must hold "fusion".
         limit: generated labels are cut to [-limit, limit] around the middle.
-        squared: squared distances to the centres, as the paper prints them; the published numbers used plain ones.
+        squared: squared distances to the centres, as the paper prints them; the published numbers
+            used plain ones.
     """
 
     def __init__(
@@ -57,7 +60,8 @@ class LabelMemory(nn.Module):
             # of this epoch: labels generated, of these cut to the limit
             generated = torch.zeros(2, dtype=torch.int64)
             self.register_buffer(f"generated_{view}", generated, persistent=False)
-            # of this epoch: samples with a human label of the view, and two summed distances from it
+            # of this epoch: samples with a human label of the view, and two summed distances from
+            # it
             human = torch.zeros(3, dtype=torch.float64)
             self.register_buffer(f"human_{view}", human, persistent=False)
 
@@ -66,7 +70,8 @@ class LabelMemory(nn.Module):
         return self.get_buffer(f"{quantity}_{view}")
 
     def labels(self, view: str, index: Tensor, label: Tensor) -> Tensor:
-        """(B,) current labels of a view: the human ``label`` for a sample that the view has not met yet."""
+        """(B,) current labels of a view: the human ``label`` for a sample that the view has not met
+        yet."""
         visited = self.of("visits", view)[index] > 0
         return torch.where(visited, self.of("labels", view)[index] + self.middle, label)
 
@@ -78,12 +83,13 @@ class LabelMemory(nn.Module):
         features: Mapping[str, Tensor],
         has_modality: Mapping[str, Tensor] | None = None,
     ) -> None:
-        """Learn one batch, whose samples are all different: new labels by the old centres, then features, then centres.
+        """Learn one batch, whose samples are all different: new labels by the old centres, then
+        features, then centres.
 
         Args:
             features: view -> (B, width).
-            has_modality: view -> (B,) bool; a view's memory of a sample stays as it is where the sample lacks that
-                modality.
+            has_modality: view -> (B,) bool; a view's memory of a sample stays as it is where the
+                sample lacks that modality.
         """
         label = label - self.middle
         # all by the old centres, before any view moves its own
@@ -101,7 +107,8 @@ class LabelMemory(nn.Module):
             self._write(view, view_index, rows[kept].float(), view_label)
 
     def attraction(self, view: str, features: Tensor) -> Tensor:
-        """alpha of (B, width) features, (B,): how much nearer the positive centre is, as a part of its distance."""
+        """alpha of (B, width) features, (B,): how much nearer the positive centre is, as a part of
+        its distance."""
         sizes = self.of("sizes", view).clamp(min=1)
         centres = (self.of("sums", view) / sizes[:, None]).float()  # (2, width)
         distances = (features.float()[:, None] - centres).square().sum(-1)  # (B, 2)
@@ -113,7 +120,8 @@ class LabelMemory(nn.Module):
     def _blend(
         self, view: str, index: Tensor, label: Tensor, generated: Tensor, cut: Tensor
     ) -> Tensor:
-        """Labels after visit n: (n-1)/(n+1) of the old and 2/(n+1) of the generated one, from the second visit on."""
+        """Labels after visit n: (n-1)/(n+1) of the old and 2/(n+1) of the generated one, from the
+        second visit on."""
         visit = self.of("visits", view)[index] + 1
         # a side without samples has no centre: labels wait
         have_centres = (self.of("sizes", view) > 0).all() & (self.of("sizes", FUSION) > 0).all()
@@ -124,7 +132,8 @@ class LabelMemory(nn.Module):
         return torch.where(due, (1 - share) * old + share * generated, old)
 
     def _write(self, view: str, index: Tensor, features: Tensor, label: Tensor) -> None:
-        """Move samples from the side that they were on to their new one, with their new features."""
+        """Move samples from the side that they were on to their new one, with their new
+        features."""
         all_features = self.of("features", view)
         all_labels = self.of("labels", view)
         visits = self.of("visits", view)
@@ -141,7 +150,8 @@ class LabelMemory(nn.Module):
 
     @torch.no_grad()
     def begin_epoch(self) -> None:
-        """Recompute the sums from the rows, so that rounding does not pile up, and start this epoch's counts."""
+        """Recompute the sums from the rows, so that rounding does not pile up, and start this
+        epoch's counts."""
         for view in (FUSION, *self.views):
             sides = _sides(self.of("labels", view)) & (self.of("visits", view) > 0)  # (2, N)
             self.of("sums", view).copy_(sides.double() @ self.of("features", view).double())
@@ -152,7 +162,8 @@ class LabelMemory(nn.Module):
 
     @torch.no_grad()
     def compare(self, view: str, index: Tensor, label: Tensor, human: Tensor) -> None:
-        """Count how far the labels of a batch are from human unimodal ones, (B,), nan where there is none."""
+        """Count how far the labels of a batch are from human unimodal ones, (B,), nan where there
+        is none."""
         known = human.isfinite()
         made = (self.labels(view, index, label) - human).abs()
         multimodal = (label - human).abs()
@@ -162,9 +173,9 @@ class LabelMemory(nn.Module):
     def report(self) -> dict[str, float]:
         """Per view, what became of its labels.
 
-        The mean distance of its labels from the human multimodal ones, the part of generated labels that was cut, and,
-        where there are human unimodal labels, the distance from these, of the generated labels and of the multimodal
-        ones.
+        The mean distance of its labels from the human multimodal ones, the part of generated labels
+        that was cut, and, where there are human unimodal labels, the distance from these, of the
+        generated labels and of the multimodal ones.
         """
         numbers = {}
         for view in self.views:
@@ -183,8 +194,8 @@ class LabelMemory(nn.Module):
 def generate(view: Tensor, fusion: Tensor, label: Tensor, limit: float) -> tuple[Tensor, Tensor]:
     """The label that a view's alpha, (B,), suggests, and where it was cut to the limit.
 
-    The mean of two readings: labels relate as the alphas do, and labels differ as the alphas do. The epsilon takes
-    fusion's sign, which keeps the quotient from flipping for alphas around -1e-8.
+    The mean of two readings: labels relate as the alphas do, and labels differ as the alphas do.
+    The epsilon takes fusion's sign, which keeps the quotient from flipping for alphas around -1e-8.
     """
     safe = fusion + torch.where(fusion < 0, -EPSILON, EPSILON)
     made = 0.5 * view / safe * label + 0.5 * (label + view - fusion)

@@ -1,10 +1,10 @@
 """MCLEA: multi-modal contrastive entity alignment (Lin et al., COLING 2022, arXiv:2209.00891).
 
 Differences from the released code, each with a field that brings it back:
-the KL term is the true mean and has its own weight (``inter_scale="released"``), the regulariser of the loss weights
-is log alpha (``regulariser="released"``), absent views add nothing, an entity without a view has zeros there instead
-of random features, and negatives come from the whole global batch.
-The paper's logarithm of the averaged direction is ``contrast_form="log_mean"``.
+the KL term is the true mean and has its own weight (``inter_scale="released"``), the regulariser of
+the loss weights is log alpha (``regulariser="released"``), absent views add nothing, an entity
+without a view has zeros there instead of random features, and negatives come from the whole global
+batch. The paper's logarithm of the averaged direction is ``contrast_form="log_mean"``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from core.rows import unit_rows
 
 
 class MCLEA(Model[EntityGraph, Aligned]):
-    """Views are embedded apart, contrasted apart, drawn towards their weighted concatenation, and contrasted there."""
+    """Views are embedded apart, contrasted apart, drawn towards their weighted concatenation, and
+    contrasted there."""
 
     task: ClassVar[TaskName] = "alignment"
 
@@ -88,7 +89,8 @@ class MCLEA(Model[EntityGraph, Aligned]):
     def global_batch_losses(
         self, rows: GlobalBatchRows, target: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
-        """ICL of the joint embedding, and per view the weighted ICL and IAL; pairs that lack a view stay out of it."""
+        """ICL of the joint embedding, and per view the weighted ICL and IAL; pairs that lack a view
+        stay out of it."""
         joint = rows.embeddings["joint/left"], rows.embeddings["joint/right"]
         intra, inter = {}, {}
         for view in self.views:

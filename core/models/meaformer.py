@@ -1,10 +1,12 @@
-"""MEAformer: meta-modality weights per entity by a small transformer (Chen et al., ACM MM 2023, arXiv:2212.14454).
+"""MEAformer: meta-modality weights per entity by a small transformer (Chen et al., ACM MM 2023,
+arXiv:2212.14454).
 
 Differences from the printed formulas and the released code:
-the weight of a view is the attention it *receives*. As printed it is the attention it gives, which sums to one, so
-that all weights are equal (``meta="printed"`` shows it). Tokens and losses keep one order of views; the released code
-stacks one order and reads another, and so pairs late losses with the wrong names and weights. Absent views add
-nothing, and tokens of an entity's absent views are masked. ``weighting="equal"`` is the paper's plain sum.
+the weight of a view is the attention it *receives*. As printed it is the attention it gives, which
+sums to one, so that all weights are equal (``meta="printed"`` shows it). Tokens and losses keep one
+order of views; the released code stacks one order and reads another, and so pairs late losses with
+the wrong names and weights. Absent views add nothing, and tokens of an entity's absent views are
+masked. ``weighting="equal"`` is the paper's plain sum.
 """
 
 from __future__ import annotations
@@ -177,8 +179,8 @@ class TokenLayer(nn.Module):
     def forward(self, tokens: Tensor, has: Tensor) -> tuple[Tensor, Tensor]:
         """Of (..., M, D) tokens and (..., M) bool: tokens after the layer, and attention.
 
-        Attention is (..., heads, M, M) as applied, that is after dropout; row q is what view q gives to each
-        view.
+        Attention is (..., heads, M, M) as applied, that is after dropout; row q is what view q
+        gives to each view.
         """
         query = self._split_heads(self.query(tokens))  # (..., heads, M, D / heads)
         key = self._split_heads(self.key(tokens))
@@ -198,12 +200,14 @@ class TokenLayer(nn.Module):
 
 
 def meta_weights(attention: Tensor, has: Tensor, meta: Meta = "received") -> Tensor:
-    """(..., M) softmax of the attention each view receives over all heads, divided by sqrt(M * heads).
+    """(..., M) softmax of the attention each view receives over all heads, divided by sqrt(M *
+    heads).
 
     Args:
         attention: (..., heads, M, M), rows are queries.
         has: (..., M) bool; a view that the entity lacks neither gives nor gets weight.
-        meta: "printed" sums what a view gives, as the paper's formula says; its weights are all equal.
+        meta: "printed" sums what a view gives, as the paper's formula says; its weights are all
+            equal.
     """
     heads, num_views = attention.shape[-3], attention.shape[-1]
     if attention.dtype != torch.float64:

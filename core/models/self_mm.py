@@ -1,4 +1,5 @@
-"""Self-MM (Yu et al., AAAI 2021, arXiv:2102.04830): unimodal tasks on labels generated along the way."""
+"""Self-MM (Yu et al., AAAI 2021, arXiv:2102.04830): unimodal tasks on labels generated along the
+way."""
 
 from __future__ import annotations
 
@@ -37,13 +38,15 @@ class Output(Sentiment):
 
 
 class SelfMM(Model[Utterances, Output]):
-    """One encoder and one head per modality, and a fused head; the modalities' heads learn generated labels.
+    """One encoder and one head per modality, and a fused head; the modalities' heads learn
+    generated labels.
 
-    Differences from the released code: centres are running sums instead of means over all samples in each batch; the
-    epoch number in the label's momentum is the sample's own number of visits (the same when each sample comes once an
-    epoch); a side without samples delays the labels instead of making them nan; labels count from the middle of
-    their range; a modality that a sample lacks keeps its label, so its head learns nothing from that sample; features
-    are standardised.
+    Differences from the released code: centres are running sums instead of means over all samples
+    in each batch; the epoch number in the label's momentum is the sample's own number of visits
+    (the same when each sample comes once an epoch); a side without samples delays the labels
+    instead of making them nan; labels count from the middle of their range; a modality that a
+    sample lacks keeps its label, so its head learns nothing from that sample; features are
+    standardised.
     """
 
     task = "sentiment"
@@ -184,7 +187,8 @@ class FrameEncoder(nn.Module):
 
 
 class Head(nn.Module):
-    """Three layers to a score; the first one's output is the representation that labels are generated from."""
+    """Three layers to a score; the first one's output is the representation that labels are
+    generated from."""
 
     def __init__(self, input_width: int, width: int, dropout: float):
         super().__init__()
@@ -202,7 +206,8 @@ class Head(nn.Module):
 
 
 def _heads(config: SelfMM.Config, width: Mapping[str, int], fused_width: int) -> dict[str, Head]:
-    """A head for every view, whether the model has its modality or not: so random draws do not depend on that."""
+    """A head for every view, whether the model has its modality or not: so random draws do not
+    depend on that."""
     return {
         FUSION: Head(fused_width, config.post_fusion, config.drop_fusion),
         "text": Head(width.get("text", 1), config.post_text, config.drop_text),

@@ -1,5 +1,5 @@
-"""TATE (Zeng et al., SIGIR 2022, arXiv:2204.13707): a tag tells the encoder which modalities are missing, and a teacher
-that saw them all shows what the encoding should have been."""
+"""TATE (Zeng et al., SIGIR 2022, arXiv:2204.13707): a tag tells the encoder which modalities are
+missing, and a teacher that saw them all shows what the encoding should have been."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ TEACHER_WEIGHTS = "weights.safetensors"
 
 @dataclass(frozen=True)
 class Output(Sentiment):
-    joint: Tensor  # (B, L, width + 4), the joint encoder's input: L tokens of all modalities, each with the tag
+    # (B, L, width + 4), the joint encoder's input: L tokens of all modalities, each with the tag
+    joint: Tensor
     hidden: Tensor  # (B, L, width + 4), its output
     decoded: Tensor | None  # (B, L, width + 4)
     pooled: Tensor  # (B, width + 4)
@@ -44,13 +45,15 @@ class Output(Sentiment):
 
 
 class TATE(Model[Utterances, Output]):
-    """Modalities share pairwise spaces, one joint encoder reads all their tokens, a decoder gives back its input.
+    """Modalities share pairwise spaces, one joint encoder reads all their tokens, a decoder gives
+    back its input.
 
-    Differences from the released code: the tag is the sample's own (it was the same for all there); the teacher is
-    frozen and sees the complete data; padding is no token; losses are means over samples and real tokens instead of
-    sums, with the paper's weights, which leaves the tag's 32 times heavier; nothing is dropped out in evaluation; a
-    score is learnt by its absolute error where labels are scores. A modality that a sample does not have in the first
-    place has no tokens; one that was dropped keeps its places, so that they can be compared with the teacher's.
+    Differences from the released code: the tag is the sample's own (it was the same for all there);
+    the teacher is frozen and sees the complete data; padding is no token; losses are means over
+    samples and real tokens instead of sums, with the paper's weights, which leaves the tag's 32
+    times heavier; nothing is dropped out in evaluation; a score is learnt by its absolute error
+    where labels are scores. A modality that a sample does not have in the first place has no
+    tokens; one that was dropped keeps its places, so that they can be compared with the teacher's.
     """
 
     task = "sentiment"
@@ -122,7 +125,8 @@ class TATE(Model[Utterances, Output]):
 
     def forward(self, batch: Utterances) -> Output:
         tokens, mask, tag = self._tokens(batch)
-        # existing tokens first: a token's position, to which its dropout is tied, must not depend on the padding
+        # existing tokens first: a token's position, to which its dropout is tied, must not depend
+        # on the padding
         order = (~mask).long().argsort(dim=1, stable=True)
         tokens = tokens.gather(1, order[..., None].expand_as(tokens))
         mask = mask.gather(1, order)
@@ -258,7 +262,8 @@ class TATE(Model[Utterances, Output]):
 
 
 class Block(nn.Module):
-    """Post-norm self-attention block without positions, biases in attention, or output projection."""
+    """Post-norm self-attention block without positions, biases in attention, or output
+    projection."""
 
     def __init__(self, width: int, heads: int, dropout: float):
         super().__init__()
@@ -272,7 +277,8 @@ class Block(nn.Module):
         self.norm_feed = nn.LayerNorm(width, eps=1e-8)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, width); where ``mask`` is False a token neither asks nor answers and becomes a learnt constant."""
+        """(B, T, width); where ``mask`` is False a token neither asks nor answers and becomes a
+        learnt constant."""
         mixed = self.attention(x, x, mask) * mask[..., None]
         x = self.norm_attention(mixed + x)
         return self.norm_feed(x + self.feed(x))
@@ -290,14 +296,16 @@ class Pool(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         gated = self.value(x) * self.gate(x).sigmoid()
         score = self.score(gated).squeeze(-1).float()  # (B, L)
-        # a softmax over nothing would be NaN, so a sample without tokens keeps them until they are zeroed
+        # a softmax over nothing would be NaN, so a sample without tokens keeps them until they are
+        # zeroed
         hidden = ~mask & mask.any(1, keepdim=True)
         share = score.masked_fill(hidden, float("-inf")).softmax(1) * mask
         return (share[..., None] * x).sum(1)
 
 
 class Answer(nn.Linear):
-    """The last layer, which also tells its squared norm: only in its own forward are its weights sure to be there."""
+    """The last layer, which also tells its squared norm: only in its own forward are its weights
+    sure to be there."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """(B, out) answers, float32, and the squared norm of weights and biases, a scalar."""

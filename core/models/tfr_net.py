@@ -1,5 +1,5 @@
-"""TFR-Net (Yuan et al., ACM MM 2021): rebuild dropped features, and fuse with gated recurrent encoders; and its SimAM
-variant."""
+"""TFR-Net (Yuan et al., ACM MM 2021): rebuild dropped features, and fuse with gated recurrent
+encoders; and its SimAM variant."""
 
 from __future__ import annotations
 
@@ -43,13 +43,15 @@ class Output(Sentiment):
 
 
 class TFRNet(Model[Utterances, Output]):
-    """Each modality attends to itself and the others; from that it rebuilds its dropped frames and is fused.
+    """Each modality attends to itself and the others; from that it rebuilds its dropped frames and
+    is fused.
 
-    Differences from the released code: rebuilding attends over the feature axis, not over the batch; padding takes no
-    part in attention and pooling; the target is detached; a layer norm stands before the classifier instead of a
-    batch norm, whose statistics would depend on how a batch is split; text is encoded a second time only where some of
-    it was dropped, and without gradient; the moment discrepancy is that of the whole global batch, as if every sample
-    were as long as the longest of the data; rebuilding is padded to a length that its heads divide.
+    Differences from the released code: rebuilding attends over the feature axis, not over the
+    batch; padding takes no part in attention and pooling; the target is detached; a layer norm
+    stands before the classifier instead of a batch norm, whose statistics would depend on how a
+    batch is split; text is encoded a second time only where some of it was dropped, and without
+    gradient; the moment discrepancy is that of the whole global batch, as if every sample were as
+    long as the longest of the data; rebuilding is padded to a length that its heads divide.
     """
 
     task = "sentiment"
@@ -163,7 +165,8 @@ class TFRNet(Model[Utterances, Output]):
 
     def forward(self, batch: Utterances) -> Output:
         frames, _ = self.inputs(batch)
-        # what exists counts as there, dropped or not: nothing tells the network which frames it has lost
+        # what exists counts as there, dropped or not: nothing tells the network which frames it has
+        # lost
         mask = {m: one_frame(batch.mask[m]) for m in self.modalities}
         lost = self._lost(batch)
         target = self._targets(batch, lost) if self.training else {}
@@ -185,7 +188,8 @@ class TFRNet(Model[Utterances, Output]):
         return Output(score=score, rebuilt=rebuilt, target=target, lost=lost, index=batch.index)
 
     def _lost(self, batch: Utterances) -> dict[str, Tensor]:
-        """Modality -> (B, T) bool, True at frames that were dropped, in the places of the hidden states."""
+        """Modality -> (B, T) bool, True at frames that were dropped, in the places of the hidden
+        states."""
         lost = {m: one_frame(batch.mask[m] & ~batch.present[m]) for m in self.modalities}
         if self.text is not None and self.text.project is not None:
             lost["text"] = F.pad(lost["text"], (1, 0))  # the summary in front
@@ -275,10 +279,12 @@ class TFRNet(Model[Utterances, Output]):
     def global_batch_losses(
         self, rows: GlobalBatchRows, target: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
-        """How far the moments of all rebuilt frames are from those of the complete ones, by modality.
+        """How far the moments of all rebuilt frames are from those of the complete ones, by
+        modality.
 
-        Frames that were not dropped count as zeros on both sides, and so does all that is missing to the longest
-        sample of the data, as in the released code, whose batches are all as long as its file.
+        Frames that were not dropped count as zeros on both sides, and so does all that is missing
+        to the longest sample of the data, as in the released code, whose batches are all as long as
+        its file.
         """
         if not rows.embeddings:
             return {}
@@ -304,7 +310,8 @@ class TFRNet(Model[Utterances, Output]):
         return {m: (lost[m] * batch.weight[:, None]).sum() for m in self.weight}
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        """With ``own_rates`` sound and video have groups: their encoders, and what lets the text look at them."""
+        """With ``own_rates`` sound and video have groups: their encoders, and what lets the text
+        look at them."""
         decay, no_decay = decayed(self.text.trained() if self.text is not None else [])
         named = {"text": decay, "text_no_decay": no_decay}
         if self.config.own_rates:

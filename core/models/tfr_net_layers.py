@@ -1,4 +1,5 @@
-"""What TFR-Net is built of: its Transformer encoder and gate, SimAM, and the central moment discrepancy."""
+"""What TFR-Net is built of: its Transformer encoder and gate, SimAM, and the central moment
+discrepancy."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class EncoderOptions(Protocol):
 
 
 class Encoder(nn.Module):
-    """Pre-norm Transformer encoder on itself or on another sequence (MulT, Tsai et al., ACL 2019, arXiv:1906.00295).
+    """Pre-norm Transformer encoder on itself or on another sequence (MulT, Tsai et al., ACL 2019,
+    arXiv:1906.00295).
 
     Queries and keys pass the same norm, and every layer looks at the other sequence as it came in.
     """
@@ -104,7 +106,8 @@ class Encoder(nn.Module):
 
 
 class Gate(nn.Module):
-    """C-GATE: a recurrent encoder whose states a convolution opens and closes, pooled by maximum to (B, hidden)."""
+    """C-GATE: a recurrent encoder whose states a convolution opens and closes, pooled by maximum to
+    (B, hidden)."""
 
     def __init__(self, width: int, hidden: int, gru_layers: int, dropout: float):
         super().__init__()
@@ -121,7 +124,8 @@ class Gate(nn.Module):
 
 
 def positions(length: int, width: int, device: torch.device) -> Tensor:
-    """(length, width) positions counted from 1: a half of sines, a half of cosines (fairseq's and MulT's way)."""
+    """(length, width) positions counted from 1: a half of sines, a half of cosines (fairseq's and
+    MulT's way)."""
     half = width // 2
     rate = torch.exp(torch.arange(half, device=device) * -(math.log(10000.0) / max(half - 1, 1)))
     angle = torch.arange(1, length + 1, device=device)[:, None] * rate
@@ -131,9 +135,9 @@ def positions(length: int, width: int, device: torch.device) -> Tensor:
 def simam(x: Tensor, mask: Tensor) -> Tensor:
     """SimAM, attention without parameters, by how much a value stands out (Yang et al., ICML 2021).
 
-    (B, T, C) scaled per sample and channel by what stands out over the existing times of ``mask`` (B, T). Equation 5
-    of the paper turned upside down: d / (4 (v + lambda)) + 1/2, d the squared distance from the mean, v the variance
-    over n - 1. Padding gives zero.
+    (B, T, C) scaled per sample and channel by what stands out over the existing times of ``mask``
+    (B, T). Equation 5 of the paper turned upside down: d / (4 (v + lambda)) + 1/2, d the squared
+    distance from the mean, v the variance over n - 1. Padding gives zero.
     """
     kept = mask[..., None].to(x.dtype)  # (B, T, 1)
     size = kept.sum(1, keepdim=True)
@@ -144,10 +148,12 @@ def simam(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def central_moment_discrepancy(left: Tensor, right: Tensor) -> Tensor:
-    """CMD (Zellinger et al., ICLR 2017, arXiv:1702.08811): how far two sets of rows are apart in their moments.
+    """CMD (Zellinger et al., ICLR 2017, arXiv:1702.08811): how far two sets of rows are apart in
+    their moments.
 
-    Sum of the distances between means and central moments 2 and 3 of (n, D) and (m, D) rows, as a scalar, float64.
-    Without the paper's scaling by powers of the range, as MISA's code and those that took it over compute it.
+    Sum of the distances between means and central moments 2 and 3 of (n, D) and (m, D) rows, as a
+    scalar, float64. Without the paper's scaling by powers of the range, as MISA's code and those
+    that took it over compute it.
     """
     return discrepancy_of_moments(power_sums(left) / len(left), power_sums(right) / len(right))
 
@@ -155,8 +161,8 @@ def central_moment_discrepancy(left: Tensor, right: Tensor) -> Tensor:
 def power_sums(rows: Tensor) -> Tensor:
     """(..., 3, D) float64, sums of first, second and third powers of (..., n, D) rows.
 
-    They add up over samples and ranks, and moments follow from them; in float32 too little would be left of a
-    central moment, which is their difference.
+    They add up over samples and ranks, and moments follow from them; in float32 too little would be
+    left of a central moment, which is their difference.
     """
     rows = rows.double()
     return torch.stack([(rows**order).sum(-2) for order in (1, 2, 3)], dim=-2)

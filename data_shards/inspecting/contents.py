@@ -15,7 +15,7 @@ from data_shards.reading.open_shards import OpenShard
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
 from data_shards.shards.index_table import ABSENT, bytes_of
-from data_shards.shards.manifest import DataError, Manifest, parse_manifest
+from data_shards.shards.manifest import Manifest, parse_manifest
 from data_shards.shards.sentiment_schema import Rules, check_manifest, check_sample
 
 
@@ -75,7 +75,7 @@ def examine(source: str | Path, progress: bool = False) -> Contents:
     if manifest.task == "sentiment":
         try:
             check_manifest(manifest, f"{store.name}/manifest.json")
-        except DataError as error:
+        except Refused as error:
             contents.unfit.append(str(error))
     total = sum(manifest.samples(split) for split in manifest.splits)
     with tqdm(total=total, unit="sample", disable=not progress, leave=False) as bar:
@@ -104,7 +104,7 @@ def _add_shard(contents: Contents, split: str, reader: Reader, number: int) -> N
         if contents.manifest.task == "sentiment":
             try:
                 check_sample(arrays, rules, f"{where}, sample {shard.index.key(row)!r}")
-            except DataError as error:
+            except Refused as error:
                 contents.unfit.append(str(error))
         if target in arrays and arrays[target].size == 1:
             found.labels.append(arrays[target].item())

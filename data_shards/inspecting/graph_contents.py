@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from core.command import Refused
 from data_shards.graph import GRAPH_SPLIT, check_graph_fields
 from data_shards.graph_rules import graph_problems, in_several_links
 from data_shards.reading.reader import Reader
@@ -77,7 +78,7 @@ def examine_graphs(source: str | Path, progress: bool = False) -> GraphContents:
             for number, shard in enumerate(shards):
                 try:
                     add(contents, reader, number)
-                except DataError as error:
+                except Refused as error:
                     contents.corrupt.append(str(error))
                 bar.update(shard.samples)
             reader.close()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from core.command import Refused
 from data_shards.reading.open_shards import read_index
 from data_shards.reading.sampler import Rows
 from data_shards.reading.storage import Store
@@ -43,7 +44,7 @@ class KeptRows:
         for shard in shards:
             try:
                 index = read_index(store, shard, dict(known))
-            except DataError:  # the shard is corrupt, and dealt with when it is opened
+            except Refused:  # the shard is corrupt, and dealt with when it is opened
                 rows.append(np.arange(shard.samples))
             else:
                 rows.append(np.flatnonzero(bytes_of(index, modalities) > 0))

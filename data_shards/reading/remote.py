@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 import aiohttp
 import fsspec
+from fsspec.asyn import sync
 from tenacity import (
     RetryCallState,
     RetryError,
@@ -37,7 +38,6 @@ from core.environment.caches import choose_caches, user_cache
 from core.environment.credentials import Address, how_to_give, recall, redact
 from core.file_access.regular_files import SMALL, read_regular_file
 from core.files import sha256_of_bytes, sha256_of_file, write_atomically
-from data_shards.reading import http_bodies
 from data_shards.reading.shard_cache import ShardCache
 from data_shards.shards.manifest import MANIFEST, DataError, Shard
 from data_shards.shards.writer import index_name
@@ -53,6 +53,7 @@ RETRY: dict[str, Any] = {
 # What may be read, and the package that each needs besides fsspec.
 PROTOCOLS = {"http": "", "https": "", "s3": "s3fs", "gs": "gcsfs"}
 
+WHOLE = 200  # the status of an answer that ignores the range asked for
 _RETRIED_STATUS = (408, 425, 429)  # answers of the 400s that another attempt may change
 _DENIED = (401, 403, 407)
 _FINAL_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
@@ -60,8 +61,8 @@ _NETWORK_ERRORS = (OSError, aiohttp.ClientError, asyncio.TimeoutError, TimeoutEr
 
 
 class Remote:
-    """The files of a data set behind a URL. Credentials in it, or known for it, go to the server and
-    into no name, message or key of the cache.
+    """The files of a data set behind a URL. Credentials in it, or known for it, go to the server
+    and into no name, message or key of the cache.
 
     Args:
         cache: folder for shards; by default ``concord`` in the user's cache folder.
@@ -175,7 +176,7 @@ class Remote:
 
         def fetch() -> int:
             if self._is_http:
-                return http_bodies.fetch_into(self.files, asked, url, (start, stop), size, file)
+                return _fetch_into(self.files, asked, url, (start, stop), size, file)
             chunk: bytes = self.files.cat_file(asked, start=start, end=stop)
             if not 0 < len(chunk) <= stop - start:
                 raise ConnectionError(
@@ -217,7 +218,7 @@ class Remote:
 
         def fetch() -> bytes:
             if self._is_http:
-                return http_bodies.fetch_small(self.files, asked, url, SMALL)
+                return _fetch_small(self.files, asked, url, SMALL)
             body: bytes = self.files.cat_file(asked, start=0, end=SMALL + 1)
             if len(body) > SMALL:
                 raise DataError(f"{url} has more than {SMALL} bytes, so it is no {name}")
@@ -234,7 +235,8 @@ class Remote:
             sleep=sleep_using_event(self._cancelled),
             wait=RETRY["wait"],
         )
-        # None of these is raised "from" its cause, whose text may hold the URL with its credentials.
+        # None of these is raised "from" its cause, whose text may hold the URL with its
+        # credentials.
         try:
             return retrying(fetch)
         except RetryError as error:
@@ -287,7 +289,8 @@ def _credential_options(protocol: str, address: Address) -> dict[str, Any]:
         raise DataError(f"{address.public}: {how_to_give(protocol)}")
     if protocol == "s3":
         return {"key": address.user, "secret": address.password}
-    # With each request and not with the session: a redirection to another host must not take it along.
+    # With each request and not with the session: a redirection to another host must not take it
+    # along.
     pair = base64.b64encode(f"{address.user}:{address.password}".encode()).decode()
     return options | {"headers": {"Authorization": f"Basic {pair}"}}
 
@@ -324,3 +327,69 @@ def _time_limits(protocol: str) -> dict[str, Any]:
         no_retries = {"retries": {"max_attempts": 0}}
         return {"config_kwargs": limits | no_retries}
     return {}
+
+
+def _fetch_small(files: Any, asked: str, url: str, most: int) -> bytes:
+    """The file behind ``url``; DataError, before more is read, when it has more than ``most``
+    bytes.
+
+    Args:
+        files: the HTTP file system of fsspec.
+        asked: ``url`` with what only the server may see of it.
+    """
+    body = bytearray()
+
+    def receive(piece: bytes, _status: int) -> None:
+        if len(body) + len(piece) > most:
+            raise DataError(f"{url} has more than {most} bytes, so it is no file of its kind")
+        body.extend(piece)
+
+    sync(files.loop, _receive, files, asked, (0, most + 1), receive)
+    return bytes(body)
+
+
+def _fetch_into(
+    files: Any, asked: str, url: str, wanted: tuple[int, int], size: int, file: IO[bytes]
+) -> int:
+    """Write the bytes ``wanted`` of the file behind ``url`` to their place in ``file``, or all of
+    it where the server sends all; where they end.
+
+    Args:
+        asked: ``url`` with what only the server may see of it.
+        wanted: the first byte, and the one behind the last.
+        size: bytes of the whole; DataError as soon as it has more.
+    """
+    start, stop = wanted
+    end = -1  # of what has come
+
+    def receive(piece: bytes, status: int) -> None:
+        nonlocal end
+        if end < 0:
+            end = 0 if status == WHOLE else start
+            file.seek(end)
+        end += len(piece)
+        if end > size:
+            raise DataError(
+                f"{url} is damaged: it has more than {size} bytes; publish the folder again, "
+                "the manifest last"
+            )
+        if status != WHOLE and end > stop:
+            raise ConnectionError(f"asked for bytes {start} to {stop} of {url}, got more")
+        file.write(piece)
+
+    sync(files.loop, _receive, files, asked, wanted, receive)
+    if end <= start:
+        raise ConnectionError(f"asked for bytes {start} to {stop} of {url}, got none of them")
+    return end
+
+
+async def _receive(files: Any, url: str, wanted: tuple[int, int], receive: Any) -> None:
+    """Hand each piece of the answer to ``receive``, with the answer's status."""
+    session = await files.set_session()
+    options = dict(files.kwargs)
+    headers = {**options.pop("headers", {}), "Accept-Encoding": "identity"}
+    headers["Range"] = f"bytes={wanted[0]}-{wanted[1] - 1}"
+    async with session.get(files.encode_url(url), headers=headers, **options) as answer:
+        files._raise_not_found_for_status(answer, url)
+        async for piece in answer.content.iter_any():
+            receive(piece, answer.status)

@@ -129,7 +129,8 @@ class Manifest:
         return sum(shard.samples for shard in self.splits[split])
 
     def empty(self) -> dict[str, int]:
-        """Split -> samples without any modality, of the splits that have some; as counted when converted."""
+        """Split -> samples without any modality, of the splits that have some; as counted when
+        converted."""
         return dict(self.extras.get(EMPTY, {}))
 
     def to_json(self) -> str:

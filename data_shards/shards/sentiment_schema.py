@@ -8,7 +8,6 @@ before it begins, inspecting and verifying of what lies there.
 from __future__ import annotations
 
 import re
-import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from data_shards.shards.manifest import DataError, Field, Labels, Manifest
+from data_shards.shards.single_values import as_number
 
 TARGETS = ("label", "class")  # every sample has one of them
 VIEW = "label_"  # begins the name of a label of one modality
 TEXT = "text"  # the only modality that may hold token ids
-LARGEST_ID = 2**31  # of a token, exclusive
+LARGEST_ID = 2**24  # of a token, exclusive; a model has a vector for each id
 MODALITY = re.compile(r"(?!label)[A-Za-z][A-Za-z0-9_-]*")
 _BERT_ROWS = 3  # ids, mask, types
 _LEAVE_OUT = "write the tars anew, or leave it out with --leave-out {name}"
@@ -151,8 +151,8 @@ def check_sample(arrays: Mapping[str, np.ndarray], rules: Rules, where: str) -> 
 
 def check_label(value: Any, labels: Labels | None, where: str) -> np.float32:
     """The label as float32; outside of its range, not finite, or no number at all, is refused."""
-    label = _number(value, where)
-    if not np.isfinite(np.float32(label)):
+    label = as_number(value, where)
+    if not abs(label) <= np.finfo(np.float32).max:
         raise DataError(f"{where}: {label:g} is no finite number; correct it, or remove the sample")
     if labels is None:
         return np.float32(label)
@@ -163,18 +163,6 @@ def check_label(value: Any, labels: Labels | None, where: str) -> np.float32:
             "correct it, or state the range with --labels LOW:HIGH"
         )
     return np.float32(label)
-
-
-def _number(value: Any, where: str) -> float:
-    """A float from a number or its digits."""
-    if isinstance(value, bool | np.bool_):
-        raise DataError(f"{where}: {value} is no number")
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: {reprlib.repr(value)} is no number") from None
-    except OverflowError:
-        raise DataError(f"{where}: {reprlib.repr(value)} is larger than any float") from None
 
 
 def _check_class(array: np.ndarray, labels: Labels | None, where: str) -> None:

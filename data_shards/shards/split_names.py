@@ -70,7 +70,8 @@ def tars_by_split(
 
 
 def check_parts(tars: Iterable[Path]) -> None:
-    """DataError where of ``train-00000-of-00002.tar`` and ``train-00001-of-00002.tar`` one lacks."""
+    """DataError where of ``train-00000-of-00002.tar`` and ``train-00001-of-00002.tar`` one
+    lacks."""
     groups: dict[tuple[str, str, int], set[int]] = {}
     for path in tars:
         part = _PART.fullmatch(path.stem)

@@ -25,6 +25,7 @@ from data_shards.shards.split_names import SPLITS, split_called
 from data_shards.sources.mmsa_arrays import (
     SEQUENCES,
     Part,
+    assumed_dataset,
     is_aligned,
     largest_token_id,
     pads_left,
@@ -33,7 +34,6 @@ from data_shards.sources.mmsa_arrays import (
     used_extent,
     widths_of,
 )
-from data_shards.sources.mmsa_assumed import assumed_dataset
 from data_shards.sources.pickles import load_pickle
 from data_shards.sources.raw_dataset import (
     KnownDataset,

@@ -15,13 +15,13 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from reprlib import Repr
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from core.files import sha256_of_file
 from data_shards.shards.manifest import DataError, Field, Labels, Sample, Task
+from data_shards.shards.single_values import shown
 
 if TYPE_CHECKING:
     from data_shards.sources.graphs.knowledge_graphs import EntityOptions
@@ -36,7 +36,6 @@ KNOWN_LABELS: dict[KnownDataset, Labels] = {
 }
 
 
-LARGEST_ID = 2**24  # of a token, exclusive; a model has a vector for each id
 WIDEST = 2**20  # features of a frame, exclusive
 MOST_NUMBERS = 2**24  # in one cell that holds them as lists
 
@@ -84,24 +83,6 @@ def file_facts(path: Path) -> dict[str, Any]:
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
 
 
-# Lists in lists may hold more than any memory, of which only the first few are looked at.
-_SHORT = Repr()
-_SHORT.maxlevel = 3
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
-
-
-def shown(value: Any) -> str:
-    """A value for a message: at most 80 characters of it, in one line."""
-    if isinstance(value, np.ndarray) and value.ndim:
-        return f"an array of shape {value.shape}"
-    try:
-        text = _SHORT.repr(value[:80] if isinstance(value, bytes) else value)
-    except (ValueError, RecursionError):  # a number of thousands of digits, or lists too deep
-        return f"a {type(value).__name__} too large to show"
-    text = " ".join(text.split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def as_string(value: Any, where: str) -> str:
     """Text from str, a number, bytes (UTF-8, else Latin-1), or an array of one of them."""
     if isinstance(value, np.ndarray) and value.size == 1:
@@ -121,18 +102,6 @@ def as_string(value: Any, where: str) -> str:
     except ValueError:  # thousands of digits
         raise DataError(f"{where}: {shown(value)} where text should be") from None
     return text
-
-
-def as_number(value: Any, where: str) -> float:
-    """A finite or infinite float from a number or its digits; anything else is refused."""
-    if isinstance(value, bool | np.bool_):
-        raise DataError(f"{where}: {value} is no number")
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        raise DataError(f"{where}: {shown(value)} is no number") from None
-    except OverflowError:
-        raise DataError(f"{where}: {shown(value)} is larger than any float") from None
 
 
 def as_numbers(value: Any, dtype: str, where: str) -> np.ndarray:

@@ -21,6 +21,7 @@ import numpy as np
 from data_shards.shards.label_statistics import known_resolution, named_classes
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
 from data_shards.shards.sentiment_schema import MODALITY, check_label
+from data_shards.shards.single_values import shown
 from data_shards.shards.split_names import SPLIT_NAMES, SPLITS, split_called
 from data_shards.sources.raw_dataset import (
     Options,
@@ -29,7 +30,6 @@ from data_shards.sources.raw_dataset import (
     check_width,
     file_facts,
     finite,
-    shown,
     stated_labels,
 )
 from data_shards.sources.table_arrays import is_reference, load_array, load_token_ids, resolve

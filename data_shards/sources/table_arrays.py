@@ -12,9 +12,10 @@ import numpy as np
 
 from core.command import Refused
 from core.file_access.regular_files import check_regular_file
+from data_shards.array_files import map_npy, read_npz
 from data_shards.shards.manifest import DataError
-from data_shards.sources.array_files import map_npy, read_npz
-from data_shards.sources.raw_dataset import LARGEST_ID, shown
+from data_shards.shards.sentiment_schema import LARGEST_ID
+from data_shards.shards.single_values import shown
 from data_shards.sources.table_rows import Row, parse_json
 
 _REFERENCE = re.compile(r"(.+?\.np[yz])(?:#([^\[\]]+))?(?:\[(\d+)(:\d+)?\])?")

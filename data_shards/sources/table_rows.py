@@ -16,7 +16,7 @@ from core.file_access.budget import Budget
 from core.file_access.packed_files import HEAD, check_not_packed
 from core.file_access.regular_files import open_regular_file
 from data_shards.shards.manifest import DataError, refuse_constant, refuse_repeated_keys
-from data_shards.sources.raw_dataset import as_number, shown
+from data_shards.shards.single_values import as_number, shown
 
 LONGEST_CELL = 1 << 24
 LONGEST_LINE = 1 << 24  # of JSON, in bytes
@@ -31,7 +31,7 @@ class Row:
     """One row: its cells by column, empty ones left out, and where it stands, for messages."""
 
     id: str
-    split: Any  # as it stands in the table; see split_called
+    split: str  # as it stands in the table; see split_called
     cells: dict[str, Any]  # id and split are among them
     where: str  # "table.csv, line 3 ('a')"
 

@@ -1,7 +1,7 @@
 """Where the operator that DeepSpeed compiles is kept: apart for each Python environment.
 
-An operator that another environment has made is compiled again, for two minutes, by every process that finds it; and
-two environments that share a folder do so in turn.
+An operator that another environment has made is compiled again, for two minutes, by every process
+that finds it; and two environments that share a folder do so in turn.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def use_own_folder() -> Path:
 
 
 def own_folder() -> Path:
-    """The folder that the user names, unless another environment's operators are in it; else torch's own. A folder that
-    may serve several environments gets one for each in it."""
+    """The folder that the user names, unless another environment's operators are in it; else
+    torch's own. A folder that may serve several environments gets one for each in it."""
     from torch.utils.cpp_extension import get_default_build_root  # slow to import
 
     named = os.environ.get(FOLDER)

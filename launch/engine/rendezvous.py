@@ -1,4 +1,5 @@
-"""The port on which the ranks of one machine meet: their own, not the one that every launcher proposes.
+"""The port on which the ranks of one machine meet: their own, not the one that every launcher
+proposes.
 
 ``deepspeed`` gives every run port 29500, so that a second run on a machine would fail, or meet the
 ranks of the first. Where all ranks are on this machine, rank 0 takes a free port and leaves its

@@ -131,7 +131,8 @@ def _bind(listener: socket.socket, host: str, port: int) -> None:
 
 
 def _own_address(name: str) -> tuple[socket.AddressFamily, str]:
-    """Family and number of an address; all addresses where a name of many machines leads back here."""
+    """Family and number of an address; all addresses where a name of many machines leads back
+    here."""
     family, _, _, _, address = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)[0]
     host = str(address[0])
     if _is_loopback(host) and not is_one_machine():  # a machine's own name in its /etc/hosts

@@ -1,10 +1,11 @@
-"""One process at a time for a run directory, a search's folder, or a ``distill``: a lease with a heartbeat.
+"""One process at a time for a run directory, a search's folder, or a ``distill``: a lease with a
+heartbeat.
 
-The holder keeps ``lease.json`` in the folder and rewrites it every few seconds, in a thread. Whoever
-finds it there may take it over when the holder is gone: at once when its process no longer runs on
-this machine, and from another machine when the file has not changed for ``STALE_AFTER`` seconds of
-the finder's own clock. Locks of the file system are not used: they do not hold on every NFS, and say
-nothing about who holds them. Clocks of two machines are never compared.
+The holder keeps ``lease.json`` in the folder and rewrites it every few seconds, in a thread.
+Whoever finds it there may take it over when the holder is gone: at once when its process no longer
+runs on this machine, and from another machine when the file has not changed for ``STALE_AFTER``
+seconds of the finder's own clock. Locks of the file system are not used: they do not hold on every
+NFS, and say nothing about who holds them. Clocks of two machines are never compared.
 
 A holder that was taken for gone while it was only suspended finds another's name in the file, and
 ends before it writes anything else.

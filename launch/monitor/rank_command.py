@@ -1,4 +1,5 @@
-"""How a command ends that runs as one rank of several: rank 0 speaks, and the others hear why a rank leaves."""
+"""How a command ends that runs as one rank of several: rank 0 speaks, and the others hear why a
+rank leaves."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from launch.monitor.preemption import Preempted
 
 
 def run_rank(work: Callable[[], int | None]) -> int:
-    """``core.command.run`` for the work of one rank. A ValueError that refuses nothing is a fault."""
+    """``core.command.run`` for the work of one rank. A ValueError that refuses nothing is a
+    fault."""
     try:
         return command.run(
             work, refused=(command.Refused, OSError), report=_report, passed_on=(Exception,)

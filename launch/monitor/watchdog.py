@@ -104,8 +104,8 @@ class Watchdog:
         self.store.set(name, sealed)  # type: ignore[arg-type] # bytes are taken, too
 
     def _beats(self) -> list[Heartbeat]:
-        """Of all ranks. For one that a stranger has overwritten, the last that was genuine: the rank
-        writes another within a second."""
+        """Of all ranks. For one that a stranger has overwritten, the last that was genuine: the
+        rank writes another within a second."""
         names = [f"beat/{rank}" for rank in range(self.ranks)]
         beats = []
         for rank, (name, message) in enumerate(

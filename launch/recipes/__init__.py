@@ -10,7 +10,8 @@ from launch.config import Group, Optim, Run
 
 
 def demo_run(model: str, options: Any, **settings: Any) -> Run:
-    """A run on the generated data, which takes a minute; ``settings`` are fields of ``Run`` to set otherwise."""
+    """A run on the generated data, which takes a minute; ``settings`` are fields of ``Run`` to set
+    otherwise."""
     run = Run(
         model=model,
         options=options,
@@ -25,7 +26,8 @@ def demo_run(model: str, options: Any, **settings: Any) -> Run:
 def for_depression(base: Run) -> Run:
     """The run with the PHQ-8 scores of AVEC 2019 to learn.
 
-    There are few interviews, so batches are small and BERT stays as it is; the concordance correlation selects.
+    There are few interviews, so batches are small and BERT stays as it is; the concordance
+    correlation selects.
     """
     text = TextConfig(source="bert-base-uncased", frozen=True)
     return replace(

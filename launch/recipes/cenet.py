@@ -2,13 +2,15 @@
 
 python -m data_shards.codebook DIR
 
-From MMSA are the text encoder's rate, the decay, epsilon, clipping, batch size and absolute error. Not from MMSA: what
-is outside of the text encoder learns ten times as fast; each representation reads from a memory; frames are
-standardised, and become codes, as in the authors' code, instead of going through two layers; padded frames take no
-part; the embedding tables are trained. MMSA's CENet itself, with the rate that the recipe has for the text:
+From MMSA are the text encoder's rate, the decay, epsilon, clipping, batch size and absolute error.
+Not from MMSA: what is outside of the text encoder learns ten times as fast; each representation
+reads from a memory; frames are standardised, and become codes, as in the authors' code, instead of
+going through two layers; padded frames take no part; the embedding tables are trained. MMSA's CENet
+itself, with the rate that the recipe has for the text:
 
-deepspeed launch/train.py cenet/mosi data=DIR options.memory=[] options.front=mlp options.frame_mask=false \
-options.freeze_embeddings=true options.inputs.standardise=false optim.groups.main.lr=1e-5
+deepspeed launch/train.py cenet/mosi data=DIR options.memory=[] options.front=mlp
+options.frame_mask=false \ options.freeze_embeddings=true options.inputs.standardise=false
+optim.groups.main.lr=1e-5
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ def _optim(rate: float, decay: float = 0.0, eps: float = 1e-8, main: float = 10.
 
 
 def mosi() -> Run:
-    """CENet with memory on MOSI, unaligned, text as BERT token ids. Without memory in MMSA: MAE .725, Corr .795.
+    """CENet with memory on MOSI, unaligned, text as BERT token ids. Without memory in MMSA: MAE
+    .725, Corr .795.
 
     deepspeed launch/train.py cenet/mosi data=shards/mosi
     """
@@ -56,7 +59,8 @@ def mosei() -> Run:
 
 
 def sims() -> Run:
-    """CENet with memory on CH-SIMS. Without memory in MMSA, on features that are not standardised: MAE .471, Corr .540.
+    """CENet with memory on CH-SIMS. Without memory in MMSA, on features that are not standardised:
+    MAE .471, Corr .540.
 
     deepspeed launch/train.py cenet/sims data=shards/sims
     """
@@ -79,10 +83,11 @@ def simsv2() -> Run:
 
 
 def avec2019() -> Run:
-    """CENet with memory on the depression scores of AVEC 2019 (PHQ-8 in [0, 24]) from MFCC, AU poses and text.
+    """CENet with memory on the depression scores of AVEC 2019 (PHQ-8 in [0, 24]) from MFCC, AU
+    poses and text.
 
-    The data are licensed: bring them as a table (docs/data.md) with --labels 0:24:1. No published settings exist;
-    these are MOSI's.
+    The data are licensed: bring them as a table (docs/data.md) with --labels 0:24:1. No published
+    settings exist; these are MOSI's.
 
     deepspeed launch/train.py cenet/avec2019 data=shards/avec2019
     """
@@ -90,11 +95,14 @@ def avec2019() -> Run:
 
 
 def mosi_utterance() -> Run:
-    """CENet with memory on MOSI with utterance-level sound and video; rates for the reason that HSCL's recipe gives.
+    """CENet with memory on MOSI with utterance-level sound and video; rates for the reason that
+    HSCL's recipe gives.
 
-    Test MAE 0.764 ± 0.015, Corr 0.748 ± 0.008 over seeds 1111 to 1113, with a six-layer MiniLM as text encoder.
+    Test MAE 0.764 ± 0.015, Corr 0.748 ± 0.008 over seeds 1111 to 1113, with a six-layer MiniLM as
+    text encoder.
 
-    deepspeed launch/train.py cenet/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
+    deepspeed launch/train.py cenet/mosi_utterance data=shards/mosi_utterance
+    options.text.source=PATH
     """
     base = hscl.mosi_utterance()
     groups = {
@@ -107,12 +115,14 @@ def mosi_utterance() -> Run:
 
 
 def _printed(base: Run) -> Run:
-    """The run with the memory exactly as it is printed: what is read takes the representation's place."""
+    """The run with the memory exactly as it is printed: what is read takes the representation's
+    place."""
     return replace(base, options=replace(base.options, memory_mode="replace"))
 
 
 def mosi_printed() -> Run:
-    """CENet on MOSI with the memory exactly as printed: no residual, no gate, no norm before the query.
+    """CENet on MOSI with the memory exactly as printed: no residual, no gate, no norm before the
+    query.
 
     deepspeed launch/train.py cenet/mosi_printed data=shards/mosi
     """
@@ -120,7 +130,8 @@ def mosi_printed() -> Run:
 
 
 def demo_printed() -> Run:
-    """CENet on the generated data with the memory exactly as printed; needs the codebook as ``demo`` does.
+    """CENet on the generated data with the memory exactly as printed; needs the codebook as
+    ``demo`` does.
 
     deepspeed launch/train.py cenet/demo_printed data=demo/shards
     """
@@ -128,7 +139,8 @@ def demo_printed() -> Run:
 
 
 def demo() -> Run:
-    """CENet with memory on the generated data; needs ``python -m data_shards.codebook demo/shards`` before.
+    """CENet with memory on the generated data; needs ``python -m data_shards.codebook demo/shards``
+    before.
 
     deepspeed launch/train.py cenet/demo data=demo/shards
     """

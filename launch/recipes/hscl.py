@@ -87,14 +87,18 @@ def simsv2() -> Run:
 
 
 def mosi_utterance() -> Run:
-    """HSCL on MOSI with utterance-level sound and video (split of the bc-LSTM authors) and transcripts.
+    """HSCL on MOSI with utterance-level sound and video (split of the bc-LSTM authors) and
+    transcripts.
 
-    Test MAE 0.725 ± 0.021, Corr 0.771 ± 0.010 over seeds 1111 to 1113, with a six-layer MiniLM as text encoder.
+    Test MAE 0.725 ± 0.021, Corr 0.771 ± 0.010 over seeds 1111 to 1113, with a six-layer MiniLM as
+    text encoder.
 
-    The video features were extracted by networks trained on the labels of the train videos: in training they promise
-    what they do not hold on test videos. So the text begins alone, and what reads sound and video learns slowly.
+    The video features were extracted by networks trained on the labels of the train videos: in
+    training they promise what they do not hold on test videos. So the text begins alone, and what
+    reads sound and video learns slowly.
 
-    deepspeed launch/train.py hscl/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
+    deepspeed launch/train.py hscl/mosi_utterance data=shards/mosi_utterance
+    options.text.source=PATH
     """
     base = mosi()
     return replace(
@@ -114,7 +118,8 @@ def mosi_utterance() -> Run:
 
 
 def demo() -> Run:
-    """HSCL on the generated data of ``python -m data_shards.synthetic``; a small text encoder trained from scratch.
+    """HSCL on the generated data of ``python -m data_shards.synthetic``; a small text encoder
+    trained from scratch.
 
     deepspeed launch/train.py hscl/demo data=demo/shards
     """

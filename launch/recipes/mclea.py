@@ -1,8 +1,8 @@
 """MCLEA (Lin et al., COLING 2022), with about as many optimiser steps as the released code takes.
 
-There one step serves all batches of 512 links of an epoch, for 1000 epochs; here every batch of 512 has its own step,
-for an eighth of the epochs. Validation is a tenth of the training links, carved out by the conversion; the paper has
-none.
+There one step serves all batches of 512 links of an epoch, for 1000 epochs; here every batch of 512
+has its own step, for an eighth of the epochs. Validation is a tenth of the training links, carved
+out by the conversion; the paper has none.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def dbp15k_zh_en() -> Run:
 
 
 def dbp15k_zh_en_iterative() -> Run:
-    """MCLEA on DBP15K zh-en, with links that the model proposes in the second half, at a fifth of the rate.
+    """MCLEA on DBP15K zh-en, with links that the model proposes in the second half, at a fifth of
+    the rate.
 
     deepspeed launch/train.py mclea/dbp15k_zh_en_iterative data=shards/zh_en
     """
@@ -53,7 +54,8 @@ def dbp15k_zh_en_iterative() -> Run:
 
 
 def dbp15k_zh_en_unsupervised() -> Run:
-    """MCLEA on DBP15K zh-en without gold links: the thousand pairs of most similar names take their place.
+    """MCLEA on DBP15K zh-en without gold links: the thousand pairs of most similar names take their
+    place.
 
     deepspeed launch/train.py mclea/dbp15k_zh_en_unsupervised data=shards/zh_en
     """
@@ -78,7 +80,8 @@ def srprs_en_fr() -> Run:
 
 
 def fb15k_db15k() -> Run:
-    """MCLEA on FB15K-DB15K, 20 % of the links (convert with --train-ratio 0.2), with numeric literals.
+    """MCLEA on FB15K-DB15K, 20 % of the links (convert with --train-ratio 0.2), with numeric
+    literals.
 
     deepspeed launch/train.py mclea/fb15k_db15k data=shards/fb_db
     """

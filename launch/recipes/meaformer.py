@@ -1,6 +1,7 @@
 """MEAformer (Chen et al., ACM MM 2023), with the released settings where they depend on the data.
 
-Validation is a tenth of the training links, carved out by the conversion; the released code selects on the test links.
+Validation is a tenth of the training links, carved out by the conversion; the released code selects
+on the test links.
 """
 
 from __future__ import annotations
@@ -40,10 +41,12 @@ def dbp15k_zh_en() -> Run:
 
 
 def dbp15k_zh_en_iterative() -> Run:
-    """MEAformer on DBP15K zh-en, with links that the model proposes from epoch 500 on, at a fifth of the rate.
+    """MEAformer on DBP15K zh-en, with links that the model proposes from epoch 500 on, at a fifth
+    of the rate.
 
     deepspeed launch/train.py meaformer/dbp15k_zh_en_iterative data=shards/zh_en
-    The released code goes back to its best weights there and starts a second cosine; here the rate drops once.
+    The released code goes back to its best weights there and starts a second cosine; here the rate
+    drops once.
     """
     base = dbp15k_zh_en()
     return replace(
@@ -78,7 +81,8 @@ def srprs_en_fr() -> Run:
 
 
 def fb15k_db15k() -> Run:
-    """MEAformer on FB15K-DB15K, 20 % of the links (convert with --train-ratio 0.2), with numeric literals.
+    """MEAformer on FB15K-DB15K, 20 % of the links (convert with --train-ratio 0.2), with numeric
+    literals.
 
     deepspeed launch/train.py meaformer/fb15k_db15k data=shards/fb_db
     """

@@ -1,8 +1,9 @@
-"""Self-MM (Yu et al., AAAI 2021). Settings of MMSA's tables, which newer papers compare with; the paper's own are lost.
+"""Self-MM (Yu et al., AAAI 2021). Settings of MMSA's tables, which newer papers compare with; the
+paper's own are lost.
 
-MMSA sums gradients over 4 batches before each step, and Adam adds the weight decay to that sum. Here the 4 are one
-batch, whose gradient is their mean: a quarter of the sum. So a quarter of the decay and of Adam's epsilon belongs to
-it, and then every step is MMSA's.
+MMSA sums gradients over 4 batches before each step, and Adam adds the weight decay to that sum.
+Here the 4 are one batch, whose gradient is their mean: a quarter of the sum. So a quarter of the
+decay and of Adam's epsilon belongs to it, and then every step is MMSA's.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def _optim(
 ) -> Optim:
     """Learning rates of sound, video and the rest; weight decay of text, sound, video and the rest.
 
-    ``summed``: the decay and epsilon belong to a sum of so many gradients; the optimiser here gets their mean.
+    ``summed``: the decay and epsilon belong to a sum of so many gradients; the optimiser here gets
+    their mean.
     """
     decay_text, decay_audio, decay_vision, decay_main = (value / summed for value in decay)
     return Optim(
@@ -45,7 +47,8 @@ def _optim(
 
 
 def mosi() -> Run:
-    """Self-MM on MOSI, unaligned features, text as BERT token ids. MMSA's table: MAE .708, Corr .796.
+    """Self-MM on MOSI, unaligned features, text as BERT token ids. MMSA's table: MAE .708, Corr
+    .796.
 
     deepspeed launch/train.py self_mm/mosi data=shards/mosi
     """
@@ -60,7 +63,8 @@ def mosi() -> Run:
 
 
 def mosei() -> Run:
-    """Self-MM on MOSEI, unaligned features, text as BERT token ids. MMSA's table: MAE .531, Corr .765.
+    """Self-MM on MOSEI, unaligned features, text as BERT token ids. MMSA's table: MAE .531, Corr
+    .765.
 
     deepspeed launch/train.py self_mm/mosei data=shards/mosei
     """
@@ -74,7 +78,8 @@ def mosei() -> Run:
 
 
 def sims() -> Run:
-    """Self-MM on CH-SIMS. MMSA's table: MAE .425, Corr .595. The human unimodal labels are only compared with.
+    """Self-MM on CH-SIMS. MMSA's table: MAE .425, Corr .595. The human unimodal labels are only
+    compared with.
 
     deepspeed launch/train.py self_mm/sims data=shards/sims
     """
@@ -91,7 +96,8 @@ def sims() -> Run:
 
 
 def simsv2() -> Run:
-    """Self-MM on CH-SIMS v2. MMSA's table: MAE .311, Corr .695, with labels limited to 3 instead of their range of 1.
+    """Self-MM on CH-SIMS v2. MMSA's table: MAE .311, Corr .695, with labels limited to 3 instead of
+    their range of 1.
 
     deepspeed launch/train.py self_mm/simsv2 data=shards/simsv2
     """
@@ -105,10 +111,11 @@ def simsv2() -> Run:
 
 
 def avec2019() -> Run:
-    """Self-MM on the depression scores of AVEC 2019 (PHQ-8 in [0, 24]) from MFCC, AU poses and text.
+    """Self-MM on the depression scores of AVEC 2019 (PHQ-8 in [0, 24]) from MFCC, AU poses and
+    text.
 
-    The data are licensed: bring them as a table (docs/data.md) with --labels 0:24:1. No published settings exist;
-    these are MOSI's, with the same decay beside the mean gradient of a batch.
+    The data are licensed: bring them as a table (docs/data.md) with --labels 0:24:1. No published
+    settings exist; these are MOSI's, with the same decay beside the mean gradient of a batch.
 
     deepspeed launch/train.py self_mm/avec2019 data=shards/avec2019
     """
@@ -116,11 +123,14 @@ def avec2019() -> Run:
 
 
 def mosi_utterance() -> Run:
-    """Self-MM on MOSI with utterance-level sound and video; rates for the reason that HSCL's recipe gives.
+    """Self-MM on MOSI with utterance-level sound and video; rates for the reason that HSCL's recipe
+    gives.
 
-    Test MAE 0.740 ± 0.003, Corr 0.747 ± 0.001 over seeds 1111 to 1113, with a six-layer MiniLM as text encoder.
+    Test MAE 0.740 ± 0.003, Corr 0.747 ± 0.001 over seeds 1111 to 1113, with a six-layer MiniLM as
+    text encoder.
 
-    deepspeed launch/train.py self_mm/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
+    deepspeed launch/train.py self_mm/mosi_utterance data=shards/mosi_utterance
+    options.text.source=PATH
     """
     base = hscl.mosi_utterance()
     optim = replace(
@@ -135,10 +145,11 @@ def mosi_utterance() -> Run:
 
 
 def mmmo() -> Run:
-    """Self-MM on MMMO, word-level sequences, where the text of all 220 train clips is missing. Scores in [1, 5].
+    """Self-MM on MMMO, word-level sequences, where the text of all 220 train clips is missing.
+    Scores in [1, 5].
 
-    Test MAE 1.212, Corr 0.266 with seed 1111. A constant answer has MAE 1.360; ridge regression on mean sound and
-    video 1.128, Corr 0.381.
+    Test MAE 1.212, Corr 0.266 with seed 1111. A constant answer has MAE 1.360; ridge regression on
+    mean sound and video 1.128, Corr 0.381.
 
     deepspeed launch/train.py self_mm/mmmo data=shards/mmmo
     """
@@ -152,7 +163,8 @@ def mmmo() -> Run:
 
 
 def demo() -> Run:
-    """Self-MM on the generated data of ``python -m data_shards.synthetic``. Test MAE 0.644, Corr 0.766 with seed 1111.
+    """Self-MM on the generated data of ``python -m data_shards.synthetic``. Test MAE 0.644, Corr
+    0.766 with seed 1111.
 
     deepspeed launch/train.py self_mm/demo data=demo/shards
     """

@@ -1,8 +1,10 @@
-"""TATE (Zeng et al., SIGIR 2022): whole modalities missing. A teacher on complete data comes first, in one command:
+"""TATE (Zeng et al., SIGIR 2022): whole modalities missing. A teacher on complete data comes first,
+in one command:
 
 deepspeed launch/distill.py tate/mosi data=shards/mosi run_dir=runs/tate
 
-The plain command that stands with each recipe, ``launch/train.py``, trains without a teacher, and says so.
+The plain command that stands with each recipe, ``launch/train.py``, trains without a teacher, and
+says so.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ from launch.recipes import demo_run, for_depression, hscl
 
 
 def mosi() -> Run:
-    """TATE on MOSI as three classes (negative, neutral, positive), a fifth of the samples without a modality or two.
+    """TATE on MOSI as three classes (negative, neutral, positive), a fifth of the samples without a
+    modality or two.
 
     deepspeed launch/train.py tate/mosi data=shards/mosi
     """
@@ -38,9 +41,11 @@ def mosi() -> Run:
 
 
 def classes() -> Run:
-    """TATE on labels that are classes, such as IEMOCAP's four: a table (docs/data.md) with a column ``class``.
+    """TATE on labels that are classes, such as IEMOCAP's four: a table (docs/data.md) with a column
+    ``class``.
 
-    The released code takes away vision, audio or text there, but not two of them: missing.sets=vision,audio,text
+    The released code takes away vision, audio or text there, but not two of them:
+    missing.sets=vision,audio,text
 
     deepspeed launch/train.py tate/classes data=shards/mine
     """
@@ -50,8 +55,8 @@ def classes() -> Run:
 def avec2019() -> Run:
     """TATE on the depression scores of AVEC 2019 (PHQ-8 in [0, 24]) from MFCC, AU poses and text.
 
-    The data are licensed: bring them as a table (docs/data.md) with --labels 0:24:1. No published settings exist;
-    these are MOSI's, with a score to learn instead of classes.
+    The data are licensed: bring them as a table (docs/data.md) with --labels 0:24:1. No published
+    settings exist; these are MOSI's, with a score to learn instead of classes.
 
     deepspeed launch/train.py tate/avec2019 data=shards/avec2019
     """
@@ -59,13 +64,16 @@ def avec2019() -> Run:
 
 
 def mosi_utterance() -> Run:
-    """TATE on the scores of MOSI with utterance-level sound and video; rates for the reason that HSCL's recipe gives.
+    """TATE on the scores of MOSI with utterance-level sound and video; rates for the reason that
+    HSCL's recipe gives.
 
-    Test MAE 0.810 ± 0.017, Corr 0.717 ± 0.013 over seeds 1111 to 1113, with a six-layer MiniLM as text encoder: behind
-    the text alone. On validation, which is of videos that the video network was trained on, MAE 0.678, Corr 0.841 with
-    seed 1111: it seems that the joint encoder, which reads all modalities at one rate, trusts the video too much.
+    Test MAE 0.810 ± 0.017, Corr 0.717 ± 0.013 over seeds 1111 to 1113, with a six-layer MiniLM as
+    text encoder: behind the text alone. On validation, which is of videos that the video network
+    was trained on, MAE 0.678, Corr 0.841 with seed 1111: it seems that the joint encoder, which
+    reads all modalities at one rate, trusts the video too much.
 
-    deepspeed launch/train.py tate/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
+    deepspeed launch/train.py tate/mosi_utterance data=shards/mosi_utterance
+    options.text.source=PATH
     """
     base = hscl.mosi_utterance()
     options = TATE.Config(text=TextConfig(source="bert-base-uncased"), own_rates=True)
@@ -73,7 +81,8 @@ def mosi_utterance() -> Run:
 
 
 def demo() -> Run:
-    """TATE on the scores of the generated data of ``python -m data_shards.synthetic``, nothing missing.
+    """TATE on the scores of the generated data of ``python -m data_shards.synthetic``, nothing
+    missing.
 
     Test MAE 0.372, Corr 0.922 with seed 1111.
 
@@ -83,7 +92,8 @@ def demo() -> Run:
         "tate",
         TATE.Config(width=60, text=TextConfig(source="small")),
         missing=Missing(protocol="modality"),
-        patience=0,  # under a high rate five epochs without gain are common, and the last ones are the best
+        # under a high rate five epochs without gain are common, and the last ones are the best
+        patience=0,
     )
 
 

@@ -1,10 +1,11 @@
-"""TFR-Net (Yuan et al., ACM MM 2021): settings of the authors' code, under their protocol of missing frames.
+"""TFR-Net (Yuan et al., ACM MM 2021): settings of the authors' code, under their protocol of
+missing frames.
 
-A fifth of the frames is missing, in training and in evaluation, as in MMSA's settings: without missing frames there is
-nothing to rebuild. Protocol A trains one model per rate: missing.rate=0.3. The recipes that end in ``_simam`` are the
-variant with SimAM.
-Gradients are cut by their norm instead of their values (to 0.8), and each step takes one batch: the released loop steps
-on sums of one to four batches by mistake.
+A fifth of the frames is missing, in training and in evaluation, as in MMSA's settings: without
+missing frames there is nothing to rebuild. Protocol A trains one model per rate: missing.rate=0.3.
+The recipes that end in ``_simam`` are the variant with SimAM.
+Gradients are cut by their norm instead of their values (to 0.8), and each step takes one batch: the
+released loop steps on sums of one to four batches by mistake.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ MISSING = Missing(protocol="frames", rate=0.2)
 
 
 def mosi() -> Run:
-    """TFR-Net on MOSI, unaligned features, text as BERT token ids. Paper: AUILC over rates 0 to 1 MAE 1.155, Corr .467.
+    """TFR-Net on MOSI, unaligned features, text as BERT token ids. Paper: AUILC over rates 0 to 1
+    MAE 1.155, Corr .467.
 
     deepspeed launch/train.py tfr_net/mosi data=shards/mosi missing.rate=0.3
     """
@@ -47,7 +49,8 @@ def mosi() -> Run:
 
 
 def mosei() -> Run:
-    """TFR-Net on MOSEI; no settings of the authors are known, so these are EMT-DLFR's for its re-run.
+    """TFR-Net on MOSEI; no settings of the authors are known, so these are EMT-DLFR's for its
+    re-run.
 
     deepspeed launch/train.py tfr_net/mosei data=shards/mosei missing.rate=0.3
     """
@@ -80,10 +83,12 @@ def simsv2() -> Run:
 
 
 def avec2019() -> Run:
-    """TFR-Net on the depression scores of AVEC 2019 (PHQ-8 in [0, 24]) from MFCC, AU poses and text.
+    """TFR-Net on the depression scores of AVEC 2019 (PHQ-8 in [0, 24]) from MFCC, AU poses and
+    text.
 
-    The data are licensed: bring them as a table (docs/data.md) with --labels 0:24:1. No published settings exist;
-    these are MOSI's. Rebuilding is as wide as the longest clip, so average the frames down to some hundreds.
+    The data are licensed: bring them as a table (docs/data.md) with --labels 0:24:1. No published
+    settings exist; these are MOSI's. Rebuilding is as wide as the longest clip, so average the
+    frames down to some hundreds.
 
     deepspeed launch/train.py tfr_net/avec2019 data=shards/avec2019
     """
@@ -91,15 +96,18 @@ def avec2019() -> Run:
 
 
 def mosi_utterance() -> Run:
-    """TFR-Net on MOSI with utterance-level sound and video; rates for the reason that HSCL's recipe gives.
+    """TFR-Net on MOSI with utterance-level sound and video; rates for the reason that HSCL's recipe
+    gives.
 
-    Test MAE 0.841 ± 0.019, Corr 0.742 ± 0.007 over seeds 1111 to 1113, with a six-layer MiniLM as text encoder: behind
-    the text alone. The main rate is the better of two on validation with seed 1111 (MAE 0.814, Corr 0.784; with 1e-4
-    for everything but the text 0.818 and 0.772). Validation is of videos that the video network was trained on, so it
-    cannot tell how far the video may be trusted. And all text goes through 30 channels into encoders that 160 steps
-    train from scratch. Nothing is missing, so nothing is rebuilt.
+    Test MAE 0.841 ± 0.019, Corr 0.742 ± 0.007 over seeds 1111 to 1113, with a six-layer MiniLM as
+    text encoder: behind the text alone. The main rate is the better of two on validation with seed
+    1111 (MAE 0.814, Corr 0.784; with 1e-4 for everything but the text 0.818 and 0.772). Validation
+    is of videos that the video network was trained on, so it cannot tell how far the video may be
+    trusted. And all text goes through 30 channels into encoders that 160 steps train from scratch.
+    Nothing is missing, so nothing is rebuilt.
 
-    deepspeed launch/train.py tfr_net/mosi_utterance data=shards/mosi_utterance options.text.source=PATH
+    deepspeed launch/train.py tfr_net/mosi_utterance data=shards/mosi_utterance
+    options.text.source=PATH
     """
     base = hscl.mosi_utterance()
     options = TFRNet.Config(text=TextConfig(source="bert-base-uncased"), own_rates=True)
@@ -108,7 +116,8 @@ def mosi_utterance() -> Run:
 
 
 def demo() -> Run:
-    """TFR-Net on the generated data of ``python -m data_shards.synthetic``, a fifth of the frames missing.
+    """TFR-Net on the generated data of ``python -m data_shards.synthetic``, a fifth of the frames
+    missing.
 
     deepspeed launch/train.py tfr_net/demo data=demo/shards missing.rate=0.5
     """
@@ -128,7 +137,8 @@ def _with_simam(base: Run) -> Run:
 
 
 def mosi_simam() -> Run:
-    """TFR-Net with SimAM on MOSI. Where it stands was not published; options.simam=enhanced is the other place.
+    """TFR-Net with SimAM on MOSI. Where it stands was not published; options.simam=enhanced is the
+    other place.
 
     deepspeed launch/train.py tfr_net/mosi_simam data=shards/mosi
     """

@@ -1,9 +1,9 @@
 """What a run was trained on, in ``data.json`` of its directory, and whether other data are like it.
 
-A model reads numbers; it cannot tell that its third feature is another one, that token 17 is another
-word, or that 3 was the end of another scale. So the data that it is scored with must agree in all
-that its inputs and outputs mean. A run of an earlier version has no record: of its data only the
-shapes are compared, with those of the checkpoint.
+A model reads numbers; it cannot tell that its third feature is another one, that token 17 is
+another word, or that 3 was the end of another scale. So the data that it is scored with must agree
+in all that its inputs and outputs mean. A run of an earlier version has no record: of its data only
+the shapes are compared, with those of the checkpoint.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""What a model must know of a shard folder, from its manifest; under the names by which it reads the fields."""
+"""What a model must know of a shard folder, from its manifest; under the names by which it reads
+the fields."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ Value = TypeVar("Value")
 
 
 def names_by_field(fields: Iterable[str], roles: Roles) -> dict[str, str]:
-    """Field of the data -> the name by which models read it; a field whose name another one takes is left out.
+    """Field of the data -> the name by which models read it; a field whose name another one takes
+    is left out.
 
     Raises:
         ConfigError: a role of a field that the data do not have, or of one that has another role.
@@ -44,7 +46,8 @@ def names_by_field(fields: Iterable[str], roles: Roles) -> dict[str, str]:
 
 
 def renamed(values: Mapping[str, Value], names: Mapping[str, str]) -> dict[str, Value]:
-    """Values by field as values by the models' names; those of fields that are left out are dropped."""
+    """Values by field as values by the models' names; those of fields that are left out are
+    dropped."""
     return {names[field]: value for field, value in values.items() if field in names}
 
 

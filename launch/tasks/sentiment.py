@@ -142,7 +142,8 @@ class SentimentTask:
         return Predictions.of(*gathered)
 
     def remarks(self, model: Model) -> list[str]:
-        """Fields that the model does not read (the usual ones only a setting leaves out); empty samples."""
+        """Fields that the model does not read (the usual ones only a setting leaves out); empty
+        samples."""
         inputs: Any = model.inputs  # every sentiment model has them
         unread = [m for m in self.data.features if m not in (*MODALITIES, *inputs.modalities)]
         remarks = []

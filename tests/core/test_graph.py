@@ -25,7 +25,8 @@ def random_edges(num_entities: int, seed: int = 0) -> torch.Tensor:
 def dense_gat(
     features: np.ndarray, edges: np.ndarray, layers: list[dict[str, np.ndarray]]
 ) -> np.ndarray:
-    """The printed equations: e_ij = exp(-LeakyReLU(a . [w x_i; w x_j])), h_i = sum e_ij w x_j / sum e_ij."""
+    """The printed equations: e_ij = exp(-LeakyReLU(a . [w x_i; w x_j])), h_i = sum e_ij w x_j / sum
+    e_ij."""
     size = len(features)
     adjacency = np.zeros((size, size))
     adjacency[edges[0], edges[1]] = 1

@@ -11,7 +11,8 @@ from core.metrics.ranking import alignment_scores, mutual_nearest, pair_ranks, r
 
 
 def naive_ranks(left: np.ndarray, right: np.ndarray, csls: int) -> tuple[np.ndarray, np.ndarray]:
-    """The whole matrix, rank = mean of the best and the worst place among ties, rounded against float noise."""
+    """The whole matrix, rank = mean of the best and the worst place among ties, rounded against
+    float noise."""
     left = left / np.maximum(np.linalg.norm(left, axis=1, keepdims=True), 1e-12)
     right = right / np.maximum(np.linalg.norm(right, axis=1, keepdims=True), 1e-12)
     s = 2 * left @ right.T - 1
@@ -110,8 +111,9 @@ def test_the_order_of_pairs_does_not_matter() -> None:
 def test_csls_equals_the_arithmetic_of_a_hand_made_case() -> None:
     left = torch.tensor([[1.0, 0.0], [0.6, 0.8]])
     right = torch.tensor([[0.8, 0.6], [0.0, 1.0]])
-    # cos = [[.8, 0], [.96, .8]]; s = 2cos-1 = [[.6, -1], [.92, .6]]; k=1: rows .6, .92; columns .92, .6
-    # csls = [[1.2-.6-.92, -2-.6-.6], [1.84-.92-.92, 1.2-.92-.6]] = [[-.32, -3.2], [0, -.32]]
+    # cos = [[.8, 0], [.96, .8]]; s = 2cos-1 = [[.6, -1], [.92, .6]]; k=1: rows .6, .92; columns
+    # .92, .6 csls = [[1.2-.6-.92, -2-.6-.6], [1.84-.92-.92, 1.2-.92-.6]] = [[-.32, -3.2], [0,
+    # -.32]]
     assert [ranks.tolist() for ranks in pair_ranks(left, right)] == [[1, 2], [2, 1]]
     assert [ranks.tolist() for ranks in pair_ranks(left, right, 1)] == [[1, 2], [2, 1]]
 

@@ -1,4 +1,5 @@
-"""The one list of metrics: it names what the functions compute, and says which direction is better."""
+"""The one list of metrics: it names what the functions compute, and says which direction is
+better."""
 
 from __future__ import annotations
 

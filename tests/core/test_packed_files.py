@@ -16,10 +16,10 @@ import pytest
 
 from core.command import Refused
 from core.file_access.packed_files import check_not_packed
+from data_shards.array_files import map_npy
 from data_shards.convert import convert
 from data_shards.shards.index_table import Index
 from data_shards.shards.tar import members
-from data_shards.sources.array_files import map_npy
 
 CONTENT = b"id,split,label\n" * 20
 ZSTD = b"\x28\xb5\x2f\xfd\x04\x00" + bytes(20)

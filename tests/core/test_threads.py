@@ -1,4 +1,5 @@
-"""How many threads a process gets, and that this is decided before anything has made a pool of them."""
+"""How many threads a process gets, and that this is decided before anything has made a pool of
+them."""
 
 from __future__ import annotations
 

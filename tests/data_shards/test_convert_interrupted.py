@@ -175,7 +175,8 @@ def test_ctrl_c_stops_all_processes_and_keeps_what_is_done(tmp_path: Path) -> No
 
 
 def test_a_full_disk_ends_with_one_line_and_no_half_shard(tmp_path: Path) -> None:
-    """A limit on the size of files stands for a full disk: the write fails in the middle of a shard."""
+    """A limit on the size of files stands for a full disk: the write fails in the middle of a
+    shard."""
     write(tmp_path / "made.pkl", 60)
 
     def limit() -> None:

@@ -48,11 +48,11 @@ def _pop(split: str, name: str) -> Callable[[Content], None]:
         (lambda content: content.update(train_mix=content.pop("train")), "supervised task"),
         (
             lambda content: content.update(dev=content["valid"]),
-            "has 'valid' and 'dev', both of which are valid",
+            "'valid' and 'dev' are both the valid split; remove one",
         ),
         (
             lambda content: content.update(Train=content["train"]),
-            "has 'train' and 'Train', both of which are train",
+            "'train' and 'Train' are both the train split; remove one",
         ),
         (
             _pop("train", "regression_labels"),

@@ -17,8 +17,8 @@ from small_models import small_run
 from core.batch import Utterances
 from data_shards.convert import main as convert
 from data_shards.index import main as index
+from data_shards.indexing.folder_indexer import index_folder
 from data_shards.inspect import main as inspect
-from data_shards.shards.folder_indexer import index_folder
 from data_shards.shards.manifest import Field, Labels, read_manifest
 from data_shards.stream import Stream
 from data_shards.verify import main as verify

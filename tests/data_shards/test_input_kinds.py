@@ -1,4 +1,5 @@
-"""Pipes, devices and folders where a file should be: each door of data refuses them by kind, without waiting."""
+"""Pipes, devices and folders where a file should be: each door of data refuses them by kind,
+without waiting."""
 
 from __future__ import annotations
 
@@ -13,13 +14,13 @@ from raw_tables import SCORES
 from shard_folders import numbered_shards
 
 from core.command import Refused
+from data_shards.array_files import map_npy, npz_keys, read_npz
 from data_shards.codebook import CODEBOOK, load_codebooks
 from data_shards.convert import convert
+from data_shards.indexing.tar_indexer import index_tar
 from data_shards.reading.shard_cache import ShardCache
 from data_shards.reading.storage import open_store
 from data_shards.shards.manifest import MANIFEST, read_manifest
-from data_shards.shards.tar_indexer import index_tar
-from data_shards.sources.array_files import map_npy, npz_keys, read_npz
 from data_shards.sources.tokens import Tokenizer
 from data_shards.stream import Stream
 from data_shards.verify import verify

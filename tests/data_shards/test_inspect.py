@@ -28,7 +28,8 @@ def table(
     labels: str = "label",
     options: Options | None = None,
 ) -> Path:
-    """A converted table of (id, split, label, video) with a one-number modality; empty videos are left out."""
+    """A converted table of (id, split, label, video) with a one-number modality; empty videos are
+    left out."""
     np.save(folder / "audio.npy", np.ones((len(rows), 1)))
     with (folder / "t.csv").open("w", newline="") as file:
         writer = csv.writer(file)

@@ -1,4 +1,5 @@
-"""What ``inspect`` says of two graphs, the leakage it finds, and that training refuses what it finds."""
+"""What ``inspect`` says of two graphs, the leakage it finds, and that training refuses what it
+finds."""
 
 from __future__ import annotations
 

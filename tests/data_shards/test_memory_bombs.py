@@ -218,7 +218,7 @@ SHARDS = """
 from pathlib import Path
 from data_shards.shards.index_table import Index
 from data_shards.shards.manifest import read_manifest
-from data_shards.shards.tar_indexer import index_tar
+from data_shards.indexing.tar_indexer import index_tar
 for path in sorted(Path(sys.argv[1]).iterdir()):
     if path.suffix == ".tar":
         measure(path.name, lambda: index_tar(path))

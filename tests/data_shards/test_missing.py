@@ -166,7 +166,8 @@ def test_random_training_rates_are_zero_for_half_of_the_samples(
 
 
 def test_legacy_masks_are_those_of_the_released_code(make_utterances: MakeUtterances) -> None:
-    """Restated: numbers for all samples and padded places at once, kept where above the rate, ends of the text kept."""
+    """Restated: numbers for all samples and padded places at once, kept where above the rate, ends
+    of the text kept."""
     golden = [0.61217018, 0.16906975, 0.43605902, 0.76926247, 0.2953253]
     draws = np.random.RandomState(111).uniform(size=(8, 5))
     np.testing.assert_allclose(draws[0], golden, atol=1e-8)

@@ -20,7 +20,8 @@ WORDS = {word: number for number, word in enumerate(vocabulary())}
 
 
 def _pooled(part: dict[str, Any], modalities: str) -> np.ndarray:
-    """Features a linear model can use: means of frames, counts of words and of word pairs after a degree word."""
+    """Features a linear model can use: means of frames, counts of words and of word pairs after a
+    degree word."""
     rows = []
     for i, text in enumerate(part["raw_text"]):
         row = []

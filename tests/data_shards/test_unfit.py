@@ -15,8 +15,8 @@ from foreign_tars import clips, write_table, write_tars
 from core.batch import Utterances
 from data_shards.convert import convert
 from data_shards.index import main as index
+from data_shards.indexing.folder_indexer import Stated, index_folder
 from data_shards.inspect import main as inspect
-from data_shards.shards.folder_indexer import Stated, index_folder
 from data_shards.shards.manifest import DataError, Field, Labels, Manifest, read_manifest
 from data_shards.shards.sentiment_schema import check_manifest
 from data_shards.sources.raw_dataset import Options

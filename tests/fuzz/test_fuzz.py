@@ -1,4 +1,5 @@
-"""Doors under fuzz: each spoilt input is let in, or refused in one line that names its file; nothing else happens."""
+"""Doors under fuzz: each spoilt input is let in, or refused in one line that names its file;
+nothing else happens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Many cases of the fuzz suite, in processes that may die: ``python -m fuzz_workers --door pickles --seed 7``."""
+"""Many cases of the fuzz suite, in processes that may die: ``python -m fuzz_workers --door pickles
+--seed 7``."""
 
 from __future__ import annotations
 
@@ -55,7 +56,8 @@ class Tally:
 
 
 class Workers:
-    """Processes that run cases. Their scratch folders are in memory where the machine has such a place."""
+    """Processes that run cases. Their scratch folders are in memory where the machine has such a
+    place."""
 
     def __init__(self, count: int = 2):
         self.context = multiprocessing.get_context("spawn")

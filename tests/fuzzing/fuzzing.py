@@ -1,8 +1,9 @@
-"""Fuzzing a door, a place where the files or words of others come in: one case, and what must hold of its end.
+"""Fuzzing a door, a place where the files or words of others come in: one case, and what must hold
+of its end.
 
-A door must open, or refuse in one line that names the file (or the word). Anything else is a fault: an error of
-another kind, a refusal that names nothing, something executed, written or read outside the case's own folder, more
-than a gigabyte, more than ten seconds.
+A door must open, or refuse in one line that names the file (or the word). Anything else is a fault:
+an error of another kind, a refusal that names nothing, something executed, written or read outside
+the case's own folder, more than a gigabyte, more than ten seconds.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ class CommandFailed(Exception):
 
 
 class TooSlow(BaseException):
-    """The case took too long; a BaseException, so that no door takes it for an error of the input."""
+    """The case took too long; a BaseException, so that no door takes it for an error of the
+    input."""
 
 
 def put(case: Case, folder: Path) -> None:
@@ -160,7 +162,8 @@ def _recording(describe: Callable[..., str], caught: list[Exception]) -> Callabl
 
 
 class Watch:
-    """Notes what a case does besides reading its own files. One per process: hooks cannot be taken off."""
+    """Notes what a case does besides reading its own files. One per process: hooks cannot be taken
+    off."""
 
     def __init__(self) -> None:
         self.folder: str | None = None

@@ -1,4 +1,5 @@
-"""Spoiling valid inputs: bytes, and trees of plain containers and arrays. All chance comes from the given generator."""
+"""Spoiling valid inputs: bytes, and trees of plain containers and arrays. All chance comes from the
+given generator."""
 
 from __future__ import annotations
 
@@ -195,7 +196,8 @@ def spoil_tree(rng: Random, tree: Any) -> Any:
 
 
 def _levels(tree: Any) -> list[list[tuple[Any, Any]]]:
-    """(container, key) of its places by depth: what is near the root is chosen as often as what lies deep."""
+    """(container, key) of its places by depth: what is near the root is chosen as often as what
+    lies deep."""
     levels = []
     nodes = [tree]
     while nodes:
@@ -274,7 +276,8 @@ def spoil_array(rng: Random, array: np.ndarray) -> Any:
 
 
 def as_json(rng: Random, tree: Any) -> bytes:
-    """The tree as JSON, sometimes with a key that stands there twice. What JSON has not becomes text."""
+    """The tree as JSON, sometimes with a key that stands there twice. What JSON has not becomes
+    text."""
     text = json.dumps(tree, default=str, skipkeys=True)
     if rng.random() < 0.15 and isinstance(tree, dict) and tree:
         key = json.dumps(str(rng.choice(list(tree))))

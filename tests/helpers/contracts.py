@@ -1,4 +1,5 @@
-"""What contract tests do with any registered model: build it small, feed it, and put its losses together."""
+"""What contract tests do with any registered model: build it small, feed it, and put its losses
+together."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class Contract:
         return build(self.name, self.data)
 
     def warm(self, batch: Batch) -> AnyModel:
-        """A model without dropout in its third epoch, which has seen the batch twice: every loss is awake."""
+        """A model without dropout in its third epoch, which has seen the batch twice: every loss is
+        awake."""
         model = self.build()
         still(model).train()
         for epoch in range(3):
@@ -48,7 +50,8 @@ def build(name: str, data: DataSpec) -> AnyModel:
 
 
 def prediction(model: AnyModel, batch: Batch) -> Tensor:
-    """(B, ...), what the model predicts of each sample: its score, or the joint embeddings of its two entities."""
+    """(B, ...), what the model predicts of each sample: its score, or the joint embeddings of its
+    two entities."""
     if isinstance(batch, EntityGraph):
         output = model(replace(batch, links_only=True))
         return output.pair_rows(output.joint)
@@ -74,7 +77,8 @@ def rows(batch: Any, chosen: Any) -> Any:
 
 
 def with_junk(batch: Any) -> Any:
-    """The batch with other values where nothing is: in padding and dropped frames, in views that entities lack."""
+    """The batch with other values where nothing is: in padding and dropped frames, in views that
+    entities lack."""
     if isinstance(batch, EntityGraph):
         views = {view: _junk(values, batch.present[view]) for view, values in batch.views.items()}
         return replace(batch, views=views)

@@ -1,4 +1,5 @@
-"""What the ranks of a test execute: trainings without the loop around them, and what they leave behind."""
+"""What the ranks of a test execute: trainings without the loop around them, and what they leave
+behind."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def partitioned(folder: Path) -> str:
 
 
 def without_second_half(parts: list[Batch], rank: int, ranks: int, modality: str) -> list[Batch]:
-    """The parts without ``modality`` in the second half of the global batch: with two ranks, all that rank 1 has."""
+    """The parts without ``modality`` in the second half of the global batch: with two ranks, all
+    that rank 1 has."""
     from data_shards.reading.sampler import even_split
 
     if ranks == 2 and rank == 0:
@@ -34,7 +36,8 @@ def without_second_half(parts: list[Batch], rank: int, ranks: int, modality: str
 
 
 def train_all(runs: list[Run], steps: int, absent: str = "") -> list[dict[str, Any]]:
-    """Train each run for ``steps`` on the ranks there are; losses, rates by group and validation scores.
+    """Train each run for ``steps`` on the ranks there are; losses, rates by group and validation
+    scores.
 
     Args:
         absent: a modality that half of each global batch lacks.
@@ -48,7 +51,8 @@ def train_all(runs: list[Run], steps: int, absent: str = "") -> list[dict[str, A
 
 
 def first_steps(runs: list[Run], folder: Path) -> None:
-    """On a rank: take the first step of each run, and save it below ``folder`` under the run's place in the list."""
+    """On a rank: take the first step of each run, and save it below ``folder`` under the run's
+    place in the list."""
     from launch.engine.processes import init_processes, shutdown_processes
 
     init_processes()
@@ -58,7 +62,8 @@ def first_steps(runs: list[Run], folder: Path) -> None:
 
 
 def stored_tensors(run_dir: Path) -> dict[str, torch.Tensor]:
-    """All of the last checkpoint, put together: "param NAME", "exp_avg NAME", "exp_avg_sq NAME", "buffer NAME"."""
+    """All of the last checkpoint, put together: "param NAME", "exp_avg NAME", "exp_avg_sq NAME",
+    "buffer NAME"."""
     from launch.checkpoints.progress import Progress
     from launch.checkpoints.store import Checkpoints, read_state
     from launch.checkpoints.tensors import StoredTensors

@@ -1,4 +1,5 @@
-"""Real ranks for the tests: processes forked from one that has imported everything, so that starting them is cheap.
+"""Real ranks for the tests: processes forked from one that has imported everything, so that
+starting them is cheap.
 
 A rank runs a function at the top level of any file, and returns what it returns.
 """
@@ -36,7 +37,8 @@ _CONTEXT.set_forkserver_preload(
 
 
 def free_port() -> int:
-    """A port that nobody uses, below those that the system deals out, so that it stays free for a while."""
+    """A port that nobody uses, below those that the system deals out, so that it stays free for a
+    while."""
     while True:
         with socket.socket() as probe:
             port = random.SystemRandom().randrange(15_000, 32_000)
@@ -89,7 +91,8 @@ class Ranks:
             process.join()
 
     def codes(self, timeout: float = 600) -> list[int | None]:
-        """Exit codes, once all have ended; None for one that has not within ``timeout`` seconds for each."""
+        """Exit codes, once all have ended; None for one that has not within ``timeout`` seconds for
+        each."""
         for process in self.processes:
             process.join(timeout)
         return [process.exitcode for process in self.processes]
@@ -99,7 +102,8 @@ class Ranks:
         return (self.folder / f"rank-{rank}.txt").read_text(encoding="utf-8")
 
     def results(self) -> list[Any]:
-        """What the function returned on each rank. However long it takes: the test's own time-out ends it."""
+        """What the function returned on each rank. However long it takes: the test's own time-out
+        ends it."""
         codes = self.codes(timeout=10_000)
         ranks = range(len(codes))
         assert codes == [0] * len(codes), "\n".join(self.output(rank)[-3000:] for rank in ranks)

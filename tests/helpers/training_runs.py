@@ -11,12 +11,14 @@ from typing import Any
 
 from paths import ROOT
 
-# So many steps that one who watches the log can interrupt in between, also when the machine is busy.
+# So many steps that one who watches the log can interrupt in between, also when the machine is
+# busy.
 LONG = ["batch_size=12", "epochs=4"]
 
 
 def environment(**more: str) -> dict[str, str]:
-    """One thread per process, the launcher of this Python first, and nothing of an outer launcher."""
+    """One thread per process, the launcher of this Python first, and nothing of an outer
+    launcher."""
     own = {
         key: value
         for key, value in os.environ.items()
@@ -49,7 +51,8 @@ def train(*arguments: str, processes: int = 1, **more: str) -> subprocess.Comple
 
 
 def train_in_turn(*runs: list[str]) -> None:
-    """Several runs in one process, one after the other: most of a short run's time is importing libraries."""
+    """Several runs in one process, one after the other: most of a short run's time is importing
+    libraries."""
     code = (
         "import json, sys; from launch.engine.processes import init_processes, shutdown_processes; "
         "from launch.loop import train; from launch.train import parse; init_processes(); "

@@ -73,7 +73,8 @@ def test_every_model_beats_a_constant_answer_by_far(model: str, demo_shards: Pat
 
 
 def test_two_processes_give_the_scores_of_one(demo_shards: Path, tmp_path: Path):
-    """Three epochs: what differs is the order of float32 sums, which training amplifies without end."""
+    """Three epochs: what differs is the order of float32 sums, which training amplifies without
+    end."""
     for processes in (1, 2):
         run_dir = tmp_path / str(processes)
         done = train(

@@ -1,4 +1,5 @@
-"""Depression scores (AVEC 2019): from a table over each model's recipe to the concordance correlation."""
+"""Depression scores (AVEC 2019): from a table over each model's recipe to the concordance
+correlation."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ DEPRESSION = [name for name in recipe_names() if name.endswith("/avec2019")]
 
 @pytest.fixture(scope="module")
 def sessions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of made-up interviews with the widths of AVEC 2019: 39 MFCC features, 49 of AU poses, PHQ-8 scores."""
+    """Shards of made-up interviews with the widths of AVEC 2019: 39 MFCC features, 49 of AU poses,
+    PHQ-8 scores."""
     folder, rng = tmp_path_factory.mktemp("avec"), np.random.default_rng(0)
     rows = []
     for place in range(24):

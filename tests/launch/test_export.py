@@ -1,4 +1,5 @@
-"""A run exported, and loaded again without DeepSpeed, without the data and without its text encoder's source."""
+"""A run exported, and loaded again without DeepSpeed, without the data and without its text
+encoder's source."""
 
 from __future__ import annotations
 

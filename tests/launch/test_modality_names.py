@@ -1,4 +1,5 @@
-"""Modalities by any name: models that take them, roles for those that do not, and every name that is none."""
+"""Modalities by any name: models that take them, roles for those that do not, and every name that
+is none."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ SAMPLES = 24
 
 
 def face_shards(folder: Path, **options: Any) -> Path:
-    """Shards of a table with audio that says nothing, and face that says everything; text as ids."""
+    """Shards of a table with audio that says nothing, and face that says everything; text as
+    ids."""
     rng = np.random.default_rng(0)
     labels = rng.uniform(-3, 3, SAMPLES).astype(np.float32)
     face = np.stack([labels, -labels], axis=1)[:, None].repeat(3, 1)

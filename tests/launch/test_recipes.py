@@ -23,7 +23,8 @@ SUMMED = 4  # batches whose gradients MMSA sums for a step
 
 @dataclass(frozen=True)
 class Published:
-    """MMSA's settings of one data set: learning rates and weight decays of sound, video and the rest."""
+    """MMSA's settings of one data set: learning rates and weight decays of sound, video and the
+    rest."""
 
     batch: int
     rates: tuple[float, float, float]

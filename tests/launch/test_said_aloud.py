@@ -1,4 +1,5 @@
-"""What a run says of itself: losses that teach nothing, a missing teacher, answers that have collapsed, exit codes."""
+"""What a run says of itself: losses that teach nothing, a missing teacher, answers that have
+collapsed, exit codes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Training as a user starts it: the files it leaves, one process and two, going on, and every refusal."""
+"""Training as a user starts it: the files it leaves, one process and two, going on, and every
+refusal."""
 
 from __future__ import annotations
 

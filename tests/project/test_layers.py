@@ -1,4 +1,5 @@
-"""The house: who imports whom, where heavy libraries live, how large folders and files are, what is declared."""
+"""The house: who imports whom, where heavy libraries live, how large folders and files are, what is
+declared."""
 
 from __future__ import annotations
 

@@ -69,7 +69,8 @@ def commands() -> list[tuple[str, str]]:
 
 
 def words_of(line: str) -> tuple[str, list[str]]:
-    """The module that a command runs, and its words, with the placeholders of the pages filled in."""
+    """The module that a command runs, and its words, with the placeholders of the pages filled
+    in."""
     line = line.replace("$MODEL", "small").replace("[FOLDER ...]", "").replace("[RUN ...]", "")
     line = line.replace("RECIPE", "hscl/demo").replace("[--deep]", "--deep").replace(" ...", "")
     line = re.sub(r"space\.KEY=\S+|key=value|KEY=\S+", "", line)
@@ -116,7 +117,8 @@ def test_commands_are_read_by_their_parsers(
         assert module.main(words) == 0
 
 
-# words of benchmarks and of Python in the pages, besides settings, options and the stream's arguments
+# words of benchmarks and of Python in the pages, besides settings, options and the stream's
+# arguments
 OTHER_WORDS = {
     "epoch",
     "workers",

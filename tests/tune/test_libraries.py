@@ -63,7 +63,8 @@ def test_optuna_search_repeats_itself_after_a_restart(tmp_path: Path):
 
 
 def test_optuna_search_loses_the_trials_that_ran(tmp_path: Path):
-    """``tune.sampling.suggest``: an interrupted trial is not handed out again, nor are its results taken."""
+    """``tune.sampling.suggest``: an interrupted trial is not handed out again, nor are its results
+    taken."""
     first = optuna_session(tmp_path / "journal")
     interrupted = first.suggest("one")
     again = optuna_session(tmp_path / "journal")

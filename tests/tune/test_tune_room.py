@@ -205,7 +205,8 @@ def test_a_folder_too_deep_for_rays_sockets_is_replaced_by_a_short_one(
             cluster.short_folder()
 
 
-# a program that every Python starts with: trials find a limit on the size of files, while it is there
+# a program that every Python starts with: trials find a limit on the size of files, while it is
+# there
 LIMIT = """
 import os, resource, sys
 is_trial = "tune.workers.worker" in sys.orig_argv

@@ -1,7 +1,7 @@
 """One process of a trial: training that asks before every epoch and never sees test.
 
-Started by ``tune.workers.trial_processes`` with the command line of ``launch/train.py``. Before each
-epoch, rank 0 reads ``go`` from its standard input; the end of the input means stop. For each
+Started by ``tune.workers.trial_processes`` with the command line of ``launch/train.py``. Before
+each epoch, rank 0 reads ``go`` from its standard input; the end of the input means stop. For each
 finished epoch it writes one JSON line to the pipe that it inherited, also for epochs that an
 earlier process had finished. So nothing is trained that the search does not want, and what a
 scheduler sees does not depend on interruptions.

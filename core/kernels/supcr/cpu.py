@@ -1,13 +1,14 @@
 """SupCR on the CPU: torch's matrix products tile by tile, numba's loops between them.
 
-With e_ij = exp(s_ij), every pair (i, j) with label v of j shares one denominator, D_iv, the sum of e_ik over labels at
-least as far as v; and e_ik's weight in the gradient, W_i, depends on k through its label only:
+With e_ij = exp(s_ij), every pair (i, j) with label v of j shares one denominator, D_iv, the sum of
+e_ik over labels at least as far as v; and e_ik's weight in the gradient, W_i, depends on k through
+its label only:
 
     L = 1 / (n (n - 1)) * sum of [log D_i,y(j) - s_ij] over i != j
     dL/dr_i = 1 / (T n (n - 1)) * sum of [e_ij (W_i[y_j] + W_j[y_i]) - 2] r_j over j != i
 
-"Buckets" keeps sums by label, (U, n), and visits each pair of rows once, e being symmetric. "Scan" takes whole rows of
-the matrix in turn and keeps nothing, for many labels. Both are exact.
+"Buckets" keeps sums by label, (U, n), and visits each pair of rows once, e being symmetric. "Scan"
+takes whole rows of the matrix in turn and keeps nothing, for many labels. Both are exact.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def loss_and_gradient_by_buckets(
     wants_gradient: bool,
     keep_exponentials: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Sum of log denominators, (), and the gradient times T n (n - 1), (n, D) or None, for all (n, D) rows."""
+    """Sum of log denominators, (), and the gradient times T n (n - 1), (n, D) or None, for all (n,
+    D) rows."""
     columns, order = sort_by_label(rows, labels.groups, len(labels))
     anchors = Anchors(columns, self_column=torch.arange(len(rows)))
     tiles = Tiles(anchors, columns, symmetric=True)
@@ -110,7 +112,8 @@ class Tile:
 
 
 class Tiles:
-    """The products of anchors and columns, tile by tile; only one triangle where the anchors are the columns."""
+    """The products of anchors and columns, tile by tile; only one triangle where the anchors are
+    the columns."""
 
     def __init__(self, anchors: Anchors, columns: SortedRows, symmetric: bool):
         self.anchors = anchors.sorted
@@ -128,7 +131,8 @@ class Tiles:
             row_end = row + self.height
             first_column = row if self.symmetric else 0
             for column in range(first_column, len(self.columns), TILE_COLUMNS):
-                # Columns that are among the tile's rows, or before them, hold their mirror image themselves.
+                # Columns that are among the tile's rows, or before them, hold their mirror image
+                # themselves.
                 mirrored_from = max(0, row_end - column) if self.symmetric else TILE_COLUMNS
                 yield Tile(
                     rows=slice(row, row_end),
@@ -155,7 +159,8 @@ class Tiles:
 
 
 def _add_sums(tiles: Tiles, sums: Tensor, temperature: float, kept: list[Tensor] | None) -> None:
-    """Add each anchor's sums of exponentials by label to ``sums``, (U, m); put the tiles into ``kept`` if given."""
+    """Add each anchor's sums of exponentials by label to ``sums``, (U, m); put the tiles into
+    ``kept`` if given."""
     for tile in tiles:
         exponentials = tiles.exponentials(tile, temperature, keep=kept is not None)
         cpu_loops.add_row_sums(
@@ -186,7 +191,8 @@ def _add_gradient(
     gradient: Tensor,
     kept: list[Tensor] | None,
 ) -> None:
-    """Add to ``gradient``, (m, D), the anchors' whole gradient times T n (n - 1), as anchors and as candidates.
+    """Add to ``gradient``, (m, D), the anchors' whole gradient times T n (n - 1), as anchors and as
+    candidates.
 
     Args:
         row_weights: (U, m), of the anchors.

@@ -7,8 +7,9 @@
 | triton  | CUDA        | up to 2**30 / n                | any, several ranks: few  | n U       |
 | torch   | any device  | any, also ones next to equal   | any                      | n         |
 
-``choose_path`` reads the table for one process or for one of several ranks. ``loss_and_gradient`` serves the former.
-Ranks that each hold some rows take "buckets" and "triton" step by step, with ``bucket_steps``, or ``whole_rows``.
+``choose_path`` reads the table for one process or for one of several ranks. ``loss_and_gradient``
+serves the former. Ranks that each hold some rows take "buckets" and "triton" step by step, with
+``bucket_steps``, or ``whole_rows``.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class BucketSteps(Protocol):
         """Sums of exponentials by label of the column, (U, m)."""
 
     def bucket_weights(self, sums: Tensor, anchors: SortedRows, labels: LabelTable) -> Tensor:
-        """Turns sums into weights in place; gives the sum of log denominators over all pairs, (), float64."""
+        """Turns sums into weights in place; gives the sum of log denominators over all pairs, (),
+        float64."""
 
     def bucket_gradient(
         self,
@@ -74,7 +76,8 @@ def choose_path(
         rows: in the type that ``grouping.working_type`` gives.
         exponent: a bound of |log2 e_ij|, see ``grouping.largest_exponent``.
         n: rows of all ranks.
-        alone: whether one process does it all; only then does the GPU work on logarithms where it must.
+        alone: whether one process does it all; only then does the GPU work on logarithms where it
+            must.
     """
     exponentials_fit = in_range(rows.dtype, exponent, n)
     if rows.is_cuda:
@@ -89,7 +92,8 @@ def choose_path(
 
 
 def resolve_path(requested: str, rows: Tensor, exponent: float, labels: LabelTable) -> Path:
-    """The path for one process: the requested one, "auto" resolved, but "torch" where only that is right."""
+    """The path for one process: the requested one, "auto" resolved, but "torch" where only that is
+    right."""
     if not labels.well_separated:
         return "torch"  # the only one that expects equal distances on the same side
     if requested == "auto":
@@ -110,7 +114,8 @@ def loss_and_gradient(
     keep_exponentials: bool,
     fast: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Sum of log denominators over all pairs of (n, D) rows, (), and their gradient times T n (n - 1), (n, D)."""
+    """Sum of log denominators over all pairs of (n, D) rows, (), and their gradient times T n (n -
+    1), (n, D)."""
     if path == "torch":
         return torch_chunks.loss_and_gradient(rows, labels, temperature, wants_gradient)
     if path == "scan":
@@ -142,7 +147,8 @@ def whole_rows(
     temperature: float,
     path: Path,
 ) -> tuple[Tensor, Tensor]:
-    """Sum of log denominators, (), and gradient of all columns times T n (n - 1), (n, D), by "torch" or "scan".
+    """Sum of log denominators, (), and gradient of all columns times T n (n - 1), (n, D), by
+    "torch" or "scan".
 
     Args:
         rows: (m, D) anchors.

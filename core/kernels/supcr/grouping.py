@@ -1,4 +1,5 @@
-"""Rows sorted by label, and the table of distinct labels: what every fast form of SupCR starts from.
+"""Rows sorted by label, and the table of distinct labels: what every fast form of SupCR starts
+from.
 
 The rows of one label are a *group*; groups are numbered by rising label.
 """
@@ -44,7 +45,8 @@ class LabelTable:
 
     @property
     def well_separated(self) -> bool:
-        """Whether two labels on the same side of a third have different distances from it, rounding included."""
+        """Whether two labels on the same side of a third have different distances from it, rounding
+        included."""
         if len(self) < 2:
             return True
         spread = self.values[-1] - self.values[0]
@@ -73,10 +75,12 @@ class Anchors:
 
 
 def tabulate_labels(labels: Tensor) -> LabelTable:
-    """The table of (n,) labels, as float64, in which differences of float32 numbers or integers are all but exact.
+    """The table of (n,) labels, as float64, in which differences of float32 numbers or integers are
+    all but exact.
 
     Raises:
-        ValueError: for a label that is not finite, naming its row, or an integer that float64 cannot hold.
+        ValueError: for a label that is not finite, naming its row, or an integer that float64
+            cannot hold.
     """
     numbers = labels.double()
     if labels.is_floating_point():
@@ -129,12 +133,14 @@ def largest_exponent(rows: Tensor, temperature: float) -> float:
 
 
 def in_range(dtype: torch.dtype, exponent: float, n: int) -> bool:
-    """Whether sums of n exponentials, and n over the smallest of them, are normal numbers of the type."""
+    """Whether sums of n exponentials, and n over the smallest of them, are normal numbers of the
+    type."""
     return exponent + math.log2(n) < LARGEST_EXPONENT[dtype]
 
 
 def working_type(rows: Tensor, exponent: float, n: int) -> torch.dtype:
-    """float32 where its exponents suffice, float64 for rows in float64 or, on a CPU, where only its do."""
+    """float32 where its exponents suffice, float64 for rows in float64 or, on a CPU, where only its
+    do."""
     if rows.dtype == torch.float64:
         return torch.float64
     if rows.device.type == "cpu" and not in_range(torch.float32, exponent, n):
@@ -148,7 +154,8 @@ def loss_type(features: Tensor) -> torch.dtype:
 
 
 def sum_of_products(rows: Tensor) -> Tensor:
-    """Sum of <r_i, r_j> over i != j, (), float64: the square of the rows' sum less the sum of their squares."""
+    """Sum of <r_i, r_j> over i != j, (), float64: the square of the rows' sum less the sum of their
+    squares."""
     chunks = rows.split(ROWS_IN_FLOAT64)
     sums = [chunk.sum(0, dtype=torch.float64) for chunk in chunks]
     squares = [chunk.double().square().sum() for chunk in chunks]

@@ -1,4 +1,5 @@
-"""The fused SupCR operator: loss and gradient together, by the fastest exact way for these rows and labels."""
+"""The fused SupCR operator: loss and gradient together, by the fastest exact way for these rows and
+labels."""
 
 from __future__ import annotations
 
@@ -26,17 +27,21 @@ def fused_supcr(
     keep_exponentials: bool = False,
     fast: bool = False,
 ) -> Tensor:
-    """SupCR of (n, D) rows, taken as they are, and (n,) labels; the same as its definition, in O(n (D + U)) memory.
+    """SupCR of (n, D) rows, taken as they are, and (n,) labels; the same as its definition, in O(n
+    (D + U)) memory.
 
-    The gradient is computed together with the loss where one is wanted. Second derivatives are refused.
+    The gradient is computed together with the loss where one is wanted. Second derivatives are
+    refused.
 
     Args:
         temperature: a number, or a tensor of one element that gets a gradient too.
-        path: "buckets" (few distinct labels), "scan" (many), "torch" (plain), "triton"; "auto" chooses. Labels so
-            close that their distances round to the same number always go the plain way, and so do exponents that
-            even float64 cannot hold.
-        keep_exponentials: hold n * n / 2 numbers between the loss and its gradient, for a quarter less work.
-        fast: on a GPU, multiply in float16 (gradient to 1e-3) instead of in split float16 (to 1e-6).
+        path: "buckets" (few distinct labels), "scan" (many), "torch" (plain), "triton"; "auto"
+            chooses. Labels so close that their distances round to the same number always go the
+            plain way, and so do exponents that even float64 cannot hold.
+        keep_exponentials: hold n * n / 2 numbers between the loss and its gradient, for a quarter
+            less work.
+        fast: on a GPU, multiply in float16 (gradient to 1e-3) instead of in split float16 (to
+            1e-6).
 
     Raises:
         RowError: for a row that is not finite, which it names.

@@ -1,6 +1,8 @@
-"""SupCR in plain torch, a chunk of whole rows at a time: on any device, for any labels, at any temperature.
+"""SupCR in plain torch, a chunk of whole rows at a time: on any device, for any labels, at any
+temperature.
 
-Works on logarithms throughout, so it also serves where exponentials would leave the range of their type.
+Works on logarithms throughout, so it also serves where exponentials would leave the range of their
+type.
 """
 
 from __future__ import annotations
@@ -18,7 +20,8 @@ CHUNK_ELEMENTS = 2**22  # of the (h, n) matrices of one chunk of h rows
 def loss_and_gradient(
     rows: Tensor, labels: LabelTable, temperature: float, wants_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Sum of log denominators, (), and the gradient times T n (n - 1), (n, D) or None, for all (n, D) rows."""
+    """Sum of log denominators, (), and the gradient times T n (n - 1), (n, D) or None, for all (n,
+    D) rows."""
     gradient = torch.zeros_like(rows) if wants_gradient else None
     self_column = torch.arange(len(rows), device=rows.device)
     row_labels = labels.values[labels.groups]
@@ -41,7 +44,8 @@ def accumulate(
         self_column: (m,) int64, the column that each anchor is.
         columns: (n, D) rows that the anchors are compared with.
         labels: (n,) float64, of the columns.
-        gradient: (n, D); the gradient times T n (n - 1) is added to it, for anchors and candidates, if given.
+        gradient: (n, D); the gradient times T n (n - 1) is added to it, for anchors and candidates,
+            if given.
     """
     total = rows.new_zeros((), dtype=torch.float64)
     height = max(1, CHUNK_ELEMENTS // max(len(columns), 1))
@@ -61,7 +65,8 @@ def accumulate(
         if gradient is None:
             continue
 
-        # log W: sums of 1 / D from the nearest column on, each read at the first column of its distance.
+        # log W: sums of 1 / D from the nearest column on, each read at the first column of its
+        # distance.
         from_nearest = (-log_denominator).flip(1).logcumsumexp(1).flip(1)
         log_weight = from_nearest.gather(1, order.first)
         similarity += torch.empty_like(log_weight).scatter_(1, order.columns, log_weight)

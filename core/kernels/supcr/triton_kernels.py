@@ -1,14 +1,16 @@
 # mypy: ignore-errors
 """The three Triton kernels of SupCR: sums by label, from sums to weights, the gradient.
 
-Rows and columns are sorted by label. Sums and weights are (U, m), by label first, so that neighbouring anchors are
-neighbours in memory. Every output element has one writer: no atomics, the same bits every time.
+Rows and columns are sorted by label. Sums and weights are (U, m), by label first, so that
+neighbouring anchors are neighbours in memory. Every output element has one writer: no atomics, the
+same bits every time.
 
-Operands come as float16, ``high`` and, in the exact mode, what it leaves over, ``low``; the product then is
-high high + high low + low high, accumulated in float32. With LOG, sums and weights are base-2 logarithms.
+Operands come as float16, ``high`` and, in the exact mode, what it leaves over, ``low``; the product
+then is high high + high low + low high, accumulated in float32. With LOG, sums and weights are
+base-2 logarithms.
 
-The names of sizes are Triton's usual ones: a program works on BLOCK_M rows and BLOCK_N columns, and multiplies
-BLOCK_D of the D features at a time.
+The names of sizes are Triton's usual ones: a program works on BLOCK_M rows and BLOCK_N columns, and
+multiplies BLOCK_D of the D features at a time.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ def sum_logarithms(logarithms):
 
 @triton.jit
 def load_rows(base, index, valid, first, width: tl.constexpr, stride: tl.constexpr):
-    """(len(index), width) of a matrix with ``stride`` columns, from column ``first``; zeros where not valid."""
+    """(len(index), width) of a matrix with ``stride`` columns, from column ``first``; zeros where
+    not valid."""
     columns = first + tl.arange(0, width)
     places = base + index[:, None] * stride + columns[None, :]
     return tl.load(places, mask=valid[:, None], other=0.0)
@@ -70,7 +73,8 @@ def products(
     """(BLOCK_M, BLOCK_N) inner products over D features, BLOCK_D at a time.
 
     Args:
-        left_high, left_low: the rows' first BLOCK_D features, loaded once; all that is needed where D is BLOCK_D.
+        left_high, left_low: the rows' first BLOCK_D features, loaded once; all that is needed where
+            D is BLOCK_D.
         row_high, row_low, rows, row_valid: where to load the rows from otherwise.
     """
     total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
@@ -117,10 +121,11 @@ def sums_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """Sums of exponentials by label, (U, num_rows), for BLOCK_M rows and one split of the tiles of columns.
+    """Sums of exponentials by label, (U, num_rows), for BLOCK_M rows and one split of the tiles of
+    columns.
 
-    A tile has up to BLOCK_N columns of up to LABELS labels. A label's sum is carried from tile to tile in registers and
-    stored by the tile in which its columns end; a split never cuts a label.
+    A tile has up to BLOCK_N columns of up to LABELS labels. A label's sum is carried from tile to
+    tile in registers and stored by the tile in which its columns end; a split never cuts a label.
     """
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_valid = rows < num_rows
@@ -157,7 +162,8 @@ def sums_kernel(
         similarity = tl.where(is_candidate, similarity, LOG_OF_ZERO)
         if not LOG:
             similarity = tl.exp2(similarity)
-        # One pass for each label the tile may have; passes after its last label find nothing to add.
+        # One pass for each label the tile may have; passes after its last label find nothing to
+        # add.
         for _ in tl.static_range(LABELS):
             label_end = tl.load(starts + label + 1)
             if LABELS == 1:
@@ -182,7 +188,8 @@ def sums_kernel(
 
 @triton.jit
 def count_candidates(counts, label, group, taken):
-    """Rows of ``label`` that a row of ``group`` is compared with, so without itself; 0 where not taken."""
+    """Rows of ``label`` that a row of ``group`` is compared with, so without itself; 0 where not
+    taken."""
     count = tl.load(counts + label, mask=taken, other=0)
     count -= tl.where(label == group, 1, 0)
     return tl.where(taken, count, 0).to(tl.float32)
@@ -209,8 +216,9 @@ def accumulate_kernel(
 ):
     """Sums to weights in place, and each row's sum of log denominators, one row per lane.
 
-    From the farthest label inwards, sums add up to denominators D, and c / D takes the sum's place, where c is the
-    number of the row's candidates of that label. From the row's label outwards, those add up to weights.
+    From the farthest label inwards, sums add up to denominators D, and c / D takes the sum's place,
+    where c is the number of the row's candidates of that label. From the row's label outwards,
+    those add up to weights.
     """
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = rows < num_rows
@@ -218,7 +226,8 @@ def accumulate_kernel(
     row_value = tl.load(values + group)
     empty = LOG_OF_ZERO if LOG else 0.0
 
-    # Inwards: left and right close in on the row's label; in one step both are taken where they are equally far.
+    # Inwards: left and right close in on the row's label; in one step both are taken where they are
+    # equally far.
     left = tl.zeros_like(group)
     right = tl.zeros_like(group) + (num_labels - 1)
     total = tl.full((BLOCK_M,), empty, dtype=tl.float32)
@@ -305,7 +314,8 @@ def gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ):
-    """shrink * sum over columns of [e_ij (W_i[y_j] + W_j[y_i]) - 2] r_j, for BLOCK_M rows and BLOCK_OUT features.
+    """shrink * sum over columns of [e_ij (W_i[y_j] + W_j[y_i]) - 2] r_j, for BLOCK_M rows and
+    BLOCK_OUT features.
 
     Gradient is (splits, num_rows, D): each split of the columns writes a part of its own.
 

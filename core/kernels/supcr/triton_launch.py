@@ -1,4 +1,5 @@
-"""SupCR on a GPU: operands in float16 or split in two of them, tiles of columns, and the launches of three kernels."""
+"""SupCR on a GPU: operands in float16 or split in two of them, tiles of columns, and the launches
+of three kernels."""
 
 from __future__ import annotations
 
@@ -24,14 +25,16 @@ TILE_COLUMNS = 64  # with few labels
 FEW_COLUMNS = 16  # of a tile with many labels: each label in a tile costs a pass over it
 GRADIENT_COLUMNS = 32
 ACCUMULATE_ROWS = 64  # one a lane
-LONGEST = 128.0  # that the longest row is scaled to, so that what float16 leaves over is no subnormal number
+# that the longest row is scaled to, so that what float16 leaves over is no subnormal number
+LONGEST = 128.0
 LARGEST_WEIGHT = 16384.0  # of the gradient's matrix in float16; its elements reach 2 (n - 1)
 MOST_SPLITS = 16
 ROWS_PER_PROCESSOR = 128
 
 
 def _configurations() -> list[triton.Config]:
-    """Rows of a tile, warps and stages to choose from. Columns are not among them: they decide the order of sums."""
+    """Rows of a tile, warps and stages to choose from. Columns are not among them: they decide the
+    order of sums."""
     if os.environ.get("TRITON_INTERPRET") == "1":  # which cannot measure time
         return [triton.Config({"BLOCK_M": 32}, num_warps=4, num_stages=1)]
     return [
@@ -84,7 +87,8 @@ class Operand:
 
 
 def _scale_to_longest(rows: Tensor) -> float:
-    """The power of two that brings the longest row to between half of ``LONGEST`` and that; 1 for rows of zeros."""
+    """The power of two that brings the longest row to between half of ``LONGEST`` and that; 1 for
+    rows of zeros."""
     lengths = torch.linalg.vector_norm(rows, dim=1)
     longest = float(lengths.max()) if len(rows) else 0.0
     if longest == 0:
@@ -117,7 +121,8 @@ class ColumnTiles:
 
     @staticmethod
     def of(columns: SortedRows, splits: int) -> ColumnTiles:
-        """Cut at the labels' borders where that leaves few columns unused; otherwise tiles of a few columns."""
+        """Cut at the labels' borders where that leaves few columns unused; otherwise tiles of a few
+        columns."""
         num_labels = len(columns.starts) - 1
         # Every label leaves half a tile unused on average.
         unused = num_labels * TILE_COLUMNS / 2
@@ -168,7 +173,8 @@ def _tiles_of_few_columns(columns: SortedRows) -> ColumnTiles:
 def loss_and_gradient(
     rows: Tensor, labels: LabelTable, temperature: float, wants_gradient: bool, fast: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Sum of log denominators, (), and the gradient times T n (n - 1), (n, D) or None, for (n, D) float32 rows."""
+    """Sum of log denominators, (), and the gradient times T n (n - 1), (n, D) or None, for (n, D)
+    float32 rows."""
     log = not in_range(torch.float32, largest_exponent(rows, temperature), len(rows))
     columns, order = sort_by_label(rows, labels.groups, len(labels))
     anchors = Anchors(columns, self_column=torch.arange(len(rows), device=rows.device))
@@ -229,7 +235,8 @@ class _Launch:
 
     @property
     def splits(self) -> int:
-        """How often to divide the work over columns, so that few rows keep the whole GPU busy too."""
+        """How often to divide the work over columns, so that few rows keep the whole GPU busy
+        too."""
         blocks = max(1, math.ceil(len(self.anchors.sorted) / ROWS_PER_PROCESSOR))
         return max(1, min(MOST_SPLITS, processors(self.columns.rows.device) // blocks))
 

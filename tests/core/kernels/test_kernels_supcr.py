@@ -1,4 +1,5 @@
-"""The fused operator against the float64 definition: values, gradients, dispatch, numerics, registration."""
+"""The fused operator against the float64 definition: values, gradients, dispatch, numerics,
+registration."""
 
 from __future__ import annotations
 
@@ -158,7 +159,8 @@ def test_equal_labels_give_plain_contrast(path):
 @pytest.mark.parametrize("temperature", [0.02, 0.0125, 0.005, 0.001, 0.0002])
 @pytest.mark.parametrize("kind", ["few", "distinct"])
 def test_low_temperatures_are_exact_in_single_precision(temperature, kind):
-    """Rows on an arc, the nearer the closer their labels: what training leads to, and where exponentials overflow."""
+    """Rows on an arc, the nearer the closer their labels: what training leads to, and where
+    exponentials overflow."""
     angle = torch.linspace(0, math.pi, 60, dtype=torch.float64)
     rows = torch.stack([angle.cos(), angle.sin()], 1).float()
     labels = torch.arange(60) // 6 if kind == "few" else torch.arange(60)
@@ -218,7 +220,8 @@ def test_gradients_by_features_and_temperature_pass_gradcheck():
 
 
 def test_the_operator_is_registered_rightly():
-    # test_aot_dispatch_dynamic differentiates every output, and the gradient's derivative is refused on purpose
+    # test_aot_dispatch_dynamic differentiates every output, and the gradient's derivative is
+    # refused on purpose
     tests = ("test_schema", "test_autograd_registration", "test_faketensor")
     labels = torch.tensor([0, 1, 1, 4, 2, 0])
     for rows in (unit_rows(6, 3).requires_grad_(), unit_rows(6, 3).float()):

@@ -1,7 +1,7 @@
 """The Triton kernels: run by Triton's interpreter, and compiled for GPUs that need not be there.
 
-Triton decides when it is first imported whether it interprets, and one process cannot do both. So this file is run
-again twice in processes of its own, where the variable below says what for.
+Triton decides when it is first imported whether it interprets, and one process cannot do both. So
+this file is run again twice in processes of its own, where the variable below says what for.
 """
 
 from __future__ import annotations
@@ -159,7 +159,8 @@ def test_kernels_serve_ranks_that_own_some_of_the_rows():
 def resources(
     kernel, constants: dict, target: int, warps: int, stages: int
 ) -> tuple[int, dict[str, int]]:
-    """Shared memory, and registers and bytes of spilled ones per thread, of a kernel compiled without a GPU."""
+    """Shared memory, and registers and bytes of spilled ones per thread, of a kernel compiled
+    without a GPU."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 

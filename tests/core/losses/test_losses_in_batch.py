@@ -16,7 +16,8 @@ torch.set_num_threads(1)
 
 
 def pairs() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Four pairs of a view (3 dimensions) and of a joint embedding (5), drawn once for MCLEA's golden values."""
+    """Four pairs of a view (3 dimensions) and of a joint embedding (5), drawn once for MCLEA's
+    golden values."""
     rng = np.random.RandomState(0)
     view, joint = rng.randn(8, 3), rng.randn(8, 5)
     view, joint = (

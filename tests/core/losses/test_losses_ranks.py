@@ -61,7 +61,8 @@ def value(
 
 
 def share(name: str, rank: int, ranks: int) -> slice:
-    """Uneven parts; the last of four ranks has nothing, and part of the second has weight zero anyway."""
+    """Uneven parts; the last of four ranks has nothing, and part of the second has weight zero
+    anyway."""
     total = len(inputs(name)[0])
     cuts = {1: [0, total], 2: [0, 5, total], 3: [0, 9, 10, total], 4: [0, 7, 20, total, total]}[
         ranks
@@ -106,7 +107,8 @@ def work(folder: str) -> None:
 
 
 def few_rows(rank: int, rows: int, ring: bool) -> tuple[float, float]:
-    """The loss, and how large its gradient is, where all ranks together have ``rows`` rows, on the first."""
+    """The loss, and how large its gradient is, where all ranks together have ``rows`` rows, on the
+    first."""
     features = torch.randn(rows if rank == 0 else 0, 4, requires_grad=True)
     loss = SupCR(0.1, ring=ring)(features, torch.zeros(len(features)))
     loss.backward()

@@ -1,4 +1,5 @@
-"""SupCR: its definition against sums written out, golden values, labels on a grid, and the model that trains on it."""
+"""SupCR: its definition against sums written out, golden values, labels on a grid, and the model
+that trains on it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ torch.set_num_threads(1)
 
 
 def six_rows() -> tuple[Tensor, Tensor]:
-    """Three samples in two views, with the values worked out for them: 1.121675, and 1.391400 in HSCL's code."""
+    """Three samples in two views, with the values worked out for them: 1.121675, and 1.391400 in
+    HSCL's code."""
     first = torch.tensor([[1, 0], [0, 1], [0.6, 0.8]], dtype=torch.float64)
     second = torch.tensor([[0.8, 0.6], [0.6, 0.8], [1, 1]], dtype=torch.float64)
     return torch.cat([first, second]), torch.tensor([1, -2, 0.5]).repeat(2)

@@ -30,7 +30,8 @@ def naive_icl(left: np.ndarray, right: np.ndarray, temperature: float) -> float:
 
 
 def naive_ial(view: list[np.ndarray], joint: list[np.ndarray], temperature: float) -> float:
-    """Equation 9: the distribution of each row over all rows but itself, in the view and in the joint embedding."""
+    """Equation 9: the distribution of each row over all rows but itself, in the view and in the
+    joint embedding."""
 
     def distribution(sides: list[np.ndarray], i: int) -> np.ndarray:
         rows = np.concatenate(sides)
@@ -148,7 +149,8 @@ def test_a_loss_without_samples_does_not_move_its_weight() -> None:
 
 
 def test_the_best_weight_of_a_loss_is_one_over_it() -> None:
-    """Stationary point of exp(-s) L + s / 2: 1 / alpha^2 = 1 / (2 L); of the released form 1 / L."""
+    """Stationary point of exp(-s) L + s / 2: 1 / alpha^2 = 1 / (2 L); of the released form 1 /
+    L."""
     for regulariser, expected in (("paper", 1 / 6), ("released", 1 / 3)):
         weights = Uncertainty(("a",), regulariser)  # type: ignore[arg-type]
         with torch.no_grad():

@@ -1,4 +1,5 @@
-"""MEAformer: the meta-modality weights as read and as printed, its layer in NumPy, and its objective."""
+"""MEAformer: the meta-modality weights as read and as printed, its layer in NumPy, and its
+objective."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def test_golden_value_of_the_meta_weights() -> None:
 
 
 def test_the_printed_formula_gives_every_view_the_same_weight() -> None:
-    """Sum over j of softmax_j is one, whatever the attention says: the reason why we sum over queries."""
+    """Sum over j of softmax_j is one, whatever the attention says: the reason why we sum over
+    queries."""
     attention, has = golden_attention(), torch.ones(1, 4, dtype=torch.bool)
     printed = torch.stack([attention[0, :, m, :].sum() for m in range(4)]) / np.sqrt(
         4 * 2

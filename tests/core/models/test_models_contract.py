@@ -1,6 +1,7 @@
 """What every registered model promises, whatever its paper.
 
-What is about frames, their padding and missing modalities is in ``test_sentiment_contract.py``: entities have none.
+What is about frames, their padding and missing modalities is in ``test_sentiment_contract.py``:
+entities have none.
 """
 
 from __future__ import annotations
@@ -112,7 +113,8 @@ def test_every_parameter_gets_a_gradient_and_belongs_to_one_group(contract: Cont
             assert parameter.ndim > 0, f"{key} is a scalar"
             assert key in found, f"{key} gets no gradient"
             assert found[key].isfinite().all(), f"{key} gets a gradient that is not finite"
-            # the softmax does not change when all its keys move alike, so key biases see rounding only
+            # the softmax does not change when all its keys move alike, so key biases see rounding
+            # only
             assert key.endswith("key.bias") or found[key].any(), f"{key} gets a zero gradient"
     grouped = [id(p) for group in model.param_groups().values() for p in group]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)

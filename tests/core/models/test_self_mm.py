@@ -1,4 +1,5 @@
-"""Self-MM: the label update restated over whole epochs, golden values, and what the memory guards against."""
+"""Self-MM: the label update restated over whole epochs, golden values, and what the memory guards
+against."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ def tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 
 class Naive:
-    """The released order of steps, in float64, with centres as means over all samples after every batch."""
+    """The released order of steps, in float64, with centres as means over all samples after every
+    batch."""
 
     def __init__(
         self, label: np.ndarray, limit: float, squared: bool, widths: dict[str, int] = WIDTHS
@@ -197,7 +199,8 @@ def test_batches_of_another_size_give_the_same_first_labels_and_memory_survives_
 def restated_network(
     model: SelfMM, batch: Utterances
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Scores and representations by view, in float64, from the text's summary on; sample by sample over time."""
+    """Scores and representations by view, in float64, from the text's summary on; sample by sample
+    over time."""
     weights = {name: value.double().numpy() for name, value in model.state_dict().items()}
 
     def linear(name: str, x: np.ndarray) -> np.ndarray:
@@ -232,7 +235,8 @@ def restated_network(
 def test_training_over_epochs_is_the_paper_restated(
     spec: DataSpec, make_utterances: MakeUtterances
 ) -> None:
-    """Network, losses and labels while the weights move: loss by the labels of before, then labels, then centres."""
+    """Network, losses and labels while the weights move: loss by the labels of before, then labels,
+    then centres."""
     torch.manual_seed(0)
     whole = make_utterances(N)
     text = TextConfig(width=16, layers=1, heads=2, dropout=0.0)

@@ -1,4 +1,5 @@
-"""What every sentiment model promises about frames, their padding, and modalities that are missing."""
+"""What every sentiment model promises about frames, their padding, and modalities that are
+missing."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def test_dropped_frames_are_out_of_sight(contract: Contract) -> None:
 def test_modalities_that_nobody_has_are_survived(
     contract: Contract, missing: tuple[str, ...], length: int
 ) -> None:
-    """In every sample, also where the batch is not even padded; gradients exist for all parameters and are finite."""
+    """In every sample, also where the batch is not even padded; gradients exist for all parameters
+    and are finite."""
     batch = contract.make()
     for m in missing:
         gone = {f: getattr(batch, f)[m][:, :length] for f in ("frames", "mask", "present")}

@@ -240,7 +240,8 @@ def test_the_tags_loss_reaches_only_the_last_four_coordinates(
 def test_the_teacher_is_frozen_sees_everything_and_is_not_saved(
     spec: DataSpec, make_utterances: MakeUtterances, tmp_path: Path
 ) -> None:
-    """A student that equals its teacher and misses nothing is like it; one that misses something is not."""
+    """A student that equals its teacher and misses nothing is like it; one that misses something is
+    not."""
     batch = make_utterances(4)
     teacher = build(spec, dropout=0.0, text=TextConfig(width=16, layers=1, heads=2, dropout=0.0))
     export(teacher, tmp_path / "teacher")

@@ -83,7 +83,8 @@ class Restated:
 def test_what_is_fused_and_rebuilt_is_the_spec_restated(
     spec: DataSpec, make_utterances: MakeUtterances
 ) -> None:
-    """Convolution, self and cross encoders, rebuilding over the feature axis: sample by sample, without padding."""
+    """Convolution, self and cross encoders, rebuilding over the feature axis: sample by sample,
+    without padding."""
     batch = damaged(make_utterances(3))
     model = build(spec)
     for module in model.modules():
@@ -176,7 +177,8 @@ def test_the_target_of_text_gets_no_gradient_unless_asked(
 
 
 def test_nothing_leaks_between_samples(spec: DataSpec, make_utterances: MakeUtterances) -> None:
-    """Rebuilt frames of one sample do not depend on another: attention runs over features, not over the batch."""
+    """Rebuilt frames of one sample do not depend on another: attention runs over features, not over
+    the batch."""
     batch = damaged(make_utterances(4))
     model = build(spec)
     for module in model.modules():
@@ -207,7 +209,8 @@ def test_text_is_encoded_once_where_none_of_it_is_dropped(
 
 
 def test_published_size_is_reached(spec: DataSpec) -> None:
-    """For MOSI, unaligned, with a batch norm: 14.5 M parameters in the encoders, 0.26 M in the fusion."""
+    """For MOSI, unaligned, with a batch norm: 14.5 M parameters in the encoders, 0.26 M in the
+    fusion."""
     mosi = replace(
         spec,
         features={"text": 768, "audio": 5, "vision": 20},

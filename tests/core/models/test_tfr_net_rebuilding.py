@@ -63,7 +63,8 @@ def restated_discrepancy(left: Array, right: Array) -> float:
 def test_the_moment_discrepancy_is_that_of_the_released_code(
     spec: DataSpec, make_utterances: MakeUtterances
 ) -> None:
-    """All rows up to the file's length, those that were not dropped as zeros; the mask over the features."""
+    """All rows up to the file's length, those that were not dropped as zeros; the mask over the
+    features."""
     batch = damaged(make_utterances(4))
     model = build(spec, cmd=5.0).train()
     model.begin_epoch(1)

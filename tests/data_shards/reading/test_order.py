@@ -94,7 +94,8 @@ def test_epochs_and_seeds_differ_and_repeat():
 
 
 def test_the_order_never_changes_between_versions():
-    """Saved positions depend on it. The numbers were made once from Philox' raw stream and must stay."""
+    """Saved positions depend on it. The numbers were made once from Philox' raw stream and must
+    stay."""
     order = Sampler((3, 4, 2, 5), 5, seed=11, window=2, bucket=2)
     assert walk(order.epoch(1, lengths)) == GOLDEN
 

@@ -72,7 +72,8 @@ def test_views_are_read_only_and_need_no_copy(shards):
 
 
 def test_opening_ten_thousand_shards_opens_only_the_first_window(make_shards, tmp_path):
-    """One real shard under ten thousand names, which is all that a stream could see of them before they are used."""
+    """One real shard under ten thousand names, which is all that a stream could see of them before
+    they are used."""
     few = make_shards(tmp_path, [2])
     (shard,) = few.splits["train"]
     many = tuple(replace(shard, name=f"train-{i:06d}.tar") for i in range(10_000))

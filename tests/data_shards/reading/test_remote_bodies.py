@@ -1,4 +1,5 @@
-"""Servers whose answers do not end, or are longer than was asked for: refused after a bounded part."""
+"""Servers whose answers do not end, or are longer than was asked for: refused after a bounded
+part."""
 
 from __future__ import annotations
 

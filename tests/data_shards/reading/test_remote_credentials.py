@@ -19,7 +19,8 @@ SECRET, SIGNATURE = "geheim/2+2", "se=2030-01-01T00%3A00%3A00Z&sig=gehei%2Fm%2B"
 
 
 class Guarded(Handler):
-    """Answers 401 without the password, and 403 without the signature, where one of them is wanted."""
+    """Answers 401 without the password, and 403 without the signature, where one of them is
+    wanted."""
 
     wants = "password"
 

@@ -84,7 +84,8 @@ def test_every_sample_once_and_the_same_batches_for_any_number_of_ranks(
 def test_a_run_continues_where_it_stopped_with_other_ranks_and_workers(
     library, sizes, before, after, workers, size, bucket, data
 ):
-    """Workers take steps in turn, as DataLoader's would, one after the other in this process; 0 is the stream's own."""
+    """Workers take steps in turn, as DataLoader's would, one after the other in this process; 0 is
+    the stream's own."""
     shards = library(sizes)
     options = {"global_batch": size, "window": 2, "bucket": bucket, "seed": 5, "fields": ["label"]}
     whole = global_batches(shards, 2, **options)
@@ -118,7 +119,8 @@ def test_a_run_continues_where_it_stopped_with_other_ranks_and_workers(
 
 
 def through(stream: Stream, epoch: int, workers: int) -> list[list[Arrays]]:
-    """The steps that ``workers`` make of an epoch, in the order in which DataLoader hands them on."""
+    """The steps that ``workers`` make of an epoch, in the order in which DataLoader hands them
+    on."""
     made: list[list[list[Arrays]]] = []
     for worker in range(workers):
         info = SimpleNamespace(id=worker, num_workers=workers)

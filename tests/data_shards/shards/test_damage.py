@@ -1,4 +1,5 @@
-"""Damaged shards, indexes and manifests are read right or refused by name: never a crash, a hang or a silent loss."""
+"""Damaged shards, indexes and manifests are read right or refused by name: never a crash, a hang or
+a silent loss."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_shards.shards.folder_indexer import index_folder
+from data_shards.indexing.folder_indexer import index_folder
 from data_shards.shards.index_table import CRC, END, START, Index
 from data_shards.shards.manifest import DataError, Manifest
 from data_shards.stream import Stream
@@ -56,7 +57,8 @@ def middle(folder: Path) -> tuple[int, int]:
     return int(index.table[3, START]), int(index.table[3, END])
 
 
-# The kinds of damage after which stock readers lose half a shard without a word, or read wrong values.
+# The kinds of damage after which stock readers lose half a shard without a word, or read wrong
+# values.
 KINDS: dict[str, Callable[[bytearray, int, int], bytes | bytearray]] = {
     "flipped byte in a member header": lambda body, start, end: flip(body, start + 3),
     "truncated at a member boundary": lambda body, start, end: body[:start],

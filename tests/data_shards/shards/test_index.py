@@ -15,11 +15,11 @@ import pytest
 import webdataset as wds
 
 from data_shards.index import main
-from data_shards.shards.folder_indexer import Stated, index_folder, restore_indexes
+from data_shards.indexing.folder_indexer import Stated, index_folder, restore_indexes
+from data_shards.indexing.tar_indexer import index_tar
 from data_shards.shards.index_table import Index
 from data_shards.shards.manifest import DataError, read_manifest
 from data_shards.shards.tar import members
-from data_shards.shards.tar_indexer import index_tar
 from data_shards.stream import Stream
 
 ARRAYS = Stated(task="arrays")

@@ -1,4 +1,5 @@
-"""``python -m data_shards.verify`` finds every kind of damage, and says nothing about what is sound."""
+"""``python -m data_shards.verify`` finds every kind of damage, and says nothing about what is
+sound."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data_shards.indexing.folder_indexer import Stated, index_folder
 from data_shards.shards.canonical import is_canonical
-from data_shards.shards.folder_indexer import Stated, index_folder
 from data_shards.shards.index_table import Index
 from data_shards.shards.manifest import Field, Manifest, Sample, read_manifest
 from data_shards.shards.writer import write_shard
@@ -125,7 +126,8 @@ def test_a_folder_without_manifest_is_an_error(tmp_path, capsys):
 
 
 def test_our_own_tars_are_compared_as_a_whole_and_others_walked_through(folder):
-    """The quick comparison must say no to every tar and index that differ in any way, and yes to what was written."""
+    """The quick comparison must say no to every tar and index that differ in any way, and yes to
+    what was written."""
     path = folder / "train-000001.tar"
     index = Index.from_bytes(path.with_suffix(".idx").read_bytes(), "x")
     tar = np.frombuffer(path.read_bytes(), np.uint8).copy()

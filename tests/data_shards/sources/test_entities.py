@@ -1,4 +1,5 @@
-"""Alignment folders to shards to graphs: splits, views, presence, and that no number hints at a pair."""
+"""Alignment folders to shards to graphs: splits, views, presence, and that no number hints at a
+pair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What an alignment folder must not hold, by file, line and value; and what looks alike and is read."""
+"""What an alignment folder must not hold, by file, line and value; and what looks alike and is
+read."""
 
 from __future__ import annotations
 

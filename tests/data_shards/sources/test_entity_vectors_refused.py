@@ -1,4 +1,5 @@
-"""What files of image and word vectors must not hold: refused with file, entry or line, and value."""
+"""What files of image and word vectors must not hold: refused with file, entry or line, and
+value."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What is taken for granted of an MMSA file is said, can be overruled, and never makes scores of class numbers."""
+"""What is taken for granted of an MMSA file is said, can be overruled, and never makes scores of
+class numbers."""
 
 from __future__ import annotations
 

@@ -83,8 +83,8 @@ def _drop(column: str) -> Callable[[Rows], None]:
         (_cell(0, "audio", "a" * 300 + ".npy"), r"\('a'\): audio: cannot open 'aaa"),
         (_cell(0, "audio", "wide.npy"), r"has shape \(5, 0\); frames are"),
         (_cell(0, "audio", "vast.npy"), "frames have fewer than 1048576 features"),
-        (_cell(0, "label", "1e999"), "label: inf is outside"),
-        (_cell(0, "label", "9" * 400), "label: inf is outside"),
+        (_cell(0, "label", "1e999"), "label: inf is no finite number"),
+        (_cell(0, "label", "9" * 400), "label: inf is no finite number"),
         (
             lambda rows: [row.update({"label_a b": 1}) for row in rows] and None,
             r"\('a'\): 'label_a b' cannot be the name of a label",
@@ -201,7 +201,7 @@ def test_a_cell_of_another_kind_is_refused_with_line_and_value(
         ("note", [1.0, float("nan")], "row 2: note: nan is no value"),
         ("note", [b"\xff", None], "row 1: note: a bytes, which JSON cannot hold"),
         ("note", [datetime.date(2020, 1, 1), None], "row 1: note: a date, which JSON cannot hold"),
-        ("label", [1.0, float("nan")], r"row 2 \('1'\): label: nan is outside"),
+        ("label", [1.0, float("nan")], r"row 2 \('1'\): label: nan is no finite number"),
         ("split", [["train"], ["train"]], r"row 1: split: \['train'\], where a word"),
     ],
 )

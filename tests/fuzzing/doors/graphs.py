@@ -1,4 +1,5 @@
-"""Alignment folders through ``convert``: tab-separated files, names as JSON, images as npz, npy or a pickle."""
+"""Alignment folders through ``convert``: tab-separated files, names as JSON, images as npz, npy or
+a pickle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""MMSA pickles through ``convert``: spoilt as trees, as bytes, and as programs of a hostile author."""
+"""MMSA pickles through ``convert``: spoilt as trees, as bytes, and as programs of a hostile
+author."""
 
 from __future__ import annotations
 

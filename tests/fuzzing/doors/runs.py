@@ -1,4 +1,5 @@
-"""Run directories, checkpoints, bundles and folders of searches, through what evaluates, resumes and loads them."""
+"""Run directories, checkpoints, bundles and folders of searches, through what evaluates, resumes
+and loads them."""
 
 from __future__ import annotations
 
@@ -89,7 +90,8 @@ def _make_run(folder: Path, data: Path) -> None:
 
 
 def _text_bundle(folder: Path, data: Path) -> None:
-    """An exported model with a text encoder of transformers, whose architecture is in a file of its own."""
+    """An exported model with a text encoder of transformers, whose architecture is in a file of its
+    own."""
     from transformers import BertConfig, BertModel
 
     source = folder.parent / "bert"

@@ -1,4 +1,5 @@
-"""Shard folders, tar, index and manifest, through ``Stream``, ``inspect``, ``verify`` and ``load_graphs``."""
+"""Shard folders, tar, index and manifest, through ``Stream``, ``inspect``, ``verify`` and
+``load_graphs``."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from safetensors.numpy import load, save
 
 from data_shards import convert, inspect, verify
 from data_shards.graph import load_graphs
+from data_shards.indexing.tar_indexer import index_tar
 from data_shards.shards.manifest import DataError
-from data_shards.shards.tar_indexer import index_tar
 from data_shards.stream import Stream
 from doors import graphs, pickles, tars
 

@@ -12,7 +12,8 @@ SECOND = 1000  # ids of the right graph begin here: the partner of id i is SECON
 
 
 def write_folder(folder: Path, *, seed: int = 0, views: bool = True) -> Path:
-    """Two noisy copies of one random graph, with names, attributes, numbers and images for most entities."""
+    """Two noisy copies of one random graph, with names, attributes, numbers and images for most
+    entities."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True)
     triples = [

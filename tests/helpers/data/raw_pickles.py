@@ -20,7 +20,8 @@ SPLITS = ("train", "valid", "test")
 
 
 def clean() -> Content:
-    """40 synthetic clips without the -inf that they have on purpose, nor the marks of a synthetic set."""
+    """40 synthetic clips without the -inf that they have on purpose, nor the marks of a synthetic
+    set."""
     made = make(40, seed=3)
     del made["synthetic"], made["vocabulary"]
     for split in SPLITS:

@@ -1,4 +1,5 @@
-"""The one builder of small shard folders: of made-up clips, of two small graphs, and of numbered samples."""
+"""The one builder of small shard folders: of made-up clips, of two small graphs, and of numbered
+samples."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def alignment_shards(folder: Path) -> Path:
 def numbered_shards(
     folder: Path, sizes: Sequence[int], split: str = "train", seed: int = 0
 ) -> Manifest:
-    """A shard folder with ``sizes`` samples per shard; sample i of the split has label i and id ``id-i``.
+    """A shard folder with ``sizes`` samples per shard; sample i of the split has label i and id
+    ``id-i``.
 
     Every fifth sample lacks its vision, every third its view label, every seventh its flag.
     """

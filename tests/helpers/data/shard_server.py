@@ -21,7 +21,8 @@ TAR, INDEX = "train-000002.tar", "train-000002.idx"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a folder with ranges. ``faults[name]`` are what befalls the next requests for that file."""
+    """Serves a folder with ranges. ``faults[name]`` are what befalls the next requests for that
+    file."""
 
     daemon_threads = True
 

@@ -1,4 +1,5 @@
-"""Checkpoints: written whole or not at all, checked when read, without code, for any number of ranks and any stage."""
+"""Checkpoints: written whole or not at all, checked when read, without code, for any number of
+ranks and any stage."""
 
 from __future__ import annotations
 
@@ -218,7 +219,8 @@ def test_weights_of_another_model_are_refused_by_parameter(tmp_path: Path):
 
 
 def save_once(run: Run, run_dir: Path, limit: int) -> str:
-    """On a rank: train two steps, save, then save again where rank 1 may write no more than ``limit`` bytes a file."""
+    """On a rank: train two steps, save, then save again where rank 1 may write no more than
+    ``limit`` bytes a file."""
     from core import distributed
     from launch.engine.processes import init_processes, shutdown_processes
     from launch.session import prepare
@@ -250,7 +252,8 @@ def test_when_one_rank_cannot_write_all_ranks_say_which_and_why(data: Path, tmp_
 
 
 def contents(runs: list[Run], run_dir: Path, copies: Path) -> None:
-    """On a rank: train an epoch if nobody has, then load into each run in turn and save a copy from there."""
+    """On a rank: train an epoch if nobody has, then load into each run in turn and save a copy from
+    there."""
     from launch.engine.processes import init_processes, shutdown_processes
     from launch.loop import fit
     from launch.session import prepare

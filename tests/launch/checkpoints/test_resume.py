@@ -30,11 +30,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def whole(run: Run, kill: tuple[int, int] | None = None, how: str = "step") -> list[float]:
-    """On a rank: train to the end, or until something happens to rank ``kill[0]`` (-1: all) at step ``kill[1]``.
+    """On a rank: train to the end, or until something happens to rank ``kill[0]`` (-1: all) at step
+    ``kill[1]``.
 
     Args:
-        how: it kills itself before the "step" or amid the "write" of its part of the next checkpoint, or from there on
-            its disk is "full".
+        how: it kills itself before the "step" or amid the "write" of its part of the next
+            checkpoint, or from there on its disk is "full".
     """
     from core import distributed
     from launch import loop
@@ -186,7 +187,8 @@ def test_an_alignment_run_goes_on_with_its_proposed_links(tmp_path: Path):
 def test_random_kills_lose_no_more_than_the_steps_since_the_last_save(
     data: Path, tmp_path: Path, kills: int
 ):
-    """One rank of two is killed at a random time, at any place of the code, and the run is started again."""
+    """One rank of two is killed at a random time, at any place of the code, and the run is started
+    again."""
     draw = random.Random(0)
     run = small_run("baseline", data, zero_stage=1)
     run = replace(of(run, tmp_path / "killed"), epochs=100_000, keep=3)

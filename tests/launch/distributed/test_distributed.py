@@ -1,4 +1,5 @@
-"""One result: every model gives the same losses and scores for any number of ranks, ZeRO stage and micro-batch."""
+"""One result: every model gives the same losses and scores for any number of ranks, ZeRO stage and
+micro-batch."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def results(
     runs: dict[str, Run], cases: list[Case], steps: int, folder: Path
 ) -> dict[tuple[str, Case], Any]:
-    """What ``train_all`` gives for each run in each case; one start of processes per number of ranks."""
+    """What ``train_all`` gives for each run in each case; one start of processes per number of
+    ranks."""
     config, found = partitioned(folder), {}
     for ranks in sorted({case[0] for case in cases}):
         batch = [
@@ -67,7 +69,8 @@ def runs_of(data: dict[str, Path], names: list[str]) -> dict[str, Run]:
 
 
 def some_cases(number: int) -> list[Case]:
-    """Every stage once, on 2 or on 3 ranks; which stage goes with what turns with the model's number.
+    """Every stage once, on 2 or on 3 ranks; which stage goes with what turns with the model's
+    number.
 
     The last micro-batch of 4 is smaller than the others.
     """
@@ -108,7 +111,8 @@ def test_every_model_gives_one_result_in_every_combination(
 def test_contrastive_gradients_have_the_scale_and_direction_of_one_process(
     name: str, data: dict[str, Path], tmp_path: Path
 ):
-    """Adam's first moment after one step is the gradient times a constant; contrast outweighs all other losses."""
+    """Adam's first moment after one step is the gradient times a constant; contrast outweighs all
+    other losses."""
     base = small_run(name, data[MODELS[name].task], deepspeed=partitioned(tmp_path))
     base = replace(base, optim=replace(base.optim, clip=0.0))
     if name == "hscl":

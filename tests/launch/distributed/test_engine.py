@@ -1,4 +1,5 @@
-"""The engine: its configuration, what it refuses, learning rates, contrast in two passes, layers computed again."""
+"""The engine: its configuration, what it refuses, learning rates, contrast in two passes, layers
+computed again."""
 
 from __future__ import annotations
 
@@ -204,7 +205,8 @@ class Learnt(nn.Module):
 
 
 def train_learnt(runs: list[Run], steps: int) -> list[dict[str, Any]]:
-    """On a rank: ``train_one`` for each run of HSCL with ``Learnt``, and what has become of its two parameters."""
+    """On a rank: ``train_one`` for each run of HSCL with ``Learnt``, and what has become of its two
+    parameters."""
     from launch.engine.deepspeed_engine import gathered
     from launch.engine.processes import init_processes, shutdown_processes
 
@@ -275,7 +277,8 @@ class Stack(nn.Module):
 
 
 def kept(model: nn.Module, x: torch.Tensor) -> tuple[int, list[torch.Tensor]]:
-    """Elements that the forward keeps for the backward, and the gradients, with dropout of step 5."""
+    """Elements that the forward keeps for the backward, and the gradients, with dropout of step
+    5."""
     elements = 0
 
     def count(tensor: torch.Tensor) -> torch.Tensor:

@@ -80,7 +80,8 @@ def test_on_one_machine_only_the_loopback_interface_listens(
 
 
 def harassed() -> dict[str, Any]:
-    """On each of two ranks: rank 1 is a stranger, too, who has found the store of the heartbeats."""
+    """On each of two ranks: rank 1 is a stranger, too, who has found the store of the
+    heartbeats."""
     from torch.distributed import TCPStore
 
     from launch.engine.processes import init_processes, shutdown_processes

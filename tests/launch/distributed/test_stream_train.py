@@ -1,4 +1,5 @@
-"""Training runs read what the stream's order says: on any number of ranks, after kills, and past damaged shards."""
+"""Training runs read what the stream's order says: on any number of ranks, after kills, and past
+damaged shards."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def watched(run: Run, seen: str, kill_at: int = -1) -> list[dict[str, float]]:
-    """On a rank: train to the end; what each step trains on goes to a file. All ranks kill themselves at one step.
+    """On a rank: train to the end; what each step trains on goes to a file. All ranks kill
+    themselves at one step.
 
     Returns:
         The "epoch" events.
@@ -62,7 +64,8 @@ def watched(run: Run, seen: str, kill_at: int = -1) -> list[dict[str, float]]:
 
 
 def batches(seen: Path) -> dict[int, list[int]]:
-    """Step -> its samples over all ranks, sorted; every rank of these processes has seen the same steps."""
+    """Step -> its samples over all ranks, sorted; every rank of these processes has seen the same
+    steps."""
     ranks = [dict(map(json.loads, path.read_text().splitlines())) for path in seen.iterdir()]
     assert all(steps.keys() == ranks[0].keys() for steps in ranks)
     return {step: sorted(sum((steps[step] for steps in ranks), [])) for step in ranks[0]}
@@ -84,7 +87,8 @@ def of(run: Run, run_dir: Path, **changes: Any) -> Run:
 
 
 def test_a_killed_run_goes_on_with_the_rest_on_another_number_of_ranks(data: Path, tmp_path: Path):
-    """3, 2 and 1 ranks in turn; the model that comes out was trained on each sample once per epoch."""
+    """3, 2 and 1 ranks in turn; the model that comes out was trained on each sample once per
+    epoch."""
     run = of(small_run("hscl", data), tmp_path / "run")
     expected = planned(run)
     draw = random.Random(3)

@@ -1,4 +1,5 @@
-"""Two machines, as network namespaces with addresses of their own: train across them, cut one off, go on."""
+"""Two machines, as network namespaces with addresses of their own: train across them, cut one off,
+go on."""
 
 from __future__ import annotations
 

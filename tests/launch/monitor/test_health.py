@@ -70,7 +70,8 @@ def test_utilisation_is_counted_work_over_the_peak_and_silent_on_a_cpu():
 
 
 def poisoned(run: Run, run_dir: Path, what: str) -> dict[str, Any]:
-    """On a rank: train; in the third step a loss, or only its gradient, becomes not finite on rank 1 alone."""
+    """On a rank: train; in the third step a loss, or only its gradient, becomes not finite on rank
+    1 alone."""
     from core import distributed
     from core.models.baseline import Baseline
     from launch.engine.processes import init_processes, shutdown_processes
@@ -155,8 +156,8 @@ def test_a_loss_or_gradient_that_is_not_finite_stops_before_the_optimiser_moves(
 
 
 def spoilt_embedding(run: Run, run_dir: Path) -> dict[str, Any]:
-    """On a rank: train; in the third step one embedding of one sample of the last rank becomes not finite, from which
-    the fused contrast can make no loss."""
+    """On a rank: train; in the third step one embedding of one sample of the last rank becomes not
+    finite, from which the fused contrast can make no loss."""
     from core import distributed
     from launch.engine.deepspeed_engine import TrainStep
     from launch.engine.processes import init_processes

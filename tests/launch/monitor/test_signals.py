@@ -1,4 +1,5 @@
-"""Asked to stop at any time, all ranks leave together with everything saved; a rank that is gone ends the others."""
+"""Asked to stop at any time, all ranks leave together with everything saved; a rank that is gone
+ends the others."""
 
 from __future__ import annotations
 
@@ -111,9 +112,11 @@ def test_a_signal_to_one_rank_saves_and_ends_all(
 
 
 def fall_silent(run: Run, how: str, lost_after: float, timeout: float) -> None:
-    """On a rank: train; rank 1 stops at step 3, with its whole process or with its main thread only.
+    """On a rank: train; rank 1 stops at step 3, with its whole process or with its main thread
+    only.
 
-    The limits hold from that step on: how long it takes to start depends on what else the machine does.
+    The limits hold from that step on: how long it takes to start depends on what else the machine
+    does.
     """
     from core import distributed
     from launch import loop

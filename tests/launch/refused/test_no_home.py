@@ -21,7 +21,8 @@ from tune.workers.operators import build
 
 NOBODY = 65534
 PACKAGES = ("core", "data_shards", "launch")
-# It may read what it could not as nobody (this Python lies in somebody's folder), but write nothing.
+# It may read what it could not as nobody (this Python lies in somebody's folder), but write
+# nothing.
 AS_NOBODY = [
     "setpriv",
     f"--reuid={NOBODY}",
@@ -42,8 +43,8 @@ def as_another_user() -> list[str]:
 
 @pytest.fixture
 def pod(small_shards: Path) -> Iterator[Path]:
-    """A folder with an installation, compiled operators and data that nobody can write, and two that
-    the other user can."""
+    """A folder with an installation, compiled operators and data that nobody can write, and two
+    that the other user can."""
     folder = Path(tempfile.mkdtemp(prefix="pod-", dir="/tmp"))
     for package in PACKAGES:
         ignore = shutil.ignore_patterns("__pycache__")

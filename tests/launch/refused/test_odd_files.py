@@ -1,4 +1,5 @@
-"""Files that a run reads and somebody may have changed: settings, records, checkpoints. One line each."""
+"""Files that a run reads and somebody may have changed: settings, records, checkpoints. One line
+each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What a run, a search and their failures write and print, searched for the credentials of the data."""
+"""What a run, a search and their failures write and print, searched for the credentials of the
+data."""
 
 from __future__ import annotations
 

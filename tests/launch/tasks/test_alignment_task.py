@@ -1,4 +1,5 @@
-"""The alignment task: batches and ranks, proposed links, resuming, scores, seeds without labels, predicted pairs."""
+"""The alignment task: batches and ranks, proposed links, resuming, scores, seeds without labels,
+predicted pairs."""
 
 from __future__ import annotations
 

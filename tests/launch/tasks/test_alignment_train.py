@@ -1,4 +1,5 @@
-"""Alignment as a user runs it: convert, train on one and two processes, evaluate, write the pairs."""
+"""Alignment as a user runs it: convert, train on one and two processes, evaluate, write the
+pairs."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Arrays in ``.npy`` files and ``.npz`` archives that somebody else made.
 
 NumPy's own readers allocate what a header or an archive claims, and advise to allow pickles. Here a
-header is compared with the bytes that are really there, and nothing but numbers and strings is read.
+header is compared with the bytes that are really there, and nothing but numbers and strings is
+read.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from core.files import sha256_of_bytes, sha256_of_file, write_atomically
+from data_shards.indexing.tar_indexer import index_tar
+from data_shards.indexing.tar_survey import Survey, join_surveys, survey_tar
 from data_shards.shards.index_table import Index, summary
 from data_shards.shards.manifest import (
     MANIFEST,
@@ -40,8 +42,6 @@ from data_shards.shards.split_names import (
     split_in_name,
     tars_by_split,
 )
-from data_shards.shards.tar_indexer import index_tar
-from data_shards.shards.tar_survey import Survey, join_surveys, survey_tar
 from data_shards.shards.writer import index_name
 
 Extents = list[tuple[int, int]]  # smallest and largest extent of each axis

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from core.command import Refused
 from data_shards.shards.frame_moments import Moments, add_frames, mean_and_std
 from data_shards.shards.index_table import ABSENT, JSON, JSON_SIZE, Index, columns, parse_json
 from data_shards.shards.label_statistics import counted_classes, known_resolution, measured_scores
@@ -128,7 +129,7 @@ def survey_tar(path: Path, index: Index, split: str, rules: Rules) -> Survey:
             for name, array in arrays.items():
                 _check_kind(survey.fields, name, array, where)
             check_sample(arrays, rules, where)
-        except DataError as error:
+        except Refused as error:
             survey.problems += 1
             survey.first_problem = survey.first_problem or str(error)
             continue
