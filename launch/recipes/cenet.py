@@ -9,7 +9,7 @@ going through two layers; padded frames take no part; the embedding tables are t
 itself, with the rate that the recipe has for the text:
 
 deepspeed launch/train.py cenet/mosi data=DIR options.memory=[] options.front=mlp
-options.frame_mask=false \ options.freeze_embeddings=true options.inputs.standardise=false
+options.frame_mask=false options.freeze_embeddings=true options.inputs.standardise=false
 optim.groups.main.lr=1e-5
 """
 
