@@ -140,7 +140,8 @@ def load_codebooks(folder: Path, manifest: Manifest) -> dict[str, np.ndarray]:
         raise DataError(f"{path} is missing; {again}") from None
     if sha256_of_bytes(body) != manifest.extras[CODEBOOK]:
         raise DataError(f"{path} is not the file that {MANIFEST} vouches for; {again}")
-    return {name: read_npz(path, name) for name in npz_keys(path)}
+    # copies: models make tensors of them, which must be writable
+    return {name: read_npz(path, name).copy() for name in npz_keys(path)}
 
 
 def _main(arguments: argparse.Namespace) -> None:

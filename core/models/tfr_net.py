@@ -264,6 +264,10 @@ class TFRNet(Model[Utterances, Output]):
         num_values = batch.loss_denominators[m] * target.shape[2]
         return (error * lost).sum() / (num_values + FEW_VALUES)
 
+    @property
+    def has_global_batch_losses(self) -> bool:
+        return self.config.cmd > 0
+
     def global_batch_rows(self, output: Output) -> GlobalBatchRows:
         """For the moment discrepancy: what each sample adds to the moments of the whole batch."""
         if not (self.config.cmd and output.rebuilt):

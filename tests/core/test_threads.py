@@ -103,7 +103,6 @@ def test_the_older_form_of_a_control_group_limits_them_too(tmp_path: Path):
         "launch.align",
         "tune.search",
         "tune.workers.worker",
-        "tune.workers.child",
     ],
 )
 def test_every_command_has_decided_before_torch_is_loaded(module: str):

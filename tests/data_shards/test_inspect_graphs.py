@@ -149,7 +149,8 @@ def test_damaged_shards_are_named_and_the_rest_is_counted(
     assert "checksums: 3 of 4" in captured.out
     assert "DAMAGED: " in captured.out
     assert "UNFIT" not in captured.out  # what cannot be known is not accused
-    assert captured.err.splitlines()[-1].startswith("error: 1 damaged shards")
+    last_line = captured.err.splitlines()[-1]
+    assert last_line.startswith(f"error: {folder} has damaged shards: ")
 
 
 @pytest.mark.parametrize(

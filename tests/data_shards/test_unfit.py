@@ -86,7 +86,7 @@ def test_such_a_manifest_is_seen_everywhere(
     assert inspect([str(tmp_path)]) == 2
     said = capsys.readouterr()
     assert f"UNFIT: {tmp_path}/manifest.json" in said.out
-    assert "would train wrongly" in said.err
+    assert "would learn wrongly from" in said.err
 
 
 SAMPLES: list[tuple[str, Any, str]] = [
