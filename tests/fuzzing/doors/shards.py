@@ -107,7 +107,7 @@ def _spoil_members(rng: Random, files: Files, name: str) -> Files:
         path = Path(folder) / name
         path.write_bytes(body)
         try:
-            changed[name[:-4] + ".idx"] = index_tar(path, ())[0].to_bytes()
+            changed[name[:-4] + ".idx"] = index_tar(path).index.to_bytes()
         except DataError:
             pass
     return changed
