@@ -13,9 +13,10 @@ import torch
 
 from core import distributed
 from core.command import Refused
+from core.encoders.inputs import MODALITIES
 from core.file_access.json_files import read_json_object
 from core.files import write_atomically
-from launch.config import RENAMED, ConfigError, Run, to_dict
+from launch.config import RENAMED, ConfigError, Run, from_dict, to_dict
 from launch.reports.provenance import provenance
 
 CONFIG = "config.json"  # of a run directory: the settings, and what they ran with
@@ -104,11 +105,19 @@ def absolute(data: str) -> str:
 def _differences(run: Run, recorded: dict[str, Any]) -> list[str]:
     """Names of the settings in which a run differs from the one in ``config.json``, where they must
     not."""
-    recorded = dict(recorded)
-    recorded["data"] = absolute(recorded["data"])  # earlier versions kept it as it was written
-    settings = json.loads(json.dumps(to_dict(run)))
-    must_match = [key for key in settings if key in recorded and key not in MAY_CHANGE]
-    return [key for key in must_match if settings[key] != recorded[key]]
+    # read as a run, so that settings that came later have their defaults, and renamed ones a name
+    before = _comparable(from_dict(recorded))
+    now = _comparable(run)
+    must_match = [key for key in now if key in recorded and key not in MAY_CHANGE]
+    return [key for key in must_match if now[key] != before[key]]
+
+
+def _comparable(run: Run) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(json.dumps(to_dict(run)))
+    settings["data"] = absolute(settings["data"])  # earlier versions kept it as it was written
+    if settings["missing"]["modalities"] == list(MODALITIES):
+        settings["missing"]["modalities"] = []  # how earlier versions said all of them
+    return settings
 
 
 def _start_time() -> str:

@@ -54,6 +54,21 @@ def test_a_directory_with_relative_data_still_opens(
     assert read_run(folder).data == "shards"
 
 
+def test_a_directory_of_an_earlier_version_goes_on(run: Run):
+    folder = recorded(run)
+    body = json.loads((folder / "config.json").read_text())
+    settings = body["run"]
+    settings["on_damage"] = settings.pop("on_corrupt")
+    settings["damage_budget"] = settings.pop("max_skipped_fraction")
+    settings["missing"]["modalities"] = ["text", "audio", "vision"]
+    settings["options"]["projection"] = settings["options"].pop("projection_width")
+    del settings["loading"]["empty"], settings["roles"], settings["threads"]
+    (folder / "config.json").write_text(json.dumps(body))
+    assert find_run(run)[1] == folder
+    with pytest.raises(ConfigError, match="another missing"):
+        find_run(replace(run, missing=replace(run.missing, modalities=("audio",))))
+
+
 def test_another_run_is_refused_and_the_same_goes_on(run: Run):
     folder = recorded(run)
     assert to_dict(find_run(run)[0]) == to_dict(read_run(folder))
