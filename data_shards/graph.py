@@ -104,7 +104,8 @@ def load_graphs(
     for name in GRAPH_SPLIT[1:]:
         links[name.removeprefix("links_")] = record.arrays[name][0].long()
     rows_by_split = {split: rows.numpy() for split, rows in links.items()}
-    problems = graph_problems(str(source), side.numpy(), triples.numpy(), rows_by_split)
+    where = f"{source}/{manifest.splits['graph'][0].name}"
+    problems = graph_problems(where, side.numpy(), triples.numpy(), rows_by_split)
     if problems:
         raise DataError(f"{problems[0]}; convert the data again")
     return Graphs(

@@ -119,6 +119,14 @@ def in_several_links(links: np.ndarray) -> np.ndarray:
     return ids[counts > 1]
 
 
+def _tables(
+    triples: np.ndarray, links: Mapping[str, np.ndarray]
+) -> list[tuple[str, np.ndarray, int]]:
+    """Name, rows and number of columns of what the graph holds."""
+    tables = [(f"links_{split}", rows, 2) for split, rows in links.items()]
+    return [("triples", triples, 3), *tables]
+
+
 def graph_problems(
     where: str, sides: np.ndarray, triples: np.ndarray, links: Mapping[str, np.ndarray]
 ) -> list[str]:
@@ -131,6 +139,11 @@ def graph_problems(
     """
     if not len(sides):
         return [f"{where} holds no entities"]
+    if sides.ndim != 1:
+        return [f"{where}: the entities' side has shape {sides.shape}, not (N,)"]
+    for name, rows, columns in _tables(triples, links):
+        if rows.ndim != 2 or rows.shape[1] != columns:
+            return [f"{where}: {name} has shape {rows.shape}, not (rows, {columns})"]
     entities = Entities(np.arange(len(sides)), sides)
     listings = {
         split: Listing(f"{where}, links_{split}", rows.astype(np.int64))

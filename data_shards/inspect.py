@@ -272,8 +272,8 @@ def _main(source: str) -> None:
         )
     if contents.unfit:
         raise DataError(
-            f"{source}: {len(contents.unfit)} findings (UNFIT) that training refuses, or would learn "
-            "wrongly from; correct the data, then convert or index them again"
+            f"{contents.unfit[0]}; {len(contents.unfit)} findings (UNFIT) that training refuses, or "
+            "would learn wrongly from; correct the data, then convert or index them again"
         )
     print(f"all read; train on it with: deepspeed launch/train.py RECIPE data={source}")
 

@@ -83,9 +83,8 @@ def examine_graphs(source: str | Path, progress: bool = False) -> GraphContents:
                 bar.update(shard.samples)
             reader.close()
     if not contents.corrupt:
-        contents.unfit = graph_problems(
-            store.name, contents.sides, contents.triples, contents.links
-        )
+        where = f"{store.name}/{manifest.splits['graph'][0].name}"
+        contents.unfit = graph_problems(where, contents.sides, contents.triples, contents.links)
     return contents
 
 
@@ -107,7 +106,8 @@ def _add_graph(contents: GraphContents, reader: Reader, number: int) -> None:
     arrays = reader.views(number, 0)
     missing = [name for name in GRAPH_SPLIT if name not in arrays]
     if missing:
-        raise DataError(f"{contents.name}: the graph has no {' and no '.join(missing)}")
+        shard = reader.shards[number].name
+        raise DataError(f"{contents.name}/{shard}: the graph has no {' and no '.join(missing)}")
     contents.triples = arrays["triples"].astype(np.int64)
     for name in GRAPH_SPLIT[1:]:
         contents.links[name.removeprefix("links_")] = arrays[name].astype(np.int64)

@@ -40,6 +40,7 @@ FEATURES = "text_features"  # the column whose arrays become the field "text"
 # Columns that never point to frames.
 PLAIN = {"id", "split", "label", "class", "text", "video", "tokens"}
 _FIELD = re.compile(r"[A-Za-z0-9_-]+")
+_NUMBER = re.compile(r"-?[0-9]{1,18}")  # classes that are sorted by their value
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class _Survey:
                 f"{self.table} has classes, so --labels and --dataset have no effect; "
                 "leave them out"
             )
-        are_numbers = all(name.lstrip("-").isdigit() for name in self.classes)
+        are_numbers = all(_NUMBER.fullmatch(name) for name in self.classes)
         names = sorted(self.classes, key=int) if are_numbers else sorted(self.classes)
         return named_classes(names)
 

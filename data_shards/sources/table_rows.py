@@ -187,7 +187,7 @@ def _parquet_rows(table: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 for cells in batch.to_pylist():
                     number += 1
                     yield number, cells
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{table} is damaged or no Parquet file: {error}") from None
 
 

@@ -109,10 +109,10 @@ def test_it_speaks_of_entities_relations_links_and_views(
             False,
         ),
         (shares_an_entity_in_its_split, "1 entities are in more than one link, 0 of them", False),
-        (stays_on_one_side, "UNFIT: {folder}, links_valid, row 0: entity", True),
-        (names_no_entity, "UNFIT: {folder}, links_train, row 3: entity 80 is in neither", True),
-        (crosses, "UNFIT: {folder}, triples, row 5: entity", True),
-        (counts_from_below, "UNFIT: {folder}, triples, row 4: relation -1 is below 0", True),
+        (stays_on_one_side, "UNFIT: {folder}/graph-000000.tar, links_valid, row 0: entity", True),
+        (names_no_entity, "UNFIT: {folder}/graph-000000.tar, links_train, row 3: entity 80", True),
+        (crosses, "UNFIT: {folder}/graph-000000.tar, triples, row 5: entity", True),
+        (counts_from_below, "UNFIT: {folder}/graph-000000.tar, triples, row 4: relation -1", True),
     ],
 )
 def test_what_splits_share_is_found_and_what_is_unfit_is_not_trained_on(
@@ -129,7 +129,7 @@ def test_what_splits_share_is_found_and_what_is_unfit_is_not_trained_on(
     if unfit:
         assert code == 2
         assert "findings (UNFIT) that training refuses" in captured.err
-        with pytest.raises(DataError, match=r"graphs, .*; convert the data again"):
+        with pytest.raises(DataError, match=r"graph-000000\.tar, .*; convert the data again"):
             load_graphs(folder)
     else:
         assert code == 0
