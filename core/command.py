@@ -40,6 +40,7 @@ STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 RANK_LOST = 76
 INTERRUPTED = 130
 
+LONGEST_MESSAGE = 1200  # characters
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -52,8 +53,16 @@ class Refused(ValueError):
     """
 
     def __init__(self, message: str = "", table: Sequence[str] = ()):
-        super().__init__(message)
+        super().__init__(_shortened(message))
         self.table = tuple(table)
+
+
+def _shortened(message: str) -> str:
+    """A message with its middle left out where it is too long to be read: values may be."""
+    if len(message) <= LONGEST_MESSAGE:
+        return message
+    half = LONGEST_MESSAGE // 2 - 10
+    return f"{message[:half]} [...] {message[-half:]}"
 
 
 def report_error(message: str) -> None:

@@ -144,6 +144,9 @@ def graph_problems(
     for name, rows, columns in _tables(triples, links):
         if rows.ndim != 2 or rows.shape[1] != columns:
             return [f"{where}: {name} has shape {rows.shape}, not (rows, {columns})"]
+    stray = _first((sides != 0) & (sides != 1))
+    if stray is not None:
+        return [f"{where}: entity {stray} has side {sides[stray]}, not 0 (left) or 1 (right)"]
     entities = Entities(np.arange(len(sides)), sides)
     listings = {
         split: Listing(f"{where}, links_{split}", rows.astype(np.int64))

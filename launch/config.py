@@ -286,7 +286,7 @@ def _literal(value: str) -> Any:
     """JSON, or a word, or a list of such between commas."""
     try:
         return json.loads(value)
-    except json.JSONDecodeError:
+    except ValueError:  # no JSON, or a number of thousands of digits
         is_list = "," in value and "://" not in value
         return [_literal(part) for part in value.split(",")] if is_list else value
 

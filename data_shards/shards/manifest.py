@@ -137,7 +137,13 @@ class Manifest:
         """The text of ``manifest.json``, with a checksum of all that it says."""
         body = {"format": FORMAT, "version": VERSION, **asdict(self)}
         body["checksum"] = _checksum(body)
-        return json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            around = text[max(0, error.start - 20) : error.end + 20]
+            raise DataError(f"{around!r} is no text: it holds half of a character") from None
+        return text
 
     @staticmethod
     def from_json(text: str, where: str) -> Manifest:

@@ -113,7 +113,8 @@ def read(raw: Path, options: Options) -> RawDataset:
     facts = file_facts(raw)
     facts |= {"layout": "mmsa", "dataset": dataset, "aligned": content.aligned}
     if left_out:
-        facts["left out"] = left_out
+        # a key of the file may be any string, also one that no file can hold
+        facts["left out"] = [key.encode("utf-8", "replace").decode() for key in left_out]
     if assumed:
         facts["assumed"] = assumed.describe(labels, is_stated=options.labels is not None)
     return RawDataset(

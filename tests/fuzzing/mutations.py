@@ -239,6 +239,7 @@ def _spoil_place(rng: Random, container: Any, key: Any) -> None:
 
 def spoil_array(rng: Random, array: np.ndarray) -> Any:
     """Another shape, type or content."""
+    array = np.atleast_1d(array)
     change = rng.randrange(8)
     if change == 0:
         kinds = (

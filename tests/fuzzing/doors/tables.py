@@ -68,6 +68,7 @@ def _table(rows: Any, kind: str) -> bytes:
         return file.getvalue().encode("utf-8", "surrogatepass")
     sink = io.BytesIO()
     names = list(dict.fromkeys(str(name) for row in rows for name in row))
+    names = [name.encode("utf-8", "replace").decode() for name in names]
     columns = {name: _column([row.get(name) for row in rows]) for name in names}
     pyarrow.parquet.write_table(pyarrow.table(columns), sink)
     return sink.getvalue()
