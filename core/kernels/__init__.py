@@ -1,1 +1,2 @@
-"""Fast paths behind the losses; nothing here imports the rest of the project."""
+"""Fast paths behind the losses. Of the rest of the project they import only what chooses the
+folder for compiled code."""
