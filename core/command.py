@@ -40,7 +40,7 @@ STOPPED = 75  # EX_TEMPFAIL of sysexits.h
 RANK_LOST = 76
 INTERRUPTED = 130
 
-LONGEST_MESSAGE = 1200  # characters
+_LONGEST_MESSAGE = 1200  # characters
 NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -59,9 +59,9 @@ class Refused(ValueError):
 
 def _shortened(message: str) -> str:
     """A message with its middle left out where it is too long to be read: values may be."""
-    if len(message) <= LONGEST_MESSAGE:
+    if len(message) <= _LONGEST_MESSAGE:
         return message
-    half = LONGEST_MESSAGE // 2 - 10
+    half = _LONGEST_MESSAGE // 2 - 10
     return f"{message[:half]} [...] {message[-half:]}"
 
 
