@@ -147,9 +147,12 @@ def recipe_functions() -> dict[str, Callable[[], Run]]:
     import launch.recipes
 
     functions: dict[str, Callable[[], Run]] = {}
-    for module in pkgutil.iter_modules(launch.recipes.__path__):
-        recipes = importlib.import_module(f"launch.recipes.{module.name}").RECIPES
-        functions |= {f"{module.name}/{name}": function for name, function in recipes.items()}
+    for module in pkgutil.walk_packages(launch.recipes.__path__, "launch.recipes."):
+        if module.ispkg:
+            continue
+        model = module.name.rpartition(".")[2]
+        recipes = importlib.import_module(module.name).RECIPES
+        functions |= {f"{model}/{name}": function for name, function in recipes.items()}
     return dict(sorted(functions.items()))
 
 

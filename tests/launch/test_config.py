@@ -7,7 +7,15 @@ import json
 import pytest
 
 from core.models import MODELS
-from launch.config import ConfigError, from_dict, load_recipe, override, recipe_names, to_dict
+from launch.config import (
+    ConfigError,
+    from_dict,
+    load_recipe,
+    override,
+    recipe_functions,
+    recipe_names,
+    to_dict,
+)
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -19,10 +27,7 @@ def test_every_recipe_survives_json(name: str):
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_says_how_to_run_it(name: str):
-    import importlib
-
-    module, function = name.split("/")
-    docstring = importlib.import_module(f"launch.recipes.{module}").RECIPES[function].__doc__ or ""
+    docstring = recipe_functions()[name].__doc__ or ""
     assert f"launch/train.py {name}" in docstring
 
 
