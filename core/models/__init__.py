@@ -7,6 +7,7 @@ from typing import Any
 from core.model import Model
 from core.models.baseline import Baseline
 from core.models.cenet import CENet
+from core.models.cross_modal.mult import MulT
 from core.models.hscl import HSCL
 from core.models.mclea import MCLEA
 from core.models.meaformer import MEAformer
@@ -20,6 +21,7 @@ MODELS: dict[str, type[Model[Any, Any]]] = {
     "hscl": HSCL,
     "mclea": MCLEA,
     "meaformer": MEAformer,
+    "mult": MulT,
     "self_mm": SelfMM,
     "tate": TATE,
     "tfr_net": TFRNet,

@@ -20,6 +20,7 @@ SMALL_OPTIONS: dict[str, dict[str, Any]] = {
     "hscl": {"layers": 1, "projection_width": 8, "hidden": 8},
     "mclea": {"graph_hidden": 12, "hidden": 8},
     "meaformer": {"hidden": 12, "feedforward": 16},
+    "mult": {"width": 8, "heads": 2, "layers": 1},
     "tate": {"width": 24},
     "tfr_net": {"width": 12, "heads": 2, "layers": 1, "cross_layers": 1, "gru_layers": 1},
 }
