@@ -7,6 +7,7 @@ from typing import Any
 from core.model import Model
 from core.models.baseline import Baseline
 from core.models.cenet import CENet
+from core.models.cross_modal.mag_bert import MAGBert
 from core.models.cross_modal.mult import MulT
 from core.models.hscl import HSCL
 from core.models.mclea import MCLEA
@@ -19,6 +20,7 @@ MODELS: dict[str, type[Model[Any, Any]]] = {
     "baseline": Baseline,
     "cenet": CENet,
     "hscl": HSCL,
+    "mag_bert": MAGBert,
     "mclea": MCLEA,
     "meaformer": MEAformer,
     "mult": MulT,
