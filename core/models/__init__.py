@@ -7,6 +7,8 @@ from typing import Any
 from core.model import Model
 from core.models.baseline import Baseline
 from core.models.cenet import CENet
+from core.models.cross_modal.almt import ALMT
+from core.models.cross_modal.lnln import LNLN
 from core.models.cross_modal.mag_bert import MAGBert
 from core.models.cross_modal.mult import MulT
 from core.models.hscl import HSCL
@@ -17,9 +19,11 @@ from core.models.tate import TATE
 from core.models.tfr_net import TFRNet
 
 MODELS: dict[str, type[Model[Any, Any]]] = {
+    "almt": ALMT,
     "baseline": Baseline,
     "cenet": CENet,
     "hscl": HSCL,
+    "lnln": LNLN,
     "mag_bert": MAGBert,
     "mclea": MCLEA,
     "meaformer": MEAformer,

@@ -17,7 +17,17 @@ ALIGNMENT = [name for name, kind in MODELS.items() if kind.task == "alignment"]
 # Under Adam rounding grows with TATE's width: at 300 the losses of two runs that begin 1e-7 apart
 # differ by 6e-4 after 20 steps, at 24 by 3e-7.
 SMALL_OPTIONS: dict[str, dict[str, Any]] = {
+    "almt": {"width": 16, "heads": 2, "head_width": 8, "tokens": 4, "hyper_heads": 2},
     "hscl": {"layers": 1, "projection_width": 8, "hidden": 8},
+    "lnln": {
+        "width": 16,
+        "heads": 2,
+        "head_width": 8,
+        "tokens": 4,
+        "embed_layers": 1,
+        "inner_layers": 1,
+        "hyper_heads": 2,
+    },
     "mclea": {"graph_hidden": 12, "hidden": 8},
     "meaformer": {"hidden": 12, "feedforward": 16},
     "mult": {"width": 8, "heads": 2, "layers": 1},
