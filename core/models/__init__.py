@@ -11,6 +11,7 @@ from core.models.cross_modal.almt import ALMT
 from core.models.cross_modal.lnln import LNLN
 from core.models.cross_modal.mag_bert import MAGBert
 from core.models.cross_modal.mult import MulT
+from core.models.cross_modal.tetfn import TETFN
 from core.models.hscl import HSCL
 from core.models.mclea import MCLEA
 from core.models.meaformer import MEAformer
@@ -30,5 +31,6 @@ MODELS: dict[str, type[Model[Any, Any]]] = {
     "mult": MulT,
     "self_mm": SelfMM,
     "tate": TATE,
+    "tetfn": TETFN,
     "tfr_net": TFRNet,
 }

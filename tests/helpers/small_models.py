@@ -32,6 +32,7 @@ SMALL_OPTIONS: dict[str, dict[str, Any]] = {
     "meaformer": {"hidden": 12, "feedforward": 16},
     "mult": {"width": 8, "heads": 2, "layers": 1},
     "tate": {"width": 24},
+    "tetfn": {"width": 8, "heads": 2, "vision_hidden": 16, "post_fusion": 16},
     "tfr_net": {"width": 12, "heads": 2, "layers": 1, "cross_layers": 1, "gru_layers": 1},
 }
 SMALL_TEXT = TextConfig(source="small", width=16, layers=2, heads=2)
