@@ -8,6 +8,7 @@ from core.model import Model
 from core.models.baseline import Baseline
 from core.models.cenet import CENet
 from core.models.cross_modal.almt import ALMT
+from core.models.cross_modal.bbfn import BBFN
 from core.models.cross_modal.lnln import LNLN
 from core.models.cross_modal.mag_bert import MAGBert
 from core.models.cross_modal.mult import MulT
@@ -22,6 +23,7 @@ from core.models.tfr_net import TFRNet
 MODELS: dict[str, type[Model[Any, Any]]] = {
     "almt": ALMT,
     "baseline": Baseline,
+    "bbfn": BBFN,
     "cenet": CENet,
     "hscl": HSCL,
     "lnln": LNLN,

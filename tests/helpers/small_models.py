@@ -18,6 +18,7 @@ ALIGNMENT = [name for name, kind in MODELS.items() if kind.task == "alignment"]
 # differ by 6e-4 after 20 steps, at 24 by 3e-7.
 SMALL_OPTIONS: dict[str, dict[str, Any]] = {
     "almt": {"width": 16, "heads": 2, "head_width": 8, "tokens": 4, "hyper_heads": 2},
+    "bbfn": {"width": 8, "heads": 2, "levels": 2},
     "hscl": {"layers": 1, "projection_width": 8, "hidden": 8},
     "lnln": {
         "width": 16,
