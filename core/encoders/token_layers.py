@@ -55,30 +55,26 @@ class TokenLayer(nn.Module):
 
 
 class TokenTransformer(nn.Module):
-    """Layers over a sequence with learnt positions, or over a few learnt tokens in front of it,
-    which sum it up.
+    """Layers over a few learnt tokens and a sequence behind them, which the tokens sum up.
 
     Args:
         longest: frames that have a position; those behind them have none.
-        tokens: in front; 0: none.
     """
 
-    def __init__(self, shape: TokenShape, longest: int, layers: int, tokens: int = 0):
+    def __init__(self, shape: TokenShape, longest: int, layers: int, tokens: int):
         super().__init__()
         self.positions = nn.Parameter(torch.randn(tokens + longest, shape.width))
-        self.tokens = nn.Parameter(torch.zeros(tokens, shape.width)) if tokens else None
+        self.tokens = nn.Parameter(torch.zeros(tokens, shape.width))
         self.layers = nn.ModuleList(TokenLayer(shape) for _ in range(layers))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, tokens, width) of (B, T, width), or (B, T, width) without tokens.
+        """(B, tokens, width) of (B, T, width).
 
         Args:
             mask: (B, T), True where a frame exists; None: everywhere. Tokens always exist.
         """
-        if self.tokens is None:
-            return self.levels(x)[-1]
         tokens = self.tokens.expand(len(x), -1, -1)
-        x = self._placed(torch.cat([tokens, x], dim=1))
+        x = _placed(torch.cat([tokens, x], dim=1), self.positions)
         if mask is not None:
             mask = F.pad(mask, (len(self.tokens), 0), value=True)
         *earlier, last = self.layers
@@ -88,16 +84,28 @@ class TokenTransformer(nn.Module):
         read: Tensor = last(x[:, : len(self.tokens)], x, mask)
         return read
 
-    def levels(self, x: Tensor) -> list[Tensor]:
-        """(B, T, width) with positions, and what each layer makes of it."""
-        found = [self._placed(x)]
+
+class Levels(nn.Module):
+    """Layers over tokens with learnt positions, of which every level is given."""
+
+    def __init__(self, shape: TokenShape, tokens: int, layers: int):
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(tokens, shape.width))
+        self.layers = nn.ModuleList(TokenLayer(shape) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """(B, tokens, width) with positions, and what each layer makes of it."""
+        found = [_placed(x, self.positions)]
         for layer in self.layers:
             found.append(layer(found[-1], found[-1]))
         return found
 
-    def _placed(self, x: Tensor) -> Tensor:
-        behind = max(0, x.shape[1] - len(self.positions))  # padding of a batch may reach there
-        return x + F.pad(self.positions, (0, 0, 0, behind))[: x.shape[1]]
+
+def _placed(x: Tensor, positions: Tensor) -> Tensor:
+    """(B, T, width) with the first T of the positions; the padding of a batch may reach beyond
+    them."""
+    behind = max(0, x.shape[1] - len(positions))
+    return x + F.pad(positions, (0, 0, 0, behind))[: x.shape[1]]
 
 
 class HyperModality(nn.Module):
@@ -191,7 +199,7 @@ class LanguageGuided(nn.Module):
         plain: bool,
     ):
         super().__init__()
-        self.language = TokenTransformer(shape, tokens, levels - 1)
+        self.language = Levels(shape, tokens, levels - 1)
         self.hyper = nn.Parameter(torch.ones(tokens, shape.width))
         self.layers = nn.ModuleList(
             HyperModality(shape.width, hyper_heads, others, plain) for _ in range(levels)
@@ -206,7 +214,7 @@ class LanguageGuided(nn.Module):
     ) -> Tensor:
         """(B, 1 + tokens, width) of (B, tokens, width) text and others; arguments as
         ``HyperModality``'s."""
-        levels = self.language.levels(text)
+        levels = self.language(text)
         hyper = self.hyper.expand(len(text), -1, -1)
         for layer, level in zip(self.layers, levels, strict=True):
             hyper = layer(hyper, level, others, has_modality)

@@ -24,7 +24,7 @@ from core.encoders.inputs import (
     one_frame,
 )
 from core.encoders.text import TextConfig, TextEncoder
-from core.encoders.token_layers import LanguageGuided, TokenShape, TokenTransformer
+from core.encoders.token_layers import LanguageGuided, Levels, TokenShape, TokenTransformer
 from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.cross_modal.almt import refuse_without_text
@@ -111,7 +111,7 @@ class LNLN(Model[Utterances, Output]):
         self.make_proxy = TokenTransformer(shape, proxy_inputs, config.inner_layers, tokens)
         self.rebuild = nn.ModuleDict()
         for m in self.modalities:
-            self.rebuild[m] = TokenTransformer(shape, tokens, config.inner_layers)
+            self.rebuild[m] = Levels(shape, tokens, config.inner_layers)
         self.discriminate = discriminator(width, width // 2)
         self.guided = LanguageGuided(
             shape,
@@ -135,7 +135,7 @@ class LNLN(Model[Utterances, Output]):
         complete, rebuilt, judged = {}, {}, None
         if self.training:
             complete = self._complete_tokens(batch, damaged)
-            rebuilt = {m: self.rebuild[m](damaged[m]) for m in self.modalities}
+            rebuilt = {m: self.rebuild[m](damaged[m])[-1] for m in self.modalities}
             judged = self._judge(complete["text"], dominant)
         return Output(
             score=score.squeeze(1),
