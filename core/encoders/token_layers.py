@@ -110,7 +110,7 @@ def _placed(x: Tensor, positions: Tensor) -> Tensor:
 
 class HyperModality(nn.Module):
     """ALMT's layer: what the text's tokens find in those of sound and video, added to the
-    hyper-modality (Zhang et al., EMNLP 2023, section 3.4).
+    hyper-modality (Zhang et al., EMNLP 2023, arXiv:2310.05804).
 
     Args:
         others: modalities that the text looks at.
@@ -185,7 +185,12 @@ class TokenFusion(nn.Module):
 
 class LanguageGuided(nn.Module):
     """ALMT behind its embeddings: levels of the language, of which each adds to the hyper-modality
-    what it finds in sound and video; then the last level looks at what became of it."""
+    what it finds in sound and video; then the last level looks at what became of it.
+
+    Args:
+        ones: start from a hyper-modality of ones, as the released codes do. The first norm turns it
+            into zeros, so its gain gets no gradient in the first step.
+    """
 
     def __init__(
         self,
@@ -197,10 +202,12 @@ class LanguageGuided(nn.Module):
         hyper_heads: int,
         fusion_layers: int,
         plain: bool,
+        ones: bool,
     ):
         super().__init__()
         self.language = Levels(shape, tokens, levels - 1)
-        self.hyper = nn.Parameter(torch.ones(tokens, shape.width))
+        start = torch.ones if ones else torch.randn
+        self.hyper = nn.Parameter(start(tokens, shape.width))
         self.layers = nn.ModuleList(
             HyperModality(shape.width, hyper_heads, others, plain) for _ in range(levels)
         )

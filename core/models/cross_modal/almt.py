@@ -31,9 +31,10 @@ class ALMT(Model[Utterances, Sentiment]):
 
     Differences from the released codes (the authors' and MMSA's): padding takes no part in
     attention; positions are learnt up to the data's longest sequences; the text finds nothing in
-    a modality that a sample lacks; rates rise from the first step on, where the released schedule
-    gives a first epoch of rate zero. As there, what is found is added to the norm of the
-    hyper-modality, where equation 6 of the paper has the hyper-modality itself (``residual``).
+    a modality that a sample lacks; the hyper-modality starts from random numbers, theirs from ones,
+    of which its norm leaves zeros (``hyper_start``); rates rise from the first step on, where the
+    released schedule gives a first epoch of rate zero. As there, what is found is added to the norm
+    of the hyper-modality, where the paper's equation has the hyper-modality itself (``residual``).
     The answer is read at a place whose row looks at the hyper-modality only, so the language's last
     level counts by what it found there. The authors print the best test score of each metric over
     all epochs; here validation chooses one epoch.
@@ -54,6 +55,8 @@ class ALMT(Model[Utterances, Sentiment]):
         fusion_layers: PositiveInt = 2
         # what a level's find is added to; the paper's equation: plain
         residual: Literal["norm", "plain"] = "norm"
+        # parity: "ones", which the first norm turns into zeros
+        hyper_start: Literal["random", "ones"] = "random"
         squared: bool = True  # the mean squared error, as in the paper
         text: TextConfig = TextConfig()
         inputs: InputConfig = InputConfig()
@@ -81,6 +84,7 @@ class ALMT(Model[Utterances, Sentiment]):
             hyper_heads=config.hyper_heads,
             fusion_layers=config.fusion_layers,
             plain=config.residual == "plain",
+            ones=config.hyper_start == "ones",
         )
         self.predict = nn.Linear(config.width, data.num_classes or 1)
 

@@ -54,7 +54,8 @@ class LNLN(Model[Utterances, Output]):
     the sentiment's too (``reversal``); what is rebuilt aims at tokens of complete data that do not
     move towards it (``detach``), and these are encoded apart only where some were dropped; the
     text's completeness is the share of its tokens that are left, where the code takes the rate that
-    was drawn; padding takes no part in attention. As in the code, targets are the embedded tokens
+    was drawn; the hyper-modality starts from random numbers, as ``ALMT`` says (``hyper_start``);
+    padding takes no part in attention. As in the code, targets are the embedded tokens
     (the paper has the input), and one token reads the text's completeness. The released training
     draws nearly the same masks in every epoch, and keeps the epoch that is best on test.
     """
@@ -77,6 +78,8 @@ class LNLN(Model[Utterances, Output]):
         beta: NonNegativeFloat = 0.8
         gamma: NonNegativeFloat = 0.1
         delta: NonNegativeFloat = 1.0
+        # parity: "ones", which the first norm turns into zeros
+        hyper_start: Literal["random", "ones"] = "random"
         squared: bool = True  # the mean squared error, as in the paper
         reversal: Literal["adversary", "proxy"] = "adversary"  # parity: "proxy"
         detach: bool = True  # parity: False lets targets move towards what aims at them
@@ -121,6 +124,7 @@ class LNLN(Model[Utterances, Output]):
             hyper_heads=config.hyper_heads,
             fusion_layers=config.fusion_layers,
             plain=False,
+            ones=config.hyper_start == "ones",
         )
         self.predict = nn.Linear(width, data.num_classes or 1)
 

@@ -128,6 +128,13 @@ def test_nothing_is_found_in_a_modality_that_is_missing(
     assert not torch.allclose(model(batch).score, scores)
 
 
+@torch.no_grad()
+def test_a_hyper_modality_of_ones_is_zero_behind_its_norm(spec: DataSpec) -> None:
+    for start, is_nothing in (("ones", True), ("random", False)):
+        guided = ALMT(ALMT.Config(**SMALL, hyper_start=start), spec).guided
+        assert bool((guided.layers[0].norm_hyper(guided.hyper) == 0).all()) == is_nothing
+
+
 def test_text_and_one_more_are_needed(spec: DataSpec) -> None:
     for modalities in (("audio", "vision"), ("text",)):
         with pytest.raises(ValueError, match="must hold text and one of them"):
