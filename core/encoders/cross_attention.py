@@ -116,7 +116,7 @@ def positions(length: int, width: int, device: torch.device) -> Tensor:
 
 
 class ResidualHead(nn.Module):
-    """(B, width) to (B, outputs): a layer around which the input passes, then a linear one (MulT)."""
+    """(B, width) to (B, outputs): a layer that the input passes by, then a linear one (MulT)."""
 
     def __init__(self, width: int, dropout: float, outputs: int):
         super().__init__()
@@ -134,8 +134,8 @@ def keys_up_to_now(queries: int, keys: int, ahead: int, device: torch.device) ->
     """(queries, keys) bool: a query sees the keys up to its own place and ``ahead`` more.
 
     Args:
-        ahead: the difference of the greatest lengths of the data, so that nothing depends on how far
-            a batch is padded.
+        ahead: the difference of the greatest lengths of the data, so that nothing depends on how
+            far a batch is padded.
     """
     query_place = torch.arange(queries, device=device)
     key_place = torch.arange(keys, device=device)

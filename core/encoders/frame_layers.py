@@ -34,7 +34,8 @@ def longest_sequences(
     unknown = [m for m in modalities if not data.max_length.get(m)]
     if unknown:
         raise ValueError(
-            f"{model} needs DataSpec.max_length of {', '.join(unknown)}: parts of it are as long as that"
+            f"{model} needs DataSpec.max_length of {', '.join(unknown)}: parts of it are as long as "
+            "that"
         )
     longest = {m: data.max_length[m] for m in modalities}
     if text is not None and text.project is not None:

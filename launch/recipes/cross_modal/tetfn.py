@@ -1,7 +1,7 @@
 """TETFN (Wang et al., Pattern Recognition 2023). Settings of MMSA's tables.
 
-MMSA sums the gradients of 4 batches before each step, as for Self-MM; the recipes of ``self_mm`` say
-what becomes of it. Its video passes the sound's kernel, which is written out here.
+MMSA sums the gradients of 4 batches before each step, as for Self-MM; the recipes of ``self_mm``
+say what becomes of it. Its video passes the sound's kernel, which is written out here.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def mosei() -> Run:
 
 
 def sims() -> Run:
-    """TETFN on CH-SIMS. MMSA's table: MAE .420, Corr .577, with labels limited to 3 instead of their
-    range of 1.
+    """TETFN on CH-SIMS. MMSA's table: MAE .420, Corr .577, with labels limited to 3 instead of
+    their range of 1.
 
     deepspeed launch/train.py tetfn/sims data=shards/sims
     """
@@ -109,8 +109,8 @@ def simsv2() -> Run:
 
 
 def mosi_utterance() -> Run:
-    """TETFN on MOSI with utterance-level sound and video, and transcripts; rates for the reason that
-    HSCL's recipe gives.
+    """TETFN on MOSI with utterance-level sound and video, and transcripts; rates for the reason
+    that HSCL's recipe gives.
 
     deepspeed launch/train.py tetfn/mosi_utterance data=shards/mosi_utterance
     options.text.source=PATH
