@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.encoders.attention import Attention
+from core.encoders.sequence import last_frame
 
 
 class EncoderOptions(Protocol):
@@ -77,22 +78,28 @@ class Encoder(nn.Module):
         attn_mask: Tensor | None = None,
         other: Tensor | None = None,
         other_mask: Tensor | None = None,
+        last_only: bool = False,
     ) -> Tensor:
-        """(B, T, width).
+        """(B, T, width), or (B, 1, width) with ``last_only``.
 
         Args:
             mask: (B, T); None means that positions have no order and all exist (the feature axis).
             attn_mask: (T, S), True where a query may look at a key.
             other: (B, S, width), what is looked at instead of ``x`` itself.
             other_mask: (B, S).
+            last_only: give the last existing frame alone. It may look at every frame of ``x``, and
+                the last layer computes nothing else.
         """
         embedded_other = None if other is None else self._embed(other, other_mask)
         key_mask = mask if other is None else other_mask
         x = self._embed(x, mask)
         layers = zip(self.attention, self.feed, self.before, self.between, strict=True)
-        for attention, feed, before, between in layers:
+        for number, (attention, feed, before, between) in enumerate(layers, 1):
             queries = before(x)
             keys = queries if embedded_other is None else before(embedded_other)
+            if last_only and mask is not None and number == len(self.attention):
+                x, queries = last_frame(x, mask)[:, None], last_frame(queries, mask)[:, None]
+                attn_mask = None
             x = x + self.residual(attention(queries, keys, key_mask, attn_mask))
             x = x + self.residual(feed(between(x)))
         return self.last(x)

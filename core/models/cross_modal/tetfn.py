@@ -23,7 +23,7 @@ from core.encoders.inputs import (
     has_frames,
     in_order,
 )
-from core.encoders.sequence import last_frame, masked_max
+from core.encoders.sequence import masked_max
 from core.encoders.text import TextConfig, TextEncoder, decayed
 from core.model import DataSpec
 from core.models.cross_modal.almt import refuse_without_text
@@ -183,8 +183,9 @@ class TETFN(UnimodalTasks):
             else:
                 views.append(self._look_by_text(m, other, aligned, mask))
         joined = torch.cat(views, dim=2) * mask[m][..., None]
-        states = self._look(self.own[m], m, joined, m, None, mask)
-        return last_frame(states, mask[m])
+        pairs = self._pairs(m, m, mask)
+        last = self.own[m](joined, mask[m], pairs, last_only=True)
+        return last.squeeze(1) * has_frames(mask[m])[:, None]
 
     def _look_by_text(
         self, m: str, other: str, aligned: dict[str, Tensor], mask: dict[str, Tensor]
@@ -201,17 +202,21 @@ class TETFN(UnimodalTasks):
         query: str,
         x: Tensor,
         key: str,
-        source: Tensor | None,
+        source: Tensor,
         mask: dict[str, Tensor],
     ) -> Tensor:
         """(B, T, width) of ``x``, which has the frames of ``query``, on a source that has those of
-        ``key``; a query sees keys up to its own place and the difference of the greatest
-        lengths."""
-        ahead = abs(self.longest[key] - self.longest[query])
-        queries, keys = mask[query].shape[1], mask[key].shape[1]
-        pairs = keys_up_to_now(queries, keys, ahead, x.device)
+        ``key``."""
+        pairs = self._pairs(query, key, mask)
         seen: Tensor = encoder(x, mask[query], pairs, source, mask[key])
         return seen
+
+    def _pairs(self, query: str, key: str, mask: dict[str, Tensor]) -> Tensor:
+        """(T, S) bool: a query sees keys up to its own place, and the difference of the greatest
+        lengths more."""
+        ahead = abs(self.longest[key] - self.longest[query])
+        queries, keys = mask[query].shape[1], mask[key].shape[1]
+        return keys_up_to_now(queries, keys, ahead, mask[query].device)
 
     def remarks(self) -> list[str]:
         if self.memory is None:
