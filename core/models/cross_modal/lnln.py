@@ -109,9 +109,7 @@ class LNLN(Model[Utterances, Output]):
             nn.Linear(width // 2, 1),
             nn.Sigmoid(),
         )
-        self.proxy = nn.Parameter(torch.ones(tokens, width))
-        proxy_inputs = tokens * len(self.modalities)  # its own start, sound and video
-        self.make_proxy = TokenTransformer(shape, proxy_inputs, config.inner_layers, tokens)
+        self.proxy = Proxy(shape, len(self.others), config.inner_layers, tokens)
         self.rebuild = nn.ModuleDict()
         for m in self.modalities:
             self.rebuild[m] = Levels(shape, tokens, config.inner_layers)
@@ -132,7 +130,9 @@ class LNLN(Model[Utterances, Output]):
         frames, mask = self.inputs(batch)
         damaged = {m: self._tokens(m, frames[m], mask[m]) for m in self.modalities}
         completeness = self.guess(self.read_text(damaged["text"])[:, 0])  # (B, 1)
-        proxy = self._proxy(damaged)
+        proxy = self.proxy([damaged[m] for m in self.others])
+        if self.config.reversal == "proxy":
+            proxy = reversed_gradient(proxy)
         dominant = mixed_by_completeness(completeness, proxy, damaged["text"])
         fused = self.guided(dominant, {m: damaged[m] for m in self.others})
         score = self.predict(fused[:, 1:].mean(1)).float()  # (B, classes or 1)
@@ -158,18 +158,16 @@ class LNLN(Model[Utterances, Output]):
         tokens: Tensor = self.embed[m](self.project[m](frames), mask)
         return tokens
 
-    def _proxy(self, damaged: dict[str, Tensor]) -> Tensor:
-        """(B, tokens, width), made of sound and video."""
-        start = self.proxy.expand(len(damaged["text"]), -1, -1)
-        proxy: Tensor = self.make_proxy(torch.cat([start, *(damaged[m] for m in self.others)], 1))
-        return reversed_gradient(proxy) if self.config.reversal == "proxy" else proxy
-
     def _complete_tokens(self, batch: Utterances, damaged: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Modality -> (B, tokens, width) of the complete data."""
+        """Modality -> (B, tokens, width) of the complete data.
+
+        They are encoded where a sample of the whole global batch lost something, so that all ranks
+        go through the same layers.
+        """
         frames = self.inputs.complete(batch)
         complete = {}
         for m in self.modalities:
-            is_damaged = bool((batch.mask[m] & ~batch.present[m]).any())
+            is_damaged = m not in batch.loss_denominators or bool(batch.loss_denominators[m] > 0)
             with torch.set_grad_enabled(not self.config.detach):
                 if is_damaged:
                     complete[m] = self._tokens(m, frames[m], one_frame(batch.mask[m]))
@@ -200,8 +198,35 @@ class LNLN(Model[Utterances, Output]):
         losses["rebuild"] = config.gamma * batch.mean(torch.stack(errors).mean(0))
         return losses
 
+    def loss_denominators(self, batch: Utterances) -> dict[str, Tensor]:
+        """Modality -> how many of its frames were dropped; no loss is divided by it."""
+        counts = {}
+        for m in self.modalities:
+            dropped = (batch.mask[m] & ~batch.present[m]).sum(1)  # (B,)
+            counts[m] = (dropped * batch.weight).sum()
+        return counts
+
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         return groups(self, text=self.text.trained())
+
+
+class Proxy(nn.Module):
+    """Stands in for the text, made of sound and video.
+
+    Its start is a parameter of this module and not of the whole model: ZeRO-3 does not gather the
+    whole model's own parameters for the backward pass.
+    """
+
+    def __init__(self, shape: TokenShape, others: int, layers: int, tokens: int):
+        super().__init__()
+        self.start = nn.Parameter(torch.ones(tokens, shape.width))
+        self.read = TokenTransformer(shape, (1 + others) * tokens, layers, tokens)
+
+    def forward(self, others: list[Tensor]) -> Tensor:
+        """(B, tokens, width) of as large ones, one for each other modality."""
+        start = self.start.expand(len(others[0]), -1, -1)
+        proxy: Tensor = self.read(torch.cat([start, *others], dim=1))
+        return proxy
 
 
 def discriminator(width: int, hidden: int) -> nn.Sequential:

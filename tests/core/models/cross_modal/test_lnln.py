@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,9 +73,9 @@ def test_the_proxy_works_for_the_sentiment_and_against_the_discriminator(
     batch = dropped(make_utterances())
     here, released = build(spec), build(spec, reversal="proxy")
     for loss, sign in (("task", -1), ("adversary", 1)):
-        wanted = sign * gradient(released, batch, loss, "proxy")
+        wanted = sign * gradient(released, batch, loss, "proxy.start")
         assert wanted.any()
-        torch.testing.assert_close(gradient(here, batch, loss, "proxy"), wanted)
+        torch.testing.assert_close(gradient(here, batch, loss, "proxy.start"), wanted)
     # the adversary's gradient arrives turned at the text's tokens too, but not in the released code
     of_text = gradient(here, batch, "adversary", "embed.text.tokens")
     torch.testing.assert_close(
@@ -91,11 +92,11 @@ def test_a_discriminator_without_reversal_pulls_the_proxy_the_other_way(
 ) -> None:
     batch = dropped(make_utterances())
     model = build(spec)
-    turned = gradient(model, batch, "adversary", "proxy").clone()
-    task = gradient(model, batch, "task", "proxy").clone()
+    turned = gradient(model, batch, "adversary", "proxy.start").clone()
+    task = gradient(model, batch, "task", "proxy.start").clone()
     monkeypatch.setattr("core.models.cross_modal.lnln.reversed_gradient", lambda x: x)
-    torch.testing.assert_close(gradient(model, batch, "adversary", "proxy"), -turned)
-    torch.testing.assert_close(gradient(model, batch, "task", "proxy"), task)
+    torch.testing.assert_close(gradient(model, batch, "adversary", "proxy.start"), -turned)
+    torch.testing.assert_close(gradient(model, batch, "task", "proxy.start"), task)
 
 
 def test_targets_get_no_gradient_unless_asked(
@@ -105,6 +106,24 @@ def test_targets_get_no_gradient_unless_asked(
         for detach in (True, False):
             complete = build(spec, detach=detach)(batch).complete
             assert all(tokens.requires_grad != detach for tokens in complete.values())
+
+
+def test_complete_data_are_encoded_apart_where_anybody_lost_some(
+    spec: DataSpec, make_utterances: MakeUtterances
+) -> None:
+    """Of the whole global batch: ranks that go through other layers would wait for each other."""
+    whole = make_utterances(4)
+    model = build(spec)
+    calls = []
+    model.embed["audio"].register_forward_hook(lambda *arguments: calls.append(1))
+    lost = model.loss_denominators(dropped(whole))
+    for denominators, wanted in ((model.loss_denominators(whole), 1), (lost, 2)):
+        calls.clear()
+        model(replace(whole, loss_denominators=denominators))
+        assert len(calls) == wanted
+    assert float(lost["audio"]) == float(
+        (whole.mask["audio"].sum(1) + 1).div(3, rounding_mode="floor").sum()
+    )
 
 
 @torch.no_grad()
