@@ -206,8 +206,8 @@ class LanguageGuided(nn.Module):
     ):
         super().__init__()
         self.language = Levels(shape, tokens, levels - 1)
-        start = torch.ones if ones else torch.randn
-        self.hyper = nn.Parameter(start(tokens, shape.width))
+        size = (tokens, shape.width)
+        self.hyper = nn.Parameter(torch.ones(size) if ones else torch.randn(size))
         self.layers = nn.ModuleList(
             HyperModality(shape.width, hyper_heads, others, plain) for _ in range(levels)
         )

@@ -42,6 +42,7 @@ class SelfMM(UnimodalTasks):
     """
 
     task = "sentiment"
+    memory: LabelMemory
 
     @validated_dataclass(frozen=True)
     class Config:

@@ -86,7 +86,7 @@ class MulT(Model[Utterances, Sentiment]):
             widths["text"] = self.text.width
         self.first = self._convolutions(widths)
         self._make_encoders()
-        fused_width = sum(self.own[m].width for m in self.modalities)
+        fused_width = len(self.modalities) * (len(self.modalities) - 1) * config.width
         self.predict = ResidualHead(fused_width, config.out_dropout, data.num_classes or 1)
 
     def _convolutions(self, widths: dict[str, int]) -> nn.ModuleDict:
@@ -151,7 +151,7 @@ class MulT(Model[Utterances, Sentiment]):
     def _longest_input(self, m: str) -> int:
         """The greatest length before the convolution."""
         if m in self.first and self.config.padding == "valid":
-            return self.longest[m] + self.first[m].kernel_size[0] - 1
+            return self.longest[m] + by_modality(self.config.kernels)[m] - 1
         return self.longest[m]
 
     def _summary(self, m: str, aligned: dict[str, Tensor], mask: dict[str, Tensor]) -> Tensor:

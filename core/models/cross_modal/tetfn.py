@@ -111,7 +111,9 @@ class TETFN(UnimodalTasks):
         dropout = by_modality(config.attention_dropout)
         ordered = config.positions == "everywhere"
         self.cross = nn.ModuleDict()  # of a modality on another
-        self.enhanced = nn.ModuleDict()  # of sound on video, or the other way, by way of the text
+        # of sound on video, or the other way: what the other finds in the text, and what of that is
+        # found
+        self.lower, self.upper = nn.ModuleDict(), nn.ModuleDict()
         for m in self.modalities:
             for other in self._others(m):
                 if "text" in (m, other):
@@ -119,9 +121,11 @@ class TETFN(UnimodalTasks):
                         width, config.heads, LAYERS, dropout[other], config, ordered
                     )
                 else:
-                    self.enhanced[f"{m}_{other}"] = nn.ModuleList(
-                        Encoder(width, config.heads, layers, dropout["text"], config)
-                        for layers in (1, LAYERS)
+                    self.lower[f"{m}_{other}"] = Encoder(
+                        width, config.heads, 1, dropout["text"], config
+                    )
+                    self.upper[f"{m}_{other}"] = Encoder(
+                        width, config.heads, LAYERS, dropout["text"], config
                     )
         own_width = (len(self.modalities) - 1) * width
         self.own = nn.ModuleDict()  # of what a modality found in the others on itself
@@ -191,7 +195,8 @@ class TETFN(UnimodalTasks):
         self, m: str, other: str, aligned: dict[str, Tensor], mask: dict[str, Tensor]
     ) -> Tensor:
         """(B, T, width): a modality on the other, after that has looked at the text."""
-        lower, upper = self.enhanced[f"{m}_{other}"]
+        lower = self.lower[f"{m}_{other}"]
+        upper = self.upper[f"{m}_{other}"]
         enhanced = self._look(lower, other, aligned[other], "text", aligned["text"], mask)
         enhanced = enhanced * mask[other][..., None]
         return self._look(upper, m, aligned[m], other, enhanced, mask)

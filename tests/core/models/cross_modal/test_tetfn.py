@@ -48,10 +48,9 @@ def restated_scores(
             if "text" in (m, other):
                 views.append(look(f"cross.{m}_{other}", m, x, other, source, 2, everywhere))
                 continue
-            at = f"enhanced.{m}_{other}"
             # the source looks at the text first, then the target at what came of it
-            source = look(f"{at}.0", other, source, "text", aligned["text"], 1, True)
-            views.append(look(f"{at}.1", m, x, other, source, 2, True))
+            source = look(f"lower.{m}_{other}", other, source, "text", aligned["text"], 1, True)
+            views.append(look(f"upper.{m}_{other}", m, x, other, source, 2, True))
         return look(f"own.{m}", m, np.concatenate(views, 1), m, None, 2, everywhere)[-1]
 
     encoded = {m: x.max(0) for m, x in aligned.items()}
