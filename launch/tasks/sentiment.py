@@ -83,6 +83,7 @@ class SentimentTask:
             seed=run.seed,
             shuffle=shuffle,
             window=loading.window,
+            groups=loading.groups,
             bucket=loading.bucket and shuffle,
             drop_last=loading.drop_last and shuffle,
             prefetch=loading.prefetch,
