@@ -69,12 +69,7 @@ def _schema(task: Task) -> dict[str, Any]:
 
 def _card(run: Run, out: Path, task: Task, scores: dict[str, dict[str, float]]) -> str:
     manifest = task.manifest
-    names = list(scores.get("test", {}))
-    table = (
-        ["| split | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"] if names else []
-    )
-    for split, values in scores.items() if names else ():
-        table.append(f"| {split} | " + " | ".join(f"{values[name]:.4f}" for name in names) + " |")
+    table = _score_rows(scores)
     inputs = ", ".join(
         f"{name} ({width} wide)" if width else f"{name} (token ids)"
         for name, width in task.data.features.items()
@@ -111,6 +106,18 @@ def _card(run: Run, out: Path, task: Task, scores: dict[str, dict[str, float]]) 
             "",
         ]
     )
+
+
+def _score_rows(scores: Scores) -> list[str]:
+    """The lines of a table, one column for each score of any split."""
+    names = list(dict.fromkeys(name for values in scores.values() for name in values))
+    if not names:
+        return []
+    lines = ["| split | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+    for split, values in scores.items():
+        cells = [f"{values[name]:.4f}" if name in values else "" for name in names]
+        lines.append(f"| {split} | " + " | ".join(cells) + " |")
+    return lines
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -104,7 +104,7 @@ def index_folder(folder: Path, stated: Stated | None = None, *, processes: int =
         "no arrays": dict(sorted(_not_arrays(facts).items())),
         **stated.source,
     }
-    described = _sentiment(folder, facts, stated) if is_sentiment else _arrays(facts)
+    described = _sentiment(folder, facts, stated) if is_sentiment else _arrays(folder, facts)
     manifest = Manifest(
         name=folder.resolve().name, task=stated.task, splits=shards, source=source, **described
     )
@@ -199,7 +199,7 @@ def _sentiment(folder: Path, facts: Sequence[TarFacts], stated: Stated) -> dict[
     }
 
 
-def _arrays(facts: Sequence[TarFacts]) -> dict[str, Any]:
+def _arrays(folder: Path, facts: Sequence[TarFacts]) -> dict[str, Any]:
     """What the manifest says of arrays of any kind."""
     fields: dict[str, tuple[str, Extents]] = {}
     for tar in facts:
@@ -207,7 +207,7 @@ def _arrays(facts: Sequence[TarFacts]) -> dict[str, Any]:
     described = {}
     max_length = {}
     for name, (dtype, extents) in sorted(fields.items()):
-        described[name] = Field(dtype, _shape(name, dtype, extents))
+        described[name] = Field(dtype, _shape(str(folder), name, dtype, extents))
         axis = _time_axis(dtype, extents)
         if axis is not None:
             max_length[name] = extents[axis][1]
@@ -280,10 +280,10 @@ def _time_axis(dtype: str, extents: Extents) -> int | None:
     return 0 if np.dtype(dtype).kind == "f" else len(extents) - 1
 
 
-def _shape(name: str, dtype: str, extents: Extents) -> tuple[int | None, ...]:
+def _shape(where: str, name: str, dtype: str, extents: Extents) -> tuple[int | None, ...]:
     if sum(low != high for low, high in extents) > 1:
         raise DataError(
-            f"field {name!r} varies along more than one axis ({extents}); leave it out with "
+            f"{where}: field {name!r} varies along more than one axis ({extents}); leave it out with "
             f"--leave-out {name}"
         )
     time = _time_axis(dtype, extents)

@@ -101,8 +101,11 @@ def join_surveys(
         for name, length in survey.max_length.items():
             found.max_length[name] = max(found.max_length.get(name, 0), length)
     if found.scores and found.classes:
+        scored = next(path for path, survey in surveys if survey.labels)
+        classed = next(path for path, survey in surveys if survey.classes)
         raise DataError(
-            f"{folder}: some samples have a label and others a class; give one of them to all"
+            f"{folder}: some samples have a label, as in {scored.name}, and others a class, as in "
+            f"{classed.name}; give one of them to all"
         )
     found.fields = dict(sorted(found.fields.items()))
     found.moments = mean_and_std(survey.moments for _, survey in surveys)

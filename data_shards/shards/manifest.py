@@ -8,6 +8,7 @@ is not a data set.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from core.command import Refused
 from core.file_access.regular_files import read_regular_file
 from core.files import sha256_of_bytes
+from data_shards.shards.manifest_facts import first_odd_fact
 
 FORMAT = "concord-shards"
 VERSION = 1
@@ -150,7 +152,10 @@ class Manifest:
         """Parse and check; a DataError names ``where`` if anything is missing or wrong."""
         try:
             body = json.loads(
-                text, object_pairs_hook=refuse_repeated_keys, parse_constant=refuse_constant
+                text,
+                object_pairs_hook=refuse_repeated_keys,
+                parse_constant=refuse_constant,
+                parse_float=finite_float,
             )
         except (ValueError, RecursionError) as error:
             raise _refused(f"{where} is not JSON ({error})") from error
@@ -171,6 +176,7 @@ class Manifest:
         _check_fields(manifest, where)
         _check_shards(manifest, where)
         _check_counts(manifest, where)
+        _check_facts(manifest, where)
         return manifest
 
 
@@ -234,6 +240,14 @@ def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def refuse_constant(name: str) -> None:
     """For ``json.loads``, which reads NaN and Infinity, and they are not JSON."""
     raise ValueError(f"{name} is not a number")
+
+
+def finite_float(digits: str) -> float:
+    """For ``json.loads``, which makes infinity of 1e999."""
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits[:40]} is too large a number")
+    return number
 
 
 _TYPE_NAMES = {"string": "str", "dataclass": "dict", "tuple": "list"}  # pydantic's -> JSON's
@@ -317,6 +331,19 @@ def _check_counts(manifest: Manifest, where: str) -> None:
     for name, counts in (("max_length", manifest.max_length), ("repairs", manifest.repairs)):
         if min(counts.values(), default=0) < 0:
             raise _refused(f"{where}: a negative number in {name}")
+
+
+def _check_facts(manifest: Manifest, where: str) -> None:
+    """DataError unless what is read of tokenizer, source and extras is of its declared kind."""
+    tokenizer = manifest.tokenizer or {}
+    facts = {"tokenizer": tokenizer, "source": manifest.source, "extras": manifest.extras}
+    odd = first_odd_fact(facts)
+    if odd is not None:
+        part, error = odd
+        raise _refused(f"{where}: {part}: {_first_problem(error)}")
+    unknown, size = tokenizer.get("special", {}).get("unk"), tokenizer.get("vocab_size", 0)
+    if unknown is not None and size and unknown >= size:
+        raise _refused(f"{where}: tokenizer: special: unk is {unknown}, outside its {size} tokens")
 
 
 def _repeated(names: list[str]) -> str | None:

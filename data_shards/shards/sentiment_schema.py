@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from data_shards.shards.manifest import DataError, Field, Labels, Manifest
+from data_shards.shards.manifest_facts import LARGEST_ID
 from data_shards.shards.single_values import as_number
 
 TARGETS = ("label", "class")  # every sample has one of them
 VIEW = "label_"  # begins the name of a label of one modality
 TEXT = "text"  # the only modality that may hold token ids
-LARGEST_ID = 2**24  # of a token, exclusive; a model has a vector for each id
 MODALITY = re.compile(r"(?!label)[A-Za-z][A-Za-z0-9_-]*")
 _BERT_ROWS = 3  # ids, mask, types
 _LEAVE_OUT = "write the tars anew, or leave it out with --leave-out {name}"

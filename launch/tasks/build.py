@@ -33,8 +33,11 @@ def build_task(run: Run) -> Task:
 
 def build_model(run: Run, data: DataSpec) -> Model:
     """The run's model for these data. A model that refuses its options or the data does so with a
-    ConfigError here."""
+    ConfigError here, and so does PyTorch where they make it too large for this machine."""
     try:
         return MODELS[run.model](run.options, data)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"model {run.model!r} cannot be built: {error}") from error
+    except (ValueError, OSError, RuntimeError, MemoryError, OverflowError, TypeError) as error:
+        if isinstance(error, TypeError) and "verflow" not in str(error):  # of a size, in PyTorch
+            raise
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"model {run.model!r} cannot be built: {reason}") from error
