@@ -41,8 +41,10 @@ def sketch(build: Callable[[], Built], stored: int, where: str) -> Built | None:
     try:
         with META, _at_most(2 * stored + SPARE, where):
             return build()
-    except (RuntimeError, TypeError):
-        return None  # the constructor itself says what is wrong, if anything is
+    except RuntimeError as error:
+        if "meta" in str(error).lower():  # what PyTorch says of numbers that are not there
+            return None
+        raise
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from launch.config import Run, override
 from launch.evaluate import read_run
 from launch.reports.provenance import provenance
 from launch.reports.report import best_model
+from launch.reports.tables import score_table
 from launch.tasks.build import build_task
 from launch.tasks.data_record import record_of
 from launch.tasks.task import Task
@@ -69,7 +70,8 @@ def _schema(task: Task) -> dict[str, Any]:
 
 def _card(run: Run, out: Path, task: Task, scores: dict[str, dict[str, float]]) -> str:
     manifest = task.manifest
-    table = _score_rows(scores)
+    names = list(dict.fromkeys(name for values in scores.values() for name in values))
+    table = score_table("split", scores, names).splitlines() if names else []
     inputs = ", ".join(
         f"{name} ({width} wide)" if width else f"{name} (token ids)"
         for name, width in task.data.features.items()
@@ -106,18 +108,6 @@ def _card(run: Run, out: Path, task: Task, scores: dict[str, dict[str, float]]) 
             "",
         ]
     )
-
-
-def _score_rows(scores: Scores) -> list[str]:
-    """The lines of a table, one column for each score of any split."""
-    names = list(dict.fromkeys(name for values in scores.values() for name in values))
-    if not names:
-        return []
-    lines = ["| split | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for split, values in scores.items():
-        cells = [f"{values[name]:.4f}" if name in values else "" for name in names]
-        lines.append(f"| {split} | " + " | ".join(cells) + " |")
-    return lines
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -4,7 +4,6 @@ folder."""
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from core.file_access.regular_files import open_regular_file
 from core.files import write_atomically
 from core.metrics.declared import headline_metrics, metric_of
 from core.model import Model
-from core.sketch import sketch
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import Checkpoints, read_state
 from launch.checkpoints.tensors import load_weights, refuse_other_model
@@ -24,7 +22,7 @@ from launch.reports.plots import figure, save
 from launch.reports.run_log import RunLog
 from launch.reports.tables import score_table
 from launch.run_directory import CONFIG
-from launch.tasks.build import build_model
+from launch.tasks.build import build_model, sketch_model
 from launch.tasks.data_record import refuse_other_data
 from launch.tasks.task import EvaluationResult, Task
 
@@ -41,13 +39,12 @@ def best_model(run: Run, run_dir: Path, task: Task, device: torch.device) -> tup
         raise ConfigError("; ".join([f"{run_dir} has no whole best checkpoint", *complaints]))
     state = read_state(folder)
     settings = run_dir / CONFIG
-    build = partial(build_model, run, task.data)
     try:
         # before any memory is taken for what the settings ask for
-        shapes_only = sketch(build, len(state.shapes), str(settings))
+        shapes_only = sketch_model(run, task.data, len(state.shapes), str(settings))
         if shapes_only is not None:
             refuse_other_model(folder, state.shapes, shapes_only)
-        model = build()
+        model = build_model(run, task.data)
     except ConfigError as error:
         raise ConfigError(f"{error} (its settings are those of {settings})") from None
     load_weights(folder, state.shapes, model)

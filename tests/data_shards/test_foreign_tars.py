@@ -180,7 +180,12 @@ REFUSED: list[tuple[str, Callable[[Clips], Any], list[str], str]] = [
     ),
     ("no labels", every(lambda arrays: arrays.pop("label")), [], "neither a label nor a class"),
     ("label and class", one(put("class", np.int64(1))), [], rf"{SAMPLE}: has both a label and"),
-    ("of either kind", in_valid(classify), [], "some samples have a label and"),
+    (
+        "of either kind",
+        in_valid(classify),
+        [],
+        r"have a label, as in t\S+\.tar, and others a class, as in valid-000000\.tar",
+    ),
     (
         "out of range",
         one(put("label", np.float32(7))),
