@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from data_shards.shards.manifest import (
     Manifest,
     Shard,
     Task,
+    is_plain_name,
     read_manifest,
 )
 from data_shards.shards.sentiment_schema import Rules, check_manifest
@@ -258,11 +260,16 @@ def _extents(index: Index) -> dict[str, tuple[str, Extents]]:
 def _widen(fields: dict[str, tuple[str, Extents]], tar: TarFacts) -> None:
     """Widen the extents of each field by those of one more tar."""
     for name, (dtype, found) in tar.extents.items():
+        if not is_plain_name(name):
+            raise DataError(
+                f"{tar.path}: {name!r} cannot be the name of a field (letters, digits, _ and -, dots "
+                f"between); write the tars anew, or leave it out with --leave-out {quote(name)}"
+            )
         before_dtype, before = fields.setdefault(name, (dtype, list(found)))
         if before_dtype != dtype or len(before) != len(found):
             raise DataError(
                 f"{tar.path}: field {name!r} is {dtype} with {len(found)} axes, but {before_dtype} "
-                f"with {len(before)} axes in the tars before; leave it out with --leave-out {name}"
+                f"with {len(before)} axes in the tars before; leave it out with --leave-out {quote(name)}"
             )
         for axis, (low, high) in enumerate(found):
             lowest, highest = before[axis]
@@ -284,7 +291,7 @@ def _shape(where: str, name: str, dtype: str, extents: Extents) -> tuple[int | N
     if sum(low != high for low, high in extents) > 1:
         raise DataError(
             f"{where}: field {name!r} varies along more than one axis ({extents}); leave it out with "
-            f"--leave-out {name}"
+            f"--leave-out {quote(name)}"
         )
     time = _time_axis(dtype, extents)
     return tuple(None if axis == time else low for axis, (low, _) in enumerate(extents))

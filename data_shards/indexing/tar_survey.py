@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -166,7 +167,7 @@ def _check_kind(known: dict[str, Field], name: str, array: np.ndarray, where: st
     if is_label(name) and array.shape:
         raise DataError(
             f"{where}: {name} has shape {array.shape}; one number per sample is learnt: write the "
-            f"tars anew, or leave it out with --leave-out {name}"
+            f"tars anew, or leave it out with --leave-out {quote(name)}"
         )
     found = field_of(name, array.dtype.name, array.shape)
     before = known.get(name)
@@ -181,7 +182,7 @@ def check_like(name: str, found: Field, before: Field, where: str) -> None:
     """DataError unless a field is as it was before."""
     if found == before:
         return
-    advice = f"write the tars anew, or leave it out with --leave-out {name}"
+    advice = f"write the tars anew, or leave it out with --leave-out {quote(name)}"
     is_wider = found.dtype == before.dtype and len(found.shape) == len(before.shape) == 2
     if is_wider and not are_token_ids(name, found.dtype):
         raise DataError(

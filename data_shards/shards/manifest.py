@@ -276,10 +276,15 @@ def _first_problem(error: ValidationError) -> str:
     return ": ".join([*path, last, f"{expected}, {found}"])
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether a field or split may be called so: ASCII letters, digits, _ and -, dots between."""
+    return _NAME.fullmatch(name) is not None
+
+
 def _check_fields(manifest: Manifest, where: str) -> None:
     """DataError unless every field has a plain name, a dtype of numbers and a possible shape."""
     for name, described in manifest.fields.items():
-        if not _NAME.fullmatch(name):
+        if not is_plain_name(name):
             raise _refused(f"{where}: field {name!r} is no plain name")
         if described.dtype not in NUMBERS:
             raise _refused(
@@ -296,7 +301,7 @@ def _check_shards(manifest: Manifest, where: str) -> None:
     """DataError unless names are plain and differ, and sizes and checksums are possible."""
     names = []
     for split, shards in manifest.splits.items():
-        if not _NAME.fullmatch(split):
+        if not is_plain_name(split):
             raise _refused(f"{where}: split {split!r} has no plain name")
         for shard in shards:
             _check_shard(shard, f"{where}: shard {shard.name!r}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def check_field(name: str, field: Field, where: str) -> None:
     """DataError unless a model can take the field as it is."""
     kind = np.dtype(field.dtype).kind
     found = f"{where}: {name!r} is {field.dtype} of shape {_shown(field.shape)}"
-    advice = _LEAVE_OUT.format(name=name)
+    advice = _LEAVE_OUT.format(name=quote(name))
     if name == "class" and (kind not in "iu" or field.shape):
         raise DataError(
             f"{found}; a class is one whole number: write np.int64(NUMBER), or call it 'label' if it is a score"

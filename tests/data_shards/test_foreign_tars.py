@@ -264,6 +264,18 @@ REFUSED: list[tuple[str, Callable[[Clips], Any], list[str], str]] = [
         "'a.b' cannot be the name of a modality",
     ),
     (
+        "a name with a blank",
+        every(put("a b", np.ones((1, 1)))),
+        [],
+        r"train-000000\.tar.*'a b' cannot be the name of a modality.*--leave-out 'a b'",
+    ),
+    (
+        "a name with a blank, among arrays",
+        every(put("a b", np.ones((1, 1)))),
+        ["--task", "arrays"],
+        r"train-000000\.tar: 'a b' cannot be the name of a field.*--leave-out 'a b'",
+    ),
+    (
         "token id negative",
         one(put("text", np.array([5, -1]))),
         [],
