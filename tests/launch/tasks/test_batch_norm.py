@@ -52,7 +52,7 @@ def test_a_sample_that_corrupt_shards_have_left_alone_is_left_out_and_said(
         shard.samples for shard in read_manifest(data).splits["train"] if shard.name not in CORRUPT
     )
     assert whole == 4
-    run = small_run("tfr_net", data, batch_size=8, epochs=2, seed=2)
+    run = small_run("tfr_net", data, batch_size=8, epochs=1, seed=2)
     run = replace(run, options=small_options("tfr_net", norm="batch"))
     run = replace(run, run_dir=str(tmp_path / "run"), on_corrupt="skip", max_skipped_fraction=0.95)
     run_ranks(1, tmp_path / "ranks", train, run)
@@ -61,7 +61,7 @@ def test_a_sample_that_corrupt_shards_have_left_alone_is_left_out_and_said(
     steps = sum(epoch["steps"] for epoch in events(tmp_path / "run", "epoch"))
     assert alone
     assert steps
-    assert 2 * steps + len(alone) <= 2 * whole  # a step has two samples or more
+    assert 2 * steps + len(alone) <= whole  # a step has two samples or more
 
 
 def test_samples_that_are_left_out_do_not_count(tmp_path: Path) -> None:
