@@ -137,11 +137,11 @@ def convert(
         jobs = plan_jobs(dataset, identity, shard_size)
         try:
             records = run_jobs(dataset, out, jobs, processes, progress)
+            manifest = _manifest(dataset, facts, records)
+            text = manifest.to_json()
+            Manifest.from_json(text, str(out / MANIFEST))  # refuses what could not be read again
         except Refused as refusal:
             raise _naming(raw, refusal) from None
-        manifest = _manifest(dataset, facts, records)
-        text = manifest.to_json()
-        Manifest.from_json(text, str(out / MANIFEST))  # refuses what could not be read again
         _remove_leftovers(out, manifest)
         write_atomically(out / MANIFEST, text)
     return manifest
