@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from core.encoders.frame_layers import pooled_to_words
 from core.encoders.sequence import lengths
 from core.encoders.text import TextEncoder
 
@@ -30,7 +31,8 @@ def on_one_clock(
 
     A sample's clock is the first of the modalities, in their order, that it has: with text first, a
     step is a word. Each other modality is averaged over the frames that belong to a step, by its
-    true length: aligned data stay as they are. A modality that a sample lacks is zero.
+    true length, as ``pooled_to_words`` has it: aligned data stay as they are. A modality that a
+    sample lacks is zero.
 
     Args:
         frames: modality -> (B, T, D), each of its own length.
@@ -50,21 +52,5 @@ def on_one_clock(
             missing_steps = num_steps - values.shape[1]
             stepped[m] = F.pad(values, (0, 0, 0, missing_steps))
         else:
-            stepped[m] = _mean_by_step(values, mask[m], own_length[m], length, clock)
+            stepped[m], _ = pooled_to_words(values, mask[m], clock, summary=False)
     return stepped, clock
-
-
-def _mean_by_step(
-    frames: Tensor, mask: Tensor, own_length: Tensor, length: Tensor, clock: Tensor
-) -> Tensor:
-    """(B, S, D): of L frames and S steps, step j is the mean of the frames from floor(j L / S) up
-    to, and without, ceil((j + 1) L / S); at least one, so frames may serve two steps."""
-    step = torch.arange(clock.shape[1], device=length.device)
-    num_steps = length.clamp(min=1)[:, None]
-    first = step * own_length[:, None] // num_steps  # (B, S)
-    behind = ((step + 1) * own_length[:, None] + num_steps - 1) // num_steps
-    place = torch.arange(frames.shape[1], device=length.device)
-    belongs = (place >= first[..., None]) & (place < behind[..., None])  # (B, S, T)
-    belongs = belongs & mask[:, None] & clock[..., None]
-    share = belongs / belongs.sum(2, keepdim=True).clamp(min=1)
-    return torch.bmm(share.to(frames.dtype), frames)

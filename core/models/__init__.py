@@ -7,6 +7,8 @@ from typing import Any
 from core.model import Model
 from core.models.baseline import Baseline
 from core.models.cenet import CENet
+from core.models.cross_modal.mag_bert import MAGBert
+from core.models.cross_modal.mult import MulT
 from core.models.fusion.ef_lstm import EFLSTM
 from core.models.fusion.graph_mfn import GraphMFN
 from core.models.fusion.lf_dnn import LFDNN
@@ -31,12 +33,14 @@ MODELS: dict[str, type[Model[Any, Any]]] = {
     "hscl": HSCL,
     "lf_dnn": LFDNN,
     "lmf": LMF,
+    "mag_bert": MAGBert,
     "mclea": MCLEA,
     "meaformer": MEAformer,
     "mfn": MFN,
     "mlf_dnn": MLFDNN,
     "mlmf": MLMF,
     "mtfn": MTFN,
+    "mult": MulT,
     "self_mm": SelfMM,
     "tate": TATE,
     "tfn": TFN,

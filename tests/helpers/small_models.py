@@ -36,6 +36,7 @@ SMALL_OPTIONS: dict[str, dict[str, Any]] = {
     "mlf_dnn": SMALL_SUBNETS | {"text_out": 8},
     "mlmf": SMALL_SUBNETS,
     "mtfn": SMALL_SUBNETS | {"text_out": 6, "hidden": 8},
+    "mult": {"width": 8, "heads": 2, "layers": 1},
     "tate": {"width": 24},
     "tfn": SMALL_SUBNETS | {"text_out": 6, "hidden": 8},
     "tfr_net": {"width": 12, "heads": 2, "layers": 1, "cross_layers": 1, "gru_layers": 1},

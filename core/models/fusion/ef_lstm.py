@@ -13,7 +13,7 @@ from core.batch import Utterances
 from core.dropout import Probability
 from core.encoders.clock import on_one_clock, word_states
 from core.encoders.inputs import MODALITIES, InputConfig, Inputs, Modality, groups, in_order
-from core.encoders.sequence import last_state
+from core.encoders.sequence import last_frame
 from core.encoders.text import TextConfig, TextEncoder
 from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
@@ -85,7 +85,7 @@ class EFLSTM(Model[Utterances, Sentiment]):
             if number:
                 states = self.between(states)
             states, _ = lstm(states)
-        return last_state(states, clock)
+        return last_frame(states, clock)
 
     def losses(self, output: Sentiment, batch: Utterances) -> dict[str, Tensor]:
         return {"task": batch.mean(task_loss(output.score, batch.label))}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from core.batch import Utterances
 from core.dropout import Probability
 from core.encoders.inputs import groups
-from core.encoders.sequence import last_state, masked_mean
+from core.encoders.sequence import last_frame, masked_mean
 from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.fusion.gated_memory import (
@@ -131,7 +131,7 @@ class GraphFusion(nn.Module):
             changes[m] = torch.relu(self.pairs[m](two_steps))
         readout, efficacies = self.graph(changes)
         memory = self.memory(readout, clock)
-        last = last_state(side_by_side(states), clock)
+        last = last_frame(side_by_side(states), clock)
         return torch.cat([last, memory], dim=1), efficacies
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from core.batch import Utterances
 from core.dropout import Probability
 from core.encoders.inputs import groups
-from core.encoders.sequence import last_state
+from core.encoders.sequence import last_frame
 from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.fusion.gated_memory import (
@@ -78,7 +78,7 @@ class MemoryFusion(nn.Module):
         window = torch.cat([step_before(now), now], dim=2)  # (B, S, window)
         attended = self.attend(window).softmax(2) * window
         memory = self.memory(attended, clock)
-        return torch.cat([last_state(side_by_side(states), clock), memory], dim=1)
+        return torch.cat([last_frame(side_by_side(states), clock), memory], dim=1)
 
 
 class MFN(Model[Utterances, Sentiment]):
