@@ -120,6 +120,8 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
 
     task: ClassVar[TaskName]
     Config: ClassVar[type]
+    # whether sound and video are read at the words: aligned to them, or averaged by word
+    aligned: ClassVar[bool] = False
 
     epoch: int = 0
 

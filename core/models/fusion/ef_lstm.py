@@ -33,6 +33,7 @@ class EFLSTM(Model[Utterances, Sentiment]):
     """
 
     task = "sentiment"
+    aligned = True
 
     @validated_dataclass(frozen=True)
     class Config:

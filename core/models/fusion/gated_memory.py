@@ -11,10 +11,9 @@ from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from core.batch import Utterances
 from core.dropout import Probability
 from core.encoders.clock import on_one_clock, word_states
-from core.encoders.inputs import MODALITIES, InputConfig, Inputs, Modality, in_order
+from core.encoders.inputs import MODALITIES, InputConfig, Modality, in_order
 from core.encoders.text import TextConfig, TextEncoder
 from core.model import DataSpec
 from core.models.fusion.subnets import longest_frames, padded_mean
@@ -48,7 +47,7 @@ class MemoryOptions:
         return {m: hidden[m] for m in in_order(self.modalities)}
 
 
-class ClockedInputs(nn.Module):
+class ClockedFrames(nn.Module):
     """Frames (B, S, D) of every modality on the clock of the words, and the clock's mask (B, S).
 
     Args:
@@ -58,7 +57,6 @@ class ClockedInputs(nn.Module):
 
     def __init__(self, config: MemoryOptions, data: DataSpec, mean_frames: bool = False):
         super().__init__()
-        self.inputs = Inputs(data, config.inputs, config.modalities)
         self.modalities = in_order(config.modalities)
         self.text = TextEncoder(config.text, data) if "text" in self.modalities else None
         self.width = {m: data.features[m] for m in self.modalities}
@@ -68,8 +66,11 @@ class ClockedInputs(nn.Module):
         if mean_frames:
             self.longest = longest_frames(self.modalities, data)
 
-    def forward(self, batch: Utterances) -> tuple[dict[str, Tensor], Tensor]:
-        frames, mask = self.inputs(batch)
+    def forward(
+        self, frames: Mapping[str, Tensor], mask: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Of what ``Inputs`` gives."""
+        frames, mask = dict(frames), dict(mask)
         for m, longest in self.longest.items():
             mean = padded_mean(frames[m], mask[m], longest)
             frames[m] = mean[:, None].expand_as(frames[m])

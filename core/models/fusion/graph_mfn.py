@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from core.batch import Utterances
 from core.dropout import Probability
-from core.encoders.inputs import groups
+from core.encoders.inputs import Inputs, groups
 from core.encoders.sequence import last_frame, masked_mean
 from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.fusion.gated_memory import (
-    ClockedInputs,
+    ClockedFrames,
     GatedMemory,
     MemoryOptions,
     side_by_side,
@@ -152,6 +152,7 @@ class GraphMFN(Model[Utterances, Output]):
     """
 
     task = "sentiment"
+    aligned = True
 
     @validated_dataclass(frozen=True)
     class Config(MemoryOptions):
@@ -171,9 +172,10 @@ class GraphMFN(Model[Utterances, Output]):
 
     def __init__(self, config: Config, data: DataSpec):
         super().__init__()
-        self.frames = ClockedInputs(config, data)
+        self.inputs = Inputs(data, config.inputs, config.modalities)
+        self.clocked = ClockedFrames(config, data)
         hidden = config.hidden()
-        self.fusion = GraphFusion(self.frames.width, hidden, config)
+        self.fusion = GraphFusion(self.clocked.width, hidden, config)
         fused_width = sum(hidden.values()) + config.memory
         self.predict = two_layers(
             fused_width, config.out_hidden, data.num_outputs, config.out_dropout
@@ -185,7 +187,7 @@ class GraphMFN(Model[Utterances, Output]):
         self.register_buffer("efficacy_count", count, persistent=False)
 
     def forward(self, batch: Utterances) -> Output:
-        frames, clock = self.frames(batch)
+        frames, clock = self.clocked(*self.inputs(batch))
         fused, efficacies = self.fusion(frames, clock)
         score = self.predict(fused).float()  # (B, outputs)
         return Output(
@@ -225,7 +227,7 @@ class GraphMFN(Model[Utterances, Output]):
         self.get_buffer("efficacy_count").zero_()
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        return groups(self, text=self.frames.pretrained())
+        return groups(self, text=self.clocked.pretrained())
 
 
 def _sets(modalities: list[str], smallest: int) -> list[Vertex]:

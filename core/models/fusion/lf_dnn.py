@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from core.batch import Utterances
 from core.dropout import Probability
+from core.encoders.inputs import Inputs
 from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.fusion.subnets import SubnetOptions, Subnets, three_layers
@@ -53,13 +54,14 @@ class LFDNN(Model[Utterances, Sentiment]):
 
     def __init__(self, config: Config, data: DataSpec):
         super().__init__()
+        self.inputs = Inputs(data, config.inputs, config.modalities)
         self.subnets = Subnets(config, data, config.text_out)
         self.fusion = LateFusion(
             self.subnets.width, config.hidden, data.num_outputs, config.drop_fusion
         )
 
     def forward(self, batch: Utterances) -> Sentiment:
-        score = self.fusion(self.subnets(batch)).float()  # (B, outputs)
+        score = self.fusion(self.subnets(*self.inputs(batch))).float()  # (B, outputs)
         return Sentiment(score=score.squeeze(1))
 
     def losses(self, output: Sentiment, batch: Utterances) -> dict[str, Tensor]:

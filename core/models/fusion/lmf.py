@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from core.batch import Utterances
 from core.dropout import Probability
+from core.encoders.inputs import Inputs
 from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.fusion.subnets import SubnetOptions, Subnets
@@ -62,8 +63,8 @@ class LMF(Model[Utterances, Sentiment]):
 
     Sizes are those of MMSA's published row on MOSI; the weights of the ranks are learnt as in the
     authors' code (the paper sums over ranks, which is the same up to scale). Differences from
-    MMSA's code: these weights and the bias are trained (parity: ``frozen_weights=true``, for there
-    they are in no group of the optimiser); features are standardised, and no batch norm stands on
+    MMSA's code: the weights of the ranks and the bias are trained (parity: ``frozen_weights=true``,
+    for there they are in no group of the optimiser); features are standardised, and no batch norm stands on
     the mean frames (parity: ``batch_norm=true``); a mean is over the frames that a sample has
     (parity: ``padded_mean=true``); the text's state is that of its last word, not that behind the
     padding. Where a modality is missing, its factor's bias row is left.
@@ -85,13 +86,14 @@ class LMF(Model[Utterances, Sentiment]):
 
     def __init__(self, config: Config, data: DataSpec):
         super().__init__()
+        self.inputs = Inputs(data, config.inputs, config.modalities)
         self.subnets = Subnets(config, data, config.text_out or half(config.text_hidden))
         self.fusion = LowRankFusion(
             self.subnets.width, config.rank, data.num_outputs, config.frozen_weights
         )
 
     def forward(self, batch: Utterances) -> Sentiment:
-        score = self.fusion(self.subnets(batch)).float()  # (B, outputs)
+        score = self.fusion(self.subnets(*self.inputs(batch))).float()  # (B, outputs)
         return Sentiment(score=score.squeeze(1))
 
     def losses(self, output: Sentiment, batch: Utterances) -> dict[str, Tensor]:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from core.batch import Utterances
 from core.dropout import Probability
-from core.encoders.inputs import groups
+from core.encoders.inputs import Inputs, groups
 from core.encoders.sequence import last_frame
 from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.fusion.gated_memory import (
-    ClockedInputs,
+    ClockedFrames,
     GatedMemory,
     MemoryOptions,
     side_by_side,
@@ -96,6 +96,7 @@ class MFN(Model[Utterances, Sentiment]):
     """
 
     task = "sentiment"
+    aligned = True
 
     @validated_dataclass(frozen=True)
     class Config(MemoryOptions):
@@ -116,16 +117,17 @@ class MFN(Model[Utterances, Sentiment]):
 
     def __init__(self, config: Config, data: DataSpec):
         super().__init__()
-        self.frames = ClockedInputs(config, data, config.mean_frames)
+        self.inputs = Inputs(data, config.inputs, config.modalities)
+        self.clocked = ClockedFrames(config, data, config.mean_frames)
         hidden = config.hidden()
-        self.fusion = MemoryFusion(self.frames.width, hidden, config)
+        self.fusion = MemoryFusion(self.clocked.width, hidden, config)
         fused_width = sum(hidden.values()) + config.memory
         self.predict = two_layers(
             fused_width, config.out_hidden, data.num_outputs, config.out_dropout
         )
 
     def forward(self, batch: Utterances) -> Sentiment:
-        frames, clock = self.frames(batch)
+        frames, clock = self.clocked(*self.inputs(batch))
         score = self.predict(self.fusion(frames, clock)).float()  # (B, outputs)
         return Sentiment(score=score.squeeze(1))
 
@@ -133,4 +135,4 @@ class MFN(Model[Utterances, Sentiment]):
         return {"task": batch.mean(task_loss(output.score, batch.label))}
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        return groups(self, text=self.frames.pretrained())
+        return groups(self, text=self.clocked.pretrained())

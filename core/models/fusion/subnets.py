@@ -9,13 +9,11 @@ from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 
-from core.batch import Utterances
 from core.dropout import Probability
 from core.encoders.clock import word_states
 from core.encoders.inputs import (
     MODALITIES,
     InputConfig,
-    Inputs,
     Modality,
     groups,
     has_frames,
@@ -56,7 +54,6 @@ class Subnets(nn.Module):
 
     def __init__(self, config: SubnetOptions, data: DataSpec, text_out: int):
         super().__init__()
-        self.inputs = Inputs(data, config.inputs, config.modalities)
         self.modalities = in_order(config.modalities)
         self.longest = longest_frames(self.modalities, data) if config.padded_mean else {}
         self.frames = nn.ModuleDict()
@@ -76,9 +73,8 @@ class Subnets(nn.Module):
             self.text = TextSubnet(self.encoder.width, config.text_hidden, text_out)
             self.width["text"] = text_out
 
-    def forward(self, batch: Utterances) -> dict[str, Tensor]:
-        """Modality -> (B, width), in the order of every fusion."""
-        frames, mask = self.inputs(batch)
+    def forward(self, frames: dict[str, Tensor], mask: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Modality -> (B, width), in the order of every fusion, of what ``Inputs`` gives."""
         encoded = {}
         for m, subnet in self.frames.items():
             encoded[m] = subnet(self._mean(m, frames[m], mask[m]))

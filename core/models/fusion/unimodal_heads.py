@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from core.batch import Utterances
 from core.dropout import Probability
-from core.encoders.inputs import has_frames, refuse_without_unimodal_labels
+from core.encoders.inputs import Inputs, has_frames, refuse_without_unimodal_labels
 from core.losses.labels import task_loss, unimodal_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.fusion.subnets import SubnetOptions, Subnets, three_layers
@@ -61,6 +61,7 @@ class MultiTask(Model[Utterances, Output]):
             ValueError: the data have no human labels of a modality whose weight is not 0.
         """
         super().__init__()
+        self.inputs = Inputs(data, config.inputs, config.modalities)
         self.subnets = Subnets(config, data, text_out)
         self.fusion_weight = config.fusion_weight
         weights = {
@@ -80,7 +81,7 @@ class MultiTask(Model[Utterances, Output]):
             self.heads[m] = three_layers(self.subnets.width[m], hidden[m], 1, config.drop_heads)
 
     def forward(self, batch: Utterances) -> Output:
-        vectors = self.subnets(batch)
+        vectors = self.subnets(*self.inputs(batch))
         score = self.fusion(vectors).float()  # (B, outputs)
         views = {}
         if self.training:

@@ -130,8 +130,8 @@ def test_mean_frames_as_released_are_the_same_at_every_step(
 ) -> None:
     batch = make_utterances()
     model = MFN(small_options("mfn", mean_frames=True), spec).eval()
-    frames, clock = model.frames(batch)
-    sums = model.frames.inputs(batch)[0]["audio"].sum(1)
+    frames, clock = model.clocked(*model.inputs(batch))
+    sums = model.inputs(batch)[0]["audio"].sum(1)
     for row, length in enumerate(clock.sum(1).tolist()):
         wanted = (sums[row] / 15).expand(length, -1)
         torch.testing.assert_close(frames["audio"][row, :length], wanted)

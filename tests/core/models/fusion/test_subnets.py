@@ -124,7 +124,8 @@ def test_a_modality_that_a_sample_lacks_is_the_zero_vector(
     lacking["text"][0] = False
     lacking["audio"][1] = False
     model = kind(small_options(NAMES[kind]), spec).eval()
-    found = model.subnets(replace(batch, mask=lacking, present=lacking))
+    lacking_batch = replace(batch, mask=lacking, present=lacking)
+    found = model.subnets(*model.inputs(lacking_batch))
     assert list(found) == ["audio", "vision", "text"]
     for m, row in (("text", 0), ("audio", 1)):
         assert not found[m][row].any()
@@ -188,8 +189,9 @@ def test_the_padded_mean_scales_a_clip_by_its_length(
 ) -> None:
     batch = make_utterances()
     as_released = LFDNN(small_options("lf_dnn", padded_mean=True), spec).subnets
-    right = LFDNN(small_options("lf_dnn"), spec).subnets
-    frames, mask = right.inputs(batch)
+    model = LFDNN(small_options("lf_dnn"), spec)
+    frames, mask = model.inputs(batch)
+    right = model.subnets
     length = mask["audio"].sum(1, keepdim=True)
     wanted = right._mean("audio", frames["audio"], mask["audio"]) * length / 15
     torch.testing.assert_close(as_released._mean("audio", frames["audio"], mask["audio"]), wanted)
