@@ -33,6 +33,7 @@ class EFLSTM(Model[Utterances, Sentiment]):
     """
 
     task = "sentiment"
+    takes_targets = True
     aligned = True
 
     @validated_dataclass(frozen=True)

@@ -152,6 +152,7 @@ class GraphMFN(Model[Utterances, Output]):
     """
 
     task = "sentiment"
+    takes_targets = True
     aligned = True
 
     @validated_dataclass(frozen=True)

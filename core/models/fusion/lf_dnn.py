@@ -41,6 +41,7 @@ class LFDNN(Model[Utterances, Sentiment]):
     """
 
     task = "sentiment"
+    takes_targets = True
 
     @validated_dataclass(frozen=True)
     class Config(SubnetOptions):

@@ -30,14 +30,24 @@ class LowRankFusion(nn.Module):
 
     def __init__(self, width: Mapping[str, int], rank: int, outputs: int, frozen_weights: bool):
         super().__init__()
-        self.factors = nn.ParameterDict()
+        # each is this module's own: in a module of theirs they would not be gathered for a forward
+        # where ranks share parameters
         for m, one_width in width.items():
-            factor = torch.empty(rank, one_width + 1, outputs)
-            self.factors[m] = nn.Parameter(nn.init.xavier_normal_(factor))
+            factor = nn.init.xavier_normal_(torch.empty(rank, one_width + 1, outputs))
+            self.register_parameter(f"factor_{m}", nn.Parameter(factor))
         trained = not frozen_weights
         weight = nn.init.xavier_normal_(torch.empty(1, rank))
         self.weight = nn.Parameter(weight, requires_grad=trained)
         self.bias = nn.Parameter(torch.zeros(1, outputs), requires_grad=trained)
+
+    def factor(self, m: str) -> nn.Parameter:
+        """(ranks, width + 1, outputs) of a modality."""
+        return self.get_parameter(f"factor_{m}")
+
+    def factors(self) -> list[nn.Parameter]:
+        """Of all modalities."""
+        named = self.named_parameters()
+        return [parameter for name, parameter in named if name.startswith("factor_")]
 
     def forward(self, vectors: Mapping[str, Tensor]) -> Tensor:
         product = self.products(vectors)
@@ -48,7 +58,7 @@ class LowRankFusion(nn.Module):
         parts = []
         for m, vector in vectors.items():
             with_one = F.pad(vector, (1, 0), value=1.0)
-            parts.append(torch.einsum("bi,rio->rbo", with_one, self.factors[m]))
+            parts.append(torch.einsum("bi,rio->rbo", with_one, self.factor(m)))
         return torch.stack(parts).prod(0)
 
 
@@ -71,6 +81,7 @@ class LMF(Model[Utterances, Sentiment]):
     """
 
     task = "sentiment"
+    takes_targets = True
 
     @validated_dataclass(frozen=True)
     class Config(SubnetOptions):
@@ -101,4 +112,4 @@ class LMF(Model[Utterances, Sentiment]):
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """The factors have a group of their own, as in the paper."""
-        return self.subnets.groups(self, factors=self.fusion.factors.parameters())
+        return self.subnets.groups(self, factors=self.fusion.factors())

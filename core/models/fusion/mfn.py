@@ -96,6 +96,7 @@ class MFN(Model[Utterances, Sentiment]):
     """
 
     task = "sentiment"
+    takes_targets = True
     aligned = True
 
     @validated_dataclass(frozen=True)

@@ -51,5 +51,4 @@ class MLMF(MultiTask):
         )
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
-        factors = self.fusion.factors.parameters()
-        return self.subnets.groups(self, own_text=True, factors=factors)
+        return self.subnets.groups(self, own_text=True, factors=self.fusion.factors())

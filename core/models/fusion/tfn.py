@@ -87,6 +87,7 @@ class TFN(Model[Utterances, Sentiment]):
     """
 
     task = "sentiment"
+    takes_targets = True
 
     @validated_dataclass(frozen=True)
     class Config(SubnetOptions):

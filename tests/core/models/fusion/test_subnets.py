@@ -75,7 +75,7 @@ def low_rank_fusion(frozen_weights: bool = False) -> LowRankFusion:
     fusion = LowRankFusion(WIDTH, 2, 1, frozen_weights).double()
     with torch.no_grad():
         for k, m in enumerate(WIDTH):
-            fusion.factors[m].copy_(filled(30 + k, (2, 3, 1)))
+            fusion.factor(m).copy_(filled(30 + k, (2, 3, 1)))
         fusion.weight.copy_(filled(33, (1, 2)))
         fusion.bias.copy_(filled(34, (1, 1)))
     return fusion
@@ -92,13 +92,13 @@ def test_weights_of_the_ranks_are_trained_unless_as_released() -> None:
     assert all(parameter.requires_grad for parameter in low_rank_fusion().parameters())
     frozen = low_rank_fusion(frozen_weights=True)
     assert [p.requires_grad for p in (frozen.weight, frozen.bias)] == [False, False]
-    assert all(parameter.requires_grad for parameter in frozen.factors.parameters())
+    assert all(parameter.requires_grad for parameter in frozen.factors())
 
 
 def test_low_rank_fusion_is_the_tensor_with_its_layer_in_factors() -> None:
     """sum over r of w_r f_a f_v f_t is a linear layer on TFN's outer product."""
     found, fusion = vectors(text_hidden=3), low_rank_fusion()
-    audio, vision, text = (fusion.factors[m][..., 0] for m in WIDTH)  # (ranks, 3) each
+    audio, vision, text = (fusion.factor(m)[..., 0] for m in WIDTH)  # (ranks, 3) each
     layer = torch.einsum("r,ri,rj,rk->ijk", fusion.weight[0], audio, vision, text).flatten()
     wanted = outer_product(found) @ layer + fusion.bias[0]
     torch.testing.assert_close(fusion(found)[:, 0], wanted)
