@@ -71,12 +71,13 @@ class ClockedFrames(nn.Module):
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Of what ``Inputs`` gives."""
         frames, mask = dict(frames), dict(mask)
-        for m, longest in self.longest.items():
-            mean = padded_mean(frames[m], mask[m], longest)
-            frames[m] = mean[:, None].expand_as(frames[m])
+        means = {m: padded_mean(frames[m], mask[m], self.longest[m]) for m in self.longest}
         if self.text is not None:
             frames["text"], mask["text"] = word_states(self.text, frames["text"], mask["text"])
-        return on_one_clock({m: frames[m] for m in self.modalities}, mask)
+        stepped, clock = on_one_clock({m: frames[m] for m in self.modalities}, mask)
+        for m, mean in means.items():
+            stepped[m] = mean[:, None] * clock[..., None]
+        return stepped, clock
 
     def pretrained(self) -> list[nn.Parameter]:
         return self.text.trained() if self.text is not None else []
