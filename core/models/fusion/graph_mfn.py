@@ -161,8 +161,7 @@ class GraphMFN(Model[Utterances, Output]):
         vision_hidden: PositiveInt = 64
         inner: PositiveInt = 32  # of the graph's nodes for several modalities
         graph_hidden: PositiveInt = 100  # within the graph's networks
-        # parity: "linear", efficacies that may be negative or large
-        efficacy: Literal["sigmoid", "linear"] = "sigmoid"
+        efficacy: Literal["sigmoid", "linear"] = "sigmoid"  # parity: "linear"
         proposal_hidden: PositiveInt = 128  # of the network that proposes to the memory
         proposal_dropout: Probability = 0.0
         retain_hidden: PositiveInt = 32

@@ -92,8 +92,7 @@ class LMF(Model[Utterances, Sentiment]):
         rank: PositiveInt = 4
         drop_audio: Probability = 0.3
         drop_vision: Probability = 0.3
-        # parity: True leaves the ranks' weights as they were drawn, and the bias zero
-        frozen_weights: bool = False
+        frozen_weights: bool = False  # parity: True, the ranks' weights and the bias stay as drawn
 
     def __init__(self, config: Config, data: DataSpec):
         super().__init__()

@@ -32,8 +32,7 @@ class MLMF(MultiTask):
         rank: PositiveInt = 3
         drop_audio: Probability = 0.3
         drop_vision: Probability = 0.3
-        # parity: True leaves the ranks' weights as they were drawn, and the bias zero
-        frozen_weights: bool = False
+        frozen_weights: bool = False  # parity: True, the ranks' weights and the bias stay as drawn
         post_text: PositiveInt = 8
         post_audio: PositiveInt = 4
         post_vision: PositiveInt = 32

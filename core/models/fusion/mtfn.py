@@ -31,8 +31,7 @@ class MTFN(MultiTask):
         text_out: PositiveInt = 256  # width of the text's vector
         hidden: PositiveInt = 64  # of the fused score's head
         drop_fusion: Probability = 0.2  # of the outer product
-        # into which range the fused score is squashed: the labels'; parity: "released", [-3, 3]
-        squash: Squash = "range"
+        squash: Squash = "range"  # as in TFN; parity: "released", [-3, 3]
         post_text: PositiveInt = 64
         post_audio: PositiveInt = 4
         post_vision: PositiveInt = 8

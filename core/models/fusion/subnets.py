@@ -37,8 +37,7 @@ class SubnetOptions:
     drop_audio: Probability = 0.2  # of the mean frame
     drop_vision: Probability = 0.2
     batch_norm: bool = False  # parity: True normalises mean frames over the samples of a batch
-    # parity: True divides the sum of frames by the longest length of the data, not by their number
-    padded_mean: bool = False
+    padded_mean: bool = False  # parity: True takes the mean over padding too
     text: TextConfig = TextConfig()
     inputs: InputConfig = InputConfig()
 

@@ -94,8 +94,7 @@ class TFN(Model[Utterances, Sentiment]):
         text_out: PositiveInt = 128  # width of the text's vector
         hidden: PositiveInt = 32  # of the head
         drop_fusion: Probability = 0.2  # of the outer product
-        # into which range scores are squashed: that of the labels; parity: "released", [-3, 3]
-        squash: Squash = "range"
+        squash: Squash = "range"  # scores, into the labels' range; parity: "released", [-3, 3]
         squared: bool = False  # the paper's loss of a score
 
     def __init__(self, config: Config, data: DataSpec):
