@@ -13,10 +13,11 @@ from contracts import losses_of
 from tfr_nets import SMALL, build, counted, damaged
 
 from core.batch import Utterances
+from core.encoders.cross_attention import Encoder
 from core.encoders.text import TextConfig
 from core.model import DataSpec
 from core.models.tfr_net import TFRNet
-from core.models.tfr_net_layers import Encoder, Gate, simam
+from core.models.tfr_net_layers import Gate, simam
 
 MakeUtterances = Callable[..., Utterances]
 Array = np.ndarray
