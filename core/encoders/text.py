@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoModel,
-    BertConfig,
-)
-from transformers.masking_utils import sdpa_mask
 
 from core.dropout import Probability
 from core.encoders.attention import attend
@@ -48,8 +42,14 @@ def _attention(
     return mixed.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(_ATTENTION, _attention)
-AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+@cache
+def _make_attention_known() -> None:
+    """To transformers, before the first encoder is made; importing it takes seconds."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(_ATTENTION, _attention)
+    AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
 
 
 @validated_dataclass(frozen=True)
@@ -205,6 +205,9 @@ def _small(config: TextConfig, data: DataSpec) -> Any:
         raise ValueError(
             "text.source=small needs to know how many tokens there are, but the data has vocab_size 0"
         )
+    from transformers import AutoModel, BertConfig
+
+    _make_attention_known()
     settings = BertConfig(
         vocab_size=data.vocab_size or 1,
         hidden_size=config.width,
@@ -220,6 +223,9 @@ def _small(config: TextConfig, data: DataSpec) -> Any:
 
 
 def _pretrained(source: str, data: DataSpec) -> Any:
+    from transformers import AutoModel
+
+    _make_attention_known()
     given = Source(source, "options.text.source=")
     settings = load_config(given)
     _refuse_other_vocabulary(source, int(settings.vocab_size), data)

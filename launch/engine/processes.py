@@ -54,8 +54,6 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AF
         stores.stay_on_this_machine()
     with own_port(timeout), stores.meeting_place(), _build_lock_watched():
         init_deepspeed(patience)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     control_plane.open_group(patience)
     watchdog.begin(timeout, lost_after)
 
@@ -65,9 +63,22 @@ def shutdown_processes() -> None:
     if torch.distributed.is_initialized():
         control_plane.any_rank(False)
         watchdog.leave()
-        torch.distributed.barrier()
+        _meet()
         torch.distributed.destroy_process_group()
         stores.close()
+
+
+def _meet() -> None:
+    """A barrier, which NCCL wants to hear the device of."""
+    on_gpu = torch.distributed.get_backend() == "nccl"
+    torch.distributed.barrier(device_ids=[torch.cuda.current_device()] if on_gpu else None)
+
+
+def abandon_processes() -> None:
+    """Leave at an end at which the others may not be met. NCCL complains of a group that is left
+    behind, and would wait for others if it were asked to end it in order."""
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "nccl":
+        torch.distributed.distributed_c10d._abort_process_group()
 
 
 def _be_the_only_process() -> None:
