@@ -35,10 +35,10 @@ from launch.monitor import watchdog
 from launch.monitor.health import Clock, Utilisation, diverged, memory, padding_share
 from launch.monitor.interruptible_iterator import InterruptibleIterator
 from launch.monitor.preemption import Preempted, StopNow
+from launch.monitor.step_records import StepRecords, StepResult, refuse_non_finite
 from launch.reports import report
 from launch.reports.run_log import epoch_line, prefixed
 from launch.session import TrainingSession, TrainingStopped, prepare
-from launch.step_records import StepRecords, StepResult, refuse_non_finite
 
 
 def train(run: Run, *, quiet: bool = False) -> dict[str, dict[str, float]]:

@@ -104,6 +104,11 @@ def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
             record_run(run, run_dir)
             if distributed.rank() == 0:
                 write_record(run_dir, task)
+            if run.compile:
+                log.say(
+                    "compile=true: the model is compiled when it first meets a length, so the "
+                    "first steps and the first evaluation take longer"
+                )
             for remark in [*task.remarks(model), *model.remarks()]:
                 log.warn(checkpoints.progress.step, remark)
             yield TrainingSession(run, run_dir, task, engine, log, checkpoints, stop)

@@ -21,6 +21,7 @@ from core.file_access.json_files import kind_of, read_json_object
 from launch.config import ConfigError, Run
 
 _LARGEST_BUCKET = 500_000_000  # elements
+_ALIGNMENT = 128  # elements, of which DeepSpeed wants an even number
 _SHARE_OF_STATE = 0.3  # of a GPU's memory; the rest is for activations
 
 
@@ -167,7 +168,8 @@ def deepspeed_config(run: Run, parameters: int) -> dict[str, Any]:
 
 
 def _zero(run: Run, parameters: int) -> dict[str, Any]:
-    bucket = max(1, min(parameters, _LARGEST_BUCKET))
+    whole = math.ceil(parameters / _ALIGNMENT) * _ALIGNMENT
+    bucket = max(_ALIGNMENT, min(whole, _LARGEST_BUCKET))
     section: dict[str, Any] = {
         "stage": run.zero_stage,
         "overlap_comm": False,

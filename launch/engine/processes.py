@@ -47,6 +47,7 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AF
     if "RANK" not in os.environ:
         _be_the_only_process()
     refuse_stale_build_lock()
+    _say_if_it_compiles()
     # the watchdog names the rank that is missing and should be first; the collectives' own time-out
     # is the second net
     patience = timedelta(seconds=timeout + 60)
@@ -56,6 +57,18 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AF
         init_deepspeed(patience)
     control_plane.open_group(patience)
     watchdog.begin(timeout, lost_after)
+
+
+def _say_if_it_compiles() -> None:
+    """Once per environment, and only on a CPU, does DeepSpeed compile before the first run."""
+    on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
+    if on_cpu and os.environ.get("LOCAL_RANK", "0") == "0" and not operator_cache.is_compiled():
+        print(
+            "DeepSpeed compiles an operator now, once for this Python environment; that takes up "
+            f"to two minutes and is kept in {operator_cache.own_folder()}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def shutdown_processes() -> None:
