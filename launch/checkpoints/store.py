@@ -64,10 +64,13 @@ from launch.monitor import control_plane
 from launch.tasks.task import Task
 
 READ_VERSIONS = (2, VERSION)  # in version 2, moments stand in the files of the weights
-CHECKPOINT_NAME = re.compile(
-    r"(step-\d{1,18}(-epoch-\d{1,18})?|best-\d{1,18}(-epoch-\d{1,18})?(-\d{1,6})?)"
-)
 POINTERS: tuple[Pointer, ...] = ("last", "best")
+_STEP = r"step-\d{1,18}(-epoch-\d{1,18})?"
+CHECKPOINT_NAMES = {
+    "last": re.compile(_STEP),
+    # in version 2 the best was a whole checkpoint
+    "best": re.compile(_STEP + r"|best-\d{1,18}(-epoch-\d{1,18})?(-\d{1,6})?"),
+}
 Contents = dict[str, Callable[[], tuple[Part, ...]]]  # file name -> what it is to hold
 
 
@@ -250,7 +253,7 @@ class Checkpoints:
             return None
         except (OSError, Refused) as error:
             raise ConfigError(f"{path} cannot be read: {error}") from None
-        if not CHECKPOINT_NAME.fullmatch(name):
+        if not CHECKPOINT_NAMES[pointer].fullmatch(name):
             raise ConfigError(
                 f"{path} names {name[:80]!r}, which is no checkpoint of this folder; "
                 "write the name of one into it, such as step-00000120"

@@ -151,6 +151,7 @@ def start(model: Model, run: Run) -> Engine:
             f"recompute=true has no effect: model {run.model!r} has no layers in a ModuleList"
         )
     if run.compile:
+        allow_compiled_rnn()
         model.compile()
     config = deepspeed_config(run, parameters)
     if run.deepspeed:
@@ -163,6 +164,12 @@ def start(model: Model, run: Run) -> Engine:
         dist_init_required=False,
     )
     return engine
+
+
+def allow_compiled_rnn() -> None:
+    """Have recurrent layers compiled like any other. Torch leaves them out unless told, and the
+    model would be compiled in pieces around them."""
+    torch._dynamo.config.allow_rnn = True
 
 
 def _refuse_odd_settings(path: str, config: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from small_models import small_run
 
 from core.batch import Utterances
 from core.dropout import number_dropouts, sample_masks
+from launch.engine.deepspeed_engine import allow_compiled_rnn
 from launch.tasks.build import build_model, build_task
 from launch.tasks.length_buckets import bucket_length, with_bucket_lengths
 
@@ -50,6 +51,7 @@ def test_a_model_is_one_graph(coded_shards: Path, model: str):
         return graph.forward
 
     torch._dynamo.reset()
+    allow_compiled_rnn()
     compiled = torch.compile(built, backend=count, fullgraph=True)  # which refuses a break
     steps = 0
     for (batch,) in task.batches(0):
