@@ -42,14 +42,25 @@ def _attention(
     return mixed.transpose(1, 2).contiguous(), None
 
 
+def _mask(**arguments: Any) -> Tensor | None:
+    """Of transformers. None where a batch has no padding, but only on a CPU: a GPU would have to be
+    waited for to know."""
+    from transformers.masking_utils import sdpa_mask
+
+    mask = arguments.get("attention_mask")
+    if mask is not None and mask.is_cuda:
+        arguments["allow_is_bidirectional_skip"] = False
+    found: Tensor | None = sdpa_mask(**arguments)
+    return found
+
+
 @cache
 def _make_attention_known() -> None:
     """To transformers, before the first encoder is made; importing it takes seconds."""
     from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(_ATTENTION, _attention)
-    AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+    AttentionMaskInterface.register(_ATTENTION, _mask)
 
 
 @validated_dataclass(frozen=True)

@@ -28,6 +28,9 @@ BAD_STEP, READ_EVERY = 2, 4
 
 # SupCR refuses rows that are not finite, and sorts labels into groups whose number it must know
 LABELS = ("core/losses/", "core/kernels/")
+# numbers that never were on a GPU: the hash of seed and step, and whether a batch on the CPU has
+# padding, which is not asked of a GPU
+HOST = ("core/dropout.py", "core/encoders/text.py")
 
 
 class Waits(TorchDispatchMode):
@@ -145,10 +148,9 @@ def seen(coded_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_step_waits_for_no_number(seen: tuple[Path, Any], model: str):
+    accepted = HOST + LABELS if model == "hscl" else HOST
     found = seen[1]["waits"][model]
-    if model == "hscl":
-        found = {place: count for place, count in found.items() if not place.startswith(LABELS)}
-    assert found == {}
+    assert [place for place in found if not place.startswith(accepted)] == []
 
 
 def test_the_log_is_the_same_however_often_it_is_read(seen: tuple[Path, Any]):
