@@ -46,12 +46,11 @@ def update_memory_bank(
     """
     if not rows[0]:
         return
-    weight = torch.cat([batch.weight for batch in micro_batches])
-    real = (weight > 0).nonzero().squeeze(1)  # rows of weight 0 stand for no sample
+    real = torch.cat([batch.weight for batch in micro_batches]) > 0
+    all_real = bool(real.all())  # otherwise there are rows that stand for no sample
     local = {}
     for name in rows[0]:
         values = torch.cat([part[name] for part in rows])
-        all_real = len(real) == len(weight)
         local[name] = values if all_real else values[real.to(values.device)]
     sizes = distributed.gather_sizes(len(local["index"]), local["index"].device)
     whole = {name: distributed.gather_rows(part, sizes) for name, part in local.items()}

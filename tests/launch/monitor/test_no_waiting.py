@@ -28,9 +28,9 @@ BAD_STEP, READ_EVERY = 2, 4
 
 # SupCR refuses rows that are not finite, and sorts labels into groups whose number it must know
 LABELS = ("core/losses/", "core/kernels/")
-# numbers that never were on a GPU: the hash of seed and step, and whether a batch on the CPU has
-# padding, which is not asked of a GPU
-HOST = ("core/dropout.py", "core/encoders/text.py")
+# numbers that never were on a GPU: the hash of seed and step, whether a batch on the CPU has padding
+# (which is not asked of a GPU), and whether the stream has filled it up with rows of no sample
+HOST = ("core/dropout.py", "core/encoders/text.py", "launch/engine/global_batch.py")
 
 
 class Waits(TorchDispatchMode):
@@ -42,9 +42,16 @@ class Waits(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, inputs: Any = (), options: Any = None):
         name = function.overloadpacket.__name__
-        if name in WAITING:
+        by_mask = name.startswith("index") and torch.bool in _types_of_indices(inputs)
+        if name in WAITING or by_mask:
             self.found[f"{_asking_file()}: {name}"] += 1
         return function(*inputs, **(options or {}))
+
+
+def _types_of_indices(inputs: Any) -> set[torch.dtype]:
+    """Of the indices of an operator: how many rows a bool one selects is such a number, too."""
+    indices = inputs[1] if len(inputs) > 1 and isinstance(inputs[1], list | tuple) else []
+    return {index.dtype for index in indices if index is not None}
 
 
 def _asking_file() -> str:
