@@ -26,8 +26,9 @@ WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2
 BAD_STEP, READ_EVERY = 2, 4
 
 
-# SupCR refuses rows that are not finite, and sorts labels into groups whose number it must know
-LABELS = ("core/losses/", "core/kernels/")
+# SupCR refuses rows that are not finite, leaves out rows of weight 0 (in the backward pass too, which
+# the loop asks for), and sorts labels into groups whose number it must know
+LABELS = ("core/losses/", "core/kernels/", "launch/loop.py: index_put")
 # numbers that never were on a GPU: the hash of seed and step, whether a batch on the CPU has padding
 # (which is not asked of a GPU), and whether the stream has filled it up with rows of no sample
 HOST = ("core/dropout.py", "core/encoders/text.py", "launch/engine/global_batch.py")
