@@ -15,18 +15,20 @@ from torch.nn import functional
 from core.batch import Utterances
 
 SHORTEST = 8
+LARGEST = 1 << 62  # where the data do not say how long their sequences may be
 
 
 def with_bucket_lengths(batch: Utterances, longest: Mapping[str, int]) -> Utterances:
     """The batch, each modality padded to the length of its bucket.
 
     Args:
-        longest: modality -> frames of the longest sequence in any split.
+        longest: modality -> frames of the longest sequence in any split, where it is known.
     """
     frames, mask, present = {}, {}, {}
     for name, values in batch.frames.items():
         size = values.shape[1]
-        missing = max(size, min(bucket_length(size), longest.get(name, size))) - size
+        wanted = min(bucket_length(size), longest.get(name, LARGEST))
+        missing = max(0, wanted - size)
         frames[name] = _padded(values, missing)
         mask[name] = _padded(batch.mask[name], missing)
         present[name] = _padded(batch.present[name], missing)
