@@ -12,6 +12,7 @@ from core.models.cross_modal.bbfn import BBFN
 from core.models.cross_modal.lnln import LNLN
 from core.models.cross_modal.mag_bert import MAGBert
 from core.models.cross_modal.mult import MulT
+from core.models.cross_modal.tetfn import TETFN
 from core.models.fusion.ef_lstm import EFLSTM
 from core.models.fusion.graph_mfn import GraphMFN
 from core.models.fusion.lf_dnn import LFDNN
@@ -21,7 +22,6 @@ from core.models.fusion.mlf_dnn import MLFDNN
 from core.models.fusion.mlmf import MLMF
 from core.models.fusion.mtfn import MTFN
 from core.models.fusion.tfn import TFN
-from core.models.cross_modal.tetfn import TETFN
 from core.models.hscl import HSCL
 from core.models.mclea import MCLEA
 from core.models.meaformer import MEAformer

@@ -29,6 +29,7 @@ from data_shards.stream import Stream
 from launch.config import ConfigError, Run
 from launch.engine.deepspeed_config import num_micro_batches
 from launch.tasks.data_spec import in_roles, names_by_field, sentiment_spec
+from launch.tasks.length_buckets import with_bucket_lengths
 from launch.tasks.predictions import Predictions, draw, write_predictions
 from launch.tasks.task import (
     EvaluationResult,
@@ -125,7 +126,8 @@ class SentimentTask:
         batch = in_roles(utterances(arrays), self.names)
         if self.run.classes == "sign":
             batch = replace(batch, label=batch.label.sign() + 1)  # 0, 1, 2
-        return apply_missing_mask(batch, self.run.missing, split=split, epoch=epoch)
+        batch = apply_missing_mask(batch, self.run.missing, split=split, epoch=epoch)
+        return with_bucket_lengths(batch, self.data.max_length) if self.run.compile else batch
 
     def _arrays(self, split: str) -> Iterator[Arrays]:
         """This rank's batches of a split in file order, as they come from the shards."""
