@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.dropout import SampleDropout
+from core.kernels.attention import attention_op
+
 
 class Attention(nn.Module):
     """Multi-head attention of (B, T, width) queries on (B, S, key_width) keys and values.
@@ -90,15 +93,22 @@ def attend(
     """softmax(query key^T * scale) value, over (B, h, T, d), with the module ``dropout`` on the
     softmax.
 
-    ``allowed`` is boolean or added to the scores. The fused kernels draw dropout from their
-    process's generator, so they serve only where nothing is dropped; masks of ``dropout`` may
-    belong to the sample (``core.dropout``).
+    ``allowed`` is boolean or added to the scores. torch's fused kernels draw dropout from their
+    process's generator, so they serve only where nothing is dropped. Masks that belong to the
+    sample (``core.dropout``) are drawn inside this project's kernel on a GPU; elsewhere the scores
+    are written out.
     """
     drops = dropout.training and getattr(dropout, "p", 0.0) > 0
     if not drops:
         return F.scaled_dot_product_attention(query, key, value, allowed, scale=scale)
     if scale is None:
         scale = query.shape[-1] ** -0.5
+    if isinstance(dropout, SampleDropout) and attention_op.serves(query, key, value, dropout.p):
+        states = dropout.states_of(query)
+        if states is not None:
+            return attention_op.fused_attention(
+                query, key, value, allowed, scale, states, dropout.layer, dropout.p
+            )
     # in place where the backward pass does not ask for what was there: these are the largest
     # tensors of a model
     score = (query @ key.transpose(-1, -2)).mul_(scale)  # (B, h, T, S)

@@ -1,0 +1,297 @@
+"""Attention as one operator: against its restatement in float64, with the CPU's dropout bits,
+interpreted and compiled."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from triton_processes import again, check_resources, compiled, interpreted, starts_the_others
+
+from core.dropout import SampleDropout, number_dropouts, sample_masks
+from core.encoders.attention import Attention, attend
+from core.kernels.attention import attention_op
+from core.kernels.dropout import dropout_op, formula
+
+pytest.importorskip("triton")
+torch.set_num_threads(1)
+
+LAYER = 6
+
+
+def states(rows: int) -> torch.Tensor:
+    return formula.mix_states(torch.arange(rows) + formula.hash64(11, 3))
+
+
+def mask_of(kind: str, samples: int, heads: int, rows: int, columns: int) -> torch.Tensor | None:
+    made = {
+        "none": lambda: None,
+        "key": lambda: torch.rand(samples, 1, 1, columns) > 0.4,
+        "pair": lambda: torch.rand(rows, columns) > 0.4,
+        "sample pair": lambda: torch.rand(samples, 1, rows, columns) > 0.6,
+        "bias": lambda: torch.randn(1, heads, rows, columns).requires_grad_(),
+        "key bias": lambda: torch.randn(samples, 1, 1, columns).requires_grad_(),
+        "lowest": lambda: torch.zeros(1, 1, 1, columns).fill_(torch.finfo(torch.float32).min),
+    }
+    return made[kind]()
+
+
+def restated(query, key, value, allowed, scale, p):
+    """In float64, from the definition; a query that sees nothing gives zeros."""
+    scores = query.double() @ key.double().transpose(-1, -2) * scale
+    if allowed is not None and allowed.dtype == torch.bool:
+        scores = scores.masked_fill(~allowed, -torch.inf)
+    elif allowed is not None:
+        scores = scores + allowed.double()
+    sees_nothing = (scores == -torch.inf).all(-1, keepdim=True)
+    weights = scores.masked_fill(sees_nothing, 0).softmax(-1) * ~sees_nothing
+    if p:
+        weights = weights * dropout_op.keep_mask(weights.shape, states(len(query)), LAYER, p)
+    return weights / (1 - p) @ value.double()
+
+
+def drawn(samples, heads, rows, columns, width, dtype=torch.float32):
+    """Query, key and value as heads come out of a linear layer."""
+    torch.manual_seed(rows + width)
+    lengths = (rows, columns, columns)
+    parts = [torch.randn(samples, length, heads, width).to(dtype) for length in lengths]
+    return [part.transpose(1, 2).requires_grad_() for part in parts]
+
+
+def fused(query, key, value, allowed, p, scale=0.4):
+    of_samples = states(len(query)) if p else None
+    return attention_op.fused_attention(query, key, value, allowed, scale, of_samples, LAYER, p)
+
+
+@starts_the_others
+@pytest.mark.parametrize("purpose", ["interpret", "compile"])
+def test_in_a_process_of_its_own(purpose, tmp_path):
+    again(__file__, purpose, tmp_path)
+
+
+@pytest.mark.slow
+@starts_the_others
+def test_all_shapes_compile_in_a_process_of_their_own(tmp_path):
+    again(__file__, "compile", tmp_path, "-m", "slow")
+
+
+@starts_the_others
+def test_a_cpu_stays_on_the_ways_it_had(monkeypatch):
+    """No kernel without a GPU, and none where nothing is dropped or drawn by the process."""
+
+    def refuse(*arguments):
+        raise AssertionError("asked the kernel")
+
+    query, key, value = drawn(2, 2, 3, 4, 5)
+    assert not attention_op.serves(query, key, value, 0.3)
+    monkeypatch.setattr(attention_op, "fused_attention", refuse)
+    with sample_masks(1, 2, torch.arange(2)):
+        attend(query, key, value, None, SampleDropout(0.3, 1).train())
+    monkeypatch.setattr(attention_op, "runs_kernel", lambda device: True)
+    attend(query, key, value, None, SampleDropout(0.3, 1).train())
+    with sample_masks(1, 2, torch.arange(2)):
+        attend(query, key, value, None, nn.Dropout(0.3).train())
+        attend(query, key, value, None, SampleDropout(0.3, 1).eval())
+        attend(query, key, value, None, SampleDropout(1.0, 1).train())
+        attend(query.double(), key.double(), value.double(), None, SampleDropout(0.3, 1).train())
+        with pytest.raises(AssertionError, match="asked the kernel"):
+            attend(query, key, value, None, SampleDropout(0.3, 1).train())
+
+
+@interpreted
+@pytest.mark.parametrize(
+    ("samples", "heads", "rows", "columns", "width", "kind", "p"),
+    [
+        (1, 1, 1, 1, 4, "none", 0.0),
+        (2, 2, 1, 17, 5, "key", 0.3),
+        (2, 1, 2, 65, 4, "pair", 0.3),
+        (2, 2, 17, 2, 33, "none", 0.3),
+        (2, 1, 17, 17, 16, "sample pair", 0.3),
+        (2, 2, 17, 17, 5, "bias", 0.3),
+        (1, 2, 65, 65, 16, "key", 0.3),
+        (1, 1, 65, 17, 4, "key bias", 0.3),
+        (2, 1, 2, 2, 33, "key bias", 0.0),
+        (1, 1, 33, 40, 100, "pair", 0.0),
+        (1, 1, 3, 5, 5, "lowest", 0.3),
+    ],
+)
+def test_the_kernels_give_the_definition(samples, heads, rows, columns, width, kind, p):
+    inputs = drawn(samples, heads, rows, columns, width)
+    allowed = mask_of(kind, samples, heads, rows, columns)
+    out = fused(*inputs, allowed, p)
+    expected = restated(*inputs, allowed, 0.4, p)
+    assert out.dtype == torch.float32
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=2e-6)
+    if allowed is not None and allowed.requires_grad:
+        inputs.append(allowed)
+    upstream = torch.randn(out.shape)
+    found = torch.autograd.grad(out, inputs, upstream)
+    wanted = torch.autograd.grad(expected, inputs, upstream.double())
+    for gradient, of_definition in zip(found, wanted, strict=True):
+        torch.testing.assert_close(gradient, of_definition, rtol=1e-4, atol=1e-5)
+
+
+@interpreted
+def test_half_precision_keeps_sums_in_float32():
+    inputs = drawn(1, 2, 17, 65, 16, torch.float16)
+    out = fused(*inputs, None, 0.3)
+    expected = restated(*inputs, None, 0.4, 0.3)
+    assert out.dtype == torch.float16
+    torch.testing.assert_close(out.double(), expected, rtol=2e-3, atol=2e-3)
+    upstream = torch.randn(out.shape).half()
+    found = torch.autograd.grad(out, inputs, upstream)
+    wanted = torch.autograd.grad(expected, inputs, upstream.double())
+    for gradient, of_definition in zip(found, wanted, strict=True):
+        torch.testing.assert_close(gradient, of_definition, rtol=5e-3, atol=5e-3)
+
+
+@interpreted
+def test_a_query_that_sees_nothing_gives_zeros_and_moves_nothing():
+    query, key, value = drawn(2, 1, 3, 4, 5)
+    allowed = torch.ones(2, 1, 3, 4, dtype=torch.bool)
+    allowed[0, :, 1] = False
+    out = fused(query, key, value, allowed, 0.3)
+    assert not out[0, 0, 1].any()
+    assert out[0, 0, 0].any()
+    gradients = torch.autograd.grad(out.sum(), (query, key, value))
+    assert all(gradient.isfinite().all() for gradient in gradients)
+    assert not gradients[0][0, 0, 1].any()
+
+
+@interpreted
+def test_results_are_the_same_bits_every_time():
+    query, key, value = drawn(2, 2, 17, 33, 5)
+    allowed = mask_of("bias", 2, 2, 17, 33)
+    inputs = (query, key, value, allowed)
+    runs = []
+    for _ in range(2):
+        out = fused(*inputs, 0.3)
+        runs.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@interpreted
+def test_modules_drop_what_they_drop_on_a_cpu_however_they_are_padded(monkeypatch):
+    torch.manual_seed(0)
+    module = number_dropouts(Attention(10, 2, key_width=6, dropout=0.4)).train()
+    x, keys = torch.randn(3, 5, 10), torch.randn(3, 7, 6)
+    mask = torch.arange(7) < torch.tensor([7, 4, 0])[:, None]
+    x.requires_grad_()
+
+    def both(x, keys, mask):
+        with sample_masks(3, 8, torch.tensor([4, 0, 9])):
+            out = module(x, keys, mask)
+        return out, *torch.autograd.grad(out.square().sum(), (x, *module.parameters()))
+
+    written_out = both(x, keys, mask)
+    monkeypatch.setattr(attention_op, "runs_kernel", lambda device: True)
+    calls = []
+    kernel = attention_op.fused_attention
+    monkeypatch.setattr(
+        attention_op, "fused_attention", lambda *given: calls.append(1) or kernel(*given)
+    )
+    in_kernel = both(x, keys, mask)
+    longer = torch.cat([keys, torch.randn(3, 4, 6)], 1), torch.cat([mask, mask[:, :4] & False], 1)
+    padded = both(x, *longer)
+    assert len(calls) == 2
+    torch.testing.assert_close(in_kernel, written_out, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(padded, in_kernel, rtol=1e-4, atol=1e-5)
+    assert not in_kernel[0][2].any()
+
+
+@interpreted
+def test_what_is_kept_for_the_gradient_is_linear_in_the_length():
+    query, key, value = drawn(1, 1, 70, 70, 4)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda x: kept.append(x.numel()) or x, lambda x: x
+    ):
+        fused(query, key, value, None, 0.3)
+    # query, key, value and what comes out; a number per query; the sample's state
+    assert sum(kept) == 4 * 70 * 4 + 70 + 1
+
+
+@interpreted
+@pytest.mark.filterwarnings("ignore:.*deprecated.*:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["key", "bias"])
+def test_the_operator_keeps_its_promises(kind):
+    query, key, value = drawn(2, 2, 3, 4, 5)
+    allowed = mask_of(kind, 2, 2, 3, 4)
+    arguments = (query, key, value, allowed, states(2), LAYER, 0.3, 0.4)
+    torch.library.opcheck(
+        attention_op.attention,
+        arguments,
+        test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
+    )
+    out, log_sums = attention_op.attention(*arguments)
+    assert not log_sums.requires_grad
+    upstream = torch.randn(out.shape)
+    details = [x if x is None else x.detach() for x in arguments[:5]]
+    torch.library.opcheck(
+        attention_op.attention_backward,
+        (upstream, *details, out.detach(), log_sums, LAYER, 0.3, 0.4, kind == "bias"),
+        test_utils=("test_schema", "test_faketensor"),
+    )
+
+
+POINTERS = {"states": "*i64"} | dict.fromkeys(["log_sums", "products"], "*fp32")
+SCALARS = dict.fromkeys(["scale", "out_scale", "keep_scale"], "fp32")
+KINDS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def check(kernel, kind: str, width: int, target: int, mask: int, per_key: bool, rows: int = 500):
+    from core.kernels.attention import attention_launch as launch
+
+    is_bias = kernel.__name__ == "bias_gradient_kernel"
+    names = ["query", "key", "value", "out", "upstream", "gradient", "of_key", "of_value"]
+    types = POINTERS | SCALARS | dict.fromkeys(names, f"*{kind}")
+    types["allowed"] = "*u8" if mask == launch.BOOLEAN else f"*{kind}"
+    if is_bias:
+        types["gradient"] = "*fp32"
+    if kernel.__name__ == "forward_kernel":
+        tiles = launch.forward_tiles(KINDS[kind], rows, width)
+    else:
+        tiles = launch.gradient_tiles(KINDS[kind], width)
+    constants = {
+        "WIDTH": width,
+        "ROWS": tiles.rows,
+        "COLUMNS": tiles.columns,
+        "MASK": mask,
+        "PER_KEY": per_key,
+        "DROPS": True,
+        "PRECISION": "ieee",
+    }
+    check_resources(kernel, types, constants, target, tiles.warps, tiles.stages)
+
+
+def kernels():
+    from core.kernels.attention import attention_kernels, gradient_kernels
+
+    return [
+        attention_kernels.forward_kernel,
+        gradient_kernels.query_gradient_kernel,
+        gradient_kernels.key_gradient_kernel,
+    ]
+
+
+@compiled
+@pytest.mark.parametrize("target", [80, 90])
+def test_kernels_compile_for_gpus_without_spills(target):
+    for kernel in kernels():
+        check(kernel, "bf16", 64, target, mask=1, per_key=True)
+
+
+@compiled
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [80, 90])
+@pytest.mark.parametrize("kind", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("width", [16, 32, 64, 128])
+@pytest.mark.parametrize(("mask", "per_key"), [(0, False), (1, True), (1, False), (2, False)])
+def test_all_kernels_compile_for_gpus_without_spills(target, kind, width, mask, per_key):
+    from core.kernels.attention import gradient_kernels
+
+    for kernel in kernels():
+        check(kernel, kind, width, target, mask, per_key)
+    check(kernels()[0], kind, width, target, mask, per_key, rows=1)
+    if mask == 2:
+        check(gradient_kernels.bias_gradient_kernel, kind, width, target, mask, per_key)
