@@ -16,7 +16,7 @@ from transformers import (
     AutoModel,
     BertConfig,
 )
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
 from core.dropout import Probability
 from core.encoders.attention import attend
@@ -49,7 +49,24 @@ def _attention(
 
 
 AttentionInterface.register(_ATTENTION, _attention)
-AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+
+
+def _mask(**asked: Any) -> Tensor | None:
+    """``sdpa_mask`` as transformers calls it, without its question whether everything exists, for
+    which a GPU would have to be waited for; (B, 1, T, S), the same memory for all T queries."""
+    exists = asked.get("attention_mask")
+    is_padding_alone = (
+        exists is not None
+        and exists.device.type != "cpu"
+        and asked.get("mask_function") is bidirectional_mask_function
+        and exists.shape == (asked["batch_size"], asked["kv_length"])
+    )
+    if not is_padding_alone:
+        return sdpa_mask(**asked)
+    return exists.bool()[:, None, None].expand(-1, -1, asked["q_length"], -1)
+
+
+AttentionMaskInterface.register(_ATTENTION, _mask)
 
 
 @validated_dataclass(frozen=True)

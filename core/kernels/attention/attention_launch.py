@@ -41,15 +41,25 @@ def forward_tiles(dtype: torch.dtype, num_rows: int, width: int) -> Tiles:
     """Tiles of the forward kernel, for as many queries and features as there are at least."""
     few = max(NARROWEST, triton.next_power_of_2(num_rows))
     if dtype == torch.float32:  # products without tensor cores live in registers
-        return Tiles(min(32, few), 32 if width <= 64 else 16, warps=4, stages=1)
-    return Tiles(min(64, few), 32, warps=4, stages=2)
+        return Tiles(min(32, few), 32 if width <= 64 else 16, _warps(width), stages=1)
+    return Tiles(min(64, few), 32, _warps(width), stages=2)
 
 
 def gradient_tiles(dtype: torch.dtype, width: int) -> Tiles:
-    """Tiles of the kernels that compute gradients."""
+    """Tiles of the kernels that compute gradients of queries, keys and values."""
     if dtype == torch.float32:
-        return Tiles(32 if width <= 32 else 16, 16, warps=4, stages=1)
-    return Tiles(32, 32, warps=4, stages=1)
+        return Tiles(32 if width <= 32 else 16, 16, _warps(width), stages=1)
+    return Tiles(32, 32, _warps(width), stages=1)
+
+
+def bias_tiles(dtype: torch.dtype) -> Tiles:
+    """Tiles of the kernel that computes the gradient of a bias, which has four operands at once."""
+    return Tiles(16, 16, warps=4, stages=1) if dtype == torch.float32 else Tiles(32, 32, 8, 1)
+
+
+def _warps(width: int) -> int:
+    """So many that what a thread holds of a tile fits its registers."""
+    return 4 if width <= 64 else 8
 
 
 def forward(
@@ -122,14 +132,15 @@ def backward(
         of_key.zero_()
         of_value.zero_()
     if of_bias is not None and allowed is not None:
-        _launch_bias(launch, shared, of_bias, tiles)
+        _launch_bias(launch, shared, of_bias)
         of_bias = of_bias.sum_to_size(allowed.shape).to(allowed.dtype)
     return of_query, of_key, of_value, of_bias
 
 
-def _launch_bias(launch: _Launch, shared: dict[str, Any], of_bias: Tensor, tiles: Tiles) -> None:
+def _launch_bias(launch: _Launch, shared: dict[str, Any], of_bias: Tensor) -> None:
     if of_bias.numel() == 0 or launch.samples == 0:
         return
+    tiles = bias_tiles(shared["query"].dtype)
     tile_count = math.ceil(launch.num_rows / tiles.rows)
     tile_count *= math.ceil(launch.num_columns / tiles.columns)
     gradient_kernels.bias_gradient_kernel[(len(of_bias) * of_bias.shape[1] * tile_count,)](

@@ -20,11 +20,14 @@ TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 def serves(query: Tensor, key: Tensor, value: Tensor, p: float) -> bool:
     """Whether the kernels compute this: on a GPU, in a type and width that they take."""
+    pairs_of_a_head = query.shape[2] * key.shape[2]
     return (
         runs_kernel(query.device)
         and least_kept(p) < 2**31  # everything is dropped otherwise
         and query.shape[-1] == value.shape[-1] <= WIDEST
         and all(tensor.dtype in TYPES for tensor in (query, key, value))
+        and all(tensor.shape[1:].numel() < 2**31 for tensor in (query, key))
+        and pairs_of_a_head < 2**31
     )
 
 

@@ -98,17 +98,28 @@ def test_a_cpu_stays_on_the_ways_it_had(monkeypatch):
             attend(query, key, value, None, SampleDropout(0.3, 1).train())
 
 
+@pytest.fixture
+def large_tiles(monkeypatch):
+    """An operator takes the interpreter as long for a large tile as for a small one."""
+    from core.kernels.attention import attention_launch as launch
+
+    tiles = launch.Tiles(rows=32, columns=64, warps=4, stages=1)
+    for name in ("forward_tiles", "gradient_tiles", "bias_tiles"):
+        monkeypatch.setattr(launch, name, lambda *sizes: tiles)
+
+
 @interpreted
+@pytest.mark.usefixtures("large_tiles")
 @pytest.mark.parametrize(
     ("samples", "heads", "rows", "columns", "width", "kind", "p"),
     [
         (1, 1, 1, 1, 4, "none", 0.0),
-        (2, 2, 1, 17, 5, "key", 0.3),
-        (2, 1, 2, 65, 4, "pair", 0.3),
-        (2, 2, 17, 2, 33, "none", 0.3),
+        (1, 2, 1, 17, 5, "key", 0.3),
+        (1, 1, 2, 65, 4, "pair", 0.3),
+        (1, 2, 17, 2, 33, "none", 0.3),
         (2, 1, 17, 17, 16, "sample pair", 0.3),
         (2, 2, 17, 17, 5, "bias", 0.3),
-        (1, 2, 65, 65, 16, "key", 0.3),
+        (1, 1, 65, 65, 16, "key", 0.3),
         (1, 1, 65, 17, 4, "key bias", 0.3),
         (2, 1, 2, 2, 33, "key bias", 0.0),
         (1, 1, 33, 40, 100, "pair", 0.0),
@@ -132,8 +143,20 @@ def test_the_kernels_give_the_definition(samples, heads, rows, columns, width, k
 
 
 @interpreted
+def test_tiles_of_the_sizes_that_gpus_get_give_the_definition():
+    inputs = drawn(1, 1, 40, 20, 33)
+    out = fused(*inputs, None, 0.3)
+    expected = restated(*inputs, None, 0.4, 0.3)
+    found = torch.autograd.grad(out.sum(), inputs)
+    wanted = torch.autograd.grad(expected.sum(), inputs)
+    for gradient, of_definition in zip((out, *found), (expected, *wanted), strict=True):
+        torch.testing.assert_close(gradient, of_definition, rtol=1e-4, atol=1e-5, check_dtype=False)
+
+
+@interpreted
+@pytest.mark.usefixtures("large_tiles")
 def test_half_precision_keeps_sums_in_float32():
-    inputs = drawn(1, 2, 17, 65, 16, torch.float16)
+    inputs = drawn(1, 1, 17, 65, 16, torch.float16)
     out = fused(*inputs, None, 0.3)
     expected = restated(*inputs, None, 0.4, 0.3)
     assert out.dtype == torch.float16
@@ -146,6 +169,7 @@ def test_half_precision_keeps_sums_in_float32():
 
 
 @interpreted
+@pytest.mark.usefixtures("large_tiles")
 def test_a_query_that_sees_nothing_gives_zeros_and_moves_nothing():
     query, key, value = drawn(2, 1, 3, 4, 5)
     allowed = torch.ones(2, 1, 3, 4, dtype=torch.bool)
@@ -159,6 +183,7 @@ def test_a_query_that_sees_nothing_gives_zeros_and_moves_nothing():
 
 
 @interpreted
+@pytest.mark.usefixtures("large_tiles")
 def test_results_are_the_same_bits_every_time():
     query, key, value = drawn(2, 2, 17, 33, 5)
     allowed = mask_of("bias", 2, 2, 17, 33)
@@ -171,6 +196,7 @@ def test_results_are_the_same_bits_every_time():
 
 
 @interpreted
+@pytest.mark.usefixtures("large_tiles")
 def test_modules_drop_what_they_drop_on_a_cpu_however_they_are_padded(monkeypatch):
     torch.manual_seed(0)
     module = number_dropouts(Attention(10, 2, key_width=6, dropout=0.4)).train()
@@ -200,6 +226,7 @@ def test_modules_drop_what_they_drop_on_a_cpu_however_they_are_padded(monkeypatc
 
 
 @interpreted
+@pytest.mark.usefixtures("large_tiles")
 def test_what_is_kept_for_the_gradient_is_linear_in_the_length():
     query, key, value = drawn(1, 1, 70, 70, 4)
     kept = []
@@ -248,7 +275,9 @@ def check(kernel, kind: str, width: int, target: int, mask: int, per_key: bool, 
     types["allowed"] = "*u8" if mask == launch.BOOLEAN else f"*{kind}"
     if is_bias:
         types["gradient"] = "*fp32"
-    if kernel.__name__ == "forward_kernel":
+    if is_bias:
+        tiles = launch.bias_tiles(KINDS[kind])
+    elif kernel.__name__ == "forward_kernel":
         tiles = launch.forward_tiles(KINDS[kind], rows, width)
     else:
         tiles = launch.gradient_tiles(KINDS[kind], width)

@@ -16,13 +16,9 @@ import pytest
 import torch
 from contracts import Contract
 from operator_counts import OperatorCounter, count_step
-from torch import nn
 
 from core.batch import EntityGraph, Utterances
-from core.dropout import number_dropouts, sample_masks
-from core.encoders.attention import Attention
-from core.kernels.attention import attention_op
-from core.kernels.dropout import dropout_op
+from core.dropout import number_dropouts
 from core.model import DataSpec
 from core.models import MODELS
 
