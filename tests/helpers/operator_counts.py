@@ -4,13 +4,22 @@ number of kernels that it launches there."""
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import core.kernels.attention
 from core.batch import Batch
 from core.dropout import sample_masks
+from core.kernels.attention import attention_op
+from core.kernels.dropout import dropout_op
 from core.model import Model
 
 # these give memory or another view of it, and compute nothing
@@ -43,9 +52,39 @@ def _is_view(func: Any) -> bool:
     return any(alias is not None and not alias.is_write for alias in aliases)
 
 
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Within this block a model on a CPU asks for the operators that it asks a GPU for. Attention is
+    zeros: nobody looks at the results."""
+    launches = SimpleNamespace(Drawing=_together, forward=_no_attention, backward=_no_gradients)
+    with (
+        mock.patch.object(attention_op, "runs_kernel", return_value=True),
+        mock.patch.object(core.kernels.attention, "attention_launch", launches, create=True),
+        mock.patch.object(dropout_op, "drop", dropout_op.dropout),
+    ):
+        yield
+
+
+def _together(*parts: Any) -> tuple[Any, ...]:
+    return parts
+
+
+def _no_attention(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    log_sums = torch.zeros(query.shape[:3])
+    return attention_op._rows_first_like(query).zero_(), log_sums
+
+
+def _no_gradients(
+    upstream: Tensor, query: Tensor, key: Tensor, value: Tensor, *others: Any
+) -> tuple[Tensor, Tensor, Tensor, None]:
+    gradients = [attention_op._rows_first_like(part).zero_() for part in (query, key, value)]
+    return gradients[0], gradients[1], gradients[2], None
+
+
 def count_step(model: Model, batch: Batch) -> OperatorCounter:
     """Operators of forward, losses and backward of one micro-batch; without those of the optimiser,
     which is one kernel for many parameters, and of memory banks."""
+    batch = replace(batch, loss_denominators=model.loss_denominators(batch))
     with OperatorCounter() as counter:
         with sample_masks(7, 3, batch.index):
             output = model(batch)

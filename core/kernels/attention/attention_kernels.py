@@ -76,7 +76,7 @@ def restrict(
         may_look = tl.load(places, mask=inside, other=0) != 0
         return tl.where(may_look & exists, scores, NEVER)
     bias = tl.load(places, mask=inside, other=NEVER).to(tl.float32)
-    lowered = tl.where(bias == NEVER, NEVER, tl.maximum(bias * LOG2_E, LOWEST))
+    lowered = tl.where(bias == NEVER, NEVER, tl.maximum(bias, LOWEST) * LOG2_E)
     return scores + lowered
 
 

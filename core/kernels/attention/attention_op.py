@@ -51,7 +51,7 @@ def fused_attention(
     """
     device = query.device.type
     dtype = query.dtype
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
     if allowed is not None:
         allowed = allowed[(None,) * (4 - allowed.ndim)]
@@ -149,10 +149,11 @@ def _rows_first_like(heads_first: Tensor) -> Tensor:
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     query, key, value, allowed, states, ctx.layer, ctx.p, ctx.scale = inputs
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # or its gradient would be made of zeros each time
     ctx.save_for_backward(query, key, value, allowed, states, *output)
 
 
-def _backward(ctx: Any, upstream: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, upstream: Tensor, _: None) -> tuple[Tensor | None, ...]:
     query, key, value, allowed, states, out, log_sums = ctx.saved_tensors
     wants_bias = ctx.needs_input_grad[3]
     of_query, of_key, of_value, of_bias = attention_backward(

@@ -1,5 +1,5 @@
-"""Attention as one operator: against its restatement in float64, with the CPU's dropout bits,
-interpreted and compiled."""
+"""The Triton kernels of attention and of dropout: against restatements in float64, with the CPU's
+bits, interpreted and compiled."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ LAYER = 6
 
 def states(rows: int) -> torch.Tensor:
     return formula.mix_states(torch.arange(rows) + formula.hash64(11, 3))
+
+
+def dropped_by_formula(x: torch.Tensor, layer: int, p: float) -> torch.Tensor:
+    return x * dropout_op.keep_mask(x.shape, states(len(x)), layer, p) * (1 / (1 - p))
 
 
 def mask_of(kind: str, samples: int, heads: int, rows: int, columns: int) -> torch.Tensor | None:
@@ -261,6 +265,34 @@ def test_the_operator_keeps_its_promises(kind):
     )
 
 
+@interpreted
+@pytest.mark.parametrize(
+    "shape", [(3,), (3, 1), (2, 7), (3, 17, 5), (2, 3, 1, 5), (2, 1300), (0, 4), (4, 0)]
+)
+def test_dropout_is_that_of_the_formula(shape):
+    from core.kernels.dropout import triton_dropout
+
+    for dtype in (
+        torch.float32,
+        torch.float64,
+        torch.float16,
+    ):  # the interpreter cannot compute with bfloat16
+        x = torch.randn(shape).to(dtype)
+        dropped = triton_dropout.drop(x, states(len(x)), 77, 0.1)
+        assert torch.equal(dropped, dropped_by_formula(x, 77, 0.1))
+
+
+@interpreted
+def test_dropout_and_its_gradient_go_through_the_kernel(monkeypatch):
+    monkeypatch.setattr(dropout_op, "runs_kernel", lambda device: True)
+    x = torch.randn(3, 2, 5).transpose(1, 2).requires_grad_()
+    upstream = torch.randn(3, 5, 2)
+    dropped = dropout_op.dropout(x, states(3), 1, 0.4)
+    (gradient,) = torch.autograd.grad(dropped, x, upstream)
+    assert torch.equal(dropped, dropped_by_formula(x, 1, 0.4))
+    assert torch.equal(gradient, dropped_by_formula(upstream, 1, 0.4))
+
+
 POINTERS = {"states": "*i64"} | dict.fromkeys(["log_sums", "products"], "*fp32")
 SCALARS = dict.fromkeys(["scale", "out_scale", "keep_scale"], "fp32")
 KINDS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -324,3 +356,13 @@ def test_all_kernels_compile_for_gpus_without_spills(target, kind, width, mask, 
     check(kernels()[0], kind, width, target, mask, per_key, rows=1)
     if mask == 2:
         check(gradient_kernels.bias_gradient_kernel, kind, width, target, mask, per_key)
+
+
+@compiled
+@pytest.mark.parametrize("target", [80, 90])
+def test_dropout_compiles_for_gpus_without_spills(target):
+    from core.kernels.dropout import triton_dropout
+
+    types = {"x": "*bf16", "out": "*bf16", "states": "*i64", "scale": "fp32"}
+    constants = {"BLOCK": triton_dropout.MOST_PLACES}
+    check_resources(triton_dropout.drop_kernel, types, constants, target, warps=4, stages=3)

@@ -1,4 +1,4 @@
-"""Dropout as one operator: the same bits from the formula, the CPU's loop and the GPU's kernel."""
+"""Dropout as one operator on a CPU; the GPU's kernel is in ``test_kernels_attention.py``."""
 
 from __future__ import annotations
 
@@ -7,13 +7,10 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from triton_processes import again, check_resources, compiled, interpreted, starts_the_others
 
 from core.dropout import SampleDropout, sample_masks
 from core.kernels.dropout import dropout_op, formula
 from core.recompute import recompute_layers
-
-pytest.importorskip("triton")
 
 SHAPES = [(3,), (3, 1), (2, 7), (3, 17, 5), (2, 3, 1, 5), (2, 2, 3, 5, 2), (2, 2, 1, 2, 2, 2)]
 SHAPES += [(2, 1300), (0, 4), (4, 0)]
@@ -31,13 +28,6 @@ def by_formula(x: torch.Tensor, layer: int, p: float) -> torch.Tensor:
     return (x * kept).mul_(1 / (1 - p))
 
 
-@starts_the_others
-@pytest.mark.parametrize("purpose", ["interpret", "compile"])
-def test_in_a_process_of_its_own(purpose, tmp_path):
-    again(__file__, purpose, tmp_path)
-
-
-@starts_the_others
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_a_cpu_gives_the_formula_and_its_gradient(shape, dtype):
@@ -49,13 +39,11 @@ def test_a_cpu_gives_the_formula_and_its_gradient(shape, dtype):
     assert torch.equal(gradient, by_formula(upstream, 9, 0.3))
 
 
-@starts_the_others
 def test_a_cpu_keeps_what_lies_otherwise_in_memory():
     x = torch.randn(3, 4, 5).transpose(1, 2)
     assert torch.equal(dropout_op.drop(x, states(3), 1, 0.5), by_formula(x, 1, 0.5))
 
 
-@starts_the_others
 def test_what_is_not_finite_stays_seen_and_all_may_be_dropped():
     x = torch.tensor([[float("inf"), float("nan"), 1.0]])
     dropped = dropout_op.drop(x, states(1), 1, 1 - 1e-9)
@@ -63,7 +51,6 @@ def test_what_is_not_finite_stays_seen_and_all_may_be_dropped():
     assert torch.equal(dropout_op.drop(torch.ones(2, 3), states(2), 1, 1.0), torch.zeros(2, 3))
 
 
-@starts_the_others
 @pytest.mark.filterwarnings("ignore:.*deprecated.*:DeprecationWarning")
 def test_the_operator_keeps_its_promises_and_has_second_derivatives():
     x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
@@ -84,7 +71,6 @@ class Collected:
         return module.forward
 
 
-@starts_the_others
 def test_a_compiled_model_sees_one_node_and_compiles_once_for_all_steps():
     drop = SampleDropout(0.3, layer=2).train()
     collected = Collected()
@@ -96,7 +82,6 @@ def test_a_compiled_model_sees_one_node_and_compiles_once_for_all_steps():
     assert collected.operators == ["concord.dropout.default"]
 
 
-@starts_the_others
 def test_a_layer_that_is_computed_again_draws_the_same_bits():
     torch.manual_seed(0)
     layer = nn.Sequential(nn.Linear(6, 6), SampleDropout(0.5, 1), nn.Linear(6, 6))
@@ -111,35 +96,3 @@ def test_a_layer_that_is_computed_again_draws_the_same_bits():
             out = model.layers[0](x)
         gradients.append(torch.autograd.grad(out.square().sum(), list(layer.parameters())))
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-
-
-@interpreted
-@pytest.mark.parametrize("shape", SHAPES)
-def test_the_kernel_gives_the_same_bits(shape):
-    from core.kernels.dropout import triton_dropout
-
-    for dtype in TYPES[:3]:  # the interpreter cannot compute with bfloat16
-        x = torch.randn(shape).to(dtype)
-        dropped = triton_dropout.drop(x, states(len(x)), 77, 0.1)
-        assert torch.equal(dropped, by_formula(x, 77, 0.1))
-
-
-@interpreted
-def test_forward_and_backward_go_through_the_kernel(monkeypatch):
-    monkeypatch.setattr(dropout_op, "runs_kernel", lambda device: True)
-    x = torch.randn(3, 2, 5).transpose(1, 2).requires_grad_()
-    upstream = torch.randn(3, 5, 2)
-    dropped = dropout_op.dropout(x, states(3), 1, 0.4)
-    (gradient,) = torch.autograd.grad(dropped, x, upstream)
-    assert torch.equal(dropped, by_formula(x, 1, 0.4))
-    assert torch.equal(gradient, by_formula(upstream, 1, 0.4))
-
-
-@compiled
-@pytest.mark.parametrize("target", [80, 90])
-def test_the_kernel_compiles_for_gpus_without_spills(target):
-    from core.kernels.dropout import triton_dropout
-
-    types = {"x": "*bf16", "out": "*bf16", "states": "*i64", "scale": "fp32"}
-    constants = {"BLOCK": triton_dropout.MOST_PLACES}
-    check_resources(triton_dropout.drop_kernel, types, constants, target, warps=4, stages=3)
