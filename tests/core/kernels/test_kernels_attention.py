@@ -10,6 +10,7 @@ from triton_processes import again, check_resources, compiled, interpreted, star
 
 from core.dropout import SampleDropout, number_dropouts, sample_masks
 from core.encoders.attention import Attention, attend
+from core.encoders.text import TextConfig, TextEncoder
 from core.kernels.attention import attention_op
 from core.kernels.dropout import dropout_op, formula
 
@@ -227,6 +228,25 @@ def test_modules_drop_what_they_drop_on_a_cpu_however_they_are_padded(monkeypatc
     torch.testing.assert_close(in_kernel, written_out, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(padded, in_kernel, rtol=1e-4, atol=1e-5)
     assert not in_kernel[0][2].any()
+
+
+@interpreted
+@pytest.mark.usefixtures("large_tiles")
+def test_the_text_encoder_goes_through_the_kernel_too(spec, make_utterances, monkeypatch):
+    torch.manual_seed(0)
+    config = TextConfig(width=8, layers=1, heads=2, dropout=0.3)
+    encoder = number_dropouts(TextEncoder(config, spec)).train()
+    batch = make_utterances(3)
+
+    def both():
+        with sample_masks(3, 8, batch.index):
+            hidden, _ = encoder(batch.frames["text"], batch.mask["text"])
+        return hidden, *torch.autograd.grad(hidden.square().sum(), list(encoder.parameters()))
+
+    written_out = both()
+    monkeypatch.setattr(attention_op, "runs_kernel", lambda device: True)
+    monkeypatch.setattr(torch.Tensor, "softmax", None)  # what is written out asks for it
+    torch.testing.assert_close(both(), written_out, rtol=1e-4, atol=1e-5)
 
 
 @interpreted
