@@ -56,13 +56,14 @@ def _mask(**asked: Any) -> Tensor | None:
     which a GPU would have to be waited for; (B, 1, T, S), the same memory for all T queries."""
     exists = asked.get("attention_mask")
     is_padding_alone = (
-        exists is not None
+        isinstance(exists, Tensor)
         and exists.device.type != "cpu"
         and asked.get("mask_function") is bidirectional_mask_function
         and exists.shape == (asked["batch_size"], asked["kv_length"])
     )
     if not is_padding_alone:
         return sdpa_mask(**asked)
+    assert isinstance(exists, Tensor)
     return exists.bool()[:, None, None].expand(-1, -1, asked["q_length"], -1)
 
 

@@ -70,8 +70,8 @@ def _together(*parts: Any) -> tuple[Any, ...]:
 
 
 def _no_attention(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
-    log_sums = torch.zeros(query.shape[:3])
-    return attention_op._rows_first_like(query).zero_(), log_sums
+    sums = torch.zeros(*query.shape[:3], 2)
+    return attention_op._rows_first_like(query).zero_(), sums
 
 
 def _no_gradients(

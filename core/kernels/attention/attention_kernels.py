@@ -1,8 +1,9 @@
 # mypy: ignore-errors
 """The Triton kernel of attention with dropout by sample, and what its gradients share with it.
 
-What is kept for the gradients is the logarithm of each query's sum of exponentials. Dropout acts on
-normalised probabilities: the sum is over all keys, and what is dropped is left out of the product
+What is kept for the gradients is the highest score of each query, and the logarithm of its sum of
+exponentials less that: two numbers, for the highest may be too low to hold the other. Dropout acts
+on normalised probabilities: the sum is over all keys, and what is dropped is left out of the product
 with the values. Each output element has one writer, so results are the same bits every time.
 
 A program works on one head of one sample, ROWS queries and COLUMNS keys at a time, and WIDTH
@@ -81,6 +82,14 @@ def restrict(
 
 
 @triton.jit
+def load_sums(sums, pair, rows, num_rows):
+    """The highest score of each query and the logarithm of its sum."""
+    places = sums + (pair.to(tl.int64) * num_rows + rows) * 2
+    exists = rows < num_rows
+    return tl.load(places, mask=exists, other=0.0), tl.load(places + 1, mask=exists, other=0.0)
+
+
+@triton.jit
 def keep_tile(low, high, head, rows, columns, bound):
     """Which pairs of a tile are kept, by the bits of ``core.dropout`` over (head, query, key)."""
     position = head.to(tl.uint32) * AXIS_0 + rows.to(tl.uint32) * AXIS_1
@@ -95,7 +104,7 @@ def forward_kernel(
     allowed,
     states,
     out,
-    log_sums,
+    sums,
     allowed_batch,
     allowed_head,
     allowed_row,
@@ -117,7 +126,7 @@ def forward_kernel(
     PRECISION: tl.constexpr,
 ):
     """ROWS queries: softmax by running maximum and sum (Dao, 2023, arXiv:2307.08691). A query
-    without keys gives zeros, and 0 as logarithm."""
+    without keys gives zeros."""
     tiles = tl.cdiv(num_rows, ROWS)
     program = tl.program_id(0)
     pair = program // tiles
@@ -166,5 +175,6 @@ def forward_kernel(
     safe_total = tl.where(sees_any, total, 1.0)
     mixed = mixed * (keep_scale / safe_total)[:, None]
     store_tile(out, mixed, rows, num_rows, heads, width, WIDTH)
-    log_sum = tl.where(sees_any, highest + tl.log2(safe_total), 0.0)
-    tl.store(log_sums + pair.to(tl.int64) * num_rows + rows, log_sum, mask=rows < num_rows)
+    places = sums + (pair.to(tl.int64) * num_rows + rows) * 2
+    tl.store(places, tl.where(sees_any, highest, 0.0), mask=rows < num_rows)
+    tl.store(places + 1, tl.log2(safe_total), mask=rows < num_rows)

@@ -42,7 +42,7 @@ def forward_tiles(dtype: torch.dtype, num_rows: int, width: int) -> Tiles:
     few = max(NARROWEST, triton.next_power_of_2(num_rows))
     if dtype == torch.float32:  # products without tensor cores live in registers
         return Tiles(min(32, few), 32 if width <= 64 else 16, _warps(width), stages=1)
-    return Tiles(min(64, few), 32, _warps(width), stages=2)
+    return Tiles(min(64 if width <= 64 else 32, few), 32, _warps(width), stages=2)
 
 
 def gradient_tiles(dtype: torch.dtype, width: int) -> Tiles:
@@ -52,14 +52,15 @@ def gradient_tiles(dtype: torch.dtype, width: int) -> Tiles:
     return Tiles(32, 32, _warps(width), stages=1)
 
 
-def bias_tiles(dtype: torch.dtype) -> Tiles:
+def bias_tiles(dtype: torch.dtype, width: int) -> Tiles:
     """Tiles of the kernel that computes the gradient of a bias, which has four operands at once."""
-    return Tiles(16, 16, warps=4, stages=1) if dtype == torch.float32 else Tiles(32, 32, 8, 1)
+    size = 16 if dtype == torch.float32 or width > 64 else 32
+    return Tiles(size, size, warps=8, stages=1)
 
 
 def _warps(width: int) -> int:
     """So many that what a thread holds of a tile fits its registers."""
-    return 4 if width <= 64 else 8
+    return 4 if width <= 32 else 8
 
 
 def forward(
@@ -70,20 +71,20 @@ def forward(
     drawing: Drawing,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """What queries take, (B, h, T, d), and the base-2 logarithms of their sums, (B, h, T) float32.
+    """What queries take, (B, h, T, d), and what their gradients need, (B, h, T, 2) float32.
 
     Args:
         allowed: boolean or added to the scores, of four dimensions that broadcast to (B, h, T, S).
     """
     launch = _Launch.of(query, key, value, allowed, drawing, scale)
     out = like(query)
-    log_sums = query.new_empty(query.shape[:3], dtype=torch.float32)
+    sums = query.new_empty((*query.shape[:3], 2), dtype=torch.float32)
     tiles = forward_tiles(query.dtype, launch.num_rows, launch.padded_width)
     if out.numel() > 0:
         attention_kernels.forward_kernel[launch.grid(launch.num_rows, tiles.rows)](
-            out=rows_first(out), log_sums=log_sums, **launch.arguments, **_constants(tiles)
+            out=rows_first(out), sums=sums, **launch.arguments, **_constants(tiles)
         )
-    return out, log_sums
+    return out, sums
 
 
 def backward(
@@ -93,7 +94,7 @@ def backward(
     value: Tensor,
     allowed: Tensor | None,
     out: Tensor,
-    log_sums: Tensor,
+    sums: Tensor,
     drawing: Drawing,
     scale: float,
     wants_bias: bool,
@@ -104,8 +105,8 @@ def backward(
     tiles = gradient_tiles(query.dtype, launch.padded_width)
     shared = launch.arguments | {
         "upstream": rows_first(upstream.to(query.dtype)),
-        "log_sums": log_sums,
-        "products": torch.empty_like(log_sums),
+        "sums": sums,
+        "products": sums.new_empty(sums.shape[:3]),
     }
     of_query, of_key, of_value = like(query), like(key), like(value)
     of_bias = None
@@ -140,7 +141,7 @@ def backward(
 def _launch_bias(launch: _Launch, shared: dict[str, Any], of_bias: Tensor) -> None:
     if of_bias.numel() == 0 or launch.samples == 0:
         return
-    tiles = bias_tiles(shared["query"].dtype)
+    tiles = bias_tiles(shared["query"].dtype, launch.padded_width)
     tile_count = math.ceil(launch.num_rows / tiles.rows)
     tile_count *= math.ceil(launch.num_columns / tiles.columns)
     gradient_kernels.bias_gradient_kernel[(len(of_bias) * of_bias.shape[1] * tile_count,)](
@@ -176,7 +177,8 @@ class _Launch:
     ) -> _Launch:
         samples, heads, num_rows, width = query.shape
         num_columns = key.shape[2]
-        mask, strides = NO_MASK, (0, 0, 0, 0)
+        mask = NO_MASK
+        strides: tuple[int, ...] = (0, 0, 0, 0)
         placeholder = query  # for a pointer that the kernel does not read
         if allowed is not None:
             strides = allowed.expand(samples, heads, num_rows, num_columns).stride()

@@ -1,6 +1,6 @@
 """Attention with dropout by sample as one operator, ``concord::attention``: a graph sees one node.
 
-Memory is that of what comes out and one number per query, for scores are computed again by the
+Memory is that of what comes out and two numbers per query, for scores are computed again by the
 gradients; bits of dropout too.
 """
 
@@ -72,8 +72,8 @@ def attention(
     p: float,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """``fused_attention``, and the base-2 logarithm of each query's sum of exponentials, (B, h, T)
-    float32."""
+    """``fused_attention``, and of each query the highest score and the logarithm of the sum of
+    exponentials less that, both base 2: (B, h, T, 2) float32."""
     from core.kernels.attention import attention_launch as launch  # which brings Triton
 
     drawing = launch.Drawing(states, layer, p)
@@ -91,7 +91,7 @@ def _(
     p: float,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    return _rows_first_like(query), query.new_empty(query.shape[:3], dtype=torch.float32)
+    return _rows_first_like(query), query.new_empty((*query.shape[:3], 2), dtype=torch.float32)
 
 
 @torch.library.custom_op("concord::attention_backward", mutates_args=())
@@ -103,7 +103,7 @@ def attention_backward(
     allowed: Tensor | None,
     states: Tensor | None,
     out: Tensor,
-    log_sums: Tensor,
+    sums: Tensor,
     layer: int,
     p: float,
     scale: float,
@@ -114,7 +114,7 @@ def attention_backward(
 
     drawing = launch.Drawing(states, layer, p)
     of_query, of_key, of_value, of_bias = launch.backward(
-        upstream, query, key, value, allowed, out, log_sums, drawing, scale, wants_bias
+        upstream, query, key, value, allowed, out, sums, drawing, scale, wants_bias
     )
     return of_query, of_key, of_value, query.new_empty(0) if of_bias is None else of_bias
 
@@ -128,7 +128,7 @@ def _(
     allowed: Tensor | None,
     states: Tensor | None,
     out: Tensor,
-    log_sums: Tensor,
+    sums: Tensor,
     layer: int,
     p: float,
     scale: float,
@@ -154,7 +154,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, upstream: Tensor, _: None) -> tuple[Tensor | None, ...]:
-    query, key, value, allowed, states, out, log_sums = ctx.saved_tensors
+    query, key, value, allowed, states, out, sums = ctx.saved_tensors
     wants_bias = ctx.needs_input_grad[3]
     of_query, of_key, of_value, of_bias = attention_backward(
         upstream,
@@ -164,7 +164,7 @@ def _backward(ctx: Any, upstream: Tensor, _: None) -> tuple[Tensor | None, ...]:
         allowed,
         states,
         out,
-        log_sums,
+        sums,
         ctx.layer,
         ctx.p,
         ctx.scale,

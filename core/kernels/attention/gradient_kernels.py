@@ -13,6 +13,7 @@ import triton.language as tl
 from core.kernels.attention.attention_kernels import (
     head_of,
     keep_tile,
+    load_sums,
     load_tile,
     restrict,
     store_tile,
@@ -26,6 +27,7 @@ def pair_gradient(
     right,
     upstream,
     values,
+    highest,
     log_sum,
     product,
     allowed,
@@ -65,7 +67,7 @@ def pair_gradient(
         MASK,
         PER_KEY,
     )
-    weights = tl.exp2(scores - log_sum[:, None])
+    weights = tl.exp2((scores - highest[:, None]) - log_sum[:, None])
     gradient = tl.dot(upstream, tl.trans(values), input_precision=PRECISION)
     applied = weights
     if DROPS:
@@ -84,7 +86,7 @@ def query_gradient_kernel(
     states,
     out,
     upstream,
-    log_sums,
+    sums,
     products,
     gradient,
     allowed_batch,
@@ -125,9 +127,7 @@ def query_gradient_kernel(
     above = load_tile(upstream, rows, num_rows, heads, width, WIDTH)
     result = load_tile(out, rows, num_rows, heads, width, WIDTH)
     product = tl.sum(above.to(tl.float32) * result.to(tl.float32), axis=1)
-    log_sum = tl.load(
-        log_sums + pair.to(tl.int64) * num_rows + rows, mask=rows < num_rows, other=0.0
-    )
+    highest, log_sum = load_sums(sums, pair, rows, num_rows)
     tl.store(products + pair.to(tl.int64) * num_rows + rows, product, mask=rows < num_rows)
     low, high = 0, 0
     if DROPS:
@@ -142,6 +142,7 @@ def query_gradient_kernel(
             right,
             above,
             values,
+            highest,
             log_sum,
             product,
             allowed,
@@ -174,7 +175,7 @@ def key_gradient_kernel(
     allowed,
     states,
     upstream,
-    log_sums,
+    sums,
     products,
     of_key,
     of_value,
@@ -222,13 +223,14 @@ def key_gradient_kernel(
         left = load_tile(query, rows, num_rows, heads, width, WIDTH)
         above = load_tile(upstream, rows, num_rows, heads, width, WIDTH)
         exists = rows < num_rows
-        log_sum = tl.load(log_sums + pair.to(tl.int64) * num_rows + rows, mask=exists, other=0.0)
+        highest, log_sum = load_sums(sums, pair, rows, num_rows)
         product = tl.load(products + pair.to(tl.int64) * num_rows + rows, mask=exists, other=0.0)
         applied, of_scores = pair_gradient(
             left,
             right,
             above,
             values,
+            highest,
             log_sum,
             product,
             allowed,
@@ -265,7 +267,7 @@ def bias_gradient_kernel(
     allowed,
     states,
     upstream,
-    log_sums,
+    sums,
     products,
     gradient,
     allowed_batch,
@@ -343,9 +345,7 @@ def bias_gradient_kernel(
             low, high = 0, 0
             if DROPS:
                 low, high = layer_state(states, batch + tl.zeros((1, 1), tl.int32), layer)
-            log_sum = tl.load(
-                log_sums + pair.to(tl.int64) * num_rows + rows, mask=exists, other=0.0
-            )
+            highest, log_sum = load_sums(sums, pair, rows, num_rows)
             product = tl.load(
                 products + pair.to(tl.int64) * num_rows + rows, mask=exists, other=0.0
             )
@@ -354,6 +354,7 @@ def bias_gradient_kernel(
                 right,
                 above,
                 values,
+                highest,
                 log_sum,
                 product,
                 allowed + batch.to(tl.int64) * allowed_batch + head * allowed_head,
