@@ -132,14 +132,14 @@ def large_tiles(monkeypatch):
     ],
 )
 def test_the_kernels_give_the_definition(samples, heads, rows, columns, width, kind, p):
-    inputs = drawn(samples, heads, rows, columns, width)
+    inputs = query, key, value = drawn(samples, heads, rows, columns, width)
     allowed = mask_of(kind, samples, heads, rows, columns)
-    out = fused(*inputs[:3], allowed, p)
-    expected = restated(*inputs[:3], allowed, p)
+    out = fused(query, key, value, allowed, p)
+    expected = restated(query, key, value, allowed, p)
     assert out.dtype == torch.float32
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=2e-6)
     if allowed is not None and allowed.requires_grad:
-        inputs.append(allowed)
+        inputs = [*inputs, allowed]
     upstream = torch.randn(out.shape)
     found = torch.autograd.grad(out, inputs, upstream)
     wanted = torch.autograd.grad(expected, inputs, upstream.double())
@@ -149,9 +149,9 @@ def test_the_kernels_give_the_definition(samples, heads, rows, columns, width, k
 
 @interpreted
 def test_tiles_of_the_sizes_that_gpus_get_give_the_definition():
-    inputs = drawn(1, 1, 40, 20, 33)
-    out = fused(*inputs[:3], None, 0.3)
-    expected = restated(*inputs[:3], None, 0.3)
+    inputs = query, key, value = drawn(1, 1, 40, 20, 33)
+    out = fused(query, key, value, None, 0.3)
+    expected = restated(query, key, value, None, 0.3)
     found = torch.autograd.grad(out.sum(), inputs)
     wanted = torch.autograd.grad(expected.sum(), inputs)
     for gradient, of_definition in zip((out, *found), (expected, *wanted), strict=True):
@@ -161,9 +161,9 @@ def test_tiles_of_the_sizes_that_gpus_get_give_the_definition():
 @interpreted
 @pytest.mark.usefixtures("large_tiles")
 def test_half_precision_keeps_sums_in_float32():
-    inputs = drawn(1, 1, 17, 65, 16, torch.float16)
-    out = fused(*inputs[:3], None, 0.3)
-    expected = restated(*inputs[:3], None, 0.3)
+    inputs = query, key, value = drawn(1, 1, 17, 65, 16, torch.float16)
+    out = fused(query, key, value, None, 0.3)
+    expected = restated(query, key, value, None, 0.3)
     assert out.dtype == torch.float16
     torch.testing.assert_close(out.double(), expected, rtol=2e-3, atol=2e-3)
     upstream = torch.randn(out.shape).half()
