@@ -37,12 +37,17 @@ class Drawing:
     p: float
 
 
-def forward_tiles(dtype: torch.dtype, num_rows: int, width: int) -> Tiles:
-    """Tiles of the forward kernel, for as many queries and features as there are at least."""
+def forward_tiles(dtype: torch.dtype, num_rows: int, width: int, per_pair: bool) -> Tiles:
+    """Tiles of the forward kernel, for as many queries and features as there are at least.
+
+    Args:
+        per_pair: whether a mask tells queries apart, so that a tile of it is held as well.
+    """
     few = max(NARROWEST, triton.next_power_of_2(num_rows))
     if dtype == torch.float32:  # products without tensor cores live in registers
         return Tiles(min(32, few), 32 if width <= 64 else 16, _warps(width), stages=1)
-    return Tiles(min(64 if width <= 64 else 32, few), 32, _warps(width), stages=2)
+    is_heavy = width > 64 or (per_pair and width > 32)
+    return Tiles(min(32 if is_heavy else 64, few), 32, _warps(width), stages=2)
 
 
 def gradient_tiles(dtype: torch.dtype, width: int) -> Tiles:
@@ -54,7 +59,7 @@ def gradient_tiles(dtype: torch.dtype, width: int) -> Tiles:
 
 def bias_tiles(dtype: torch.dtype, width: int) -> Tiles:
     """Tiles of the kernel that computes the gradient of a bias, which has four operands at once."""
-    size = 16 if dtype == torch.float32 or width > 64 else 32
+    size = 16 if dtype == torch.float32 or width > 32 else 32
     return Tiles(size, size, warps=8, stages=1)
 
 
@@ -79,7 +84,9 @@ def forward(
     launch = _Launch.of(query, key, value, allowed, drawing, scale)
     out = like(query)
     sums = query.new_empty((*query.shape[:3], 2), dtype=torch.float32)
-    tiles = forward_tiles(query.dtype, launch.num_rows, launch.padded_width)
+    tiles = forward_tiles(
+        query.dtype, launch.num_rows, launch.padded_width, launch.has_mask_of_pairs
+    )
     if out.numel() > 0:
         attention_kernels.forward_kernel[launch.grid(launch.num_rows, tiles.rows)](
             out=rows_first(out), sums=sums, **launch.arguments, **_constants(tiles)
@@ -211,6 +218,10 @@ class _Launch:
             "PRECISION": product_precision(query.dtype),
         }
         return _Launch(samples, heads, num_rows, num_columns, padded_width, arguments)
+
+    @property
+    def has_mask_of_pairs(self) -> bool:
+        return self.arguments["MASK"] != NO_MASK and not self.arguments["PER_KEY"]
 
     def grid(self, length: int, tile: int) -> tuple[int]:
         return (self.samples * self.heads * math.ceil(length / tile),)

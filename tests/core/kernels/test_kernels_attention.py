@@ -330,7 +330,7 @@ def check(kernel, kind: str, width: int, target: int, mask: int, per_key: bool, 
     if is_bias:
         tiles = launch.bias_tiles(KINDS[kind], width)
     elif kernel.__name__ == "forward_kernel":
-        tiles = launch.forward_tiles(KINDS[kind], rows, width)
+        tiles = launch.forward_tiles(KINDS[kind], rows, width, mask != 0 and not per_key)
     else:
         tiles = launch.gradient_tiles(KINDS[kind], width)
     constants = {
