@@ -53,8 +53,8 @@ def forward_tiles(dtype: torch.dtype, num_rows: int, width: int, per_pair: bool)
 def gradient_tiles(dtype: torch.dtype, width: int) -> Tiles:
     """Tiles of the kernels that compute gradients of queries, keys and values."""
     if dtype == torch.float32:
-        return Tiles(32 if width <= 32 else 16, 16, _warps(width), stages=1)
-    return Tiles(32, 32, _warps(width), stages=1)
+        return Tiles(16, 16, _warps(width), stages=1)
+    return Tiles(32, 32 if width <= 64 else 16, _warps(width), stages=1)
 
 
 def bias_tiles(dtype: torch.dtype, width: int) -> Tiles:
