@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.extract.recipe import read_recipe
 from data_shards.shards.label_statistics import known_resolution, named_classes
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
 from data_shards.shards.sentiment_schema import MODALITY, check_label
@@ -99,6 +100,7 @@ def read(raw: Path, options: Options) -> RawDataset:
         facts=file_facts(raw) | {"layout": "table", "dataset": options.dataset},
         stamp=partial(_stamp, raw.parent),
         tokenizer=tokenizer_facts,
+        extraction=read_recipe(raw.parent),
     )
 
 
