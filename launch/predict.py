@@ -14,7 +14,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from core import distributed
@@ -110,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
             sentences=sentences,
             split=options.split,
             windows=options.windows,
-            folders=_folders(options.folder),
+            folders=folders_of(options.folder),
         )
         scorer = Scorer(trained)
         if options.out is None:
@@ -154,7 +153,7 @@ def _names(line: CommandLine) -> tuple[str, str | None]:
     return line.names[0], line.names[1] if wanted == 2 else None
 
 
-def _folders(words: Iterable[str]) -> dict[str, str]:
+def folders_of(words: Iterable[str]) -> dict[str, str]:
     """``audio=DIR`` words as modality -> folder."""
     folders = {}
     for word in words:

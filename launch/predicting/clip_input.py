@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_shards.extract.media import Unreadable, clip_seconds
+
 from core.command import Refused
 from core.file_access.regular_files import read_regular_text
 from data_shards.extract.clip import ClipSource, ExtractedClip, extract_clip, open_extractors
-from data_shards.extract.media import Unreadable, clip_seconds
 from data_shards.extract.recipe import ExtractionRecipe
 from launch.predicting.inputs import Item, ItemInput
 from launch.predicting.samples import NewSample, SampleMaker

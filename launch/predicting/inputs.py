@@ -114,7 +114,6 @@ def open_input(
     Raises:
         Refused: it is of no known kind, or the model cannot read that kind.
     """
-    from launch.predicting.clip_input import clip_input
     from launch.predicting.shard_input import ShardInput
     from launch.predicting.table_input import table_input
 
@@ -141,6 +140,8 @@ def open_input(
             f"{source}: convert the file first: concord convert {source} --out shards/new; then "
             "predict on that folder"
         )
+    from launch.predicting.clip_input import clip_input  # needs the packages of clips
+
     return clip_input(maker, path, windows, folders)
 
 

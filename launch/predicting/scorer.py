@@ -142,9 +142,7 @@ class Scorer:
             )
 
 
-def unlabelled(
-    frames: Mapping[str, Tensor], mask: Mapping[str, Tensor], size: int
-) -> Utterances:
+def unlabelled(frames: Mapping[str, Tensor], mask: Mapping[str, Tensor], size: int) -> Utterances:
     """A batch of ``size`` samples of which only the modalities are known; labels are nan."""
     return Utterances(
         index=torch.arange(size),

@@ -32,9 +32,7 @@ class ShardInput:
         self.trained = trained
         self.source = source
         store = open_store(source)
-        self.manifest: Manifest = parse_manifest(
-            store.read_manifest(), f"{source}/manifest.json"
-        )
+        self.manifest: Manifest = parse_manifest(store.read_manifest(), f"{source}/manifest.json")
         if self.manifest.task != "sentiment":
             raise ConfigError(f"{source} holds {self.manifest.task} data, which have no scores")
         check_manifest(self.manifest, source)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.command import Refused
 from core.files import sha256_of_file
@@ -14,9 +14,11 @@ from data_shards.shards.split_names import split_called
 from data_shards.sources.table import FEATURES, column_frames
 from data_shards.sources.table_arrays import load_token_ids
 from data_shards.sources.table_rows import Row, read_rows
-from launch.predicting.clip_input import ClipMaker
 from launch.predicting.inputs import Item, ItemInput
 from launch.predicting.samples import NewSample, SampleMaker
+
+if TYPE_CHECKING:
+    from launch.predicting.clip_input import ClipMaker
 
 FILE = "file"  # the column of clips
 
@@ -37,6 +39,8 @@ def table_input(
     holds_clips = FILE in columns
     notes = []
     if holds_clips:
+        from launch.predicting.clip_input import ClipMaker  # needs the packages of clips
+
         clips = ClipMaker(maker, windows, folders)
         make = partial(_of_clip, clips, table.parent)
     else:

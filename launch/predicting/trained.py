@@ -183,7 +183,9 @@ def _of_bundle(source: str, folder: Path, tokenizer: Path | None) -> TrainedMode
         recipe=str(config.get("recipe", "")),
         classes=config.get("classes", "given"),
         precision=config.get("precision", "fp32"),
-        tokenizer=find_tokenizer(record.tokenizer, tokenizer or (inside if inside.is_dir() else None)),
+        tokenizer=find_tokenizer(
+            record.tokenizer, tokenizer or (inside if inside.is_dir() else None)
+        ),
         max_tokens=config.get("max_tokens"),
         extraction=config.get("extraction"),
         synthetic=bool(config.get("schema", {}).get("synthetic", False)),
