@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from core.command import Refused
 from data_shards.extract.extractors import registry
 from data_shards.extract.extractors.protocol import Missing, Word
 from data_shards.extract.extractors.registry import Extractors
@@ -72,6 +73,11 @@ def extract_clip(clip: ClipSource, extractors: Extractors, limits: Limits = LIMI
             _run(kind, modality, extractor, clip, limits, found)
         except (Missing, Unreadable) as reason:
             found.missing[modality] = str(reason)
+        except Refused:
+            raise
+        except Exception as error:  # of a library, at this clip: it is named, and others go on
+            said = " ".join(str(error).split())[:200]
+            found.missing[modality] = f"failed: {type(error).__name__}: {said}"
     if extractors.recipe.align == "words":
         _align(found, extractors.recipe)
     return ExtractedClip(

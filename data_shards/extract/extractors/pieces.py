@@ -10,6 +10,7 @@ import numpy as np
 from data_shards.extract.extractors.protocol import SOUND_RATE
 
 LOUDNESS_STEP = SOUND_RATE // 100  # samples whose loudness is looked at together
+PAUSE_STEPS = 11  # of them: what a pause has at least
 
 
 def fixed_pieces(
@@ -17,29 +18,25 @@ def fixed_pieces(
 ) -> Iterator[tuple[np.ndarray, int, bool]]:
     """Pieces of ``core`` samples, the last one shorter, with up to ``context`` more on both sides.
 
+    Args:
+        context: at most ``core``.
+
     Yields:
         Samples (n,) float32; how many of them stand before the core; and whether it is the last.
     """
     held = np.zeros(0, np.float32)
-    before = 0  # samples of held that belong to the piece before
-    ended = False
-    while not ended:
-        wanted = before + core + context + 1  # one more tells that there is a next piece
-        parts = [held]
-        size = len(held)
-        while size < wanted and not ended:
-            piece = next(sound, None)
-            ended = piece is None
-            if piece is not None:
-                parts.append(piece)
-                size += len(piece)
-        held = np.concatenate(parts)
-        while len(held) > before + core and (ended or len(held) >= wanted):
+    before = 0  # samples of held that belong to the core before
+    for piece in sound:
+        held = np.concatenate([held, piece])
+        # one sample more than is handed over tells that another piece follows
+        while len(held) > before + core + context:
             yield held[: before + core + context], before, False
-            cut = before + core - min(context, before + core)
-            held = held[cut:]
-            before = min(context, before + core)
-            wanted = before + core + context + 1
+            held = held[before + core - context :]
+            before = context
+    while len(held) > before + core:
+        yield held[: before + core + context], before, False
+        held = held[before + core - context :]
+        before = context
     if len(held) > before:
         yield held, before, True
 
@@ -63,9 +60,18 @@ def cut_at_pauses(
 def quietest(samples: np.ndarray, first: int, after_last: int) -> int:
     """The middle of the quietest hundredth of a second from ``first`` to ``after_last``, the
     earliest one of several."""
-    steps = (after_last - first) // LOUDNESS_STEP
-    looked_at = samples[first : first + steps * LOUDNESS_STEP].astype(np.float64)
-    energy = np.square(looked_at).reshape(steps, LOUDNESS_STEP).sum(axis=1)
-    # a pause is longer than one step: neighbours count as well
-    smooth = np.convolve(energy, np.ones(min(steps, 11)), mode="same")
-    return int(first + (np.argmin(smooth) + 0.5) * LOUDNESS_STEP)
+    energy = energy_of(samples[first:after_last])
+    return first + round((quietest_step(energy) + 0.5) * LOUDNESS_STEP)
+
+
+def energy_of(samples: np.ndarray) -> np.ndarray:
+    """The energy (S,) of every hundredth of a second; what is left at the end is not looked at."""
+    steps = len(samples) // LOUDNESS_STEP
+    whole = samples[: steps * LOUDNESS_STEP].astype(np.float64).reshape(steps, LOUDNESS_STEP)
+    return np.square(whole).sum(axis=1)
+
+
+def quietest_step(energy: np.ndarray) -> int:
+    """The number of the quietest step; its neighbours count as well, since pauses are longer."""
+    around = np.ones(min(len(energy), PAUSE_STEPS))
+    return int(np.argmin(np.convolve(energy, around, mode="same")))
