@@ -61,12 +61,12 @@ def clip_seconds(file: Path, start: float, end: float | None, limits: Limits = L
         length = _length(container)
         if start > 0 or end is not None:
             if start >= length:
-                raise Unreadable(f"starts at {start:g} s, and the file has {length:g} s")
+                raise Unreadable(f"beyond the end: starts at {start:g} s of {length:g} s")
             if end is not None and end > length + BEYOND:
-                raise Unreadable(f"ends at {end:g} s, and the file has {length:g} s")
+                raise Unreadable(f"beyond the end: ends at {end:g} s of {length:g} s")
         seconds = min(length, math.inf if end is None else end) - start
     if seconds > limits.seconds:
-        raise Unreadable(f"has {seconds:.0f} s, and at most {limits.seconds:.0f} are taken")
+        raise Unreadable(f"too long: {seconds:.0f} s, and at most {limits.seconds:.0f} are taken")
     return seconds
 
 
@@ -124,8 +124,8 @@ def pictures(
             raise Missing(NO_PICTURES)
         if stream.codec_context.width * stream.codec_context.height > limits.pixels:
             raise Unreadable(
-                f"pictures of {stream.codec_context.width} x {stream.codec_context.height}, and at "
-                f"most {limits.pixels} pixels are taken"
+                f"too large: pictures of {stream.codec_context.width} x {stream.codec_context.height}, "
+                f"and at most {limits.pixels} pixels are taken"
             )
         stream.codec_context.options = {"max_pixels": str(limits.pixels)}
         _prepare(stream, container, start, limits)
@@ -157,13 +157,13 @@ def _opened(file: Path, limits: Limits) -> Iterator[Any]:
             if size == 0:
                 raise Unreadable("empty file")
             if size > limits.bytes:
-                raise Unreadable(f"has {size} bytes, and at most {limits.bytes} are taken")
+                raise Unreadable(f"too large: {size} bytes, and at most {limits.bytes} are taken")
             with av.open(
                 opened, mode="r", metadata_errors="replace", io_open=_refuse_other_file
             ) as container:
                 kinds = set(container.format.name.split(","))
                 if kinds & _PLAYLISTS:
-                    raise Unreadable(f"a list of other files ({container.format.name})")
+                    raise Unreadable(f"a list of other files: {container.format.name}")
                 yield container
     except (Missing, Unreadable, Refused):
         raise
@@ -191,7 +191,7 @@ def _library() -> Any:
 
 
 def _refuse_other_file(url: str, flags: int, options: dict[str, str]) -> Any:
-    raise Unreadable(f"asks for another file ({url[:80]!r})")
+    raise Unreadable(f"a list of other files: it asks for {url[:80]!r}")
 
 
 def _moving_pictures(container: Any) -> Any:
@@ -206,7 +206,7 @@ def _moving_pictures(container: Any) -> Any:
 def _prepare(stream: Any, container: Any, start: float, limits: Limits) -> None:
     """Go near to ``start``; one thread, since clips are done side by side."""
     if stream.codec_context is None:
-        raise Unreadable("in a codec that is not known")
+        raise Unreadable("unreadable: in a codec that is not known")
     stream.codec_context.thread_count = 1
     if start > PREROLL:
         container.seek(int((_origin(container) + start - PREROLL) * 1e6))
@@ -301,7 +301,7 @@ def _placed(
             samples = samples[: max(0, after_last - begin)]
             begin = min(begin, after_last)
         if begin + len(samples) > most:
-            raise Unreadable(f"longer than {(most - first) / SOUND_RATE:.0f} s")
+            raise Unreadable(f"too long: more than {(most - first) / SOUND_RATE:.0f} s")
         while position < begin:
             gap = min(begin - position, SOUND_RATE)
             yield np.zeros(gap, np.float32)
@@ -335,11 +335,13 @@ def _timed(container: Any, stream: Any, limits: Limits) -> Iterator[_Shown]:
     for number, frame in enumerate(container.decode(stream)):
         time = expected if frame.time is None else frame.time - origin
         if frame.is_corrupt:
-            raise Unreadable(f"damaged at {time:.1f} s")
+            raise Unreadable(f"damaged: at {time:.1f} s")
         if time > limits.seconds + PREROLL and time - expected > BREAK:
-            raise Unreadable(f"time stamps jump to {time:.0f} s")
+            raise Unreadable(f"too long: time stamps jump to {time:.0f} s")
         if frame.width * frame.height > limits.pixels:
-            raise Unreadable(f"a picture of {frame.width} x {frame.height} at {time:.1f} s")
+            raise Unreadable(
+                f"too large: a picture of {frame.width} x {frame.height} at {time:.1f} s"
+            )
         expected = time + usual
         yield _Shown(frame, number, time, expected)
 

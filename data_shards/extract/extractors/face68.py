@@ -170,7 +170,9 @@ def open_tracker(asked_for: str, detect_every: int) -> tuple[str, str, FaceTrack
     try:
         import dlib
     except ImportError:
-        raise Refused(f"{asked_for} needs the packages dlib-bin and {MODEL_PACKAGE}; {INSTALL}") from None
+        raise Refused(
+            f"{asked_for} needs the packages dlib-bin and {MODEL_PACKAGE}; {INSTALL}"
+        ) from None
     path = _model_file(asked_for)
     tracker = FaceTracker(
         dlib.get_frontal_face_detector(),
@@ -191,7 +193,9 @@ def _model_file(asked_for: str) -> Path:
         path = Path(str(entry.locate()))
         if path.name == MODEL_FILE and path.is_file():
             return path
-    raise Refused(f"{asked_for} needs the package {MODEL_PACKAGE}, with its {MODEL_FILE}; {INSTALL}")
+    raise Refused(
+        f"{asked_for} needs the package {MODEL_PACKAGE}, with its {MODEL_FILE}; {INSTALL}"
+    )
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:

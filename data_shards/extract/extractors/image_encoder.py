@@ -71,7 +71,9 @@ class ImageEncoder:
 
     def _encode(self, pixels: np.ndarray) -> np.ndarray:
         """Features (D,): the encoder's pooled answer, or the mean over its patches."""
-        prepared = self._prepare(images=[pixels], return_tensors="pt", input_data_format="channels_last")
+        prepared = self._prepare(
+            images=[pixels], return_tensors="pt", input_data_format="channels_last"
+        )
         with torch.inference_mode():
             answer: Any = self._encoder(prepared["pixel_values"])
         pooled = getattr(answer, "pooler_output", None)

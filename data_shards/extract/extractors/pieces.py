@@ -41,9 +41,7 @@ def fixed_pieces(
         yield held, before, True
 
 
-def cut_at_pauses(
-    sound: Iterator[np.ndarray], longest: int, shortest: int
-) -> Iterator[np.ndarray]:
+def cut_at_pauses(sound: Iterator[np.ndarray], longest: int, shortest: int) -> Iterator[np.ndarray]:
     """Pieces of ``shortest`` to ``longest`` samples, each cut where it is quietest between; the
     last one may be shorter."""
     held = np.zeros(0, np.float32)
@@ -73,5 +71,6 @@ def energy_of(samples: np.ndarray) -> np.ndarray:
 
 def quietest_step(energy: np.ndarray) -> int:
     """The number of the quietest step; its neighbours count as well, since pauses are longer."""
-    around = np.ones(min(len(energy), PAUSE_STEPS))
-    return int(np.argmin(np.convolve(energy, around, mode="same")))
+    around = min(len(energy), PAUSE_STEPS)
+    sums = np.convolve(energy, np.ones(around), mode="valid")
+    return int(np.argmin(sums)) + around // 2

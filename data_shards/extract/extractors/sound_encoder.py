@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from core.encoders.pretrained import Source, load_model, load_sound_preparation
 from core.command import Refused
+from core.encoders.pretrained import Source, load_model, load_sound_preparation
 from data_shards.extract.extractors.model_folder import (
     checksum_of_model,
     library_version,
