@@ -14,6 +14,7 @@ from concord import __version__
 from core.command import DONE, REFUSED, report_error, run
 
 COMMANDS = {
+    "extract": ("data_shards.extract.__main__", "clips to features, and the recipe for new clips"),
     "convert": ("data_shards.convert", "raw data to a shard folder"),
     "inspect": ("data_shards.inspect", "what is in a shard folder"),
     "verify": ("data_shards.verify", "sizes and checksums of a shard folder"),

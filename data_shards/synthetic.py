@@ -14,7 +14,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -84,7 +84,17 @@ def _sequence(
     return frames.astype(np.float32)
 
 
-def _clip(rng: np.random.Generator, patterns: list[np.ndarray]) -> dict[str, Any]:
+class Utterance(NamedTuple):
+    """What a made-up clip says, in words, by voice and by face."""
+
+    text: str
+    label: float
+    voice: float
+    face: float
+
+
+def utterance(rng: np.random.Generator) -> Utterance:
+    """One clip's words, its label, and what its voice and its face say, about -3 to 3 each."""
     mood = rng.normal()
     shared, apart = np.sqrt(AGREEMENT), np.sqrt(1 - AGREEMENT)
     words, voice, face = shared * mood + apart * rng.normal(size=3)
@@ -95,11 +105,16 @@ def _clip(rng: np.random.Generator, patterns: list[np.ndarray]) -> dict[str, Any
     variance = (WEIGHTS.sum() ** 2) * AGREEMENT + (WEIGHTS**2).sum() * (1 - AGREEMENT)
     scale = 1.3 / np.sqrt(variance)
     label = np.round(total * scale / 0.2) * 0.2
+    return Utterance(text, float(np.clip(label, -3, 3)), voice, face)
+
+
+def _clip(rng: np.random.Generator, patterns: list[np.ndarray]) -> dict[str, Any]:
+    said = utterance(rng)
     return {
-        "raw_text": text,
-        "label": float(np.clip(label, -3, 3)),
-        "audio": _sequence(rng, voice, AUDIO, patterns[0]),
-        "vision": _sequence(rng, face, VISION, patterns[1]),
+        "raw_text": said.text,
+        "label": said.label,
+        "audio": _sequence(rng, said.voice, AUDIO, patterns[0]),
+        "vision": _sequence(rng, said.face, VISION, patterns[1]),
     }
 
 

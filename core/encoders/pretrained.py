@@ -19,6 +19,7 @@ TRUE_WORDS = {"1", "on", "yes", "true"}
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MODEL_FILES = "config.json and model.safetensors"
 TOKENIZER_FILES = "tokenizer.json (or vocab.txt) and tokenizer_config.json"
+PREPARATION_FILE = "preprocessor_config.json"
 
 
 class Source(NamedTuple):
@@ -62,6 +63,41 @@ def load_tokenizer(source: Source) -> Any:
     _refuse_own_code(source, "config.json")
     _refuse_own_code(source, "tokenizer_config.json")
     return _load(AutoTokenizer, source, TOKENIZER_FILES)
+
+
+def load_sound_preparation(source: Source) -> Any:
+    """What turns sound into the input of an encoder."""
+    from transformers import AutoFeatureExtractor
+
+    _refuse_own_code(source, PREPARATION_FILE)
+    return _load(AutoFeatureExtractor, source, PREPARATION_FILE)
+
+
+def load_image_preparation(source: Source) -> Any:
+    """What turns pictures into the input of an encoder."""
+    from transformers import AutoImageProcessor
+
+    _refuse_own_code(source, PREPARATION_FILE)
+    return _load(AutoImageProcessor, source, PREPARATION_FILE)
+
+
+def load_recogniser(source: Source) -> Any:
+    """A pipeline that turns sound into words with times; its model is one that spells (CTC) or one
+    that writes (Whisper)."""
+    from transformers import AutoModelForCTC, AutoModelForSpeechSeq2Seq, pipeline
+
+    writes = load_config(source).is_encoder_decoder
+    _refuse_pickled_weights(source)
+    kind = AutoModelForSpeechSeq2Seq if writes else AutoModelForCTC
+    model = _load(kind, source, MODEL_FILES, use_safetensors=True)
+    return pipeline(
+        "automatic-speech-recognition",
+        model=model.eval(),
+        tokenizer=load_tokenizer(source),
+        feature_extractor=load_sound_preparation(source),
+        device="cpu",
+        trust_remote_code=False,
+    )
 
 
 def _load(kind: Any, source: Source, files: str, **options: Any) -> Any:

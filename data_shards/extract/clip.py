@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from core.command import Refused
 from data_shards.extract.extractors import registry
 from data_shards.extract.extractors.protocol import Missing, Word
 from data_shards.extract.extractors.registry import Extractors
@@ -56,7 +57,9 @@ def open_extractors(
     return registry.open_extractors(recipe, folders)
 
 
-def extract_clip(clip: ClipSource, extractors: Extractors, limits: Limits = LIMITS) -> ExtractedClip:
+def extract_clip(
+    clip: ClipSource, extractors: Extractors, limits: Limits = LIMITS
+) -> ExtractedClip:
     """Features, transcript and words of a clip.
 
     A file that cannot be read, or is beyond the limits, has every modality but a given transcript
@@ -72,11 +75,14 @@ def extract_clip(clip: ClipSource, extractors: Extractors, limits: Limits = LIMI
             _run(kind, modality, extractor, clip, limits, found)
         except (Missing, Unreadable) as reason:
             found.missing[modality] = str(reason)
+        except Refused:
+            raise
+        except Exception as error:  # of a library, at this clip: it is named, and others go on
+            said = " ".join(str(error).split())[:200]
+            found.missing[modality] = f"failed: {type(error).__name__}: {said}"
     if extractors.recipe.align == "words":
         _align(found, extractors.recipe)
-    return ExtractedClip(
-        found.arrays, found.missing, found.transcript, found.words, found.seconds
-    )
+    return ExtractedClip(found.arrays, found.missing, found.transcript, found.words, found.seconds)
 
 
 @dataclass
@@ -109,9 +115,7 @@ def _run(
         frames = extractor.frames(sound(clip.file, clip.start, clip.end, limits))
     else:
         rate = extractor.record.frame_rate
-        shown = pictures(
-            clip.file, clip.start, clip.end, rate, extractor.longest_side, limits
-        )
+        shown = pictures(clip.file, clip.start, clip.end, rate, extractor.longest_side, limits)
         frames = extractor.frames(shown)
     found.arrays[modality] = np.ascontiguousarray(frames, dtype="<f4")
 

@@ -45,8 +45,10 @@ class Row:
 
 
 def read_rows(table: Path, needed: tuple[str, ...] = ("id", "split")) -> Iterator[Row]:
-    """The rows of a table; DataError for one without the ``needed`` cells, of which an id is always
-    one."""
+    """The rows of a table; DataError for one without a cell that is needed, of which id is one.
+
+    Where split is not needed, a row's is empty if there is none.
+    """
     kind = table.suffix.lower()
     if kind == ".csv":
         numbered_rows = _csv_rows(table)
@@ -62,10 +64,11 @@ def read_rows(table: Path, needed: tuple[str, ...] = ("id", "split")) -> Iterato
             _check_cell(column, value, where)
             if value is not None and value != "":
                 filled[column] = value
-        for column in needed:
-            if column not in filled:
-                both = " and a ".join(needed)
-                raise DataError(f"{where}: no {column!r}; every row needs an {both} (docs/data.md)")
+        for name in needed:
+            if name not in filled:
+                raise DataError(
+                    f"{where}: no {name!r}; every row needs {' and '.join(needed)} (docs/data.md)"
+                )
         filled["id"] = str(filled["id"])
         split = str(filled.get("split", ""))
         yield Row(filled["id"], split, filled, f"{where} ({shown(filled['id'])})")
