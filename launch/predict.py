@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from core import distributed
 from core.command import Refused
+from data_shards.extract.windows import Windows
 from launch.command_line import CommandLine, read, settings_parser
 from launch.config import ConfigError
 from launch.engine.processes import init_processes, shutdown_processes
@@ -99,8 +100,9 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError("--out FILE says where the scores go, such as --out scores.csv")
         if options.batch_size < 1:
             raise ConfigError(f"--batch-size {options.batch_size}: at least 1")
-        if options.windows is not None and not options.windows >= 1:
-            raise ConfigError(f"--windows {options.windows:g}: at least one second")
+        windows = None
+        if options.windows is not None:
+            windows = Windows(options.windows, options.pauses)
         init_processes()
         trained = open_trained(model, line.changes, options.tokenizer)
         given = open_input(
@@ -108,7 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
             source,
             sentences=sentences,
             split=options.split,
-            windows=options.windows,
+            windows=windows,
             folders=folders_of(options.folder),
         )
         scorer = Scorer(trained)
@@ -177,6 +179,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--windows", type=float, metavar="SECONDS", help="cut clips into parts and score each"
+    )
+    parser.add_argument(
+        "--pauses", action="store_true", help="with --windows: cut where nobody speaks"
     )
     parser.add_argument(
         "--folder",

@@ -174,9 +174,14 @@ def _refuse_without_hub(source: Source, files: str) -> None:
         )
 
 
+def hub_address() -> str:
+    """The hub that ``HF_ENDPOINT`` says, or the usual one."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
 def hub_silence() -> str:
     """Which hub does not answer within a few seconds, and why; empty when it does."""
-    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+    hub = hub_address()
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in TRUE_WORDS:
         return f"{hub}: HF_HUB_OFFLINE is set"
     silence = _why_silent(hub)

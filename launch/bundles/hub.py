@@ -9,9 +9,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+
 from core.bundle import read_config
 from core.command import Refused
-from core.encoders.pretrained import hub_silence
+from core.encoders.pretrained import hub_address, hub_silence
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # What a bundle may hold. No pickles, no code.
@@ -34,38 +37,31 @@ def is_hub_name(source: str) -> bool:
 
 
 def fetch(name: str) -> Path:
-    """The folder of a bundle from the hub, in the client's cache; fetched before, it is not
-    fetched again unless it has changed.
+    """The folder of a bundle from the hub, in the client's cache; what was fetched before is not
+    fetched again unless it has changed, and serves where no hub answers.
 
     Raises:
         Refused: the hub does not answer, has no such bundle, or holds something else.
     """
-    from huggingface_hub import snapshot_download
-
+    silence = hub_silence()
     try:
-        found = _cached_or_none(name)
-        silence = hub_silence()
-        if not silence:
-            found = Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
-    except Exception as error:  # the client raises errors of many libraries
-        raise Refused(f"{name}: the hub has no such model ({_one_line(error)})") from None
-    if found is None:
+        found = _snapshot(name, cached=bool(silence))
+    except LocalEntryNotFoundError:
         raise Refused(
             f"{name} is no folder, and no hub answers ({silence}); give the folder of a run or of "
             "an exported model"
-        )
+        ) from None
+    except Exception as error:  # the client raises errors of many libraries
+        raise Refused(f"{name}: the hub has no such model ({_one_line(error)})") from None
     read_config(found)
     return found
 
 
-def _cached_or_none(name: str) -> Path | None:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(PATTERNS), local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
+def _snapshot(name: str, *, cached: bool) -> Path:
+    folder = snapshot_download(
+        name, allow_patterns=list(PATTERNS), local_files_only=cached, endpoint=hub_address()
+    )
+    return Path(folder)
 
 
 def push(folder: Path, name: str) -> str:
@@ -74,15 +70,13 @@ def push(folder: Path, name: str) -> str:
     Raises:
         Refused: the hub does not answer, or does not take it.
     """
-    from huggingface_hub import HfApi
-
     if HUB_NAME.fullmatch(name) is None:
         raise Refused(f"--push {name!r} is no name on a hub; write ORGANISATION/NAME")
     read_config(folder)
     silence = hub_silence()
     if silence:
         raise Refused(f"--push {name}: no hub answers ({silence}); {folder} is written, push later")
-    api = HfApi()
+    api = HfApi(endpoint=hub_address())
     try:
         api.create_repo(name, repo_type="model", exist_ok=True)
         commit = api.upload_folder(

@@ -15,6 +15,7 @@ from core import distributed
 from core.batch import Utterances
 from core.command import Refused
 from core.file_access.regular_files import read_regular_text
+from data_shards.extract.windows import Windows
 from data_shards.reading.sampler import even_split
 from data_shards.shards.manifest import MANIFEST
 from launch.predicting.samples import NewSample, SampleMaker
@@ -106,7 +107,7 @@ def open_input(
     *,
     sentences: Sequence[str] = (),
     split: str | None = None,
-    windows: float | None = None,
+    windows: Windows | None = None,
     folders: Mapping[str, str] | None = None,
 ) -> Input:
     """The input that ``source`` names, or the sentences.
@@ -132,7 +133,7 @@ def open_input(
     if not path.exists():
         raise Refused(f"{source} does not exist; give a clip, a folder, a table, a .txt or shards")
     if is_table:
-        return table_input(maker, path, split, windows, folders)
+        return table_input(maker, path, split=split, windows=windows, folders=folders)
     if path.suffix.lower() == ".txt":
         return sentence_input(maker, _lines(path), str(path))
     if path.suffix.lower() in (".pkl", ".pickle"):
@@ -142,7 +143,7 @@ def open_input(
         )
     from launch.predicting.clip_input import clip_input  # needs the packages of clips
 
-    return clip_input(maker, path, windows, folders)
+    return clip_input(maker, path, windows=windows, folders=folders)
 
 
 def sentence_input(maker: SampleMaker, sentences: list[str], where: str) -> ItemInput:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from core.command import Refused
 from core.files import sha256_of_file
+from data_shards.extract.windows import Windows
 from data_shards.shards.split_names import split_called
 from data_shards.sources.table import FEATURES, column_frames
 from data_shards.sources.table_arrays import load_token_ids
@@ -17,17 +17,15 @@ from data_shards.sources.table_rows import Row, read_rows
 from launch.predicting.inputs import Item, ItemInput
 from launch.predicting.samples import NewSample, SampleMaker
 
-if TYPE_CHECKING:
-    from launch.predicting.clip_input import ClipMaker
-
 FILE = "file"  # the column of clips
 
 
 def table_input(
     maker: SampleMaker,
     table: Path,
-    split: str | None,
-    windows: float | None,
+    *,
+    split: str | None = None,
+    windows: Windows | None = None,
     folders: Mapping[str, str] | None = None,
 ) -> ItemInput:
     """The rows of a table, all of them or those of one split.
@@ -36,26 +34,20 @@ def table_input(
         Refused: an id is there twice, no column is one that the model reads.
     """
     columns, count = _survey(table, split)
-    holds_clips = FILE in columns
-    notes = []
-    if holds_clips:
-        from launch.predicting.clip_input import ClipMaker  # needs the packages of clips
+    if FILE in columns:
+        from launch.predicting.clip_input import clip_input  # needs the packages of clips
 
-        clips = ClipMaker(maker, windows, folders)
-        make = partial(_of_clip, clips, table.parent)
-    else:
-        if windows is not None:
-            raise Refused(f"--windows: {table} has no column {FILE!r} of clips; leave it out")
-        missing = _missing_columns(maker, table, columns)
-        notes = [f"{table} has no column for {name}" for name in missing]
-        make = partial(_of_arrays, maker, table.parent)
+        return clip_input(maker, table, split=split, windows=windows, folders=folders)
+    if windows is not None:
+        raise Refused(f"--windows: {table} has no column {FILE!r} of clips; leave it out")
+    missing = _missing_columns(maker, table, columns)
+    notes = [f"{table} has no column for {name}" for name in missing]
 
     def items() -> Iterator[Item]:
         for row in _rows(table, split):
-            yield from make(row)
+            yield Item(row.id, _making(maker, table.parent, row))
 
-    identity = {"table": sha256_of_file(table), "split": split, "windows": windows}
-    return ItemInput(maker, items, identity, None if windows else count, notes)
+    return ItemInput(maker, items, {"table": sha256_of_file(table), "split": split}, count, notes)
 
 
 def _rows(table: Path, split: str | None) -> Iterator[Row]:
@@ -103,7 +95,7 @@ def _columns_of(maker: SampleMaker, name: str) -> set[str]:
     return {FEATURES} if reads_features else {"tokens", "text"}
 
 
-def _of_arrays(maker: SampleMaker, folder: Path, row: Row) -> Iterator[Item]:
+def _making(maker: SampleMaker, folder: Path, row: Row) -> Callable[[], NewSample]:
     def make() -> NewSample:
         arrays: dict[str, Any] = {}
         notes: tuple[str, ...] = ()
@@ -116,7 +108,7 @@ def _of_arrays(maker: SampleMaker, folder: Path, row: Row) -> Iterator[Item]:
                     arrays[name] = maker.check(name, frames, row.where)
         return NewSample(row.id, arrays, notes, str(row.cells.get("text", "")))
 
-    yield Item(row.id, make)
+    return make
 
 
 def _add_text(
@@ -138,18 +130,3 @@ def _add_text(
         return ()
     arrays[name], notes = maker.encode(str(row.cells["text"]), row.where)
     return notes
-
-
-def _of_clip(clips: ClipMaker, folder: Path, row: Row) -> Iterator[Item]:
-    """A row of the layout of ``concord extract``: file, start, end, transcript."""
-    start = row.number("start") if "start" in row.cells else 0.0
-    end = row.number("end") if "end" in row.cells else None
-    said = str(row.cells.get("transcript", row.cells.get("text", "")))
-    if FILE not in row.cells:
-        yield Item(row.id, _nothing(row.id, "the row names no file"))
-        return
-    yield from clips.items(row.id, folder / str(row.cells[FILE]), start, end, said)
-
-
-def _nothing(name: str, why: str) -> Callable[[], NewSample]:
-    return lambda: NewSample(name, notes=(why,))

@@ -37,7 +37,7 @@ class Analyst:
         try:
             from launch.predicting.clip_input import ClipMaker
 
-            self.clips = ClipMaker(self.maker, None, folders)
+            self.clips = ClipMaker(self.maker, folders)
         except (Refused, ImportError) as problem:
             self.no_clips = str(problem)
         if self.no_words and self.no_clips:
@@ -124,17 +124,16 @@ class Analyst:
     def _curve(self, clips: ClipMaker, file: Path, seconds: float) -> list[Report]:
         """The value of each window; without a speech recogniser it is of sound and video alone."""
         from data_shards.extract.clip import ClipSource
-        from launch.predicting.clip_input import cut
+        from data_shards.extract.windows import Windows, windows_of
 
         points = []
-        for window in cut(0.0, seconds, WINDOW):
-            source = ClipSource("the clip", file, window.start, window.end)
-            sample, _ = clips.sample(source)
+        for window in windows_of(ClipSource("the clip", file), Windows(WINDOW)):
+            sample, _ = clips.sample(window)
             (answer,) = self.scorer(self.maker.batch([sample]))
             points.append(
                 {
                     "start": window.start,
-                    "end": window.end,
+                    "end": seconds if window.end is None else window.end,
                     "value": self._value(answer, answer),
                     "class": answer.best_class,
                     "seen": list(answer.seen),

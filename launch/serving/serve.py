@@ -64,7 +64,9 @@ def _bound(port: int) -> socket.socket:
         found.bind((LOOPBACK, port))
     except OSError as error:
         found.close()
-        raise Refused(f"--port {port}: {error.strerror}; give another, or 0 for a free one") from None
+        raise Refused(
+            f"--port {port}: {error.strerror}; give another, or 0 for a free one"
+        ) from None
     return found
 
 
@@ -75,7 +77,9 @@ def main(arguments: list[str] | None = None) -> int:
         if line.changes:
             raise ConfigError(f"concord serve has no settings: {line.changes[0]}; see --help")
         if not 1 <= options.workers <= cores():
-            raise ConfigError(f"--workers {options.workers}: from 1 to {cores()}, one for each core")
+            raise ConfigError(
+                f"--workers {options.workers}: from 1 to {cores()}, one for each core"
+            )
         if options.upload_mb < 1 or not options.seconds > 0:
             raise ConfigError("--upload-mb and --seconds are positive")
         source = line.name("a run or an exported model")

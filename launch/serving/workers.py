@@ -150,7 +150,7 @@ def _work(connection: Connection, choice: ModelChoice) -> None:
         except (EOFError, OSError, KeyboardInterrupt):
             return  # the server has ended
         try:
-            answer = {"report": _report(analyst, job)}
+            answer = {"report": report_of(analyst, job)}
         except (ValueError, OSError) as problem:
             answer = {"refused": " ".join(str(problem).split())}
         _send(connection, answer)
@@ -167,7 +167,8 @@ def _open(choice: ModelChoice) -> Any:
     return Analyst(open_trained(choice.source, (), tokenizer), choice.folders)
 
 
-def _report(analyst: Any, job: dict[str, Any]) -> dict[str, Any]:
+def report_of(analyst: Any, job: dict[str, Any]) -> dict[str, Any]:
+    """What an analyst says of a job."""
     if job["kind"] == "sentence":
         return analyst.sentence(job["text"])
     return analyst.clip(Path(job["file"]), job["transcript"])
