@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -103,7 +104,9 @@ def main(arguments: list[str] | None = None) -> int:
         windows = None
         if options.windows is not None:
             windows = Windows(options.windows, options.pauses)
-        init_processes()
+        is_one_of_many = int(os.environ.get("WORLD_SIZE") or 1) > 1  # as launchers say
+        if is_one_of_many:
+            init_processes()
         trained = open_trained(model, line.changes, options.tokenizer)
         given = open_input(
             trained,
@@ -118,7 +121,8 @@ def main(arguments: list[str] | None = None) -> int:
             _print_rows(scorer, given, options.batch_size)
         else:
             _write(scorer, given, options)
-        shutdown_processes()
+        if is_one_of_many:
+            shutdown_processes()
 
     again = "run the same command again: what was scored is kept"
     return run_rank(work, when_stopped=again)

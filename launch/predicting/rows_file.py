@@ -57,6 +57,7 @@ class RowsFile:
         self.path = out.with_name(f".{out.name}.rows")
         self.identity = identity
         self.done = 0  # rows that are there already
+        self.has_rows = False
 
     def __enter__(self) -> RowsFile:
         if self.path.is_symlink():
@@ -95,10 +96,12 @@ class RowsFile:
             end += len(line)
             self.done += 1
         self._file.truncate(end)
+        self.has_rows = self.done > 0
 
     def add(self, rows: Iterable[Row]) -> None:
         """Append rows, in the order of the result."""
         self._write_lines(rows)
+        self.has_rows = True
 
     def _write_lines(self, rows: Iterable[Row]) -> None:
         body = "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows)
@@ -131,6 +134,8 @@ class RowsFile:
         trace: TracebackType | None,
     ) -> None:
         self._file.close()
+        if error is not None and not self.has_rows:
+            self.path.unlink(missing_ok=True)  # nothing to go on with
 
 
 def as_line(row: Row, suffix: str, is_first: bool) -> str:

@@ -75,6 +75,9 @@ class ShardInput:
             batch = in_roles(utterances(arrays), self.trained.names)
             batch = _with_all(batch, self.trained)
             real = batch.weight > 0
+            if not real.any():  # a rank without a sample of this part
+                yield Part([], [], None, [])
+                continue
             batch = batch.map(lambda tensor, real=real: tensor[real])
             numbers = batch.index.tolist()
             ids = stream.ids(numbers)

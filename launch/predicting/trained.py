@@ -3,6 +3,7 @@ exported folder, or from a model hub."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -197,9 +198,8 @@ def _record_in(config: Mapping[str, Any], folder: Path) -> DataRecord:
     schema = config.get("schema", {})
     known = {f.name for f in fields(DataRecord)}
     try:
-        return TypeAdapter(DataRecord).validate_python(
-            {name: value for name, value in schema.items() if name in known}
-        )
+        kept = {name: value for name, value in schema.items() if name in known}
+        return TypeAdapter(DataRecord).validate_json(json.dumps(kept))
     except (ValidationError, AttributeError):
         raise Refused(
             f"{folder}/config.json does not say what data the model reads; export the run again "

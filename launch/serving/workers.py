@@ -73,8 +73,7 @@ class Worker:
         """
         self.wait_until_ready()
         try:
-            self.connection.send_bytes(json.dumps(job).encode("utf-8"))
-            answer = self._receive(seconds)
+            answer = self._answer_to(job, seconds)
         except (TimeUp, WorkerLost):
             self.end()
             self._start()
@@ -82,6 +81,13 @@ class Worker:
         if "refused" in answer:
             raise Refused(answer["refused"])
         return answer["report"]
+
+    def _answer_to(self, job: dict[str, Any], seconds: float) -> dict[str, Any]:
+        try:
+            self.connection.send_bytes(json.dumps(job).encode("utf-8"))
+        except OSError:
+            raise WorkerLost from None
+        return self._receive(seconds)
 
     def _receive(self, seconds: float) -> dict[str, Any]:
         if not self.connection.poll(seconds):

@@ -84,6 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
             name = f"{asked['organization']}/{asked['name']}"
             self.state.repositories.setdefault(name, {})
             self._answer({"url": f"{self.state.address}/{name}", "name": name})
+        elif path == "/api/validate-yaml":  # of the model card
+            self._answer({"errors": [], "warnings": []})
         elif path.endswith("/info/lfs/objects/batch"):
             objects = []
             for item in json.loads(body)["objects"]:

@@ -200,7 +200,7 @@ def test_a_job_that_takes_too_long_ends_and_another_worker_answers(tmp_path: Pat
         first = workers.all[0].process.pid
         job = {"kind": "sentence", "text": "the film was great"}
         with pytest.raises(TimeUp):
-            await workers.run(job, 0.0)
+            await workers.run(job, 0.001)
         report = await workers.run(job, 300)
         os.kill(workers.all[0].process.pid, 9)
         with pytest.raises(WorkerLost):
