@@ -124,7 +124,7 @@ def test_a_name_in_any_script_is_read(clips: Path):
 def spoilt(clips: Path, clip: Path, kind: str) -> Path:
     """A file that cannot be used."""
     whole = clip.read_bytes()
-    path = clips / f"{kind}.mp4"
+    path = clips / (f"{kind}.m3u8" if kind == "playlist" else f"{kind}.mp4")
     if kind == "flipped":
         changed = bytearray(whole)
         places = np.random.default_rng(1).integers(len(whole) // 3, len(whole), 300)
