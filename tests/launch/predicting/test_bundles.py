@@ -133,6 +133,8 @@ def test_a_bundle_of_an_earlier_version_scores_as_before(tmp_path: Path, capsys:
     assert json.loads(capsys.readouterr().out) == now
 
 
+# the client's own way of handing a file to its library
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_a_bundle_goes_to_a_hub_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):
