@@ -25,7 +25,7 @@ from launch.config import ConfigError
 from launch.engine.processes import init_processes, shutdown_processes
 from launch.monitor import control_plane
 from launch.monitor.rank_command import run_rank
-from launch.predicting.inputs import Input, Part, open_input
+from launch.predicting.input_kinds import Input, Part, open_input
 from launch.predicting.rows_file import Row, RowsFile, as_line, check_result, row_of
 from launch.predicting.scorer import Scorer
 from launch.predicting.trained import TrainedModel, open_trained

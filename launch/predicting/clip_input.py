@@ -14,7 +14,7 @@ from data_shards.extract.clip_table import ClipRow, find_clips
 from data_shards.extract.recipe import ExtractionRecipe
 from data_shards.extract.windows import Windows, windows_of
 from data_shards.shards.split_names import split_called
-from launch.predicting.inputs import Item, ItemInput
+from launch.predicting.input_kinds import Item, ItemInput
 from launch.predicting.samples import NewSample, SampleMaker
 
 

@@ -18,7 +18,7 @@ from data_shards.shards.manifest import Manifest, parse_manifest
 from data_shards.shards.sentiment_schema import check_manifest
 from data_shards.stream import Stream
 from launch.config import ConfigError
-from launch.predicting.inputs import Part
+from launch.predicting.input_kinds import Part
 from launch.predicting.trained import TrainedModel
 from launch.tasks.data_record import record_of_manifest, side_by_side
 from launch.tasks.data_spec import in_roles
@@ -27,7 +27,7 @@ Facts = dict[str, str]
 
 
 class ShardInput:
-    """A shard folder or its URL. Implements ``launch.predicting.inputs.Input``."""
+    """A shard folder or its URL. Implements ``launch.predicting.input_kinds.Input``."""
 
     def __init__(self, trained: TrainedModel, source: str, split: str | None):
         self.trained = trained
