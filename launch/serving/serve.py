@@ -48,6 +48,7 @@ def serve(choice: ModelChoice, options: argparse.Namespace) -> None:
     workers = Workers(choice, options.workers)
     try:
         port = bound.getsockname()[1]
+        bound.listen()  # from here on visitors wait, and are not turned away
         print(f"serving on http://{LOOPBACK}:{port}/ (stop with Ctrl-C)", flush=True)
         config = uvicorn.Config(make_app(workers, limits), log_level="warning", access_log=False)
         uvicorn.Server(config).run(sockets=[bound])
