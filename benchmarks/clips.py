@@ -1,6 +1,6 @@
 """How fast features are made from clips: times real time, on one core.
 
-    python benchmarks/clips.py work=FOLDER [seconds=60] [repeats=3]
+    python benchmarks/clips.py work=FOLDER [seconds=40] [repeats=2]
 
 A clip of 640 x 360 at 25 pictures a second in H.264 and AAC is made in ``work``: a face that moves,
 and a voice of changing pitch. Then, each in a process of one thread, of which the CPU seconds
@@ -31,9 +31,9 @@ from benchmarks.common import made_by, read_words, refuse_others, run_command  #
 from launch.reports.tables import markdown_table  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "clips.json"
-DEFAULTS = {"work": "", "seconds": "60", "repeats": "3"}
+DEFAULTS = {"work": "", "seconds": "40", "repeats": "2"}
 WIDTH, HEIGHT, FPS, RATE = 640, 360, 25, 44_100
-LONGER = 5  # times, for memory
+LONGER = 4  # times, for memory
 MEASURED = {
     "decoding sound": ("sound", ""),
     "decoding pictures, 10 a second": ("pictures", ""),

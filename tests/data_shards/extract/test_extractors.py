@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -231,6 +232,18 @@ def test_another_version_or_model_is_refused_with_both_sides():
 )
 def test_what_there_is_not_is_refused_with_what_there_is(modality, words, problem):
     with pytest.raises(Refused, match=problem):
+        choose({modality: words})
+
+
+@pytest.mark.parametrize(
+    ("module", "modality", "words"),
+    [("opensmile", "audio", "egemaps"), ("dlib", "vision", "face68")],
+)
+def test_without_its_package_an_extractor_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, module: str, modality: str, words: str
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(Refused, match=r"pip install 'concord-train\[clips\]'"):
         choose({modality: words})
 
 
