@@ -11,6 +11,7 @@ the rest is noise.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,8 @@ import numpy as np
 
 from core.arguments import command_parser, parse
 from core.command import run
-from core.file_access.targets import check_file
+from core.file_access.targets import check_file, check_new_folder
+from core.files import write_atomically
 from data_shards.shards.manifest import DataError
 from data_shards.sources.pickles import save_pickle
 
@@ -196,8 +198,24 @@ def write(path: Path, samples: int = SAMPLES, seed: int = 0) -> None:
     save_pickle(content, path)
 
 
+def write_tokenizer(folder: Path) -> None:
+    """A transformers tokenizer of the made-up words, in a new folder: it gives new sentences the
+    token ids that they have in the data set."""
+    check_new_folder(folder)
+    folder.mkdir(parents=True)
+    settings = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": True,
+        "model_max_length": LONGEST_TEXT,
+    }
+    write_atomically(folder / "vocab.txt", "\n".join(vocabulary()) + "\n")
+    write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=1) + "\n")
+
+
 def _main(arguments: argparse.Namespace) -> None:
     write(arguments.out, arguments.samples, arguments.seed)
+    if arguments.tokenizer is not None:
+        write_tokenizer(arguments.tokenizer)
     folder = arguments.out.with_suffix("")
     print(
         f"SYNTHETIC data: {arguments.samples} made-up clips are in {arguments.out}; "
@@ -210,6 +228,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, metavar="OUT.pkl")
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="also make the tokenizer of its sentences"
+    )
     arguments = parse(parser, argv)
     return run(lambda: _main(arguments))
 

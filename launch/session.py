@@ -27,6 +27,7 @@ from launch.reports.run_log import RunLog
 from launch.run_directory import find_run, record_run
 from launch.tasks.build import build_model, build_task
 from launch.tasks.data_record import refuse_other_data, write_record
+from launch.tasks.spec_record import write_spec
 from launch.tasks.task import Task
 
 
@@ -86,6 +87,7 @@ def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
             record_run(run, run_dir)
             if distributed.rank() == 0:
                 write_record(run_dir, task)
+                write_spec(run_dir, task)
             for remark in [*task.remarks(model), *model.remarks()]:
                 log.warn(checkpoints.progress.step, remark)
             yield TrainingSession(run, run_dir, task, engine, log, checkpoints, stop)

@@ -174,16 +174,26 @@ def _refuse_without_hub(source: Source, files: str) -> None:
     is_path = source.name.count("/") > 1 or source.name.startswith((".", "/", "~"))
     if is_path:
         raise ValueError(f"{source}: no such folder; it must hold {files}")
-    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in TRUE_WORDS:
-        silence = "HF_HUB_OFFLINE is set"
-    else:
-        silence = _why_silent(hub)
+    silence = hub_silence()
     if silence:
         raise ValueError(
-            f"{source} is no folder, and no hub answers ({hub}: {silence}); give {source.key}DIR, "
+            f"{source} is no folder, and no hub answers ({silence}); give {source.key}DIR, "
             f"a folder that holds {files}"
         )
+
+
+def hub_address() -> str:
+    """The hub that ``HF_ENDPOINT`` says, or the usual one."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def hub_silence() -> str:
+    """Which hub does not answer within a few seconds, and why; empty when it does."""
+    hub = hub_address()
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in TRUE_WORDS:
+        return f"{hub}: HF_HUB_OFFLINE is set"
+    silence = _why_silent(hub)
+    return f"{hub}: {silence}" if silence else ""
 
 
 def _why_silent(hub: str) -> str:

@@ -160,7 +160,7 @@ class _Survey:
             if not _is_no_frames(value):
                 resolve(self.folder, row, column)
             return
-        self.widths[column] = _column_frames(self.folder, row, column).shape[1]
+        self.widths[column] = column_frames(self.folder, row, column).shape[1]
 
     def labels(self, options: Options) -> Labels:
         """What the labels of the whole table mean."""
@@ -208,7 +208,7 @@ def _fields(
     return fields
 
 
-def _column_frames(folder: Path, row: Row, column: str) -> np.ndarray:
+def column_frames(folder: Path, row: Row, column: str) -> np.ndarray:
     """The frames that a cell points to, (T, D); none where it says that there are none."""
     if _is_no_frames(row.cells[column]):
         return as_frames(None, row.describe(column))
@@ -257,7 +257,7 @@ def _sample(content: Content, row: Row, repairs: Counter[str]) -> Sample:
         arrays["text"] = content.tokenizer.encode(text, repairs)
     for column, field in content.modalities.items():
         if column in cells:
-            frames = _column_frames(content.folder, row, column)
+            frames = column_frames(content.folder, row, column)
             check_width(frames, content.fields[field], row.describe(column))
             arrays[field] = finite(frames, field, repairs)
     # a sequence without frames is a modality that the sample lacks

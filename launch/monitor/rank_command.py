@@ -12,12 +12,18 @@ from launch.monitor import watchdog
 from launch.monitor.preemption import Preempted
 
 
-def run_rank(work: Callable[[], int | None]) -> int:
+def run_rank(
+    work: Callable[[], int | None], when_stopped: str = "run the same command again"
+) -> int:
     """``core.command.run`` for the work of one rank. A ValueError that refuses nothing is a
     fault."""
     try:
         return command.run(
-            work, refused=(command.Refused, OSError), report=_report, passed_on=(Exception,)
+            work,
+            when_stopped=when_stopped,
+            refused=(command.Refused, OSError),
+            report=_report,
+            passed_on=(Exception,),
         )
     except Preempted as left:
         watchdog.leave()

@@ -26,6 +26,10 @@ HOMES = {
     "av": ("data_shards/extract/media.py",),
     "opensmile": ("data_shards/extract/extractors/egemaps.py",),
     "dlib": ("data_shards/extract/extractors/face68.py",),
+    "huggingface_hub": ("launch/bundles/",),
+    "fastapi": ("launch/serving/app.py",),
+    "starlette": ("launch/serving/app.py",),
+    "uvicorn": ("launch/serving/serve.py",),
 }
 MOST_FILES, MOST_LINES, FEWEST_LINES = 14, 400, 30
 # file -> why it is short and yet on its own
@@ -45,6 +49,9 @@ OPTIONAL = {
     "av": ("av", "clips"),
     "opensmile": ("opensmile", "clips"),
     "dlib": ("dlib-bin", "clips"),
+    "fastapi": ("fastapi", "serve"),
+    "starlette": ("fastapi", "serve"),  # which fastapi is made of
+    "uvicorn": ("uvicorn", "serve"),
 }
 FILES = sorted(path for package in ORDER for path in (ROOT / package).rglob("*.py"))
 MODULES = {
