@@ -276,7 +276,7 @@ def main() -> None:
             runs[f"baseline_{modality}"] = ["baseline/demo", f"options.modalities={modality}"]
     for name, settings in runs.items():
         concord("train", *settings, f"data={shards}", f"run_dir={out / name}", *SETTINGS)
-        concord("export", out / name, "--out", out / f"{name}_bundle")
+        concord("export", out / name, "--out", out / f"{name}_bundle", "--tokenizer", tokenizer)
         scores = out / f"{name}_scores.csv"
         concord("predict", out / f"{name}_bundle", fresh, "--out", scores)
         print(f"{name}: Corr {correlation(scores, fresh):.3f} on {FRESH} fresh clips", flush=True)
