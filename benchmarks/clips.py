@@ -8,7 +8,8 @@ count: decoding alone, eGeMAPS, and ``face68`` with 10 pictures a second, once w
 search in every tenth picture) and once with a search in each. Decoding is part of all of them; the
 fastest of the repeats counts. A second, longer clip shows what memory its features need.
 
-The table is printed, and saved with machine and versions as ``benchmarks/results/clips.json``.
+The table is printed, written into ``docs/clips.md``, and saved with machine and versions as
+``benchmarks/results/clips.json``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.common import made_by, read_words, refuse_others, run_command  # noqa: E402
+from benchmarks.common import made_by, paste, read_words, refuse_others, run_command  # noqa: E402
 from launch.reports.tables import markdown_table  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "clips.json"
@@ -137,7 +138,9 @@ def main() -> None:
                 f"{row['mib_of_longer']:.0f}",
             ]
         )
-    print(markdown_table(header, lines))
+    table = markdown_table(header, lines)
+    print(table)
+    paste(table, "clips", ROOT / "docs" / "clips.md")
 
 
 def _seconds(measured: dict[str, float]) -> float:
