@@ -25,8 +25,8 @@ from launch.config import ConfigError
 from launch.engine.processes import init_processes, shutdown_processes
 from launch.monitor import control_plane
 from launch.monitor.rank_command import run_rank
-from launch.predicting.inputs import Input, Part, open_input
-from launch.predicting.rows_file import Row, RowsFile, as_line, row_of
+from launch.predicting.input_kinds import Input, Part, open_input
+from launch.predicting.rows_file import Row, RowsFile, as_line, check_result, row_of
 from launch.predicting.scorer import Scorer
 from launch.predicting.trained import TrainedModel, open_trained
 
@@ -99,6 +99,8 @@ def main(arguments: list[str] | None = None) -> int:
         sentences: list[str] = options.text or []
         if options.out is None and not sentences:
             raise ConfigError("--out FILE says where the scores go, such as --out scores.csv")
+        if options.out is not None:
+            check_result(options.out)
         if options.batch_size < 1:
             raise ConfigError(f"--batch-size {options.batch_size}: at least 1")
         windows = None

@@ -14,7 +14,7 @@ from data_shards.extract.clip_table import ClipRow, find_clips
 from data_shards.extract.recipe import ExtractionRecipe
 from data_shards.extract.windows import Windows, windows_of
 from data_shards.shards.split_names import split_called
-from launch.predicting.inputs import Item, ItemInput
+from launch.predicting.input_kinds import Item, ItemInput
 from launch.predicting.samples import NewSample, SampleMaker
 
 
@@ -47,13 +47,13 @@ class ClipMaker:
         for name, frames in found.arrays.items():
             if name in self.maker.wanted and len(frames):
                 arrays[name] = self.maker.check(name, frames, clip.id)
-        name = self.maker.text_field
-        if name is not None and name not in arrays and found.transcript:
+        text = self.maker.text_field
+        if text is not None and text not in arrays and found.transcript:
             problem = self.maker.why_no_words()
             if problem:
                 notes.append(problem)
             else:
-                arrays[name], more = self.maker.encode(found.transcript, clip.id)
+                arrays[text], more = self.maker.encode(found.transcript, clip.id)
                 notes += more
         return NewSample(clip.id, arrays, tuple(notes), found.transcript), found
 

@@ -41,6 +41,13 @@ def row_of(sample_id: str, answer: Answer, notes: Iterable[str], scorer: Scorer)
     return row
 
 
+def check_result(out: Path) -> None:
+    """Refuse a file that cannot be the result, before anything is opened."""
+    if out.suffix.lower() not in KINDS:
+        raise Refused(f"--out {out}: write a name that ends in {', '.join(KINDS)}")
+    check_file(out)
+
+
 class RowsFile:
     """Rows on their way to ``out``; use as a context manager, in one process.
 
@@ -50,9 +57,7 @@ class RowsFile:
     """
 
     def __init__(self, out: Path, identity: dict[str, Any]):
-        if out.suffix.lower() not in KINDS:
-            raise Refused(f"--out {out}: write a name that ends in {', '.join(KINDS)}")
-        check_file(out)
+        check_result(out)
         self.out = out
         self.path = out.with_name(f".{out.name}.rows")
         self.identity = identity

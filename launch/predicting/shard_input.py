@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from core import distributed
 from core.batch import Utterances
@@ -17,7 +18,7 @@ from data_shards.shards.manifest import Manifest, parse_manifest
 from data_shards.shards.sentiment_schema import check_manifest
 from data_shards.stream import Stream
 from launch.config import ConfigError
-from launch.predicting.inputs import Part
+from launch.predicting.input_kinds import Part
 from launch.predicting.trained import TrainedModel
 from launch.tasks.data_record import record_of_manifest, side_by_side
 from launch.tasks.data_spec import in_roles
@@ -26,7 +27,7 @@ Facts = dict[str, str]
 
 
 class ShardInput:
-    """A shard folder or its URL. Implements ``launch.predicting.inputs.Input``."""
+    """A shard folder or its URL. Implements ``launch.predicting.input_kinds.Input``."""
 
     def __init__(self, trained: TrainedModel, source: str, split: str | None):
         self.trained = trained
@@ -41,7 +42,7 @@ class ShardInput:
             known = ", ".join(self.manifest.splits)
             raise ConfigError(f"{source} has no split {split!r}; it has {known}")
         self.splits = list(self.manifest.splits) if split is None else [split]
-        self.total = sum(self.manifest.samples(name) for name in self.splits)
+        self.total: int | None = sum(self.manifest.samples(name) for name in self.splits)
         shards = [shard.sha256 for name in self.splits for shard in self.manifest.splits[name]]
         self.identity = {"shards": shards, "splits": self.splits}
         missing = [name for name in trained.wanted if name not in self.manifest.fields]
@@ -78,12 +79,17 @@ class ShardInput:
             if not real.any():  # a rank without a sample of this part
                 yield Part([], [], None, [])
                 continue
-            batch = batch.map(lambda tensor, real=real: tensor[real])
+            batch = _rows(batch, real)
             numbers = batch.index.tolist()
             ids = stream.ids(numbers)
             places = [before + number for number in numbers]
             yield Part(places, ids, batch, [()] * len(ids))
         stream.close()
+
+
+def _rows(batch: Utterances, chosen: Tensor) -> Utterances:
+    """The batch with some of its rows; ``chosen`` is (B,) bool."""
+    return batch.map(lambda tensor: tensor[chosen])
 
 
 def _with_all(batch: Utterances, trained: TrainedModel) -> Utterances:

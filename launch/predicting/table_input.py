@@ -14,7 +14,7 @@ from data_shards.shards.split_names import split_called
 from data_shards.sources.table import FEATURES, column_frames
 from data_shards.sources.table_arrays import load_token_ids
 from data_shards.sources.table_rows import Row, read_rows
-from launch.predicting.inputs import Item, ItemInput
+from launch.predicting.input_kinds import Item, ItemInput
 from launch.predicting.samples import NewSample, SampleMaker
 
 FILE = "file"  # the column of clips

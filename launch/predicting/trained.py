@@ -26,6 +26,7 @@ from launch.reports.report import best_weights
 from launch.run_directory import CONFIG
 from launch.tasks.build import build_task
 from launch.tasks.data_record import DataRecord, read_record, record_of, refuse_other_data
+from launch.tasks.spec_record import NAME as SPEC
 from launch.tasks.spec_record import SpecRecord, read_spec, spec_of
 from launch.tasks.training_facts import TrainingFacts, parse_facts, read_facts
 
@@ -142,8 +143,24 @@ def open_run(run_dir: Path, changes: Sequence[str] = ()) -> TrainedRun:
         task = build_task(run)
         refuse_other_data(run_dir, task, run.data)
         record, spec = record_of(task), spec_of(task)
-    model, progress = best_weights(run, run_dir, spec.data, CPU)
+        model, progress = best_weights(run, run_dir, spec.data, CPU)
+    else:
+        model, progress = _recorded_model(run, run_dir, spec)
     return TrainedRun(run, model, progress, record, spec, read_facts(run_dir))
+
+
+def _recorded_model(run: Run, run_dir: Path, spec: SpecRecord) -> tuple[Model, Progress]:
+    """The best epoch, built for the data that the run's directory describes."""
+    try:
+        return best_weights(run, run_dir, spec.data, CPU)
+    except Refused:
+        raise
+    except Exception as error:  # whatever an odd record makes a model stumble over
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(
+            f"{run_dir / SPEC} describes no data that {run.model} can be built for: "
+            f"{reason[:500]}; restore the file, or remove it and give data=DIR"
+        ) from None
 
 
 def _of_run(source: str, opened: TrainedRun, tokenizer: Path | None) -> TrainedModel:

@@ -41,7 +41,7 @@ HEADERS = {
 class ServeLimits:
     """What one visitor may ask for."""
 
-    upload: int = 200 * 2**20  # bytes of a clip
+    upload: int = 200_000_000  # bytes of a clip
     seconds: float = 60.0  # for one clip, its upload not counted
 
 
@@ -109,7 +109,7 @@ def _file(name: str) -> Callable[[], FileResponse]:
 
 async def _receive(request: Request, file: IO[bytes], limit: int) -> None:
     """The body of a request into a file; 413 as soon as it is too long."""
-    too_long = HTTPException(413, f"the clip is larger than {limit / 2**20:.0f} MiB; cut it")
+    too_long = HTTPException(413, f"the clip is larger than {limit / 1e6:g} MB; cut it")
     stated = request.headers.get("content-length", "")
     if stated.isdecimal() and int(stated) > limit:
         raise too_long

@@ -155,6 +155,7 @@ def _work(connection: Connection, choice: ModelChoice) -> None:
             job = json.loads(connection.recv_bytes())
         except (EOFError, OSError, KeyboardInterrupt):
             return  # the server has ended
+        answer: dict[str, Any]
         try:
             answer = {"report": report_of(analyst, job)}
         except (ValueError, OSError) as problem:

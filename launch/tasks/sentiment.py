@@ -227,7 +227,7 @@ class SentimentTask:
             yield self._labelled(arrays)
 
     def facts(self) -> TrainingFacts:
-        constant = {}
+        constant: dict[str, dict[str, dict[str, float]]] = {}
         for split in ("valid", "test"):
             if split in self.splits():
                 parts = [batch.label.numpy() for batch in self.whole_split(split)]

@@ -60,7 +60,17 @@ class _Handler(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization")
         if token:
             self.state.tokens.add(token)
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            return self._chunks()
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _chunks(self) -> bytes:
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def _answer(self, content: Any, code: int = 200, **headers: str) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -103,6 +103,14 @@ def test_an_odd_record_of_the_data_is_refused_by_name(run_dir: Path, content: st
         read_spec(run_dir)
 
 
+def test_a_record_of_other_data_is_refused_by_name(run_dir: Path):
+    spec = json.loads((run_dir / NAME).read_text())
+    spec["data"]["features"]["audio"] = 6
+    (run_dir / NAME).write_text(json.dumps(spec))
+    with pytest.raises(Refused, match=NAME):
+        concord.load(run_dir)
+
+
 def test_codebooks_are_kept_with_the_run(coded_shards: Path, tmp_path: Path):
     from small_models import small_run
 
@@ -133,6 +141,8 @@ def test_a_bundle_of_an_earlier_version_scores_as_before(tmp_path: Path, capsys:
     assert json.loads(capsys.readouterr().out) == now
 
 
+# the client's own way of handing a file to its library
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
 def test_a_bundle_goes_to_a_hub_and_comes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ):

@@ -27,9 +27,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("folder")
-    write_clip(folder / "täne.wav", 1.5, sound=tone(1.5), has_pictures=False)
+    write_clip(folder / "täne.m4a", 1.5, sound=tone(1.5), has_pictures=False)
     (folder / "täne.txt").write_text("the film was great\n", encoding="utf-8")
-    write_clip(folder / "quiet.wav", 1.0, sound=tone(1.0, loudness=0.0), has_pictures=False)
+    write_clip(folder / "quiet.m4a", 1.0, sound=tone(1.0, loudness=0.0), has_pictures=False)
     (folder / "broken.mp4").write_bytes(b"no clip at all")
     (folder / "notes.md").write_text("no clip either")
     return folder
@@ -50,15 +50,15 @@ def test_each_clip_is_scored_or_its_reason_said(bundle: Path, clips: Path, tmp_p
     assert "audio: silent" in rows["quiet"]["warning"]
     assert rows["broken"]["score"] is None
     assert "text: no transcript" in rows["broken"]["warning"]
-    alone = scored([str(bundle), str(clips / "täne.wav")], tmp_path / "one.jsonl")
+    alone = scored([str(bundle), str(clips / "täne.m4a")], tmp_path / "one.jsonl")
     assert alone["täne"]["score"] == pytest.approx(rows["täne"]["score"], abs=1e-5)
 
 
 def test_a_table_names_parts_of_files(bundle: Path, clips: Path, tmp_path: Path):
     (clips / "parts.csv").write_text(
         "id,file,start,end,transcript,split\n"
-        "first,täne.wav,0,0.7,the film was great,test\n"
-        "second,täne.wav,0.7,,,train\n",
+        "first,täne.m4a,0,0.7,the film was great,test\n"
+        "second,täne.m4a,0.7,,,train\n",
         encoding="utf-8",
     )
     table = str(clips / "parts.csv")
@@ -70,8 +70,8 @@ def test_a_table_names_parts_of_files(bundle: Path, clips: Path, tmp_path: Path)
 
 
 def test_windows_give_a_row_each(bundle: Path, clips: Path, tmp_path: Path):
-    write_clip(clips / "long.wav", 3.2, sound=tone(3.2), has_pictures=False)
-    words = [str(bundle), str(clips / "long.wav"), "--windows", "1"]
+    write_clip(clips / "long.m4a", 3.2, sound=tone(3.2), has_pictures=False)
+    words = [str(bundle), str(clips / "long.m4a"), "--windows", "1"]
     assert scored(words, tmp_path / "o.jsonl").keys() == {"long@0", "long@1", "long@2"}
 
 

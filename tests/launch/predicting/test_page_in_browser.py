@@ -71,7 +71,7 @@ async def score_sentence(page: Page) -> None:
 
 def test_a_visitor_gets_answers(address: str, tmp_path: Path):
     pictures = Path(os.environ.get("CONCORD_PICTURES", tmp_path))
-    clip = write_clip(tmp_path / "talk.wav", 21.0, sound=tone(21.0), has_pictures=False)
+    clip = write_clip(tmp_path / "talk.m4a", 20.5, sound=tone(20.5), has_pictures=False)
 
     async def visit() -> None:
         async with open_page(tmp_path / "browser") as page:

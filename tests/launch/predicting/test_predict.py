@@ -234,7 +234,7 @@ def test_rows_of_another_input_are_not_gone_on_with(
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("id,tokens\na,[3,900]\n", "token id 900, and"),
+        ('id,tokens\na,"[3,900]"\n', "token id 900, and"),
         ("id,audio\na,wide.npy\n", "audio has shape (4, 7), and"),
         ("id,audio\na,nan.npy\n", "numbers that are not finite"),
         ("id,audio\na,nowhere.npy\n", "there is no file 'nowhere.npy'"),
