@@ -240,11 +240,23 @@ def concord(*words: object) -> None:
         sys.exit(done.returncode)
 
 
+def correlation(scores: Path, table: Path) -> float:
+    """Of predicted scores with the labels of a table."""
+    columns = []
+    for path, column in ((scores, "score"), (table, "label")):
+        with path.open(encoding="utf-8", newline="") as file:
+            columns.append({row["id"]: float(row[column]) for row in csv.DictReader(file)})
+    predicted, labels = columns
+    pairs = np.array([(predicted[name], labels[name]) for name in labels])
+    return float(np.corrcoef(pairs.T)[0, 1])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--alone", action="store_true", help="also train each modality alone")
     parser.add_argument("--only-clips", action="store_true", help="make clips and tables, no more")
     words = parser.parse_args()
     out = words.out
@@ -258,9 +270,16 @@ def main() -> None:
         *("extract", table, "--out", out / "features", "--jobs", words.jobs),
         *("--shards", shards, "--labels", "-3:3", "--tokenizer", tokenizer),
     )
-    for model in ("baseline", "hscl"):
-        concord("train", f"{model}/demo", f"data={shards}", f"run_dir={out / model}", *SETTINGS)
-    print(f"fresh clips, which no model has seen: {fresh}")
+    runs = {model: [f"{model}/demo"] for model in ("baseline", "hscl")}
+    if words.alone:
+        for modality in ("text", "audio", "vision"):
+            runs[f"baseline_{modality}"] = ["baseline/demo", f"options.modalities={modality}"]
+    for name, settings in runs.items():
+        concord("train", *settings, f"data={shards}", f"run_dir={out / name}", *SETTINGS)
+        concord("export", out / name, "--out", out / f"{name}_bundle", "--tokenizer", tokenizer)
+        scores = out / f"{name}_scores.csv"
+        concord("predict", out / f"{name}_bundle", fresh, "--out", scores)
+        print(f"{name}: Corr {correlation(scores, fresh):.3f} on {FRESH} fresh clips", flush=True)
 
 
 if __name__ == "__main__":

@@ -66,10 +66,13 @@ class Optim:
 
 @dataclass(frozen=True)
 class Loading:
-    """How samples are streamed. Which samples a step sees is changed by ``window``, ``bucket``,
-    ``empty`` only."""
+    """How samples are streamed. Which samples a step sees is changed by ``window``, ``groups``,
+    ``bucket``, ``drop_last``, ``empty`` only."""
 
     window: PositiveInt = 16  # shards among which samples are shuffled
+    # most groups of at least four shards that training samples are dealt into; a rank needs the
+    # shards of its share of the groups only. 1: one order over all shards
+    groups: PositiveInt = 128
     bucket: bool = False  # group samples of like length, planned globally
     drop_last: bool = False  # leave out the samples that fill no whole batch
     prefetch: NonNegativeInt = 2  # batches prepared ahead
@@ -232,6 +235,9 @@ def from_dict(tree: dict[str, Any]) -> Run:
     tree = {RENAMED.get(key, key): value for key, value in tree.items()}
     if isinstance(tree.get("data"), str):
         tree["data"] = remember(tree["data"])
+    if isinstance(tree.get("loading"), dict):
+        # saved before there were groups
+        tree["loading"] = {"groups": 1, **tree["loading"]}
     name = tree.get("model")
     if not isinstance(name, str) or name not in MODELS:
         raise ConfigError(f"no model {name!r}{suggest(str(name), MODELS)}")

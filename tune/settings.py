@@ -263,7 +263,7 @@ def write_search(search: Search) -> None:
     path = folder / "search.json"
     if path.is_file():
         raise ConfigError(
-            f"{folder} holds a search already; go on with it: python -m tune.search resume={folder}"
+            f"{folder} holds a search already; go on with it: python -m tune.search --resume {folder}"
         )
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -65,6 +65,13 @@ def load_tokenizer(source: Source) -> Any:
     return _load(AutoTokenizer, source, TOKENIZER_FILES)
 
 
+def hide_progress() -> None:
+    """Have the library draw no bars while it loads; a command draws its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def load_sound_preparation(source: Source) -> Any:
     """What turns sound into the input of an encoder."""
     from transformers import AutoFeatureExtractor
@@ -78,7 +85,8 @@ def load_image_preparation(source: Source) -> Any:
     from transformers import AutoImageProcessor
 
     _refuse_own_code(source, PREPARATION_FILE)
-    return _load(AutoImageProcessor, source, PREPARATION_FILE)
+    # the one way that is there on every machine: another gives other numbers
+    return _load(AutoImageProcessor, source, PREPARATION_FILE, backend="pil")
 
 
 def load_recogniser(source: Source) -> Any:

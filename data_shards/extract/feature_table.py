@@ -107,7 +107,7 @@ def columns_of(rows: Iterable[ClipRow], modalities: Iterable[str], cut: bool) ->
 
 
 def _cells(row: ClipRow, clip: ClipRecord) -> dict[str, Any]:
-    cells = {column: _as_cell(value) for column, value in row.cells.items()}
+    cells: dict[str, Any] = {column: _as_cell(value) for column, value in row.cells.items()}
     cells |= {"id": clip.id, "text": clip.transcript, "seconds": clip.seconds}
     if clip.id != row.clip.id:
         cells.setdefault("video", row.clip.id)

@@ -342,7 +342,8 @@ def _timed(container: Any, stream: Any, limits: Limits) -> Iterator[_Shown]:
             raise Unreadable(
                 f"too large: a picture of {frame.width} x {frame.height} at {time:.1f} s"
             )
-        expected = time + usual
+        stated = float(frame.duration * frame.time_base) if frame.duration else 0.0
+        expected = time + (stated or usual)
         yield _Shown(frame, number, time, expected)
 
 

@@ -13,7 +13,12 @@ import numpy as np
 
 from core.command import Refused
 from data_shards.extract.clip import ClipSource
-from data_shards.extract.extractors.pieces import LOUDNESS_STEP, energy_of, quietest_step
+from data_shards.extract.extractors.pieces import (
+    LOUDNESS_STEP,
+    blocks,
+    energy_of,
+    quietest_step,
+)
 from data_shards.extract.extractors.protocol import SOUND_RATE, Missing, Word
 from data_shards.extract.media import LIMITS, Limits, Unreadable, clip_seconds, sound
 
@@ -71,7 +76,7 @@ def _pauses(clip: ClipSource, length: float, windows: Windows, limits: Limits) -
     parts = []
     held = np.zeros(0, np.float32)
     try:
-        for piece in sound(clip.file, clip.start, clip.end, limits):
+        for piece in blocks(sound(clip.file, clip.start, clip.end, limits), 10 * SOUND_RATE):
             held = np.concatenate([held, piece])
             parts.append(energy_of(held))
             held = held[len(parts[-1]) * LOUDNESS_STEP :]

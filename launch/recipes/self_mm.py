@@ -163,8 +163,8 @@ def mmmo() -> Run:
 
 
 def demo() -> Run:
-    """Self-MM on the generated data of ``python -m data_shards.synthetic``. Test MAE 0.644, Corr
-    0.766 with seed 1111.
+    """Self-MM on the generated data of ``python -m data_shards.synthetic``. Test MAE 0.677, Corr
+    0.741 with seed 1111; 0.559, 0.821 with 1112. It starts slowly, so it is not stopped early.
 
     deepspeed launch/train.py self_mm/demo data=demo/shards
     """
@@ -173,6 +173,8 @@ def demo() -> Run:
         "self_mm",
         SelfMM.Config(text=TextConfig(source="small")),
         optim=replace(optim, clip=1.0, schedule="cosine", warmup=0.05),
+        epochs=20,
+        patience=0,
     )
 
 

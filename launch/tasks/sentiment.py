@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,15 @@ class SentimentTask:
         self.data: DataSpec = sentiment_spec(self.manifest, folder, self.names)
         refuse_unknown_names(run.missing, self.data.features)
         self._waited = 0.0
+        # opened once: the manifest is parsed and shards are hashed for the first evaluation only
+        self._in_file_order: dict[str, Stream] = {}
+        self._passes = count()
+
+    def _evaluated(self, split: str) -> Stream:
+        """The stream of a split in the order of its files."""
+        if split not in self._in_file_order:
+            self._in_file_order[split] = self._stream(split, shuffle=False)
+        return self._in_file_order[split]
 
     def _stream(self, split: str, *, shuffle: bool) -> Stream:
         run, loading = self.run, self.run.loading
@@ -84,6 +94,7 @@ class SentimentTask:
             seed=run.seed,
             shuffle=shuffle,
             window=loading.window,
+            groups=loading.groups,
             bucket=loading.bucket and shuffle,
             drop_last=loading.drop_last and shuffle,
             prefetch=loading.prefetch,
@@ -120,7 +131,7 @@ class SentimentTask:
 
     def _arrays(self, split: str) -> Iterator[Arrays]:
         """This rank's batches of a split in file order, as they come from the shards."""
-        for (arrays,) in self._stream(split, shuffle=False).epoch(0):
+        for (arrays,) in self._evaluated(split).epoch(next(self._passes)):
             yield arrays
 
     @torch.no_grad()
@@ -234,7 +245,7 @@ class SentimentTask:
     def check_splits(self) -> None:
         check_needed_splits(self.manifest.splits, self.run.data)
         for split in self.splits():
-            self._stream(split, shuffle=False).close()  # looks at the sizes of its shards
+            self._evaluated(split)  # looks at the sizes of its shards
 
     def objective(self, scores: dict[str, float]) -> float:
         return objective_of(self.run, scores)
@@ -244,7 +255,7 @@ class SentimentTask:
         return self.train.ids(index.cpu().numpy())
 
     def ids(self, split: str, index: np.ndarray) -> list[str]:
-        return self._stream(split, shuffle=False).ids(index)
+        return self._evaluated(split).ids(index)
 
     def wait_seconds(self) -> float:
         before, self._waited = self._waited, self.train.wait_seconds

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from core.command import Refused
-from core.encoders.pretrained import Source
+from core.encoders.pretrained import Source, hide_progress
 from core.file_access.regular_files import check_regular_files_in
 from core.files import sha256_of_file
 from data_shards.extract.recipe import Option
@@ -38,6 +38,7 @@ def model_source(modality: str, name: str, options: Mapping[str, Option]) -> Sou
             "config.json, model.safetensors and preprocessor_config.json"
         )
     check_regular_files_in(source.folder)
+    hide_progress()
     return source
 
 

@@ -26,8 +26,8 @@ def fixed_pieces(
     """
     held = np.zeros(0, np.float32)
     before = 0  # samples of held that belong to the core before
-    for piece in sound:
-        held = np.concatenate([held, piece])
+    for block in blocks(sound, core // 4 + 1):
+        held = np.concatenate([held, block])
         # one sample more than is handed over tells that another piece follows
         while len(held) > before + core + context:
             yield held[: before + core + context], before, False
@@ -41,12 +41,26 @@ def fixed_pieces(
         yield held, before, True
 
 
+def blocks(sound: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
+    """The same sound in pieces of ``size`` samples or more: decoders hand over very short ones."""
+    waiting: list[np.ndarray] = []
+    length = 0
+    for piece in sound:
+        waiting.append(piece)
+        length += len(piece)
+        if length >= size:
+            yield np.concatenate(waiting)
+            waiting, length = [], 0
+    if waiting:
+        yield np.concatenate(waiting)
+
+
 def cut_at_pauses(sound: Iterator[np.ndarray], longest: int, shortest: int) -> Iterator[np.ndarray]:
     """Pieces of ``shortest`` to ``longest`` samples, each cut where it is quietest between; the
     last one may be shorter."""
     held = np.zeros(0, np.float32)
-    for piece in sound:
-        held = np.concatenate([held, piece])
+    for block in blocks(sound, shortest // 4 + 1):
+        held = np.concatenate([held, block])
         while len(held) > longest:
             cut = quietest(held, shortest, longest)
             yield held[:cut]

@@ -186,7 +186,7 @@ def test_after_kill_9_the_same_command_goes_on(clips: Path, faces_only, tmp_path
 
 
 def test_other_extractors_need_another_folder(clips: Path, features: Path, capsys):
-    words = ["extract", str(clips / "table.csv"), "--out", str(features), "--vision", "none"]
+    words = ["extract", str(clips / "table.csv"), "--out", str(features), "--audio", "none"]
     assert main(words) == REFUSED
     assert "features of other extractors" in capsys.readouterr().err
     assert (features / "clips.csv").exists()
@@ -266,7 +266,8 @@ def test_extract_and_convert_in_one_command(clips: Path, features: Path, tmp_pat
 )
 def test_rows_that_cannot_be_read_are_refused_with_their_line(tmp_path, capsys, row, problem):
     (tmp_path / "t.csv").write_text(HEADER + row + "\n")
-    assert main(["extract", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out")]) == REFUSED
+    words = ["extract", str(tmp_path / "t.csv"), "--out", str(tmp_path / "out"), "--audio", "none"]
+    assert main(words) == REFUSED
     said = capsys.readouterr().err
     assert "line " in said
     assert re.search(problem, said)
@@ -275,7 +276,7 @@ def test_rows_that_cannot_be_read_are_refused_with_their_line(tmp_path, capsys, 
 
 def test_words_of_the_command_that_have_no_effect_are_refused(tmp_path: Path, capsys):
     write_clip(tmp_path / "in" / "a.m4a", 0.3, has_pictures=False, sound=tone(0.3))
-    base = ["extract", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    base = ["extract", str(tmp_path / "in"), "--out", str(tmp_path / "out"), "--audio", "none"]
     for more, problem in (
         (["--pauses"], "no effect without --windows"),
         (["--labels", "-1:1"], "no effect without --shards"),
@@ -287,4 +288,6 @@ def test_words_of_the_command_that_have_no_effect_are_refused(tmp_path: Path, ca
     (tmp_path / "out" / "mine.txt").write_text("mine")
     assert main(base) == REFUSED
     assert "holds no features" in capsys.readouterr().err
-    assert main(["extract", str(tmp_path / "none"), "--out", str(tmp_path / "o")]) == REFUSED
+    base[1] = str(tmp_path / "nowhere")
+    assert main(base) == REFUSED
+    assert "does not exist" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from media_files import astronaut, face_at, tone
-from tiny_media_models import save_speller, save_vit, save_wav2vec2, save_whisper
+from tiny_media_models import (
+    save_speller,
+    save_vit,
+    save_wav2vec2,
+    save_whisper,
+    save_writer,
+)
 
 from core.command import Refused
 from data_shards.extract.extractors import egemaps as egemaps_module
@@ -179,11 +186,13 @@ def test_an_encoder_of_images(tmp_path: Path, crop: str):
         np.testing.assert_array_equal(frames[-1], encoder._encode(grey))
 
 
-def test_a_recogniser_gives_words_with_times(tmp_path: Path):
-    recogniser = opened("text", f"whisper:{save_speller(tmp_path)}")
+@pytest.mark.filterwarnings("ignore:std\\(\\):UserWarning")  # one head of one layer is looked at
+@pytest.mark.parametrize("save", [save_speller, save_writer])
+def test_a_recogniser_gives_words_with_times(tmp_path: Path, save):
+    recogniser = opened("text", f"whisper:{save(tmp_path)}")
     noise = np.random.default_rng(0).normal(0, 0.1, 40 * SOUND_RATE).astype(np.float32)
     words = recogniser.words(iter(np.array_split(noise, 9)))
-    assert len(words) > 20
+    assert len(words) > 10
     starts = [word.start for word in words]
     assert starts == sorted(starts)
     assert all(0 <= word.start <= word.end <= 40 for word in words)
@@ -231,6 +240,18 @@ def test_another_version_or_model_is_refused_with_both_sides():
 )
 def test_what_there_is_not_is_refused_with_what_there_is(modality, words, problem):
     with pytest.raises(Refused, match=problem):
+        choose({modality: words})
+
+
+@pytest.mark.parametrize(
+    ("module", "modality", "words"),
+    [("opensmile", "audio", "egemaps"), ("dlib", "vision", "face68")],
+)
+def test_without_its_package_an_extractor_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, module: str, modality: str, words: str
+):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(Refused, match=r"pip install 'concord-train\[clips\]'"):
         choose({modality: words})
 
 

@@ -75,6 +75,17 @@ def test_time_stamps_decide_and_not_counts(clips: Path):
     assert set(numbers[15:]) == {11}
 
 
+@pytest.mark.parametrize("last", [0.4, 3.0, 20.0])
+def test_a_picture_that_is_shown_for_long_is_not_taken_for_a_file_cut_off(clips: Path, last: float):
+    path = write_clip(
+        clips / f"still{last}.mp4", shown_at=[0.0, 0.1, last], has_sound=False, fps=10
+    )
+    numbers = [picture.number for picture in seen(path, rate=10.0)]
+    assert numbers[:2] == [0, 1]
+    assert numbers.count(1) == round(10 * (last - 0.1))
+    assert numbers[-1] == 2
+
+
 @pytest.mark.parametrize("rotation", [90, 180, -90])
 def test_pictures_are_turned_upright(clips: Path, rotation: int):
     path = write_clip(clips / f"turned{rotation}.mp4", 0.4, rotation=rotation)

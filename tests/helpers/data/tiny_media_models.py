@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from tokenizers.pre_tokenizers import ByteLevel
 
 
 def save_wav2vec2(folder: Path) -> Path:
@@ -86,4 +87,35 @@ def save_vit(folder: Path) -> Path:
     )
     transformers.ViTModel(config).save_pretrained(folder)
     transformers.ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def save_writer(folder: Path) -> Path:
+    """A recogniser of Whisper's kind that writes letters at random, with word times."""
+    letters = sorted(ByteLevel.alphabet())
+    vocabulary = {letter: number for number, letter in enumerate(letters)}
+    tokenizer = transformers.WhisperTokenizer(vocab=vocabulary, merges=[])
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|transcribe|>"]
+    special += ["<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
+    special += [f"<|{0.02 * step:.2f}|>" for step in range(1501)]
+    tokenizer.add_tokens(special, special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    number_of = tokenizer.convert_tokens_to_ids
+    torch.manual_seed(5)
+    config = whisper_config()
+    config.vocab_size = len(tokenizer)
+    config.max_target_positions = 24
+    config.decoder_start_token_id = number_of("<|startoftranscript|>")
+    config.eos_token_id = config.pad_token_id = config.bos_token_id = number_of("<|endoftext|>")
+    model = transformers.WhisperForConditionalGeneration(config)
+    generation = model.generation_config
+    generation._from_model_config = False  # else it is made anew when it is loaded
+    generation.alignment_heads = [[0, 0]]
+    generation.no_timestamps_token_id = number_of("<|notimestamps|>")
+    generation.is_multilingual = False
+    generation.max_length = 20
+    generation.suppress_tokens = []
+    generation.begin_suppress_tokens = []
+    model.save_pretrained(folder)
+    transformers.WhisperFeatureExtractor(feature_size=80).save_pretrained(folder)
     return folder
