@@ -223,8 +223,11 @@ class SentimentTask:
     def whole_split(self, split: str) -> Iterator[Utterances]:
         """All samples of a split in file order, on this process alone, nothing dropped."""
         stream = self._stream(split, shuffle=False).copy(rank=0, ranks=1)
-        for (arrays,) in stream.epoch(0):
-            yield self._labelled(arrays)
+        try:
+            for (arrays,) in stream.epoch(0):
+                yield self._labelled(arrays)
+        finally:
+            stream.close()
 
     def facts(self) -> TrainingFacts:
         constant: dict[str, dict[str, dict[str, float]]] = {}
