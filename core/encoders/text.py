@@ -133,7 +133,7 @@ class TextEncoder(nn.Module):
             return frames, mask
         has_text = mask.any(1, keepdim=True)  # (B, 1)
         if self.project is not None:
-            summary = self.sentence.expand(len(frames), 1, -1)
+            summary = self.sentence.expand(frames.shape[0], 1, -1)
             embedded = self.project(frames).to(summary.dtype)
             inputs = {"inputs_embeds": torch.cat([summary, embedded], dim=1)}
             mask = torch.cat([has_text, mask], dim=1)
