@@ -35,7 +35,12 @@ from launch.monitor.interruptible_iterator import InterruptibleIterator
 from launch.monitor.preemption import Preempted, StopNow
 from launch.reports import report
 from launch.reports.run_log import epoch_line, prefixed
-from launch.session import TrainingSession, TrainingStopped, prepare
+from launch.session import TrainingSession, TrainingStopped, has_batch_norm, prepare
+
+_LONE_SAMPLE = (
+    "a batch is left out: corrupt shards have left one sample of it, and the model's BatchNorm "
+    "cannot normalise a single one"
+)
 
 
 def train(run: Run, *, quiet: bool = False) -> dict[str, dict[str, float]]:
@@ -112,6 +117,7 @@ def _train_epoch(session: TrainingSession) -> int:
     engine.train()
     batches = InterruptibleIterator(task.batches(epoch))
     clock, utilisation = Clock(), Utilisation(run)
+    needs_company = has_batch_norm(session.model)
     samples = 0
     while True:
         clock.start()
@@ -122,10 +128,14 @@ def _train_epoch(session: TrainingSession) -> int:
         if micro_batches is None:
             break
         clock.lap("data")
+        size = global_batch_size(micro_batches)
+        if size == 1 and needs_company:
+            session.log.warn(progress.step, _LONE_SAMPLE)
+            task.mark_consumed()
+            continue
         watchdog.report_phase(f"at step {progress.step}")
         factor = learning_rate_factor(run, progress.step, steps * run.epochs, epoch)
         rates = set_learning_rates(engine.optimizer, run, factor)
-        size = global_batch_size(micro_batches)
         with utilisation.counting(size, first=samples == 0):
             result = train_step(session, micro_batches, clock)
         task.mark_consumed()

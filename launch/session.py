@@ -96,17 +96,23 @@ def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
 def refuse_lone_sample(run: Run, model: Model, task: Task) -> None:
     """A BatchNorm cannot normalise a batch of one sample, which would end the run in the midst of
     its first epoch."""
-    has_batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
-    samples = task.data.num_train
+    if not has_batch_norm(model):
+        return
+    samples = task.train_samples()
     last = samples % run.batch_size or run.batch_size
     is_left_out = run.loading.drop_last and last < run.batch_size
-    if has_batch_norm and last == 1 and not is_left_out:
+    if last == 1 and not is_left_out:
         raise ConfigError(
             f"batch_size={run.batch_size} leaves one of the {samples} train samples of {run.data} "
             f"for the last batch, and the BatchNorm of model {run.model!r} cannot normalise a "
             "single one; give another batch_size, loading.drop_last=true, or the model's other "
             "norm (options.norm=layer)"
         )
+
+
+def has_batch_norm(model: Model) -> bool:
+    """Whether a sample's outputs depend on those beside it, of which there must be some."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 def unrecorded(run: Run, task: Task, engine: Engine, run_dir: Path) -> TrainingSession:
@@ -135,17 +141,9 @@ def resume(run: Run, model: Model, task: Task, checkpoints: Checkpoints, log: Ru
     load_weights(folder, state.shapes, model)  # before the engine cuts the parameters up
     engine = start(model, run)
     load_moments(folder, state.adam_step, engine, model)
-    try:
+    with naming_state(folder):
         load_grad_scaler(engine, state.loss_scale)
         task.load_state_dict(state.task)
-    except Refused as error:
-        raise ConfigError(f"{folder / 'state.json'}: {error}") from None
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(
-            f"{folder / 'state.json'} holds no position of this run ({reason}); use another "
-            "run_dir to start again"
-        ) from None
     progress = checkpoints.progress
     vars(progress).update(vars(state.progress))
     load_generators(folder, state.ranks, (run.seed, progress.step))
@@ -154,6 +152,22 @@ def resume(run: Run, model: Model, task: Task, checkpoints: Checkpoints, log: Ru
     if progress.best_epoch >= 0:
         _look_for_best(checkpoints, log)
     return engine
+
+
+@contextmanager
+def naming_state(folder: Path) -> Iterator[None]:
+    """Around what takes the position of a checkpoint up: what cannot be is a ConfigError that
+    names the file."""
+    path = folder / "state.json"
+    try:
+        yield
+    except Refused as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"{path} holds no position of this run ({reason}); use another run_dir to start again"
+        ) from None
 
 
 def _look_for_best(checkpoints: Checkpoints, log: RunLog) -> None:

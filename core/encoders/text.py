@@ -22,6 +22,7 @@ from core.dropout import Probability
 from core.encoders.attention import attend
 from core.encoders.pretrained import Source, load_config, load_model
 from core.model import DataSpec
+from core.sketch import is_sketched
 
 HiddenChange = Callable[[Tensor], Tensor]  # of hidden states, (B, T, width)
 
@@ -224,7 +225,7 @@ def _pretrained(source: str, data: DataSpec) -> Any:
     settings = load_config(given)
     _refuse_other_vocabulary(source, int(settings.vocab_size), data)
     _refuse_longer_sentences(source, settings, data)
-    if getattr(settings, _NO_WEIGHTS, False):
+    if getattr(settings, _NO_WEIGHTS, False) or is_sketched():
         backbone = AutoModel.from_config(
             settings,
             attn_implementation=_ATTENTION,

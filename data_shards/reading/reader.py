@@ -170,14 +170,17 @@ class Reader:
         numbers = shard.index.table[row].tolist()
         record: dict[str, Any] = {}
         if numbers[JSON] != ABSENT:
-            where = f"{self._name(number)}, sample {key!r}"
             body = shard.read(numbers[JSON], numbers[JSON_SIZE])
-            record = parse_json(body, where)
+            record = parse_json(body, self.place(number, row))
         record.setdefault("id", key)
         if numbers[TEXT] != ABSENT:
             text = shard.read(numbers[TEXT], numbers[TEXT_SIZE])
             record["text"] = text.decode("utf-8", "replace")
         return record
+
+    def place(self, number: int, row: int) -> str:
+        """Shard and key of one sample, for messages."""
+        return f"{self._name(number)}, sample {self.shard(number).index.key(row)!r}"
 
     def lengths(self, number: int) -> np.ndarray:
         """(S,) int64, bytes of each sample in the fields that are read."""
@@ -233,11 +236,9 @@ class Reader:
         return arrays, np.array(described, BATCH_ARRAY)
 
     def _refuse_unreadable(self, number: int, row: int) -> None:
-        where = self._name(number)
-        key = self.shard(number).index.key(row)
         raise DataError(
-            f"{where}: sample {key!r} could not be read whole; was the file changed in use? "
-            f"{advice(where)}"
+            f"{self.place(number, row)}: could not be read whole; was the file changed in use? "
+            f"{advice(self._name(number))}"
         )
 
     def _name(self, number: int) -> str:

@@ -78,7 +78,7 @@ def _samples(trained: TrainedRun) -> str:
 def _scores(trained: TrainedRun, scores: Scores) -> list[str]:
     if not scores:
         return ["The run has not ended, so it has no scores.", ""]
-    names = list(scores.get("test", next(iter(scores.values()))))
+    names = list(dict.fromkeys(name for values in scores.values() for name in values))
     rows: dict[str, Mapping[str, float]] = dict(scores)
     for split, answers in trained.facts.constant.items():
         for answer, values in answers.items():

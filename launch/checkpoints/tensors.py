@@ -122,9 +122,22 @@ class StoredTensors:
 
 def load_weights(folder: Path, shapes: dict[str, list[int]], model: nn.Module) -> None:
     """Put a checkpoint's parameters and buffers into a model that DeepSpeed has not wrapped yet."""
+    refuse_other_model(folder, shapes, model)
     stored = StoredTensors(folder)
-    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    expected = {name: list(parameter.shape) for name, parameter in parameters.items()}
+    for name, parameter in model.named_parameters():
+        stored.fill("param", name, 0, parameter.data.view(-1))
+    for name, buffer in model.named_buffers():
+        value = stored.whole("buffer", name)
+        assert value is not None  # or it would have been refused
+        buffer.copy_(value)
+
+
+def refuse_other_model(folder: Path, shapes: dict[str, list[int]], model: nn.Module) -> None:
+    """ConfigError unless a checkpoint's parameters and buffers have the names and shapes of the
+    model's, which may be a sketch (``core.sketch``)."""
+    stored = StoredTensors(folder)
+    buffers = dict(model.named_buffers())
+    expected = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     different = []
     for name in dict.fromkeys([*shapes, *expected]):
         found, wanted = shapes.get(name, "none"), expected.get(name, "none")
@@ -133,8 +146,6 @@ def load_weights(folder: Path, shapes: dict[str, list[int]], model: nn.Module) -
     different += [f"buffer {name}" for name in set(stored.names("buffer")) ^ set(buffers)]
     if different:
         raise ConfigError(f"checkpoint {folder} is of another model: {', '.join(different[:5])}")
-    for name, parameter in parameters.items():
-        stored.fill("param", name, 0, parameter.data.view(-1))
     for name, buffer in buffers.items():
         value = stored.whole("buffer", name)
         if value is None or (value.shape, value.dtype) != (buffer.shape, buffer.dtype):
@@ -143,7 +154,6 @@ def load_weights(folder: Path, shapes: dict[str, list[int]], model: nn.Module) -
                 f"checkpoint {folder} is of another model: buffer {name} is {found} there, "
                 f"{buffer.dtype} of {list(buffer.shape)} in the model"
             )
-        buffer.copy_(value)
 
 
 def load_moments(folder: Path, step: float, engine: Engine, model: nn.Module) -> None:

@@ -153,8 +153,8 @@ def _recorded_model(run: Run, run_dir: Path, spec: SpecRecord) -> tuple[Model, P
     """The best epoch, built for the data that the run's directory describes."""
     try:
         return best_weights(run, run_dir, spec.data, CPU)
-    except Refused:
-        raise
+    except Refused as error:
+        raise ConfigError(f"{error} (its data are those of {run_dir / SPEC})") from None
     except Exception as error:  # whatever an odd record makes a model stumble over
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(

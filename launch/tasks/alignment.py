@@ -95,6 +95,9 @@ class AlignmentTask:
     def steps(self, epoch: int) -> int:
         return self._sampler.steps
 
+    def train_samples(self) -> int:
+        return len(self.links)
+
     def batches(self, epoch: int) -> Iterator[list[Batch]]:
         links, sampler = self.links, self._sampler
         plan = sampler.epoch(epoch, lambda shard: np.ones(len(links), np.int64))

@@ -109,6 +109,9 @@ class SentimentTask:
     def steps(self, epoch: int) -> int:
         return self.train.steps(epoch)
 
+    def train_samples(self) -> int:
+        return sum(self.train.kept.counts)
+
     def begin_epoch(self, epoch: int, model: Model) -> None:
         """Nothing here depends on the model."""
 

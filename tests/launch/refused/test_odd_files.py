@@ -116,8 +116,9 @@ def test_settings_of_a_run_that_cannot_be(tmp_path: Path, settings: dict[str, An
     content = json.loads(path.read_text())
     content["run"] |= settings
     path.write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match="config.json cannot be read"):
-        read_run(tmp_path)
+    for door in (lambda: read_run(tmp_path), lambda: find_run(run)):
+        with pytest.raises(ConfigError, match=f"{path} cannot be read"):
+            door()
 
 
 RUN = Run(model="hscl", options=None, batch_size=30)
@@ -342,14 +343,18 @@ def test_tensors_that_are_odd_although_their_hash_is_right(
     ],
 )
 def test_a_last_batch_of_one_sample_before_a_batch_norm(
-    coded_shards: Path, samples: int, changes: dict[str, Any], is_refused: bool
+    coded_shards: Path,
+    samples: int,
+    changes: dict[str, Any],
+    is_refused: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     norm, drop = changes.pop("norm", "batch"), changes.pop("drop", False)
     run = small_run("tfr_net", coded_shards, **changes)
     run = replace(run, loading=replace(run.loading, drop_last=drop))
     run = replace(run, options=small_options("tfr_net", norm=norm))
     task = build_task(run)
-    task.data = replace(task.data, num_train=samples)
+    monkeypatch.setattr(task, "train_samples", lambda: samples)
     model = build_model(run, task.data)
     if is_refused:
         with pytest.raises(ConfigError, match="for the last batch.*options.norm=layer"):
