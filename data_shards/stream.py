@@ -45,7 +45,7 @@ from data_shards.reading.reader import Arrays, Reader
 from data_shards.reading.sampler import Epoch, Part, Rows, Sampler, even_split, locate
 from data_shards.reading.storage import open_store
 from data_shards.shards.index_table import bytes_of
-from data_shards.shards.manifest import DataError, Manifest, parse_manifest
+from data_shards.shards.manifest import MANIFEST, DataError, Manifest, parse_manifest
 
 BUCKET = 32  # global batches that bucket=True sorts by length at a time
 
@@ -127,12 +127,12 @@ class Stream:
 
         self.store = open_store(source, cache, cache_gb, options)
         body = self.store.read_manifest()
-        self.manifest: Manifest = parse_manifest(body, f"{self.store.name}/manifest.json")
+        where = f"{self.store.name}/{MANIFEST}"
+        self.manifest: Manifest = parse_manifest(body, where)
         self.manifest_sha256 = sha256_of_bytes(body)
         if split not in self.manifest.splits:
             raise DataError(
-                f"{self.store.name} has no split {split!r}; it has "
-                f"{', '.join(self.manifest.splits)}"
+                f"{where} has no split {split!r}; it has {', '.join(self.manifest.splits)}"
             )
         shards = self.manifest.splits[split]
         samples = tuple(shard.samples for shard in shards)

@@ -4,6 +4,7 @@ hidden."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Annotated, Literal, get_args
 
 import torch
@@ -80,7 +81,9 @@ class Inputs(nn.Module):
                 self.scaled.append(m)
 
     def _register_moments(self, m: str, data: DataSpec) -> None:
-        mean, std = (torch.tensor(values, dtype=torch.float32) for values in data.moments[m])
+        # on the CPU even in a sketch of the model: their values are looked at here
+        numbers = partial(torch.tensor, dtype=torch.float32, device="cpu")
+        mean, std = map(numbers, data.moments[m])
         if mean.shape != (data.features[m],) or std.shape != mean.shape:
             raise ValueError(
                 f"{m} has {data.features[m]} features, but moments of {len(mean)} and {len(std)}"
@@ -180,4 +183,16 @@ def refuse_classes(data: DataSpec, name: str) -> None:
     if data.num_classes:
         raise ValueError(
             f"{name} predicts a score, but the labels are {data.num_classes} classes; use tate or baseline"
+        )
+
+
+def refuse_without_unimodal_labels(data: DataSpec, name: str, modalities: Iterable[str]) -> None:
+    """ValueError unless the data have human labels of each of these modalities."""
+    lacking = [m for m in modalities if m not in data.unimodal_labels]
+    if lacking:
+        there = ", ".join(data.unimodal_labels) or "no modality"
+        raise ValueError(
+            f"{name} learns from human labels of {', '.join(lacking)}, and the data have them of "
+            f"{there}; convert data with a column label_{lacking[0]} (CH-SIMS has them), or choose "
+            "another model"
         )

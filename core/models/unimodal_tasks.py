@@ -53,8 +53,8 @@ class UnimodalTasks(Model[Utterances, Output]):
             return {}
         rows = {"index": batch.index, "label": batch.label}
         for m in self.modalities:
-            if m in batch.view_labels:
-                rows[f"human_{m}"] = batch.view_labels[m]
+            if m in batch.unimodal_labels:
+                rows[f"human_{m}"] = batch.unimodal_labels[m]
         for m, has in output.has_modality.items():
             rows[f"has_{m}"] = has.float()
         for view, hidden in output.hidden.items():

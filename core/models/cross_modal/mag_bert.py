@@ -36,6 +36,7 @@ class MAGBert(Model[Utterances, Sentiment]):
     """
 
     task = "sentiment"
+    aligned = True
 
     @validated_dataclass(frozen=True)
     class Config:

@@ -46,8 +46,8 @@ def test_golden_values_of_a_pair() -> None:
         [0.51240883, 1.64010084, 0.54186218, 0.17842826],
     ]
     torch.testing.assert_close(text[:, 0], torch.tensor(wanted).double(), **TO_1E_7)
-    wanted = [1.48726889, 0.77213418, 0.41269691, -0.86871597]
-    torch.testing.assert_close(other[0, 0], torch.tensor(wanted).double(), **TO_1E_7)
+    other_wanted = [1.48726889, 0.77213418, 0.41269691, -0.86871597]
+    torch.testing.assert_close(other[0, 0], torch.tensor(other_wanted).double(), **TO_1E_7)
 
 
 @torch.no_grad()
