@@ -22,8 +22,8 @@ def _groups(rate: float, decay: float) -> dict[str, Group]:
 
 
 def mosi() -> Run:
-    """MAG-BERT on MOSI, aligned features, text as BERT token ids, with the authors' settings. Paper:
-    MAE .712, Corr .796.
+    """MAG-BERT on MOSI, aligned features, text as BERT token ids, with the authors' settings.
+    Paper: MAE .712, Corr .796.
 
     deepspeed launch/train.py mag_bert/mosi data=shards/mosi_aligned
     """
