@@ -4,7 +4,9 @@ training data.
 ``config.json`` names the model and holds its options and what it must know of its data,
 ``model.safetensors`` all parameters and buffers, ``codebooks.safetensors`` the codebooks if there
 are any, ``text/config.json`` the architecture of a pretrained text encoder (its weights are with
-the others), ``README.md`` is the model card.
+the others), ``tokenizer/`` the tokenizer, where the model reads tokens, ``README.md`` is the model
+card. How the features were made, how far training data lie apart and the like stand in
+``config.json`` for those who score new samples (``launch.predicting``).
 
     from core.bundle import load
     model, data = load("exported")
@@ -51,12 +53,14 @@ def save(
     data: DataSpec,
     card: str,
     about: Mapping[str, Any],
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a new folder; it appears when it is complete.
 
     Args:
         name: of the model, a key of ``MODELS``.
         about: plain JSON to keep with it: schema of the data, scores, versions.
+        files: name -> content of further files, such as those of the tokenizer.
 
     Raises:
         ValueError: the folder is there already, or cannot be made.
@@ -87,6 +91,7 @@ def save(
     architecture = encoder.architecture() if isinstance(encoder, TextEncoder) else None
     if architecture is not None:
         contents["text/config.json"] = _json(architecture)
+    contents |= files or {}
     _write_folder(folder, contents)
 
 

@@ -186,7 +186,8 @@ def _facts(dataset: RawDataset, options: Options, shard_size: int) -> dict[str, 
 def _finished(out: Path, facts: dict[str, Any], dataset: RawDataset) -> Manifest:
     """The manifest that is there already, if it is of the same raw data and options."""
     manifest = read_manifest(out)
-    if (manifest.source, manifest.tokenizer) != (facts, dataset.tokenizer):
+    made_from = (manifest.source, manifest.tokenizer, manifest.extraction)
+    if made_from != (facts, dataset.tokenizer, dataset.extraction):
         raise DataError(
             f"{out} already holds shards of {manifest.source.get('file')}, made from other "
             "contents or with other options; give another --out, or --force to write them anew"
@@ -239,6 +240,7 @@ def _manifest(
         max_length={name: max_length[name] for name in dataset.fields if name in max_length},
         repairs=dict(sorted(repairs.items())),
         extras=dataset.extras | ({EMPTY: empty} if empty else {}),
+        extraction=dataset.extraction,
     )
 
 

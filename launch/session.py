@@ -29,6 +29,7 @@ from launch.reports.run_log import RunLog
 from launch.run_directory import find_run, record_run
 from launch.tasks.build import build_model, build_task
 from launch.tasks.data_record import refuse_other_data, write_record
+from launch.tasks.spec_record import write_spec
 from launch.tasks.task import Task
 
 
@@ -104,6 +105,7 @@ def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
             record_run(run, run_dir)
             if distributed.rank() == 0:
                 write_record(run_dir, task)
+                write_spec(run_dir, task)
             if run.compile:
                 log.say(
                     "compile=true: the model is compiled when it first meets a length, so the "

@@ -21,6 +21,7 @@ TRUE_WORDS = {"1", "on", "yes", "true"}
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MODEL_FILES = "config.json and model.safetensors"
 TOKENIZER_FILES = "tokenizer.json (or vocab.txt) and tokenizer_config.json"
+PREPARATION_FILE = "preprocessor_config.json"
 
 
 class Source(NamedTuple):
@@ -64,6 +65,49 @@ def load_tokenizer(source: Source) -> Any:
     _refuse_own_code(source, "config.json")
     _refuse_own_code(source, "tokenizer_config.json")
     return _load(AutoTokenizer, source, TOKENIZER_FILES)
+
+
+def hide_progress() -> None:
+    """Have the library draw no bars while it loads; a command draws its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def load_sound_preparation(source: Source) -> Any:
+    """What turns sound into the input of an encoder."""
+    from transformers import AutoFeatureExtractor
+
+    _refuse_own_code(source, PREPARATION_FILE)
+    return _load(AutoFeatureExtractor, source, PREPARATION_FILE)
+
+
+def load_image_preparation(source: Source) -> Any:
+    """What turns pictures into the input of an encoder."""
+    from transformers import AutoImageProcessor
+
+    _refuse_own_code(source, PREPARATION_FILE)
+    # the one way that is there on every machine: another gives other numbers
+    return _load(AutoImageProcessor, source, PREPARATION_FILE, backend="pil")
+
+
+def load_recogniser(source: Source) -> Any:
+    """A pipeline that turns sound into words with times; its model is one that spells (CTC) or one
+    that writes (Whisper)."""
+    from transformers import AutoModelForCTC, AutoModelForSpeechSeq2Seq, pipeline
+
+    writes = load_config(source).is_encoder_decoder
+    _refuse_pickled_weights(source)
+    kind = AutoModelForSpeechSeq2Seq if writes else AutoModelForCTC
+    model = _load(kind, source, MODEL_FILES, use_safetensors=True)
+    return pipeline(
+        "automatic-speech-recognition",
+        model=model.eval(),
+        tokenizer=load_tokenizer(source),
+        feature_extractor=load_sound_preparation(source),
+        device="cpu",
+        trust_remote_code=False,
+    )
 
 
 def _load(kind: Any, source: Source, files: str, **options: Any) -> Any:
@@ -128,16 +172,26 @@ def _refuse_without_hub(source: Source, files: str) -> None:
     is_path = source.name.count("/") > 1 or source.name.startswith((".", "/", "~"))
     if is_path:
         raise ValueError(f"{source}: no such folder; it must hold {files}")
-    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in TRUE_WORDS:
-        silence = "HF_HUB_OFFLINE is set"
-    else:
-        silence = _why_silent(hub)
+    silence = hub_silence()
     if silence:
         raise ValueError(
-            f"{source} is no folder, and no hub answers ({hub}: {silence}); give {source.key}DIR, "
+            f"{source} is no folder, and no hub answers ({silence}); give {source.key}DIR, "
             f"a folder that holds {files}"
         )
+
+
+def hub_address() -> str:
+    """The hub that ``HF_ENDPOINT`` says, or the usual one."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def hub_silence() -> str:
+    """Which hub does not answer within a few seconds, and why; empty when it does."""
+    hub = hub_address()
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in TRUE_WORDS:
+        return f"{hub}: HF_HUB_OFFLINE is set"
+    silence = _why_silent(hub)
+    return f"{hub}: {silence}" if silence else ""
 
 
 def _why_silent(hub: str) -> str:

@@ -43,16 +43,23 @@ def _attention(
     return mixed.transpose(1, 2).contiguous(), None
 
 
-def _mask(**arguments: Any) -> Tensor | None:
-    """Of transformers. None where a batch has no padding, but only on a CPU: a GPU would have to be
-    waited for to know."""
-    from transformers.masking_utils import sdpa_mask
+def _mask(**asked: Any) -> Tensor | None:
+    """``sdpa_mask`` as transformers calls it, without its question whether everything exists, for
+    which a GPU would have to be waited for; (B, 1, T, S), the same memory for all T queries."""
+    from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
 
-    mask = arguments.get("attention_mask")
-    if mask is not None and mask.is_cuda:
-        arguments["allow_is_bidirectional_skip"] = False
-    found: Tensor | None = sdpa_mask(**arguments)
-    return found
+    exists = asked.get("attention_mask")
+    is_padding_alone = (
+        isinstance(exists, Tensor)
+        and exists.device.type != "cpu"
+        and asked.get("mask_function") is bidirectional_mask_function
+        and exists.shape == (asked["batch_size"], asked["kv_length"])
+    )
+    if not is_padding_alone:
+        found: Tensor | None = sdpa_mask(**asked)
+        return found
+    assert isinstance(exists, Tensor)
+    return exists.bool()[:, None, None].expand(-1, -1, asked["q_length"], -1)
 
 
 @cache
@@ -126,7 +133,7 @@ class TextEncoder(nn.Module):
             return frames, mask
         has_text = mask.any(1, keepdim=True)  # (B, 1)
         if self.project is not None:
-            summary = self.sentence.expand(len(frames), 1, -1)
+            summary = self.sentence.expand(frames.shape[0], 1, -1)
             embedded = self.project(frames).to(summary.dtype)
             inputs = {"inputs_embeds": torch.cat([summary, embedded], dim=1)}
             mask = torch.cat([has_text, mask], dim=1)

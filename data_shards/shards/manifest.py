@@ -23,6 +23,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from core.command import Refused
 from core.file_access.regular_files import read_regular_file
 from core.files import sha256_of_bytes
+from data_shards.extract.recipe import ExtractionRecipe
 from data_shards.shards.manifest_facts import first_odd_fact
 
 FORMAT = "concord-shards"
@@ -125,6 +126,8 @@ class Manifest:
     repairs: dict[str, int] = field(default_factory=dict)
     # further files of the folder: name -> sha256, and facts that only one task needs
     extras: dict[str, Any] = field(default_factory=dict)
+    # how the features were made from clips, where ``concord extract`` made them
+    extraction: ExtractionRecipe | None = None
 
     def samples(self, split: str) -> int:
         """How many samples a split has."""
@@ -138,6 +141,8 @@ class Manifest:
     def to_json(self) -> str:
         """The text of ``manifest.json``, with a checksum of all that it says."""
         body = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        if self.extraction is None:
+            del body["extraction"]  # so that manifests of other data stay as they were
         body["checksum"] = _checksum(body)
         text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         try:

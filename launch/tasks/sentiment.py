@@ -38,6 +38,7 @@ from launch.tasks.task import (
     objective_of,
     precision_context,
 )
+from launch.tasks.training_facts import TrainingFacts, bounds_of
 
 
 def by_sign(manifest: Manifest) -> Manifest:
@@ -123,11 +124,15 @@ class SentimentTask:
         self.train.mark_consumed()
 
     def _prepare(self, arrays: Arrays, split: str, epoch: int) -> Utterances:
+        batch = self._labelled(arrays)
+        batch = apply_missing_mask(batch, self.run.missing, split=split, epoch=epoch)
+        return with_bucket_lengths(batch, self.data.max_length) if self.run.compile else batch
+
+    def _labelled(self, arrays: Arrays) -> Utterances:
         batch = in_roles(utterances(arrays), self.names)
         if self.run.classes == "sign":
             batch = replace(batch, label=batch.label.sign() + 1)  # 0, 1, 2
-        batch = apply_missing_mask(batch, self.run.missing, split=split, epoch=epoch)
-        return with_bucket_lengths(batch, self.data.max_length) if self.run.compile else batch
+        return batch
 
     def _arrays(self, split: str) -> Iterator[Arrays]:
         """This rank's batches of a split in file order, as they come from the shards."""
@@ -219,6 +224,28 @@ class SentimentTask:
             return {}
         labels = [arrays.arrays["label"].float().numpy() for arrays in self._arrays(split)]
         return constant_baselines(np.concatenate(labels), self.run.metrics)
+
+    def whole_split(self, split: str) -> Iterator[Utterances]:
+        """All samples of a split in file order, on this process alone, nothing dropped."""
+        stream = self._stream(split, shuffle=False).copy(rank=0, ranks=1)
+        try:
+            for (arrays,) in stream.epoch(0):
+                yield self._labelled(arrays)
+        finally:
+            stream.close()
+
+    def facts(self) -> TrainingFacts:
+        constant: dict[str, dict[str, dict[str, float]]] = {}
+        for split in ("valid", "test"):
+            if split in self.splits():
+                parts = [batch.label.numpy() for batch in self.whole_split(split)]
+                constant[split] = self._constant_scores(np.concatenate(parts))
+        return TrainingFacts(bounds_of(self.whole_split("train"), self.data), constant)
+
+    def _constant_scores(self, label: np.ndarray) -> dict[str, dict[str, float]]:
+        if self.run.metrics == "classes":
+            return classification.constant_baselines(label, self.data.num_classes)
+        return constant_baselines(label, self.run.metrics)
 
     def splits(self) -> list[str]:
         return known_splits(self.manifest.splits)
