@@ -184,7 +184,7 @@ def main() -> None:
     RESULTS.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     title = (
         f"A checkpoint of {size:.2f} GB (a model of {millions} million parameters with Adam's "
-        f"moments), middle of {options["repeats"]} (`benchmarks/checkpoint.py`):"
+        f"moments), middle of {options['repeats']} (`benchmarks/checkpoint.py`):"
     )
     paste(f"{title}\n\n{table(results)}", "checkpoint", ROOT / "docs/scaling.md")
 
