@@ -32,6 +32,7 @@ from data_shards.shards.manifest import DataError, Manifest
 from launch.config import ConfigError, Run
 from launch.reports.plots import COLORS, figure, save
 from launch.tasks.alignment_options import alignment_options
+from launch.tasks.predictions import write_table
 from launch.tasks.task import (
     EvaluationResult,
     check_needed_splits,
@@ -258,9 +259,7 @@ class AlignmentTask:
             "predicted": self.graphs.ids(links[best, 1]),
             "similarity": similarity.cpu().numpy(),
         }
-        import pandas as pd  # with the first table: it takes a second
-
-        pd.DataFrame(table).to_csv(run_dir / "predictions.csv", index=False)
+        write_table(run_dir / "predictions.csv", table)
         return EvaluationResult(scores, [_draw(run_dir, split, ranks)], self._remarks())
 
     def _remarks(self) -> list[str]:

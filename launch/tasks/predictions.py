@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +56,13 @@ def write_predictions(path: Path, ids: list[str], predictions: Predictions, labe
         table["prediction"] = predictions.prediction
         table["error"] = predictions.prediction - predictions.label
     table.to_csv(path, index=False)
+
+
+def write_table(path: Path, columns: Mapping[str, Any]) -> None:
+    """Columns of equal length as CSV."""
+    import pandas as pd
+
+    pd.DataFrame(columns).to_csv(path, index=False)
 
 
 def draw(
