@@ -15,10 +15,8 @@ The table is printed, written into ``docs/clips.md``, and saved with machine and
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
-import time
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -58,7 +56,7 @@ def make_clip(path: Path, seconds: int) -> Path:
     voice = sum(np.sin(k * phase) / k for k in range(1, 15)) * 0.1
     voice = (voice * (np.sin(2 * np.pi * 0.9 * moment) > -0.6)).astype(np.float32)
     with av.open(str(path), "w") as container:
-        video = container.add_stream("libx264", rate=FPS)
+        video = container.add_stream("libx264", rate=FPS, options={"preset": "veryfast"})
         video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         audio = container.add_stream("aac", rate=RATE, layout="mono")
         for number in range(seconds * FPS):
@@ -78,30 +76,10 @@ def make_clip(path: Path, seconds: int) -> Path:
     return path
 
 
-def measure(path: Path, what: str, words: str) -> dict[str, float]:
-    """CPU seconds of this process for one clip, and its largest memory in MiB."""
-    from data_shards.extract.clip import ClipSource, extract_clip
-    from data_shards.extract.extractors.registry import choose
-    from data_shards.extract.media import pictures, sound
-
-    clip = ClipSource("clip", path)
-    extractors = choose({what: words}) if words else None
-    begin = time.process_time()
-    if extractors is not None:
-        found = extract_clip(clip, extractors)
-        if found.missing:
-            raise SystemExit(f"{path}: {found.missing}")
-    elif what == "sound":
-        sum(len(piece) for piece in sound(path))
-    else:
-        sum(1 for _ in pictures(path, 0.0, None, 10.0, WIDTH))
-    seconds = time.process_time() - begin
-    return {"seconds": seconds, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-
-
 def in_process(path: Path, what: str, words: str) -> dict[str, float]:
-    """``measure`` in a process of its own."""
-    command = [sys.executable, __file__, "measure", str(path), what, words]
+    """CPU seconds and largest memory in MiB of a process that does one clip."""
+    script = str(ROOT / "benchmarks" / "clips_measured.py")
+    command = [sys.executable, script, str(path), what, words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -148,8 +126,4 @@ def _seconds(measured: dict[str, float]) -> float:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["measure"]:
-        _, _, measured_path, measured_what, measured_words = sys.argv
-        print(json.dumps(measure(Path(measured_path), measured_what, measured_words)))
-    else:
-        sys.exit(run_command(main))
+    sys.exit(run_command(main))
