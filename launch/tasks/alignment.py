@@ -383,9 +383,8 @@ def _contains(pairs: Tensor, asked: Tensor, num_entities: int) -> Tensor:
 
 def _draw(run_dir: Path, split: str, ranks: tuple[np.ndarray, np.ndarray]) -> tuple[str, str]:
     drawing, axes = figure(6, 3.8)
-    for directed, name, color in zip(
-        ranks, ("left to right", "right to left"), COLORS[:2], strict=True
-    ):
+    names = ("left to right", "right to left")
+    for directed, name, color in zip(ranks, names, COLORS[:2], strict=True):
         share = np.arange(1, len(directed) + 1) / len(directed)
         axes.plot(np.sort(directed), share, label=name, color=color)
     axes.set(
