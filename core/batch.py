@@ -83,8 +83,9 @@ class Utterances(Batch):
     mask: dict[str, Tensor]
     # modality -> (B, T) bool, True where a frame exists and was not dropped
     present: dict[str, Tensor]
-    # modality -> (B,) human unimodal labels
-    view_labels: dict[str, Tensor] = field(default_factory=dict)
+    # modality -> (B,) float32 human label of that modality alone, nan where there is none; only
+    # those that the data have (DataSpec.unimodal_labels)
+    unimodal_labels: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def target(self) -> Tensor:

@@ -90,6 +90,10 @@ class DataSpec:
     label_resolution: float | None = None
     # 0 for regression
     num_classes: Size = 0
+    # what the numbers of a label that is a vector stand for; empty where a label is one number
+    target_names: tuple[str, ...] = ()
+    # modalities of which samples may have a human label of their own (Utterances.unimodal_labels)
+    unimodal_labels: tuple[str, ...] = ()
     # samples in the train split, or entities
     num_train: Size = 0
     # of the tokenizer that made the token ids
@@ -101,6 +105,12 @@ class DataSpec:
     # modality -> (K, D), k-means centres on scaled train frames
     codebooks: dict[str, np.ndarray] = field(default_factory=dict)
 
+    @property
+    def num_outputs(self) -> int:
+        """How many numbers a model answers per sample: the logits of the classes, the targets of a
+        label that is a vector, or 1, a score."""
+        return self.num_classes or len(self.target_names) or 1
+
 
 class Model(nn.Module, Generic[BatchType, OutputType]):
     """Base of every model.
@@ -110,6 +120,8 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
 
     task: ClassVar[TaskName]
     Config: ClassVar[type]
+    # whether sound and video are read at the words: aligned to them, or averaged by word
+    aligned: ClassVar[bool] = False
 
     epoch: int = 0
 

@@ -26,10 +26,10 @@ def utterances(micro_batch: Arrays) -> Utterances:
         )
     frames: dict[str, Tensor] = {}
     mask: dict[str, Tensor] = {}
-    view_labels: dict[str, Tensor] = {}
+    unimodal_labels: dict[str, Tensor] = {}
     for name, array in arrays.items():
         if name.startswith(VIEW):
-            view_labels[name.removeprefix(VIEW)] = array.float()
+            unimodal_labels[name.removeprefix(VIEW)] = array.float()
         if is_label(name):
             continue
         if name not in lengths:
@@ -45,7 +45,7 @@ def utterances(micro_batch: Arrays) -> Utterances:
         frames=frames,
         mask=mask,
         present=mask,
-        view_labels=view_labels,
+        unimodal_labels=unimodal_labels,
     )
 
 

@@ -60,6 +60,8 @@ class Optim:
     clip: NonNegativeFloat = 0.0  # largest gradient norm; 0: no clipping
     schedule: Literal["constant", "step", "linear", "cosine"] = "constant"  # of the rates
     warmup: UnitInterval = 0.0  # part of all steps in which the rate rises from 0
+    # one kernel for all parameters of a group; auto: on a GPU
+    fused: Literal["auto", True, False] = "auto"
     step_epochs: PositiveInt = 10  # for "step": epochs between two drops
     gamma: PositiveFloat = 0.1  # for "step": factor of a drop
 
@@ -123,8 +125,9 @@ class Run:
     roles: Roles = Roles()
     loading: Loading = Loading()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    # what ranks share: 0 nothing, 1 optimiser state, 2 gradients too, 3 parameters too
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    # what ranks share: 0 nothing, 1 optimiser state, 2 gradients too, 3 parameters too; auto: the
+    # least that fits the GPU's memory, and 1 on a CPU
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
     offload: bool = False  # keep optimiser state in CPU memory
     # CPU threads of a process; 0: OMP_NUM_THREADS, or else the cores divided by the ranks here
     threads: NonNegativeInt = 0
@@ -137,6 +140,8 @@ class Run:
     # steps between checkpoints within an epoch; 0: only after each epoch
     save_every: NonNegativeInt = 0
     keep: PositiveInt = 2  # newest checkpoints that stay, besides the best
+    # steps between two looks at losses and norms, which wait for the GPU; 0: 10 there, 1 on a CPU
+    log_every: NonNegativeInt = 0
     # steps between two comparisons of all ranks' parameters; 0: never
     check_every: NonNegativeInt = 0
     # seconds that ranks wait for one of them before they name it and leave

@@ -34,6 +34,7 @@ MAY_CHANGE = {
     "compile",
     "deepspeed",
     "save_every",
+    "log_every",
     "keep",
     "check_every",
     "timeout",

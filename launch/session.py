@@ -16,11 +16,13 @@ from core.command import CANNOT_GO_ON, Refused
 from core.environment import threads
 from core.file_access.targets import check_folder
 from core.model import Model
+from launch.checkpoints.commit import Pointer
 from launch.checkpoints.progress import Progress
-from launch.checkpoints.store import Checkpoints, Pointer, read_state
+from launch.checkpoints.store import Checkpoints, read_state
 from launch.checkpoints.tensors import load_generators, load_moments, load_weights
 from launch.config import ConfigError, Run
 from launch.engine.deepspeed_engine import Engine, load_grad_scaler, start
+from launch.monitor import control_plane
 from launch.monitor.lease import held_by_first_rank
 from launch.monitor.preemption import Stop
 from launch.reports.run_log import RunLog
@@ -62,6 +64,22 @@ class TrainingSession:
         """Write a checkpoint and let ``pointers`` name it."""
         return self.checkpoints.save(self.engine, self.task, *pointers)
 
+    def begin_save(self, *pointers: Pointer) -> Path:
+        """The same beside the training, which goes on with a copy taken."""
+        return self.checkpoints.begin(self.engine, self.task, *pointers)
+
+    def agree_to_stop(self) -> bool:
+        """Between two steps: whether some rank was asked to stop. Collective.
+
+        Raises:
+            SaveError: on every rank, when the checkpoint under way could not be written.
+        """
+        wishes = [self.stop.requested, self.checkpoints.has_failed]
+        stop, failed = control_plane.any_rank_each(wishes)
+        if failed:
+            self.checkpoints.wait()
+        return stop
+
 
 @contextmanager
 def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
@@ -82,12 +100,17 @@ def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
     with held_by_first_rank(run_dir):
         find_run(run)  # who held it until now may have begun another run in it
         checkpoints = Checkpoints(run_dir, Progress(), run.keep)
-        with RunLog(run_dir, quiet=quiet) as log:
+        with RunLog(run_dir, quiet=quiet) as log, checkpoints:
             engine = resume(run, model, task, checkpoints, log)
             record_run(run, run_dir)
             if distributed.rank() == 0:
                 write_record(run_dir, task)
                 write_spec(run_dir, task)
+            if run.compile:
+                log.say(
+                    "compile=true: the model is compiled when it first meets a length, so the "
+                    "first steps and the first evaluation take longer"
+                )
             for remark in [*task.remarks(model), *model.remarks()]:
                 log.warn(checkpoints.progress.step, remark)
             yield TrainingSession(run, run_dir, task, engine, log, checkpoints, stop)

@@ -184,3 +184,15 @@ def refuse_classes(data: DataSpec, name: str) -> None:
         raise ValueError(
             f"{name} predicts a score, but the labels are {data.num_classes} classes; use tate or baseline"
         )
+
+
+def refuse_without_unimodal_labels(data: DataSpec, name: str, modalities: Iterable[str]) -> None:
+    """ValueError unless the data have human labels of each of these modalities."""
+    lacking = [m for m in modalities if m not in data.unimodal_labels]
+    if lacking:
+        there = ", ".join(data.unimodal_labels) or "no modality"
+        raise ValueError(
+            f"{name} learns from human labels of {', '.join(lacking)}, and the data have them of "
+            f"{there}; convert data with a column label_{lacking[0]} (CH-SIMS has them), or choose "
+            "another model"
+        )

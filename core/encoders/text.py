@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoModel,
-    BertConfig,
-)
-from transformers.masking_utils import sdpa_mask
 
 from core.dropout import Probability
 from core.encoders.attention import attend
@@ -49,8 +43,32 @@ def _attention(
     return mixed.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(_ATTENTION, _attention)
-AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+def _mask(**asked: Any) -> Tensor | None:
+    """``sdpa_mask`` as transformers calls it, without its question whether everything exists, for
+    which a GPU would have to be waited for; (B, 1, T, S), the same memory for all T queries."""
+    from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
+
+    exists = asked.get("attention_mask")
+    is_padding_alone = (
+        isinstance(exists, Tensor)
+        and exists.device.type != "cpu"
+        and asked.get("mask_function") is bidirectional_mask_function
+        and exists.shape == (asked["batch_size"], asked["kv_length"])
+    )
+    if not is_padding_alone:
+        found: Tensor | None = sdpa_mask(**asked)
+        return found
+    assert isinstance(exists, Tensor)
+    return exists.bool()[:, None, None].expand(-1, -1, asked["q_length"], -1)
+
+
+@cache
+def _make_attention_known() -> None:
+    """To transformers, before the first encoder is made; importing it takes seconds."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(_ATTENTION, _attention)
+    AttentionMaskInterface.register(_ATTENTION, _mask)
 
 
 @validated_dataclass(frozen=True)
@@ -206,6 +224,9 @@ def _small(config: TextConfig, data: DataSpec) -> Any:
         raise ValueError(
             "text.source=small needs to know how many tokens there are, but the data has vocab_size 0"
         )
+    from transformers import AutoModel, BertConfig
+
+    _make_attention_known()
     settings = BertConfig(
         vocab_size=data.vocab_size or 1,
         hidden_size=config.width,
@@ -221,6 +242,9 @@ def _small(config: TextConfig, data: DataSpec) -> Any:
 
 
 def _pretrained(source: str, data: DataSpec) -> Any:
+    from transformers import AutoModel
+
+    _make_attention_known()
     given = Source(source, "options.text.source=")
     settings = load_config(given)
     _refuse_other_vocabulary(source, int(settings.vocab_size), data)

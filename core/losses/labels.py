@@ -26,6 +26,19 @@ def task_loss(score: Tensor, label: Tensor, squared: bool = False) -> Tensor:
     return error**2 if squared else error.abs()
 
 
+def unimodal_loss(score: Tensor, human: Tensor) -> Tensor:
+    """Absolute error of a modality's own score by its human label, (B,) float32; 0 where a sample
+    has none.
+
+    Args:
+        score: (B,) of that modality's head.
+        human: (B,) of ``Utterances.unimodal_labels``, nan where there is none.
+    """
+    known = human.isfinite()
+    target = torch.where(known, human, 0.0)  # nan would reach the gradient even where it is masked
+    return torch.where(known, (score.float() - target).abs(), 0.0)
+
+
 def on_grid(labels: Tensor, resolution: float | None) -> Tensor:
     """Labels as whole multiples of ``resolution``, (B,) int64; unchanged where there is no
     resolution.

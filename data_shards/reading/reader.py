@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from threading import Lock
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from core.names import suggest, unknown_names
 from data_shards.reading.buffer_pool import BufferPool
-from data_shards.reading.copy_rows import BATCH_ARRAY, copy_rows, look_up_rows
 from data_shards.reading.corruption import advice
 from data_shards.reading.open_shards import OpenShard, OpenShards
 from data_shards.reading.sampler import Rows
@@ -192,7 +192,7 @@ class Reader:
         with self.open_shards.in_use(numbers) as shards:
             file, offset, length = self._locate(shards, rows)
             arrays, batch_arrays = self._allocate(length, pin)
-            failed = copy_rows(file, offset, length, batch_arrays)
+            failed = _loops().copy_rows(file, offset, length, batch_arrays)
         if failed >= 0:
             self._refuse_unreadable(int(rows.shard[failed]), int(rows.row[failed]))
         lengths: dict[str, Tensor] = {}
@@ -217,7 +217,7 @@ class Reader:
             table = self._tables[rows.shard]
         fields = len(self.fields)
         locations = np.empty((2 * fields, len(file)), np.int64)
-        look_up_rows(table, np.ascontiguousarray(rows.row), locations)
+        _loops().look_up_rows(table, np.ascontiguousarray(rows.row), locations)
         return file, locations[:fields], locations[fields:]
 
     def _allocate(self, length: np.ndarray, pin: bool) -> tuple[dict[str, Tensor], np.ndarray]:
@@ -233,7 +233,7 @@ class Reader:
             frames = longest if layout.has_time else 1
             described.append((layout.runs, layout.frame_bytes, frames, array.data_ptr()))
             arrays[name] = array
-        return arrays, np.array(described, BATCH_ARRAY)
+        return arrays, np.array(described, _loops().BATCH_ARRAY)
 
     def _refuse_unreadable(self, number: int, row: int) -> None:
         raise DataError(
@@ -255,3 +255,10 @@ def _absent_value(dtype: torch.dtype) -> float | int:
     if dtype.is_floating_point or dtype.is_complex:
         return float("nan")
     return -1 if dtype.is_signed else 0
+
+
+def _loops() -> ModuleType:
+    """The compiled loops, with the first samples that are read: importing numba takes seconds."""
+    from data_shards.reading import copy_rows
+
+    return copy_rows

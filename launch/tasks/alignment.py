@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -259,6 +258,8 @@ class AlignmentTask:
             "predicted": self.graphs.ids(links[best, 1]),
             "similarity": similarity.cpu().numpy(),
         }
+        import pandas as pd  # with the first table: it takes a second
+
         pd.DataFrame(table).to_csv(run_dir / "predictions.csv", index=False)
         return EvaluationResult(scores, [_draw(run_dir, split, ranks)], self._remarks())
 

@@ -13,7 +13,7 @@ from core.model import DataSpec
 from core.names import refusal
 from data_shards.codebook import load_codebooks
 from data_shards.shards.manifest import Manifest
-from data_shards.shards.sentiment_schema import are_token_ids, is_label
+from data_shards.shards.sentiment_schema import VIEW, are_token_ids, is_label
 from launch.config import ConfigError, Roles
 
 Value = TypeVar("Value")
@@ -60,7 +60,7 @@ def in_roles(batch: Utterances, names: Mapping[str, str]) -> Utterances:
         frames=renamed(batch.frames, names),
         mask=renamed(batch.mask, names),
         present=renamed(batch.present, names),
-        view_labels=renamed(batch.view_labels, names),
+        unimodal_labels=renamed(batch.unimodal_labels, names),
     )
 
 
@@ -84,9 +84,20 @@ def sentiment_spec(manifest: Manifest, folder: Path | None, names: Mapping[str, 
         label_range=(manifest.labels.low, manifest.labels.high),
         label_resolution=manifest.labels.resolution,
         num_classes=len(manifest.labels.names) if manifest.labels.kind == "classes" else 0,
+        unimodal_labels=_with_human_labels(manifest, names),
         num_train=manifest.samples("train"),
         vocab_size=int(tokenizer.get("vocab_size", 0)),
         unknown_id=int(tokenizer.get("special", {}).get("unk") or 0),
         moments=renamed(manifest.moments, names),
         codebooks=renamed(load_codebooks(folder, manifest), names) if folder else {},
     )
+
+
+def _with_human_labels(manifest: Manifest, names: Mapping[str, str]) -> tuple[str, ...]:
+    """The modalities that have a field of labels of their own."""
+    labelled = []
+    for field in manifest.fields:
+        modality = field.removeprefix(VIEW)
+        if field.startswith(VIEW) and modality in names:
+            labelled.append(names[modality])
+    return tuple(labelled)

@@ -6,9 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-from scipy.special import softmax
-from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from data_shards.shards.manifest import Labels
 from launch.reports.plots import INK, figure, save
@@ -43,6 +40,9 @@ class Predictions:
 def write_predictions(path: Path, ids: list[str], predictions: Predictions, labels: Labels) -> None:
     """One row per sample: id, label, prediction, and the probability of each class where there are
     classes."""
+    import pandas as pd
+    from scipy.special import softmax
+
     table = pd.DataFrame({"id": ids, "label": predictions.label})
     if labels.kind == "classes":
         probabilities = softmax(predictions.prediction, axis=-1)
@@ -95,6 +95,8 @@ def _draw_scatter(
 def _draw_confusion(
     run_dir: Path, split: str, predictions: Predictions, labels: Labels
 ) -> tuple[str, str]:
+    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+
     if labels.kind == "classes":
         names = list(labels.names)
         truth, answer = predictions.label.astype(int), predictions.classes

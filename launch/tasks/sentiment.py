@@ -29,6 +29,7 @@ from data_shards.stream import Stream
 from launch.config import ConfigError, Run
 from launch.engine.deepspeed_config import num_micro_batches
 from launch.tasks.data_spec import in_roles, names_by_field, sentiment_spec
+from launch.tasks.length_buckets import with_bucket_lengths
 from launch.tasks.predictions import Predictions, draw, write_predictions
 from launch.tasks.task import (
     EvaluationResult,
@@ -124,7 +125,8 @@ class SentimentTask:
 
     def _prepare(self, arrays: Arrays, split: str, epoch: int) -> Utterances:
         batch = self._labelled(arrays)
-        return apply_missing_mask(batch, self.run.missing, split=split, epoch=epoch)
+        batch = apply_missing_mask(batch, self.run.missing, split=split, epoch=epoch)
+        return with_bucket_lengths(batch, self.data.max_length) if self.run.compile else batch
 
     def _labelled(self, arrays: Arrays) -> Utterances:
         batch = in_roles(utterances(arrays), self.names)

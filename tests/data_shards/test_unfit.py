@@ -223,7 +223,7 @@ def test_labels_of_any_modality_are_read(tmp_path: Path) -> None:
     index_folder(write_tars(made, tmp_path))
     (batch,) = next(iter(build_task(run_of(tmp_path)).batches(0)))
     assert isinstance(batch, Utterances)
-    views = {name: set(label.tolist()) for name, label in batch.view_labels.items()}
+    views = {name: set(label.tolist()) for name, label in batch.unimodal_labels.items()}
     assert views == {"audio": {2.0}, "eeg": {3.0}}
     assert set(batch.frames) == {"text", "audio", "vision"}
 

@@ -88,7 +88,7 @@ def test_a_model_with_roles_says_so_and_reads_a_field_in_one(model: str, faces: 
     batch = first_batch(task)
     assert task.data.features == {"text": 0, "audio": 5, "vision": 2}
     assert set(batch.frames) == set(task.data.features)
-    assert torch.equal(batch.view_labels["vision"], batch.label)
+    assert torch.equal(batch.unimodal_labels["vision"], batch.label)
     assert network.eval()(batch).score.isfinite().all()
 
 

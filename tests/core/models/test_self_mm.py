@@ -306,7 +306,7 @@ def test_distance_from_human_unimodal_labels_is_reported(
     batch = make_utterances()
     human = batch.label + 0.25
     human[3] = torch.nan  # not annotated
-    batch = replace(batch, view_labels={"text": human})
+    batch = replace(batch, unimodal_labels={"text": human})
     model = SelfMM(SelfMM.Config(), spec).train()
     model.update_memory_bank(model.memory_bank_rows(model(batch), batch))
     found = model.report()

@@ -109,7 +109,7 @@ def test_a_shard_is_compared_with_its_checksum_once(shards):
     )  # with checksums that cannot match: they are not computed again
 
 
-def test_utterances_have_masks_ids_and_view_labels(shards):
+def test_utterances_have_masks_ids_and_unimodal_labels(shards):
     (part,) = next(Stream(shards, "train", global_batch=20, shuffle=False, fields=FIELDS).epoch(0))
     batch = utterances(part)
     assert batch.label.tolist() == list(range(20))
@@ -122,7 +122,7 @@ def test_utterances_have_masks_ids_and_view_labels(shards):
         assert mask.shape == batch.frames[name].shape[:2]
         assert not batch.frames[name][~mask].any()
     assert not batch.mask["vision"][[0, 5, 10, 15]].any()
-    assert torch.isnan(batch.view_labels["audio"]).nonzero().flatten().tolist() == list(
+    assert torch.isnan(batch.unimodal_labels["audio"]).nonzero().flatten().tolist() == list(
         range(0, 20, 3)
     )
 

@@ -121,7 +121,7 @@ def test_settings_of_a_run_that_cannot_be(tmp_path: Path, settings: dict[str, An
             door()
 
 
-RUN = Run(model="hscl", options=None, batch_size=30)
+RUN = Run(model="hscl", options=None, batch_size=30, zero_stage=1)
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_a_deepspeed_file_of_odd_kinds(tmp_path: Path, content: str, reason: str
     path = tmp_path / "ds.json"
     path.write_text(content)
     with pytest.raises(ConfigError) as refusal:
-        deepspeed_config(replace(RUN, deepspeed=str(path)))
+        deepspeed_config(replace(RUN, deepspeed=str(path)), 1000)
     assert reason in str(refusal.value)
     assert str(path) in str(refusal.value)
 
@@ -161,7 +161,7 @@ def test_a_deepspeed_file_of_odd_kinds(tmp_path: Path, content: str, reason: str
 def test_a_deepspeed_file_that_may_be(tmp_path: Path, content: str):
     path = tmp_path / "ds.json"
     path.write_text(content)
-    assert deepspeed_config(replace(RUN, deepspeed=str(path)))["fp16"] == {"enabled": False}
+    assert deepspeed_config(replace(RUN, deepspeed=str(path)), 1000)["fp16"] == {"enabled": False}
 
 
 @pytest.mark.parametrize(
@@ -175,9 +175,9 @@ def test_a_deepspeed_file_that_may_be(tmp_path: Path, content: str):
     ],
 )
 def test_what_deepspeed_itself_cannot_use_names_the_file(odd: dict[str, Any]):
-    _refuse_odd_settings("ds.json", deepspeed_config(RUN))
+    _refuse_odd_settings("ds.json", deepspeed_config(RUN, 1000))
     with pytest.raises(ConfigError, match="deepspeed=ds.json: DeepSpeed cannot use it"):
-        _refuse_odd_settings("ds.json", deepspeed_config(RUN) | odd)
+        _refuse_odd_settings("ds.json", deepspeed_config(RUN, 1000) | odd)
 
 
 class Engine:
