@@ -276,7 +276,9 @@ def main() -> None:
             runs[f"baseline_{modality}"] = ["baseline/demo", f"options.modalities={modality}"]
     for name, settings in runs.items():
         concord("train", *settings, f"data={shards}", f"run_dir={out / name}", *SETTINGS)
-        concord("export", out / name, "--out", out / f"{name}_bundle", "--tokenizer", tokenizer)
+        reads_text = not name.endswith(("_audio", "_vision"))
+        words_of_text = ["--tokenizer", tokenizer] if reads_text else []
+        concord("export", out / name, "--out", out / f"{name}_bundle", *words_of_text)
         scores = out / f"{name}_scores.csv"
         concord("predict", out / f"{name}_bundle", fresh, "--out", scores)
         print(f"{name}: Corr {correlation(scores, fresh):.3f} on {FRESH} fresh clips", flush=True)
