@@ -183,6 +183,11 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
         """Called once per training step with the rows of the whole global batch, equal on every
         rank."""
 
+    def sample_record(self) -> dict[str, Tensor]:
+        """Name -> (N,) number for each sample of the train split, by its number, equal on every
+        rank; nan where there is none. Kept as a file of each epoch in the run directory."""
+        return {}
+
     def report(self) -> dict[str, float]:
         """Name -> number about the model's inner state, logged once per epoch."""
         return {}

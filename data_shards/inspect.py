@@ -2,7 +2,8 @@
 it as well.
 
 Also looks for leakage: a video, or nearly the same id, in more than one split makes test scores
-meaningless; so does a link between two graphs.
+meaningless; so does a link between two graphs, and so do features that were made with the labels of
+one split and not of another.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from core.command import run
 from data_shards.inspecting.contents import Contents, examine
 from data_shards.inspecting.graph_contents import GraphContents, examine_graphs
 from data_shards.inspecting.graph_report import render_graphs
+from data_shards.inspecting.label_leakage import leakage_lines
 from data_shards.inspecting.report_lines import (
     SHOWN,
     checksum_lines,
@@ -64,6 +66,7 @@ def render(contents: Contents) -> str:
     lines += _fitness(contents)
     lines += _published_split(contents)
     lines += _leakage(contents)
+    lines += leakage_lines(contents.mean_frames)
     lines += checksum_lines(manifest, contents.corrupt)
     return "\n".join(lines)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
@@ -22,10 +23,11 @@ from core.encoders.inputs import (
     has_frames,
     in_order,
     refuse_classes,
+    refuse_without_unimodal_labels,
 )
 from core.encoders.sequence import LSTMEncoder
 from core.encoders.text import TextConfig, TextEncoder, decayed
-from core.losses.labels import task_loss
+from core.losses.labels import task_loss, unimodal_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.label_memory import FUSION, LabelMemory
 
@@ -47,6 +49,11 @@ class SelfMM(Model[Utterances, Output]):
     instead of making them nan; labels count from the middle of their range; a modality that a
     sample lacks keeps its label, so its head learns nothing from that sample; features are
     standardised.
+
+    ``tasks`` says which modalities have a task of their own beside the common one, as the paper's
+    ablation does (M, M+T, M+T+A, ...); what the fused head reads stays the same. With
+    ``labels="human"`` these tasks learn what people said of each modality alone (CH-SIMS), by plain
+    absolute error; no label is generated then.
     """
 
     task = "sentiment"
@@ -54,6 +61,12 @@ class SelfMM(Model[Utterances, Output]):
     @validated_dataclass(frozen=True)
     class Config:
         modalities: tuple[Modality, ...] = MODALITIES
+        # which of them have a task of their own: [] for none (M), text (M+T), text,audio, ...
+        tasks: tuple[Modality, ...] = MODALITIES
+        # what these tasks learn: labels generated along the way, or human ones that the data have
+        labels: Literal["generated", "human"] = "generated"
+        # of each epoch a file in the run directory: generated labels and scores of each sample
+        record: bool = True
         audio_hidden: PositiveInt = 16  # of the LSTM
         vision_hidden: PositiveInt = 32
         audio_out: PositiveInt = 16  # width of the modality's representation
@@ -91,11 +104,16 @@ class SelfMM(Model[Utterances, Output]):
         if self.text is not None:
             width["text"] = self.text.width
         heads = _heads(config, width, sum(width[m] for m in self.modalities))
-        self.heads = nn.ModuleDict({view: heads[view] for view in (FUSION, *self.modalities)})
+        self.tasks = _tasks(config)
+        self.heads = nn.ModuleDict({view: heads[view] for view in (FUSION, *self.tasks)})
+        self.learns_human_labels = config.labels == "human"
+        if self.learns_human_labels:
+            refuse_without_unimodal_labels(data, "self_mm with labels=human", self.tasks)
+        self.record = config.record
         low, high = data.label_range
         self.memory = LabelMemory(
             data.num_train,
-            {view: heads[view].width for view in (FUSION, *self.modalities)},
+            {view: heads[view].width for view in (FUSION, *self.tasks)},
             limit=config.label_limit or (high - low) / 2,
             middle=(high + low) / 2,
             squared=config.squared,
@@ -124,6 +142,12 @@ class SelfMM(Model[Utterances, Output]):
         losses = {"task": batch.mean(task_loss(output.score, batch.label))}
         if not self.training:
             return losses  # the memory is of the train split
+        if self.learns_human_labels:
+            for m, score in output.views.items():
+                # nothing is learnt from a modality that the sample lacks
+                human = batch.unimodal_labels[m].masked_fill(~output.has_modality[m], torch.nan)
+                losses[m] = batch.mean(unimodal_loss(score, human))
+            return losses
         for m, score in output.views.items():
             target = self.memory.labels(m, batch.index, batch.label)
             # nothing new where it equals the human label
@@ -133,32 +157,49 @@ class SelfMM(Model[Utterances, Output]):
 
     def resting_losses(self) -> set[str]:
         # generated labels are the human ones until each sample's second visit
-        return set(self.modalities) if self.epoch == 0 else set()
+        is_first = self.epoch == 0 and not self.learns_human_labels
+        return set(self.tasks) if is_first else set()
 
     def memory_bank_rows(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
         if not self.training:
             return {}
         rows = {"index": batch.index, "label": batch.label}
-        for m in self.modalities:
+        if self.record:
+            rows[f"score_{FUSION}"] = output.score.detach().float()
+            for m, score in output.views.items():
+                rows[f"score_{m}"] = score.detach()
+        for m in self.tasks:
             if m in batch.unimodal_labels:
                 rows[f"human_{m}"] = batch.unimodal_labels[m]
-        for m, has in output.has_modality.items():
-            rows[f"has_{m}"] = has.float()
+        if self.learns_human_labels:
+            return rows
+        for m in self.tasks:
+            rows[f"has_{m}"] = output.has_modality[m].float()
         for view, hidden in output.hidden.items():
             rows[f"hidden_{view}"] = hidden.detach()
         return rows
 
     def update_memory_bank(self, rows: Mapping[str, Tensor]) -> None:
         index, label = rows["index"], rows["label"]
+        if self.record:
+            self.memory.record(index, {view: rows[f"score_{view}"] for view in self.heads})
+        if self.learns_human_labels:
+            for m in self.tasks:
+                self.memory.keep_human(m, index, rows[f"human_{m}"])
+            self.memory.keep_human(FUSION, index, label)
+            return
         hidden = {view: rows[f"hidden_{view}"] for view in self.heads}
-        has_modality = {m: rows[f"has_{m}"] > 0 for m in self.modalities}
+        has_modality = {m: rows[f"has_{m}"] > 0 for m in self.tasks}
         self.memory.update(index, label, hidden, has_modality)
-        for m in self.modalities:
+        for m in self.tasks:
             if f"human_{m}" in rows:
                 self.memory.compare(m, index, label, rows[f"human_{m}"])
 
+    def sample_record(self) -> dict[str, Tensor]:
+        return self.memory.sample_record() if self.record else {}
+
     def report(self) -> dict[str, float]:
-        return self.memory.report()
+        return {} if self.learns_human_labels else self.memory.report()
 
     def begin_epoch(self, epoch: int) -> None:
         super().begin_epoch(epoch)
@@ -203,6 +244,17 @@ class Head(nn.Module):
         hidden = torch.relu(self.first(self.dropout(x)))
         score = self.score(torch.relu(self.second(hidden)))
         return score.squeeze(-1).float(), hidden.float()
+
+
+def _tasks(config: SelfMM.Config) -> list[str]:
+    """The modalities with a task of their own; by default all that are read."""
+    unread = [m for m in config.tasks if m not in config.modalities]
+    if unread and set(config.tasks) != set(MODALITIES):
+        raise ValueError(
+            f"options.tasks={','.join(config.tasks)} names {unread[0]}, which "
+            f"options.modalities={','.join(config.modalities)} leaves out"
+        )
+    return in_order(m for m in config.tasks if m in config.modalities)
 
 
 def _heads(config: SelfMM.Config, width: Mapping[str, int], fused_width: int) -> dict[str, Head]:

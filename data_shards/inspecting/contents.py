@@ -11,6 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from core.command import Refused
+from data_shards.inspecting.label_leakage import MeanFrames
 from data_shards.reading.open_shards import OpenShard
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
@@ -45,6 +46,7 @@ class Contents:
     # simplified id -> (split, id) of each sample
     ids: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     videos: dict[str, set[str]] = field(default_factory=dict)  # video -> splits
+    mean_frames: MeanFrames = field(default_factory=MeanFrames)
 
     def shared_videos(self) -> list[str]:
         """Videos that are in more than one split."""
@@ -72,6 +74,7 @@ def examine(source: str | Path, progress: bool = False) -> Contents:
     store = open_store(source)
     manifest = parse_manifest(store.read_manifest(), f"{store.name}/manifest.json")
     contents = Contents(store.name, manifest)
+    contents.mean_frames.num_classes = len(manifest.labels.names)
     if manifest.task == "sentiment":
         try:
             check_manifest(manifest, f"{store.name}/manifest.json")
@@ -109,6 +112,8 @@ def _add_shard(contents: Contents, split: str, reader: Reader, number: int) -> N
         if target in arrays and arrays[target].size == 1:
             found.labels.append(arrays[target].item())
         record = reader.record(number, row)
+        if contents.manifest.task == "sentiment":
+            contents.mean_frames.add(split, arrays, record, contents.manifest.samples(split))
         found.samples += 1
         found.texts += "text" in record
         name = str(record["id"])

@@ -112,7 +112,7 @@ def mosi_utterance() -> Run:
         ),
         loading=Loading(bucket=True),
         batch_size=32,
-        epochs=4,
+        epochs=3,
         patience=0,
     )
 

@@ -94,6 +94,9 @@ class AlignmentTask:
     def steps(self, epoch: int) -> int:
         return self._sampler.steps
 
+    def end_epoch(self, epoch: int, model: Model, run_dir: Path) -> None:
+        """Nothing is kept of entities."""
+
     def batches(self, epoch: int) -> Iterator[list[Batch]]:
         links, sampler = self.links, self._sampler
         plan = sampler.epoch(epoch, lambda shard: np.ones(len(links), np.int64))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -40,9 +42,19 @@ class Predictions:
         return self.prediction.argmax(-1)
 
 
-def write_predictions(path: Path, ids: list[str], predictions: Predictions, labels: Labels) -> None:
-    """One row per sample: id, label, prediction, and the probability of each class where there are
-    classes."""
+def write_predictions(
+    path: Path,
+    records: Sequence[Mapping[str, Any]],
+    predictions: Predictions,
+    labels: Labels,
+) -> None:
+    """One row per sample: id, label, prediction, the probability of each class where there are
+    classes, and the transcript where there are transcripts.
+
+    Args:
+        records: what the shards say of each sample, as ``Stream.records`` gives it.
+    """
+    ids = [str(record["id"]) for record in records]
     table = pd.DataFrame({"id": ids, "label": predictions.label})
     if labels.kind == "classes":
         probabilities = softmax(predictions.prediction, axis=-1)
@@ -53,6 +65,8 @@ def write_predictions(path: Path, ids: list[str], predictions: Predictions, labe
     else:
         table["prediction"] = predictions.prediction
         table["error"] = predictions.prediction - predictions.label
+    if any("text" in record for record in records):
+        table["text"] = [record.get("text", "") for record in records]
     table.to_csv(path, index=False)
 
 

@@ -29,6 +29,7 @@ from launch.config import ConfigError, Run
 from launch.engine.deepspeed_config import num_micro_batches
 from launch.tasks.data_spec import in_roles, names_by_field, sentiment_spec
 from launch.tasks.predictions import Predictions, draw, write_predictions
+from launch.tasks.sample_record import write_sample_record
 from launch.tasks.task import (
     EvaluationResult,
     check_needed_splits,
@@ -99,6 +100,10 @@ class SentimentTask:
 
     def begin_epoch(self, epoch: int, model: Model) -> None:
         """Nothing here depends on the model."""
+
+    def end_epoch(self, epoch: int, model: Model, run_dir: Path) -> None:
+        if distributed.rank() == 0:
+            write_sample_record(run_dir, epoch, model.sample_record(), self.train.ids)
 
     def batches(self, epoch: int) -> Iterator[list[Batch]]:
         for micro_batches in self.train.epoch(epoch):
@@ -178,8 +183,8 @@ class SentimentTask:
         scores = self.score(predictions)
         if distributed.rank() > 0:
             return EvaluationResult(scores)
-        ids = self.ids(split, predictions.index)
-        write_predictions(run_dir / "predictions.csv", ids, predictions, self.manifest.labels)
+        records = self._stream(split, shuffle=False).records(predictions.index)
+        write_predictions(run_dir / "predictions.csv", records, predictions, self.manifest.labels)
         plots = draw(run_dir, split, predictions, self.manifest.labels)
         return EvaluationResult(scores, plots, self._remarks(predictions, split))
 
