@@ -32,7 +32,7 @@ class Output:
 class Sentiment(Output):
     """Of utterances."""
 
-    score: Tensor  # (B,) predicted score, or (B, classes) logits
+    score: Tensor  # (B,) predicted score, (B, K) of K targets, or (B, classes) logits
 
 
 @dataclass(frozen=True)

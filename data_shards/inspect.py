@@ -61,6 +61,8 @@ def render(contents: Contents) -> str:
     lines += [*_field_lines(contents), ""]
     if any(split.labels for split in contents.splits.values()):
         lines += [*_label_histogram(contents), ""]
+    if any(split.targets for split in contents.splits.values()):
+        lines += [*_target_lines(contents), ""]
     lines += repair_lines(manifest)
     lines += _empty_samples(contents)
     lines += _fitness(contents)
@@ -85,6 +87,8 @@ def _label_line(labels: Labels) -> str:
     if labels.kind == "classes":
         return f"labels: classes {', '.join(labels.names)}"
     step = f", annotated in steps of {labels.resolution:.3g}" if labels.resolution else ""
+    if labels.names:
+        step += f", of {len(labels.names)} targets: {', '.join(labels.names)}"
     return f"labels: scores from {labels.low:g} to {labels.high:g}{step}"
 
 
@@ -144,6 +148,19 @@ def _label_histogram(contents: Contents) -> list[str]:
             column.append(f"{bar} {count}".strip())
         columns.append(column)
     return text_table(list(zip(*columns, strict=True)))
+
+
+def _target_lines(contents: Contents) -> list[str]:
+    """Of labels that are vectors: mean and range of each target, by split."""
+    rows = [("target", "split", "mean", "deviation", "lowest", "highest")]
+    for number, name in enumerate(contents.manifest.labels.names):
+        for split_name, split in contents.splits.items():
+            if not split.targets:
+                continue
+            values = np.stack(split.targets)[:, number]
+            numbers = (values.mean(), values.std(), values.min(), values.max())
+            rows.append((name, split_name, *[f"{value:.3f}" for value in numbers]))
+    return text_table(rows)
 
 
 def _label_bins(labels: Labels) -> tuple[list[str], np.ndarray]:

@@ -80,7 +80,7 @@ class CENet(Model[Utterances, Output]):
 
     def __init__(self, config: Config, data: DataSpec):
         super().__init__()
-        refuse_classes(data, "cenet")
+        refuse_classes(data, "cenet", takes_targets=True)
         if "text" not in config.modalities:
             raise ValueError(
                 "cenet works inside the text encoder; options.modalities must hold text"
@@ -110,7 +110,7 @@ class CENet(Model[Utterances, Output]):
             nn.Linear(width, width),
             nn.Tanh(),
             nn.Dropout(config.dropout),
-            nn.Linear(width, 1),
+            nn.Linear(width, data.num_outputs),
         )
         self.register_buffer("entropy", torch.zeros(len(self.memories), 2), persistent=False)
 

@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from core.command import Refused
@@ -28,6 +29,8 @@ class SplitContents:
     lengths: dict[str, list[int]] = field(default_factory=dict)
     present: Counter[str] = field(default_factory=Counter)  # field -> samples that have it
     labels: list[float] = field(default_factory=list)
+    # (K,) of each sample, where a label is a vector
+    targets: list[np.ndarray] = field(default_factory=list)
     samples: int = 0
     texts: int = 0
     empty: int = 0  # samples without any modality
@@ -74,7 +77,8 @@ def examine(source: str | Path, progress: bool = False) -> Contents:
     store = open_store(source)
     manifest = parse_manifest(store.read_manifest(), f"{store.name}/manifest.json")
     contents = Contents(store.name, manifest)
-    contents.mean_frames.num_classes = len(manifest.labels.names)
+    if manifest.labels.kind == "classes":
+        contents.mean_frames.num_classes = len(manifest.labels.names)
     if manifest.task == "sentiment":
         try:
             check_manifest(manifest, f"{store.name}/manifest.json")
@@ -111,6 +115,8 @@ def _add_shard(contents: Contents, split: str, reader: Reader, number: int) -> N
                 contents.unfit.append(str(error))
         if target in arrays and arrays[target].size == 1:
             found.labels.append(arrays[target].item())
+        elif target in arrays and arrays[target].ndim == 1:
+            found.targets.append(np.array(arrays[target]))
         record = reader.record(number, row)
         if contents.manifest.task == "sentiment":
             contents.mean_frames.add(split, arrays, record, contents.manifest.samples(split))

@@ -12,6 +12,7 @@ import pandas as pd
 from scipy.special import softmax
 from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
+from core.metrics.regression import correlation
 from data_shards.shards.manifest import Labels
 from launch.reports.plots import INK, figure, save
 
@@ -27,8 +28,8 @@ class Predictions:
     """Of all samples of a split, in the split's order, the same on every rank."""
 
     index: np.ndarray  # (N,) number of the sample in the split
-    prediction: np.ndarray  # (N,) scores, or (N, classes) logits
-    label: np.ndarray  # (N,)
+    prediction: np.ndarray  # (N,) scores, (N, K) of K targets, or (N, classes) logits
+    label: np.ndarray  # (N,), or (N, K)
 
     @staticmethod
     def of(index: np.ndarray, prediction: np.ndarray, label: np.ndarray) -> Predictions:
@@ -55,14 +56,19 @@ def write_predictions(
         records: what the shards say of each sample, as ``Stream.records`` gives it.
     """
     ids = [str(record["id"]) for record in records]
-    table = pd.DataFrame({"id": ids, "label": predictions.label})
-    if labels.kind == "classes":
+    table = pd.DataFrame({"id": ids})
+    if labels.kind != "classes" and labels.names:
+        for number, name in enumerate(labels.names):
+            table[f"label_{name}"] = predictions.label[:, number]
+            table[f"prediction_{name}"] = predictions.prediction[:, number]
+    elif labels.kind == "classes":
         probabilities = softmax(predictions.prediction, axis=-1)
         table["label"] = [labels.names[int(label)] for label in predictions.label]
         table["prediction"] = [labels.names[number] for number in predictions.classes]
         for number, name in enumerate(labels.names):
             table[f"p_{name}"] = probabilities[:, number]
     else:
+        table["label"] = predictions.label
         table["prediction"] = predictions.prediction
         table["error"] = predictions.prediction - predictions.label
     if any("text" in record for record in records):
@@ -74,11 +80,33 @@ def draw(
     run_dir: Path, split: str, predictions: Predictions, labels: Labels
 ) -> list[tuple[str, str]]:
     """Plots of one split's predictions: (caption, file name)."""
+    if labels.kind != "classes" and labels.names:
+        return [_draw_targets(run_dir, split, predictions, labels)]
     plots = []
     if labels.kind != "classes":
         plots.append(_draw_scatter(run_dir, split, predictions, labels))
     plots.append(_draw_confusion(run_dir, split, predictions, labels))
     return plots
+
+
+def _draw_targets(
+    run_dir: Path, split: str, predictions: Predictions, labels: Labels
+) -> tuple[str, str]:
+    found = []
+    for number in range(len(labels.names)):
+        found.append(
+            correlation(
+                predictions.prediction[:, number].astype(np.float64),
+                predictions.label[:, number].astype(np.float64),
+            )
+        )
+    drawing, axes = figure(6.0, 1.2 + 0.3 * len(labels.names))
+    axes.barh(range(len(found)), found)
+    axes.set_yticks(range(len(found)), labels.names)
+    axes.invert_yaxis()
+    axes.set(xlabel="Corr", title="Correlation by target")
+    caption = f"Correlation of predicted with true scores by target, on the {split} split."
+    return caption, save(drawing, run_dir / f"{split}_targets.png")
 
 
 def _draw_scatter(

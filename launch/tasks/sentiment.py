@@ -16,8 +16,6 @@ from core.encoders.inputs import MODALITIES
 from core.metrics import classification
 from core.metrics.classification import scores as class_scores
 from core.metrics.declared import shown_metrics
-from core.metrics.regression import collapsed, constant_baselines
-from core.metrics.regression import scores as sentiment_scores
 from core.model import DataSpec, Model
 from data_shards.batches import utterances
 from data_shards.missing import apply_missing_mask, refuse_unknown_names
@@ -30,6 +28,7 @@ from launch.engine.deepspeed_config import num_micro_batches
 from launch.tasks.data_spec import in_roles, names_by_field, sentiment_spec
 from launch.tasks.predictions import Predictions, draw, write_predictions
 from launch.tasks.sample_record import write_sample_record
+from launch.tasks.target_scores import target_baselines, target_collapses, target_scores
 from launch.tasks.task import (
     EvaluationResult,
     check_needed_splits,
@@ -45,6 +44,11 @@ def by_sign(manifest: Manifest) -> Manifest:
         raise ConfigError(
             "classes=sign makes classes of scores, but the labels are classes already; use "
             "classes=given"
+        )
+    if manifest.labels.names:
+        raise ConfigError(
+            "classes=sign makes classes of one score, but the data have the targets "
+            f"{', '.join(manifest.labels.names)}; use classes=given"
         )
     return replace(
         manifest, labels=Labels(kind="classes", names=("negative", "neutral", "positive"))
@@ -69,6 +73,11 @@ class SentimentTask:
         folder = None if "://" in run.data else Path(run.data)
         self.names = names_by_field(self.manifest.fields, run.roles)
         self.data: DataSpec = sentiment_spec(self.manifest, folder, self.names)
+        if self.data.target_names and run.metrics == "classes":
+            raise ConfigError(
+                f"metrics=classes scores one class, but {run.data} has the targets "
+                f"{', '.join(self.data.target_names)}; use metrics=mosi, sims, phq or mmmo"
+            )
         refuse_unknown_names(run.missing, self.data.features)
         self._waited = 0.0
 
@@ -165,13 +174,17 @@ class SentimentTask:
         return remarks
 
     def score_names(self) -> list[str]:
-        return shown_metrics(self.run.metrics)
+        shown = shown_metrics(self.run.metrics)
+        of_targets = [f"{target}/{name}" for target in self.data.target_names for name in shown]
+        return [*shown, *of_targets]
 
     def score(self, predictions: Predictions) -> dict[str, float]:
-        """The metrics of the run."""
+        """The metrics of the run; of several targets their mean, and those of each."""
         if self.run.metrics == "classes":
             return class_scores(predictions.prediction, predictions.label)
-        return sentiment_scores(predictions.prediction, predictions.label, self.run.metrics)
+        return target_scores(
+            predictions.prediction, predictions.label, self.run.metrics, self.data.target_names
+        )
 
     def evaluate(self, model: Model, split: str, device: torch.device) -> dict[str, float]:
         return self.score(self.predict(model, split, device))
@@ -195,19 +208,21 @@ class SentimentTask:
                 "The data are synthetic: generated to try the software, they say nothing about "
                 "people."
             )
+        prediction, label = predictions.prediction, predictions.label
         if self.run.metrics == "classes":
-            warning = classification.collapsed(predictions.prediction, predictions.label)
+            warning = classification.collapsed(prediction, label)
+            warnings = [warning] if warning else []
         else:
-            warning = collapsed(predictions.prediction, predictions.label, self.run.metrics)
-        if warning:
-            remarks.append(f"On {split}, {warning}")
-        return remarks
+            targets = self.data.target_names
+            warnings = target_collapses(prediction, label, self.run.metrics, targets)
+        return remarks + [f"On {split}, {warning}" for warning in warnings]
 
     def constant_baselines(self, split: str) -> dict[str, dict[str, float]]:
         if self.run.metrics == "classes":
             return {}
         labels = [arrays.arrays["label"].float().numpy() for arrays in self._arrays(split)]
-        return constant_baselines(np.concatenate(labels), self.run.metrics)
+        targets = self.data.target_names
+        return target_baselines(np.concatenate(labels), self.run.metrics, targets)
 
     def splits(self) -> list[str]:
         return known_splits(self.manifest.splits)
