@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from scipy.special import softmax
-from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from core.metrics.regression import correlation
 from data_shards.shards.manifest import Labels
@@ -55,6 +52,8 @@ def write_predictions(
     Args:
         records: what the shards say of each sample, as ``Stream.records`` gives it.
     """
+    import pandas as pd
+
     ids = [str(record["id"]) for record in records]
     table = pd.DataFrame({"id": ids})
     if labels.kind != "classes" and labels.names:
@@ -62,7 +61,7 @@ def write_predictions(
             table[f"label_{name}"] = predictions.label[:, number]
             table[f"prediction_{name}"] = predictions.prediction[:, number]
     elif labels.kind == "classes":
-        probabilities = softmax(predictions.prediction, axis=-1)
+        probabilities = _softmax(predictions.prediction)
         table["label"] = [labels.names[int(label)] for label in predictions.label]
         table["prediction"] = [labels.names[number] for number in predictions.classes]
         for number, name in enumerate(labels.names):
@@ -74,6 +73,12 @@ def write_predictions(
     if any("text" in record for record in records):
         table["text"] = [record.get("text", "") for record in records]
     table.to_csv(path, index=False)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    """(N, classes) probabilities."""
+    shares = np.exp(logits - logits.max(-1, keepdims=True))
+    return shares / shares.sum(-1, keepdims=True)
 
 
 def draw(
@@ -144,22 +149,18 @@ def _draw_confusion(
         names = _class_names(labels)
         truth = _class_numbers(predictions.label, labels)
         answer = _class_numbers(predictions.prediction, labels)
-    counts = confusion_matrix(truth, answer, labels=range(len(names)))
+    counts = np.zeros((len(names), len(names)), np.int64)  # true, predicted
+    np.add.at(counts, (truth, answer), 1)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     drawing, axes = figure(5.6, 5.0)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     short = max(map(len, names)) < 4
-    display = ConfusionMatrixDisplay(shares, display_labels=names)
-    display.plot(
-        ax=axes,
-        cmap="Blues",
-        colorbar=False,
-        xticks_rotation=0 if short else 30,
-        im_kw={"vmin": 0, "vmax": 1},
-        text_kw={"fontsize": 8},
-    )
+    axes.set_xticks(range(len(names)), names, rotation=0 if short else 30)
+    axes.set_yticks(range(len(names)), names)
     # the shade is the share of the true class, the number a count
-    for text, count, share in zip(display.text_.flat, counts.flat, shares.flat, strict=True):
-        text.set(text=str(count), color="white" if share > 0.55 else INK)
+    for (row, column), count in np.ndenumerate(counts):
+        color = "white" if shares[row, column] > 0.55 else INK
+        axes.text(column, row, str(count), color=color, fontsize=8, ha="center", va="center")
     axes.set(xlabel="predicted class", ylabel="true class", title="Confusion by class")
     axes.grid(False)
     caption = f"Confusion by class on the {split} split: counts, shaded by share of the true class."
