@@ -119,6 +119,7 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
     """
 
     task: ClassVar[TaskName]
+    takes_targets: ClassVar[bool] = False  # whether it may learn several scores at once
     Config: ClassVar[type]
 
     epoch: int = 0

@@ -175,18 +175,8 @@ def groups(model: nn.Module, **named: Iterable[nn.Parameter]) -> dict[str, list[
     return {name: parameters for name, parameters in by_group.items() if parameters}
 
 
-def refuse_classes(data: DataSpec, name: str, *, takes_targets: bool = False) -> None:
-    """Most sentiment models predict a score only.
-
-    Args:
-        takes_targets: whether the model may learn several scores at once.
-    """
-    if data.target_names and not takes_targets:
-        raise ValueError(
-            f"{name} predicts one score, but the data have {len(data.target_names)} targets "
-            f"({', '.join(data.target_names)}); use baseline, cenet, tate or tfr_net, or convert the "
-            "data with one of them as 'label'"
-        )
+def refuse_classes(data: DataSpec, name: str) -> None:
+    """Most sentiment models predict a score only."""
     if data.num_classes:
         raise ValueError(
             f"{name} predicts a score, but the labels are {data.num_classes} classes; use tate or baseline"

@@ -25,6 +25,7 @@ class Baseline(Model[Utterances, Sentiment]):
     """
 
     task = "sentiment"
+    takes_targets = True
 
     @validated_dataclass(frozen=True)
     class Config:

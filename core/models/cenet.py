@@ -49,6 +49,7 @@ class CENet(Model[Utterances, Output]):
     """
 
     task = "sentiment"
+    takes_targets = True
     entropy: Tensor
 
     @validated_dataclass(frozen=True)
@@ -80,7 +81,7 @@ class CENet(Model[Utterances, Output]):
 
     def __init__(self, config: Config, data: DataSpec):
         super().__init__()
-        refuse_classes(data, "cenet", takes_targets=True)
+        refuse_classes(data, "cenet")
         if "text" not in config.modalities:
             raise ValueError(
                 "cenet works inside the text encoder; options.modalities must hold text"

@@ -57,6 +57,7 @@ class TATE(Model[Utterances, Output]):
     """
 
     task = "sentiment"
+    takes_targets = True
 
     @validated_dataclass(frozen=True)
     class Config:

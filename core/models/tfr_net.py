@@ -55,6 +55,7 @@ class TFRNet(Model[Utterances, Output]):
     """
 
     task = "sentiment"
+    takes_targets = True
 
     @validated_dataclass(frozen=True)
     class Config:
@@ -95,7 +96,7 @@ class TFRNet(Model[Utterances, Output]):
 
     def __init__(self, config: Config, data: DataSpec):
         super().__init__()
-        refuse_classes(data, "tfr_net", takes_targets=True)
+        refuse_classes(data, "tfr_net")
         self.config = config
         self.inputs = Inputs(data, config.inputs, config.modalities)
         self.modalities = in_order(config.modalities)

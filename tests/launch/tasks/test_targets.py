@@ -154,7 +154,8 @@ def test_a_model_answers_all_targets_or_says_which_do(model: str, shards: Path) 
     task = build_task(run)
     said = refusal_of(run, task.data)
     if said:
-        assert f"{model} predicts one score, but the data have 3 targets" in said
+        assert f"model {model!r} predicts one score, but the data have 3 targets" in said
+        assert "baseline, " in said
         assert model not in TAKE_TARGETS
         return
     network = build_model(run, task.data)
