@@ -127,9 +127,13 @@ class SentimentTask:
             batch = replace(batch, label=batch.label.sign() + 1)  # 0, 1, 2
         return apply_missing_mask(batch, self.run.missing, split=split, epoch=epoch)
 
-    def _arrays(self, split: str) -> Iterator[Arrays]:
-        """This rank's batches of a split in file order, as they come from the shards."""
-        for (arrays,) in self._stream(split, shuffle=False).epoch(0):
+    def _arrays(self, split: str, *, by_length: bool = False) -> Iterator[Arrays]:
+        """This rank's batches of a split as they come from the shards: in file order, or those of
+        like length together, which takes less padding."""
+        stream = self._stream(split, shuffle=False)
+        if by_length:
+            stream = stream.copy(shuffle=True, bucket=True)
+        for (arrays,) in stream.epoch(0):
             yield arrays
 
     @torch.no_grad()
@@ -141,7 +145,7 @@ class SentimentTask:
         training = model.training
         model.eval()
         index, prediction, label = [], [], []
-        for arrays in self._arrays(split):
+        for arrays in self._arrays(split, by_length=self.run.loading.bucket):
             batch = self._prepare(arrays, split, 0).to(device)
             with precision_context(device, self.run.precision):
                 score = model(batch).score.float()
