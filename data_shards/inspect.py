@@ -152,7 +152,7 @@ def _label_histogram(contents: Contents) -> list[str]:
 
 def _target_lines(contents: Contents) -> list[str]:
     """Of labels that are vectors: mean and range of each target, by split."""
-    rows = [("target", "split", "mean", "deviation", "lowest", "highest")]
+    rows: list[tuple[str, ...]] = [("target", "split", "mean", "deviation", "lowest", "highest")]
     for number, name in enumerate(contents.manifest.labels.names):
         for split_name, split in contents.splits.items():
             if not split.targets:

@@ -118,9 +118,9 @@ def check_fields(fields: Mapping[str, Field], labels: Labels, where: str) -> Non
             f"{where} holds {targets[0]!r}, but its labels are said to be {labels.kind}; "
             "convert the data again, or remove the manifest and index the tars again"
         )
-    targets = len(labels.names) if labels.kind == "regression" else 0
+    num_targets = len(labels.names) if labels.kind == "regression" else 0
     for name, field in fields.items():
-        check_field(name, field, where, targets)
+        check_field(name, field, where, num_targets)
 
 
 def check_manifest(manifest: Manifest, where: str) -> None:
