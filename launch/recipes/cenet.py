@@ -98,8 +98,6 @@ def mosi_utterance() -> Run:
     """CENet with memory on MOSI with utterance-level sound and video; rates are those of HSCL's
     recipe.
 
-    RESULT-cenet
-
     deepspeed launch/train.py cenet/mosi_utterance data=shards/mosi_utterance
     options.text.source=PATH
     """

@@ -87,8 +87,6 @@ def mosi_utterance() -> Run:
     """HSCL on MOSI with utterance-level sound and video (examples/mosi_utterance.py) and
     transcripts.
 
-    RESULT-hscl
-
     The rates of text and of all else were searched on validation, with late fusion and one seed
     (benchmarks/results/mosi_utterance_search.json); the other recipes of this name have the same,
     and nothing else was searched. The video features were extracted by a network trained on the

@@ -125,8 +125,6 @@ def avec2019() -> Run:
 def mosi_utterance() -> Run:
     """Self-MM on MOSI with utterance-level sound and video; rates are those of HSCL's recipe.
 
-    RESULT-self_mm
-
     deepspeed launch/train.py self_mm/mosi_utterance data=shards/mosi_utterance
     options.text.source=PATH
     """

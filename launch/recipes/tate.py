@@ -67,8 +67,6 @@ def mosi_utterance() -> Run:
     """TATE on the scores of MOSI with utterance-level sound and video; rates are those of HSCL's
     recipe.
 
-    RESULT-tate
-
     deepspeed launch/train.py tate/mosi_utterance data=shards/mosi_utterance
     options.text.source=PATH
     """

@@ -98,8 +98,6 @@ def avec2019() -> Run:
 def mosi_utterance() -> Run:
     """TFR-Net on MOSI with utterance-level sound and video; rates are those of HSCL's recipe.
 
-    RESULT-tfr_net
-
     All text goes through 30 channels into encoders that 138 steps train from scratch. Nothing is
     missing, so nothing is rebuilt.
 
