@@ -18,6 +18,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from core.file_access.targets import check_new_folder
 from core.files import partial_path, sync_folder, write_atomically
 from core.model import DataSpec, Model
 from core.models import MODELS
+from core.sketch import sketch
 
 FORMAT, VERSION = "concord-model", 1
 
@@ -139,8 +141,19 @@ def _build(folder: Path, config: Mapping[str, Any]) -> tuple[Model, DataSpec]:
         data = replace(data, codebooks=_read_tensors(codebooks, load_arrays))
     if (folder / "text").is_dir():
         options = replace(options, text=replace(options.text, source=str(folder / "text")))
-    model = kind(options, data)
     tensors = _read_tensors(folder / "model.safetensors", load_file)
+    # before any memory is taken for what config.json asks for
+    shapes_only = sketch(partial(kind, options, data), len(tensors), f"{folder}/config.json")
+    if shapes_only is not None:
+        _check_fits(folder, tensors, shapes_only)
+    model = kind(options, data)
+    _check_fits(folder, tensors, model)
+    model.load_state_dict(tensors)
+    return model.eval(), data
+
+
+def _check_fits(folder: Path, tensors: Mapping[str, Any], model: Model) -> None:
+    """Refused unless the tensors are those of the model."""
     wanted = {key: (value.shape, value.dtype) for key, value in model.state_dict().items()}
     stored = {key: (value.shape, value.dtype) for key, value in tensors.items()}
     wrong = sorted(
@@ -150,8 +163,6 @@ def _build(folder: Path, config: Mapping[str, Any]) -> tuple[Model, DataSpec]:
         raise Refused(
             f"{folder}/model.safetensors does not fit the model of config.json: {', '.join(wrong[:5])}"
         )
-    model.load_state_dict(tensors)
-    return model.eval(), data
 
 
 def _read_tensors(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

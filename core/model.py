@@ -121,6 +121,8 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
     task: ClassVar[TaskName]
     takes_targets: ClassVar[bool] = False  # whether it may learn several scores at once
     Config: ClassVar[type]
+    # whether sound and video are read at the words: aligned to them, or averaged by word
+    aligned: ClassVar[bool] = False
 
     epoch: int = 0
 

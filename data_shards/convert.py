@@ -41,6 +41,7 @@ from data_shards.shards.manifest import (
     read_manifest,
 )
 from data_shards.shards.sentiment_schema import check_fields
+from data_shards.shards.split_names import describe_missing
 from data_shards.sources import mmsa, table
 from data_shards.sources.graphs import knowledge_graphs
 from data_shards.sources.raw_dataset import KNOWN_LABELS, Options, RawDataset, TextChoice
@@ -142,11 +143,13 @@ def convert(
         jobs = plan_jobs(dataset, identity, shard_size)
         try:
             records = run_jobs(dataset, out, jobs, processes, progress)
+            manifest = _manifest(dataset, facts, records)
+            text = manifest.to_json()
+            Manifest.from_json(text, str(out / MANIFEST))  # refuses what could not be read again
         except Refused as refusal:
             raise _naming(raw, refusal) from None
-        manifest = _manifest(dataset, facts, records)
         _remove_leftovers(out, manifest)
-        write_atomically(out / MANIFEST, manifest.to_json())
+        write_atomically(out / MANIFEST, text)
     return manifest
 
 
@@ -353,6 +356,9 @@ def _main(arguments: argparse.Namespace) -> None:
         print(f"repaired: {count} {repair}")
     if manifest.empty():
         print(f"WARNING: {describe_empty(manifest, manifest.empty())}; {LEAVE_OUT}")
+    missing = describe_missing(manifest.splits)
+    if manifest.task == "sentiment" and missing:
+        print(f"WARNING: {missing}")
     for note in manifest.extras.get("noted", ()):
         print(f"noted: {note}")
     counts = ", ".join(f"{manifest.samples(split)} {split}" for split in manifest.splits)

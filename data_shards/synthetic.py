@@ -3,9 +3,9 @@ measures nothing real.
 
 Each clip has a mood that its words, its voice and its face show only in part, each with something
 of its own. The label is a mix of the three, so no modality alone can tell it, and all three
-together nearly can. Sentences come from templates with sentiment words, negation and intensifiers;
-voice and face are sequences of varying length, in which the signal fills a part of the frames and
-the rest is noise.
+together nearly can; what each says alone is a label of that modality. Sentences come from templates
+with sentiment words, negation and intensifiers; voice and face are sequences of varying length, in
+which the signal fills a part of the frames and the rest is noise.
 """
 
 from __future__ import annotations
@@ -92,13 +92,20 @@ def _clip(rng: np.random.Generator, patterns: list[np.ndarray]) -> dict[str, Any
     total = WEIGHTS @ np.array([sentence_value / 1.5, voice, face]) + 0.1 * rng.normal()
     variance = (WEIGHTS.sum() ** 2) * AGREEMENT + (WEIGHTS**2).sum() * (1 - AGREEMENT)
     scale = 1.3 / np.sqrt(variance)
-    label = np.round(total * scale / 0.2) * 0.2
     return {
         "raw_text": text,
-        "label": float(np.clip(label, -3, 3)),
+        "label": _rating(total * scale),
+        "label_T": _rating(1.3 * sentence_value / 1.5),
+        "label_A": _rating(1.3 * voice),
+        "label_V": _rating(1.3 * face),
         "audio": _sequence(rng, voice, AUDIO, patterns[0]),
         "vision": _sequence(rng, face, VISION, patterns[1]),
     }
+
+
+def _rating(value: float) -> float:
+    """The value as people would rate it: in steps of 0.2, from -3 to 3."""
+    return float(np.clip(np.round(value / 0.2) * 0.2, -3, 3))
 
 
 def make(samples: int = SAMPLES, seed: int = 0) -> dict[str, Any]:
@@ -139,6 +146,7 @@ def _part(clips: list[dict[str, Any]], ids: list[str]) -> dict[str, Any]:
     for name in clips[0]:
         columns[name] = [clip[name] for clip in clips]
     labels = np.array(columns["label"], np.float32)
+    unimodal = {letter: np.array(columns[f"label_{letter}"], np.float32) for letter in "TAV"}
     classes = (np.sign(labels) + 1).astype(np.int64)
     return {
         "raw_text": columns["raw_text"],
@@ -151,6 +159,7 @@ def _part(clips: list[dict[str, Any]], ids: list[str]) -> dict[str, Any]:
         "annotations": [CLASSES[number] for number in classes],
         "classification_labels": classes,
         "regression_labels": labels,
+        **{f"regression_labels_{letter}": unimodal[letter] for letter in unimodal},
     }
 
 

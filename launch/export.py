@@ -23,6 +23,7 @@ from launch.config import Run, override
 from launch.evaluate import read_run
 from launch.reports.provenance import provenance
 from launch.reports.report import best_model
+from launch.reports.tables import score_table
 from launch.tasks.build import build_task
 from launch.tasks.data_record import record_of
 from launch.tasks.task import Task
@@ -69,12 +70,8 @@ def _schema(task: Task) -> dict[str, Any]:
 
 def _card(run: Run, out: Path, task: Task, scores: dict[str, dict[str, float]]) -> str:
     manifest = task.manifest
-    names = list(scores.get("test", {}))
-    table = (
-        ["| split | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"] if names else []
-    )
-    for split, values in scores.items() if names else ():
-        table.append(f"| {split} | " + " | ".join(f"{values[name]:.4f}" for name in names) + " |")
+    names = list(dict.fromkeys(name for values in scores.values() for name in values))
+    table = score_table("split", scores, names).splitlines() if names else []
     inputs = ", ".join(
         f"{name} ({width} wide)" if width else f"{name} (token ids)"
         for name, width in task.data.features.items()

@@ -38,6 +38,7 @@ def spec() -> DataSpec:
         task="sentiment",
         features=dict(WIDTHS),
         max_length={"text": 12, "audio": 15, "vision": 18},
+        unimodal_labels=tuple(WIDTHS),
         num_train=32,
         vocab_size=60,
         unknown_id=3,
@@ -63,19 +64,30 @@ def make_utterances() -> Callable[..., Utterances]:
                 frames[m] = values * mask[m][..., None]
             else:
                 frames[m] = torch.randint(4, 60, (size, longest), generator=generator) * mask[m]
+        signs = torch.tensor([3.0, -3.0, 3.0]).repeat(size)[:size]
+        label = torch.rand(size, generator=generator) * signs
         batch = Utterances(
             index=torch.arange(size),
             weight=torch.ones(size),
             loss_scale=1 / size,
-            label=torch.rand(size, generator=generator)
-            * torch.tensor([3.0, -3.0, 3.0]).repeat(size)[:size],
+            label=label,
             frames=frames,
             mask=mask,
             present=dict(mask),
+            unimodal_labels=_unimodal_labels(label),
         )
         return replace(batch, **changes)
 
     return make
+
+
+def _unimodal_labels(label: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Modality -> labels of its own near the common ones, nan for one sample in eight."""
+    labels = {}
+    for number, m in enumerate(WIDTHS):
+        labels[m] = label * 0.8 + 0.1 * number
+        labels[m][2 + number :: 8] = torch.nan
+    return labels
 
 
 @pytest.fixture(scope="session")

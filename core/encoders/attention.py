@@ -15,6 +15,8 @@ class Attention(nn.Module):
     Args:
         key_width: of what keys and values are made of; None: as wide as the queries.
         out: whether heads go through an output projection.
+        head_width: of each head; None: the heads share the width out among them.
+        out_bias: of the output projection; None: as ``bias``.
         scale: of the scores before the softmax; None: one over the root of a head's width.
     """
 
@@ -27,20 +29,24 @@ class Attention(nn.Module):
         dropout: float = 0.0,
         bias: bool = True,
         out: bool = True,
+        head_width: int | None = None,
+        out_bias: bool | None = None,
         scale: float | None = None,
     ):
         super().__init__()
-        if width % heads:
+        if head_width is None and width % heads:
             raise ValueError(f"{heads} heads do not divide a width of {width}")
+        inner = width if head_width is None else heads * head_width
+        out_bias = bias if out_bias is None else out_bias
         key_width = width if key_width is None else key_width
         self.heads = heads
         self.scale = scale
         # a module of its own, so that its masks can be tied to the samples
         self.dropout = nn.Dropout(dropout)
-        self.query = nn.Linear(width, width, bias=bias)
-        self.key = nn.Linear(key_width, width, bias=bias)
-        self.value = nn.Linear(key_width, width, bias=bias)
-        self.out = nn.Linear(width, width, bias=bias) if out else nn.Identity()
+        self.query = nn.Linear(width, inner, bias=bias)
+        self.key = nn.Linear(key_width, inner, bias=bias)
+        self.value = nn.Linear(key_width, inner, bias=bias)
+        self.out = nn.Linear(inner, width, bias=out_bias) if out else nn.Identity()
 
     def forward(
         self,
@@ -48,17 +54,19 @@ class Attention(nn.Module):
         keys: Tensor,
         mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
+        values: Tensor | None = None,
     ) -> Tensor:
         """(B, T, width). A query that may look at nothing gives zeros.
 
         Args:
             keys: (B, S, key_width), what is looked at.
+            values: (B, S, key_width), what is seen there; None: the keys.
             mask: (B, S), True at keys that exist.
             attn_mask: (T, S), True where a query may look at a key; used where there is a ``mask``.
         """
         query = self._split_heads(self.query(x))
         key = self._split_heads(self.key(keys))
-        value = self._split_heads(self.value(keys))
+        value = self._split_heads(self.value(keys if values is None else values))
         if mask is None:
             mixed = attend(query, key, value, None, self.dropout, self.scale)  # (B, h, T, d)
             return self._join_heads(mixed)

@@ -6,13 +6,15 @@ the user answers, and weights are read as safetensors only: a pickle can run cod
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from core.file_access.json_files import read_json_object
+from core.file_access.regular_files import check_regular_files_in
 
 HUB_ANSWERS_WITHIN = 4.0  # seconds
 TRUE_WORDS = {"1", "on", "yes", "true"}
@@ -68,6 +70,8 @@ def _load(kind: Any, source: Source, files: str, **options: Any) -> Any:
     """``kind.from_pretrained``: from the folder or the copy that an earlier run fetched, else from
     the hub."""
     options["trust_remote_code"] = False
+    if source.folder is not None:
+        check_regular_files_in(source.folder)  # transformers opens whichever it finds
     try:
         return kind.from_pretrained(source.name, local_files_only=True, **options)
     except Exception as error:  # damaged files make the library raise nearly anything
@@ -91,15 +95,9 @@ def _refuse_own_code(source: Source, name: str) -> None:
     if source.folder is None:
         return
     path = source.folder / name
-    if not path.is_file():
+    if not path.exists():
         return
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {_one_line(error)}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object")
-    if content.get("auto_map"):
+    if read_json_object(path).get("auto_map"):
         raise ValueError(_own_code(source, name))
 
 

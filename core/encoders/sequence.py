@@ -30,6 +30,13 @@ def masked_max(frames: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask.any(1, keepdim=True), highest, 0)
 
 
+def last_frame(states: Tensor, mask: Tensor) -> Tensor:
+    """(B, D) states of (B, T, D) at the last existing frame; zero where there is none."""
+    length = lengths(mask)
+    place = (length - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[2])
+    return states.gather(1, place).squeeze(1) * (length > 0)[:, None]
+
+
 def sinusoids(length: int, width: int, device: torch.device) -> Tensor:
     """(length, width) positions: sine at even, cosine at odd columns (Vaswani et al., 2017, section
     3.5)."""
@@ -93,9 +100,7 @@ class LSTMEncoder(nn.Module):
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         states, _ = self.lstm(frames)  # (B, T, hidden)
-        length = lengths(mask)
-        last = (length - 1).clamp(min=0)[:, None, None].expand(-1, 1, states.shape[2])
-        return states.gather(1, last).squeeze(1) * (length > 0)[:, None]
+        return last_frame(states, mask)
 
 
 class BiGRU(nn.Module):

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoModel,
-    BertConfig,
-)
-from transformers.masking_utils import sdpa_mask
 
 from core.dropout import Probability
 from core.encoders.attention import attend
 from core.encoders.pretrained import Source, load_config, load_model
 from core.model import DataSpec
+from core.sketch import is_sketched
 
 HiddenChange = Callable[[Tensor], Tensor]  # of hidden states, (B, T, width)
 
@@ -48,8 +43,25 @@ def _attention(
     return mixed.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(_ATTENTION, _attention)
-AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+def _mask(**arguments: Any) -> Tensor | None:
+    """Of transformers. None where a batch has no padding, but only on a CPU: a GPU would have to be
+    waited for to know."""
+    from transformers.masking_utils import sdpa_mask
+
+    mask = arguments.get("attention_mask")
+    if mask is not None and mask.is_cuda:
+        arguments["allow_is_bidirectional_skip"] = False
+    found: Tensor | None = sdpa_mask(**arguments)
+    return found
+
+
+@cache
+def _make_attention_known() -> None:
+    """To transformers, before the first encoder is made; importing it takes seconds."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(_ATTENTION, _attention)
+    AttentionMaskInterface.register(_ATTENTION, _mask)
 
 
 @validated_dataclass(frozen=True)
@@ -205,6 +217,9 @@ def _small(config: TextConfig, data: DataSpec) -> Any:
         raise ValueError(
             "text.source=small needs to know how many tokens there are, but the data has vocab_size 0"
         )
+    from transformers import AutoModel, BertConfig
+
+    _make_attention_known()
     settings = BertConfig(
         vocab_size=data.vocab_size or 1,
         hidden_size=config.width,
@@ -220,11 +235,14 @@ def _small(config: TextConfig, data: DataSpec) -> Any:
 
 
 def _pretrained(source: str, data: DataSpec) -> Any:
+    from transformers import AutoModel
+
+    _make_attention_known()
     given = Source(source, "options.text.source=")
     settings = load_config(given)
     _refuse_other_vocabulary(source, int(settings.vocab_size), data)
     _refuse_longer_sentences(source, settings, data)
-    if getattr(settings, _NO_WEIGHTS, False):
+    if getattr(settings, _NO_WEIGHTS, False) or is_sketched():
         backbone = AutoModel.from_config(
             settings,
             attn_implementation=_ATTENTION,

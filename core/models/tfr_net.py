@@ -4,7 +4,7 @@ encoders; and its SimAM variant."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
@@ -14,6 +14,8 @@ from torch.nn import functional as F
 
 from core.batch import Utterances
 from core.dropout import Probability
+from core.encoders.cross_attention import Encoder, keys_up_to_now
+from core.encoders.frame_layers import by_modality, convolve, longest_sequences
 from core.encoders.inputs import (
     MODALITIES,
     InputConfig,
@@ -28,10 +30,9 @@ from core.encoders.text import TextConfig, TextEncoder, decayed
 from core.losses.in_batch import sum_over_ranks
 from core.losses.labels import task_loss
 from core.model import DataSpec, GlobalBatchRows, Model, Sentiment
-from core.models.tfr_net_layers import Encoder, Gate, discrepancy_of_moments, power_sums, simam
+from core.models.tfr_net_layers import Gate, discrepancy_of_moments, power_sums, simam
 
 FEW_VALUES = 1e-4  # added to a number of values that may be 0
-Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -101,12 +102,10 @@ class TFRNet(Model[Utterances, Output]):
         self.inputs = Inputs(data, config.inputs, config.modalities)
         self.modalities = in_order(config.modalities)
         self.text = TextEncoder(config.text, data) if "text" in self.modalities else None
-        self.longest = _longest(self.modalities, data)
+        self.longest = longest_sequences("tfr_net", self.modalities, data, self.text)
         widths = {m: data.features[m] for m in self.modalities}
         if self.text is not None:
             widths["text"] = self.text.width
-            has_summary = self.text.project is not None
-            self.longest["text"] += int(has_summary)
         self.drop_text = nn.Dropout(config.text_dropout)
         self._make_encoders(widths)
         self._make_rebuilding(widths)
@@ -210,8 +209,7 @@ class TFRNet(Model[Utterances, Output]):
 
     def _align(self, m: str, frames: Tensor, mask: Tensor) -> Tensor:
         """(B, T, width) without trace of padding."""
-        frames = frames * mask[..., None]
-        x = self.first[m](frames.transpose(1, 2)).transpose(1, 2) * mask[..., None]
+        x, _ = convolve(self.first[m], frames, mask)
         return simam(x, mask) if self.config.simam == "conv" else x
 
     def _enhance(self, m: str, aligned: dict[str, Tensor], mask: dict[str, Tensor]) -> Tensor:
@@ -227,11 +225,9 @@ class TFRNet(Model[Utterances, Output]):
         """(T, S) bool: which keys a query may see; the same however far a batch is padded."""
         if not self.config.causal:
             return None
-        device = mask[query].device
-        query_position = torch.arange(mask[query].shape[1], device=device)
-        key_position = torch.arange(mask[key].shape[1], device=device)
         ahead = abs(self.longest[key] - self.longest[query])
-        return key_position[None] <= query_position[:, None] + ahead
+        queries, keys = mask[query].shape[1], mask[key].shape[1]
+        return keys_up_to_now(queries, keys, ahead, mask[query].device)
 
     def _rebuild(self, m: str, enhanced: Tensor) -> Tensor:
         """(B, T, D): the channels attend to each other, each described by its course over time."""
@@ -336,20 +332,6 @@ class TFRNet(Model[Utterances, Output]):
         return [parameter for reader in readers for parameter in reader.parameters()]
 
 
-def by_modality(values: tuple[Number, Number, Number]) -> dict[str, Number]:
-    """A setting's values for text, audio and vision by name."""
-    return dict(zip(MODALITIES, values, strict=True))
-
-
 def _round_up(length: int, step: int) -> int:
     """The smallest multiple of ``step`` that is no less than ``length``."""
     return -(-length // step) * step
-
-
-def _longest(modalities: list[str], data: DataSpec) -> dict[str, int]:
-    unknown = [m for m in modalities if not data.max_length.get(m)]
-    if unknown:
-        raise ValueError(
-            f"tfr_net needs DataSpec.max_length of {', '.join(unknown)}: rebuilding is as wide as that"
-        )
-    return {m: data.max_length[m] for m in modalities}

@@ -8,11 +8,20 @@ import sys
 from collections.abc import Callable
 
 from core import command, distributed
+from launch.engine.processes import abandon_processes
 from launch.monitor import watchdog
 from launch.monitor.preemption import Preempted
 
 
 def run_rank(work: Callable[[], int | None]) -> int:
+    """How ``_run_rank`` ends. Nothing of the process group is left behind then."""
+    try:
+        return _run_rank(work)
+    finally:
+        abandon_processes()
+
+
+def _run_rank(work: Callable[[], int | None]) -> int:
     """``core.command.run`` for the work of one rank. A ValueError that refuses nothing is a
     fault."""
     try:

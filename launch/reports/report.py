@@ -17,12 +17,13 @@ from core.metrics.declared import headline_metrics, metric_of
 from core.model import Model
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import Checkpoints, read_state
-from launch.checkpoints.tensors import load_weights
+from launch.checkpoints.tensors import load_weights, refuse_other_model
 from launch.config import ConfigError, Run
 from launch.reports.plots import figure, save
 from launch.reports.run_log import RunLog
 from launch.reports.tables import score_table
-from launch.tasks.build import build_model
+from launch.run_directory import CONFIG
+from launch.tasks.build import build_model, sketch_model
 from launch.tasks.data_record import refuse_other_data
 from launch.tasks.target_scores import of_targets, without_targets
 from launch.tasks.task import EvaluationResult, Task
@@ -38,8 +39,16 @@ def best_model(run: Run, run_dir: Path, task: Task, device: torch.device) -> tup
     folder, complaints = Checkpoints(run_dir, Progress()).find("best")
     if folder is None:
         raise ConfigError("; ".join([f"{run_dir} has no whole best checkpoint", *complaints]))
-    model = build_model(run, task.data)
     state = read_state(folder)
+    settings = run_dir / CONFIG
+    try:
+        # before any memory is taken for what the settings ask for
+        shapes_only = sketch_model(run, task.data, len(state.shapes), str(settings))
+        if shapes_only is not None:
+            refuse_other_model(folder, state.shapes, shapes_only)
+        model = build_model(run, task.data)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (its settings are those of {settings})") from None
     load_weights(folder, state.shapes, model)
     return model.to(device).eval(), state.progress
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -96,6 +95,9 @@ class AlignmentTask:
 
     def end_epoch(self, epoch: int, model: Model, run_dir: Path) -> None:
         """Nothing is kept of entities."""
+
+    def train_samples(self) -> int:
+        return len(self.links)
 
     def batches(self, epoch: int) -> Iterator[list[Batch]]:
         links, sampler = self.links, self._sampler
@@ -255,6 +257,8 @@ class AlignmentTask:
             "predicted": self.graphs.ids(links[best, 1]),
             "similarity": similarity.cpu().numpy(),
         }
+        import pandas as pd  # with the first table: it takes a second
+
         pd.DataFrame(table).to_csv(run_dir / "predictions.csv", index=False)
         return EvaluationResult(scores, [_draw(run_dir, split, ranks)], self._remarks())
 

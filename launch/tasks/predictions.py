@@ -142,6 +142,7 @@ def _draw_scatter(
 def _draw_confusion(
     run_dir: Path, split: str, predictions: Predictions, labels: Labels
 ) -> tuple[str, str]:
+
     if labels.kind == "classes":
         names = list(labels.names)
         truth, answer = predictions.label.astype(int), predictions.classes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from data_shards.stream import Stream
 from launch.config import ConfigError, Run
 from launch.engine.deepspeed_config import num_micro_batches
 from launch.tasks.data_spec import in_roles, names_by_field, sentiment_spec
+from launch.tasks.length_buckets import with_bucket_lengths
 from launch.tasks.predictions import Predictions, draw, write_predictions
 from launch.tasks.sample_record import write_sample_record
 from launch.tasks.target_scores import target_baselines, target_collapses, target_scores
@@ -80,6 +82,15 @@ class SentimentTask:
             )
         refuse_unknown_names(run.missing, self.data.features)
         self._waited = 0.0
+        # opened once: the manifest is parsed and shards are hashed for the first evaluation only
+        self._in_file_order: dict[str, Stream] = {}
+        self._passes = count()
+
+    def _evaluated(self, split: str) -> Stream:
+        """The stream of a split in the order of its files."""
+        if split not in self._in_file_order:
+            self._in_file_order[split] = self._stream(split, shuffle=False)
+        return self._in_file_order[split]
 
     def _stream(self, split: str, *, shuffle: bool) -> Stream:
         run, loading = self.run, self.run.loading
@@ -93,6 +104,7 @@ class SentimentTask:
             seed=run.seed,
             shuffle=shuffle,
             window=loading.window,
+            groups=loading.groups,
             bucket=loading.bucket and shuffle,
             drop_last=loading.drop_last and shuffle,
             prefetch=loading.prefetch,
@@ -106,6 +118,9 @@ class SentimentTask:
 
     def steps(self, epoch: int) -> int:
         return self.train.steps(epoch)
+
+    def train_samples(self) -> int:
+        return sum(self.train.kept.counts)
 
     def begin_epoch(self, epoch: int, model: Model) -> None:
         """Nothing here depends on the model."""
@@ -125,15 +140,12 @@ class SentimentTask:
         batch = in_roles(utterances(arrays), self.names)
         if self.run.classes == "sign":
             batch = replace(batch, label=batch.label.sign() + 1)  # 0, 1, 2
-        return apply_missing_mask(batch, self.run.missing, split=split, epoch=epoch)
+        batch = apply_missing_mask(batch, self.run.missing, split=split, epoch=epoch)
+        return with_bucket_lengths(batch, self.data.max_length) if self.run.compile else batch
 
-    def _arrays(self, split: str, *, by_length: bool = False) -> Iterator[Arrays]:
-        """This rank's batches of a split as they come from the shards: in file order, or those of
-        like length together, which takes less padding."""
-        stream = self._stream(split, shuffle=False)
-        if by_length:
-            stream = stream.copy(shuffle=True, bucket=True)
-        for (arrays,) in stream.epoch(0):
+    def _arrays(self, split: str) -> Iterator[Arrays]:
+        """This rank's batches of a split in file order, as they come from the shards."""
+        for (arrays,) in self._evaluated(split).epoch(next(self._passes)):
             yield arrays
 
     @torch.no_grad()
@@ -145,7 +157,7 @@ class SentimentTask:
         training = model.training
         model.eval()
         index, prediction, label = [], [], []
-        for arrays in self._arrays(split, by_length=self.run.loading.bucket):
+        for arrays in self._arrays(split):
             batch = self._prepare(arrays, split, 0).to(device)
             with precision_context(device, self.run.precision):
                 score = model(batch).score.float()
@@ -200,7 +212,7 @@ class SentimentTask:
         scores = self.score(predictions)
         if distributed.rank() > 0:
             return EvaluationResult(scores)
-        records = self._stream(split, shuffle=False).records(predictions.index)
+        records = self._evaluated(split).records(predictions.index)
         write_predictions(run_dir / "predictions.csv", records, predictions, self.manifest.labels)
         plots = draw(run_dir, split, predictions, self.manifest.labels)
         return EvaluationResult(scores, plots, self._remarks(predictions, split))
@@ -234,7 +246,7 @@ class SentimentTask:
     def check_splits(self) -> None:
         check_needed_splits(self.manifest.splits, self.run.data)
         for split in self.splits():
-            self._stream(split, shuffle=False).close()  # looks at the sizes of its shards
+            self._evaluated(split)  # looks at the sizes of its shards
 
     def objective(self, scores: dict[str, float]) -> float:
         return objective_of(self.run, scores)
@@ -244,7 +256,7 @@ class SentimentTask:
         return self.train.ids(index.cpu().numpy())
 
     def ids(self, split: str, index: np.ndarray) -> list[str]:
-        return self._stream(split, shuffle=False).ids(index)
+        return self._evaluated(split).ids(index)
 
     def wait_seconds(self) -> float:
         before, self._waited = self._waited, self.train.wait_seconds

@@ -37,6 +37,10 @@ class Task(Protocol):
         """Optimiser steps of this epoch, the same on every rank."""
         ...
 
+    def train_samples(self) -> int:
+        """Samples (or links) of an epoch, without those that are left out on purpose."""
+        ...
+
     def batches(self, epoch: int) -> Iterator[list[Batch]]:
         """What is left of this epoch: per optimiser step, the micro-batches of this rank."""
         ...

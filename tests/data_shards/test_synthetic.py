@@ -107,6 +107,20 @@ def test_its_layout_is_that_of_mmsa(tmp_path: Path) -> None:
     assert (np.array(part["annotations"]) == "Negative").sum() == (labels < 0).sum()
 
 
+def test_each_modality_has_a_label_that_the_common_one_is_mixed_of() -> None:
+    part = make(400)["train"]
+    unimodal = np.stack([part[f"regression_labels_{letter}"] for letter in "TAV"])  # (3, N)
+    np.testing.assert_allclose(unimodal / 0.2, np.round(unimodal / 0.2), atol=1e-5)
+    assert np.abs(unimodal).max() <= 3
+    correlations = np.corrcoef([*unimodal, part["regression_labels"]])
+    assert (correlations[3, :3] > 0.5).all()
+    assert (correlations[3, :3] < 0.85).all()
+    assert (np.abs(correlations[:3, :3] - 0.25) < 0.15)[np.triu_indices(3, 1)].all()
+    weights = np.linalg.lstsq(unimodal.T, part["regression_labels"], rcond=None)[0]
+    explained = np.corrcoef(weights @ unimodal, part["regression_labels"])[0, 1]
+    assert explained > 0.97
+
+
 def test_sentences_hold_negation_intensifiers_and_sentiment() -> None:
     texts = " ".join(make(300)["train"]["raw_text"]).split()
     assert set(ADJECTIVES) | set(DEGREES) - {""} <= set(texts)

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+from small_models import SENTIMENT
 from training_runs import losses, scores, train
 
 from data_shards.codebook import main as codebook
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
+
+
+SLOW = ("cenet", "self_mm", "tate", "tfr_net")  # the others are run by make test-deep
+
+
+def demo_models() -> list[Any]:
+    """Every sentiment model but those that the other tests are about."""
+    names = [name for name in SENTIMENT if name not in ("baseline", "hscl")]
+    return [name if name in SLOW else pytest.param(name, marks=pytest.mark.deep) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +71,7 @@ def test_one_modality_alone_is_worse(
     assert alone["MAE"] > demo["MAE"]
 
 
-@pytest.mark.parametrize("model", ["cenet", "self_mm", "tate", "tfr_net"])
+@pytest.mark.parametrize("model", demo_models())
 def test_every_model_beats_a_constant_answer_by_far(model: str, demo_shards: Path, tmp_path: Path):
     """A constant answer has no correlation at all."""
     shards = tmp_path / "shards"  # a codebook goes into the folder

@@ -12,8 +12,9 @@ from contracts import assert_same, gradients, padded, rows, still
 from tfr_nets import SMALL, build, counted, damaged
 
 from core.batch import Utterances
+from core.encoders.cross_attention import positions
 from core.model import DataSpec
-from core.models.tfr_net_layers import central_moment_discrepancy, positions
+from core.models.tfr_net_layers import central_moment_discrepancy
 
 MakeUtterances = Callable[..., Utterances]
 Array = np.ndarray

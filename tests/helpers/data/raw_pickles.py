@@ -21,10 +21,12 @@ SPLITS = ("train", "valid", "test")
 
 def clean() -> Content:
     """40 synthetic clips without the -inf that they have on purpose, nor the marks of a synthetic
-    set."""
+    set, nor the labels of single modalities, which MOSI has not."""
     made = make(40, seed=3)
     del made["synthetic"], made["vocabulary"]
     for split in SPLITS:
+        for letter in "TAV":
+            del made[split][f"regression_labels_{letter}"]
         made[split]["audio"] = np.nan_to_num(made[split]["audio"], neginf=0.5)
     return made
 

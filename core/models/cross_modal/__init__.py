@@ -1,0 +1,1 @@
+"""Models in which one modality attends to another."""

@@ -1,0 +1,1 @@
+"""Recipes of the models in which one modality attends to another."""

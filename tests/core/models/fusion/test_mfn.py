@@ -1,0 +1,149 @@
+"""MFN: golden values, an oracle in NumPy step by step, and its clock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from golden import TO_1E_7, fill, fill_linear, filled, wave
+from small_models import small_options
+from torch import Tensor, nn
+
+from core.batch import Utterances
+from core.model import DataSpec
+from core.models.fusion.gated_memory import Gate, two_layers
+from core.models.fusion.mfn import MFN, MemoryFusion, SteppedLSTM
+
+MakeUtterances = Callable[..., Utterances]
+WIDTH = {"text": 3, "audio": 2, "vision": 2}
+HIDDEN = {"text": 3, "audio": 2, "vision": 2}
+SIZES: dict[str, Any] = {
+    "text_hidden": 3,
+    "audio_hidden": 2,
+    "vision_hidden": 2,
+    "memory": 3,
+    "attention_hidden": 4,
+    "proposal_hidden": 3,
+    "retain_hidden": 4,
+    "update_hidden": 3,
+    "out_hidden": 4,
+}
+EVERYTHING = torch.ones(2, 4, dtype=torch.bool)
+
+
+def frames() -> dict[str, Tensor]:
+    return {"text": wave(0, 2, 4, 3), "audio": wave(1, 2, 4, 2), "vision": wave(2, 2, 4, 2)}
+
+
+@torch.no_grad()
+def fill_lstm(lstm: SteppedLSTM, k: int) -> None:
+    """In torch's order: weights of input and state, then their biases."""
+    lstm.input.weight.copy_(filled(k, lstm.input.weight.shape))
+    lstm.state.weight.copy_(filled(k + 1, lstm.state.weight.shape))
+    lstm.input.bias.copy_(filled(k + 2, lstm.input.bias.shape))
+    lstm.state.bias.copy_(filled(k + 3, lstm.state.bias.shape))
+
+
+@torch.no_grad()
+def fill_gate(gate: Gate, k: int) -> None:
+    """One layer on step and memory side by side, whose columns are split here."""
+    hidden, width = gate.shown.weight.shape
+    whole = filled(k, (hidden, width + gate.memory.weight.shape[1]))
+    gate.shown.weight.copy_(whole[:, :width])
+    gate.memory.weight.copy_(whole[:, width:])
+    gate.shown.bias.copy_(filled(k + 1, gate.shown.bias.shape))
+    fill_linear(gate.out, k + 2)
+
+
+def golden_fusion() -> tuple[MemoryFusion, nn.Module]:
+    fusion = MemoryFusion(WIDTH, HIDDEN, MFN.Config(**SIZES)).double().eval()
+    for k, lstm in zip((0, 4, 8), fusion.lstms.values(), strict=True):
+        fill_lstm(lstm, k)
+    fill(fusion.attend.parameters(), 12)
+    fill(fusion.memory.propose.parameters(), 16)
+    fill_gate(fusion.memory.retain, 20)
+    fill_gate(fusion.memory.update, 24)
+    predict = two_layers(10, 4, 1, 0.0).double()
+    fill(predict.parameters(), 28)
+    return fusion, predict
+
+
+@torch.no_grad()
+def test_golden_values() -> None:
+    fusion, predict = golden_fusion()
+    fused = fusion(frames(), EVERYTHING)
+    wanted = [0.07380872, -0.09774282, 0.27299431, -0.12481402, 0.10340467, 0.13849699]
+    wanted += [0.14768803, 0.45671796, 0.33407236, 0.22393637]
+    torch.testing.assert_close(fused[0], torch.tensor(wanted, dtype=torch.float64), **TO_1E_7)
+    score = torch.tensor([[0.32787999], [0.37299503]], dtype=torch.float64)
+    torch.testing.assert_close(predict(fused), score, **TO_1E_7)
+
+
+@torch.no_grad()
+def test_golden_values_with_true_lengths() -> None:
+    fusion, predict = golden_fusion()
+    clock = torch.arange(4) < torch.tensor([4, 2])[:, None]
+    score = predict(fusion(frames(), clock))
+    wanted = torch.tensor([[0.32787999], [0.35787737]], dtype=torch.float64)
+    torch.testing.assert_close(score, wanted, **TO_1E_7)
+
+
+@torch.no_grad()
+def test_the_lstm_is_torchs() -> None:
+    ours, torchs = SteppedLSTM(3, 4), nn.LSTM(3, 4, batch_first=True)
+    torchs.weight_ih_l0.copy_(ours.input.weight)
+    torchs.weight_hh_l0.copy_(ours.state.weight)
+    torchs.bias_ih_l0.copy_(ours.input.bias)
+    torchs.bias_hh_l0.copy_(ours.state.bias)
+    x = torch.randn(2, 5, 3)
+    states, cells = ours(x)
+    wanted, (_, last_cell) = torchs(x)
+    torch.testing.assert_close(states, wanted)
+    torch.testing.assert_close(cells[:, -1], last_cell[0])
+
+
+def test_dropout_in_the_gates_is_another_one_at_every_step() -> None:
+    gate = Gate(3, 2, 40, 0.5)
+    _, kept = gate.prepare(torch.randn(2, 6, 3))
+    assert set(kept.unique().tolist()) == {0.0, 2.0}
+    assert not torch.equal(kept[:, 0], kept[:, 1])
+    _, kept = gate.eval().prepare(torch.randn(2, 6, 3))
+    assert kept.unique().tolist() == [1.0]
+
+
+@torch.no_grad()
+def test_the_memory_does_not_move_behind_the_last_word(
+    spec: DataSpec, make_utterances: MakeUtterances
+) -> None:
+    """A sentence scores alike alone and beside a longer one."""
+    model = MFN(small_options("mfn"), spec).eval()
+    batch = make_utterances()
+    alone = [model(batch.map(lambda x, row=row: x[row : row + 1])).score for row in range(8)]
+    torch.testing.assert_close(torch.cat(alone), model(batch).score)
+
+
+@torch.no_grad()
+def test_mean_frames_as_released_are_the_same_at_every_step(
+    spec: DataSpec, make_utterances: MakeUtterances
+) -> None:
+    batch = make_utterances()
+    model = MFN(small_options("mfn", mean_frames=True), spec).eval()
+    frames, clock = model.clocked(*model.inputs(batch))
+    sums = model.inputs(batch)[0]["audio"].sum(1)
+    for row, length in enumerate(clock.sum(1).tolist()):
+        wanted = (sums[row] / 15).expand(length, -1)
+        torch.testing.assert_close(frames["audio"][row, :length], wanted)
+    plain = MFN(small_options("mfn"), spec).eval()
+    plain.load_state_dict(model.state_dict())
+    assert not torch.allclose(plain(batch).score, model(batch).score)
+
+
+def test_classes_and_fewer_modalities(spec: DataSpec, make_utterances: MakeUtterances) -> None:
+    options = small_options("mfn", modalities=("text", "vision"))
+    model = MFN(options, replace(spec, num_classes=4)).eval()
+    batch = replace(make_utterances(), label=torch.arange(8.0) % 4)
+    output = model(batch)
+    assert output.score.shape == (8, 4)
+    assert model.losses(output, batch)["task"].isfinite()
