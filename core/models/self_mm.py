@@ -153,6 +153,17 @@ class FrameEncoder(nn.Module):
         return self.out(state)
 
 
+def _tasks(config: SelfMM.Config) -> list[str]:
+    """The modalities with a task of their own; by default all that are read."""
+    unread = [m for m in config.tasks if m not in config.modalities]
+    if unread and set(config.tasks) != set(MODALITIES):
+        raise ValueError(
+            f"options.tasks={','.join(config.tasks)} names {unread[0]}, which "
+            f"options.modalities={','.join(config.modalities)} leaves out"
+        )
+    return in_order(m for m in config.tasks if m in config.modalities)
+
+
 def _heads(config: SelfMM.Config, width: Mapping[str, int], fused_width: int) -> dict[str, Head]:
     """A head for every view, whether the model has its modality or not: so random draws do not
     depend on that."""
