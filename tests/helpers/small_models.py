@@ -33,7 +33,7 @@ SMALL_OPTIONS: dict[str, dict[str, Any]] = {
     "mclea": {"graph_hidden": 12, "hidden": 8},
     "meaformer": {"hidden": 12, "feedforward": 16},
     "mfn": SMALL_MEMORY | {"attention_hidden": 8},
-    "misa": {"width": 8, "feed": 16},
+    "misa": {"width": 16, "feed": 16},
     "mlf_dnn": SMALL_SUBNETS | {"text_out": 8},
     "mlmf": SMALL_SUBNETS,
     "mmim": {"hidden": 6, "out": 8, "width": 12, "memory": 6},
