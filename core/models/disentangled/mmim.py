@@ -56,7 +56,10 @@ class MMIM(Model[Utterances, Output]):
     density.
 
     Differences from the released code: the log density has its determinant (parity:
-    ``density=released``, whose first stage is best served by a variance without bound); a fused
+    ``density=released``, whose first stage is best served by a variance without bound), and the
+    logarithm of its variance passes the tanh that the settings name and the code leaves out
+    (``density=full`` leaves it out too: then sound and video shrink to what the text predicts, and
+    gradients grow without end); a fused
     vector chooses among inputs, as the paper has it (parity: ``candidates=predictions``); the
     density and all the rest learn in one pass over the data, each by its own loss, with the
     gradients of the released two stages; covariances have ``ridge`` added, where few rows gave
@@ -82,7 +85,8 @@ class MMIM(Model[Utterances, Output]):
         memory: NonNegativeInt = 32  # remembered rows that entropies are taken over too
         ridge: NonNegativeFloat = 1e-4  # added to the diagonal of covariances; parity: 0
         with_va: bool = False  # a bound between video and sound, too
-        density: Density = "full"  # parity: "released", without its determinant
+        # parity: "released", without its determinant; "full" has no bound on the log variance
+        density: Density = "bounded"
         # what a row is told from; parity: "predictions"
         candidates: Candidates = "inputs"
         squared: bool = False  # the squared error of a score in the place of the absolute one

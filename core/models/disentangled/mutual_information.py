@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from core.rows import at_least_float32
 
-Density = Literal["full", "released"]
+Density = Literal["bounded", "full", "released"]
 Candidates = Literal["inputs", "predictions"]
 
 
@@ -23,7 +23,9 @@ class ConditionalDensity(nn.Module):
     forward, where a sharded weight is whole.
 
     Args:
-        density: "released" leaves out the determinant, so that a variance without bound fits best.
+        density: "bounded" keeps the logarithm of a variance within (-1, 1) by tanh; "full" does not,
+            so vectors that shrink to a point are worth ever more; "released" leaves out the
+            determinant besides, so a variance without bound fits best.
     """
 
     def __init__(self, x_width: int, y_width: int, density: Density):
@@ -45,8 +47,10 @@ class ConditionalDensity(nn.Module):
         """(2, B) of (2, B, width), up to a constant."""
         mean = at_least_float32(self.mean(x))
         log_variance = at_least_float32(self.log_variance(x))
+        if self.density == "bounded":
+            log_variance = log_variance.tanh()
         squared = (mean - y).square() / (2 * log_variance.exp())
-        if self.density == "full":
+        if self.density != "released":
             squared = squared + log_variance / 2
         return -squared.sum(2)
 

@@ -42,6 +42,16 @@ def test_golden_values_of_the_density(density: Density, wanted: float) -> None:
     near(bound.mean(), wanted)
 
 
+def test_a_bounded_density_does_not_reward_what_shrinks_to_a_point() -> None:
+    estimator = ConditionalDensity(5, 8, "bounded").double()
+    x, y = wave(0, 6, 5), torch.zeros(6, 8, dtype=torch.float64)
+    for parameter in estimator.parameters():
+        torch.nn.init.zeros_(parameter)
+    torch.nn.init.constant_(estimator.log_variance[2].bias, -100.0)
+    fit, _ = estimator(x, y)
+    torch.testing.assert_close(fit, torch.full_like(fit, 8 * 0.5))
+
+
 @pytest.mark.parametrize(("ridge", "wanted"), [(0.0, -2.32049565), (1e-4, -2.31787819)])
 def test_golden_values_of_the_entropy(ridge: float, wanted: float) -> None:
     code = FixedCode(8).double()
