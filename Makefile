@@ -8,7 +8,7 @@ DEMO := demo
 # Environments that share a build of DeepSpeed's operators build it in turn, and wait on each other's locks.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 
-.PHONY: demo test test-slow test-deep fuzz check setup clean
+.PHONY: demo test test-slow test-deep test-gpu fuzz check setup clean
 
 setup: $(READY)
 
@@ -49,6 +49,10 @@ test-slow: $(READY)
 # smallest), 30 random kills, each modality of the demo alone. Not run by .ci/run.
 test-deep: $(READY)
 	OMP_NUM_THREADS=1 PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m deep
+
+# What needs a CUDA device; skipped where there is none.
+test-gpu: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m gpu
 
 # Spoilt inputs by the ten thousand: 7,200 for each of seven doors, on two cores. make test-slow runs 2,000.
 # What is found is run again with: make fuzz DOOR=tables SEED=123 CASES=1

@@ -14,6 +14,7 @@ from concord import __version__
 from core.command import DONE, REFUSED, report_error, run
 
 COMMANDS = {
+    "extract": ("data_shards.extract.__main__", "clips to features, and the recipe for new clips"),
     "convert": ("data_shards.convert", "raw data to a shard folder"),
     "inspect": ("data_shards.inspect", "what is in a shard folder"),
     "verify": ("data_shards.verify", "sizes and checksums of a shard folder"),
@@ -23,6 +24,8 @@ COMMANDS = {
     "recipes": ("concord.__main__", "all recipes, with their scores"),
     "train": ("launch.train", "train a recipe"),
     "evaluate": ("launch.evaluate", "score a finished run again"),
+    "predict": ("launch.predict", "score clips, tables or sentences with a trained model"),
+    "serve": ("launch.serving.serve", "a page for trying a model, on this machine"),
     "export": ("launch.export", "a finished run as a folder for a model hub"),
     "align": ("launch.align", "the pairs of entities that a run predicts"),
     "robustness": ("launch.robustness", "scores over rates of missing data"),

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from core.command import DONE
-from core.file_access.json_files import read_json_object
 from core.model import DataSpec, Model
 from launch.command_line import as_changes
 from launch.config import load_recipe, override
@@ -110,27 +109,19 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def load(folder: str | Path) -> tuple[Model, DataSpec]:
-    """The model of a finished run (its best epoch) or of an exported folder, and what it knows of
-    its data.
+def load(source: str | Path) -> tuple[Model, DataSpec]:
+    """The model of a finished run (its best epoch), of an exported folder, or of a name on a model
+    hub (``"org/name"``), and what it knows of its data. The shards may be gone.
 
     Raises:
-        ConfigError, ValueError: the folder is neither, or cannot be read.
+        ConfigError, ValueError: there is none, or it cannot be read.
     """
-    folder = Path(folder)
-    path = folder / "config.json"
-    is_run = path.is_file() and "run" in read_json_object(path)
-    if not is_run:
+    from launch.predicting.trained import is_run_directory, local_folder, open_run
+
+    folder = local_folder(str(source))
+    if not is_run_directory(folder):
         from core import bundle
 
         return bundle.load(folder)
-    import torch
-
-    from launch.evaluate import read_run
-    from launch.reports.report import best_model
-    from launch.tasks.build import build_task
-
-    run = read_run(folder)
-    task = build_task(run)
-    model, _ = best_model(run, folder, task, torch.device("cpu"))
-    return model, task.data
+    opened = open_run(folder)
+    return opened.model, opened.spec.data

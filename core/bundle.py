@@ -4,7 +4,9 @@ training data.
 ``config.json`` names the model and holds its options and what it must know of its data,
 ``model.safetensors`` all parameters and buffers, ``codebooks.safetensors`` the codebooks if there
 are any, ``text/config.json`` the architecture of a pretrained text encoder (its weights are with
-the others), ``README.md`` is the model card.
+the others), ``tokenizer/`` the tokenizer, where the model reads tokens, ``README.md`` is the model
+card. How the features were made, how far training data lie apart and the like stand in
+``config.json`` for those who score new samples (``launch.predicting``).
 
     from core.bundle import load
     model, data = load("exported")
@@ -18,6 +20,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,7 @@ from core.file_access.targets import check_new_folder
 from core.files import partial_path, sync_folder, write_atomically
 from core.model import DataSpec, Model
 from core.models import MODELS
+from core.sketch import sketch
 
 FORMAT, VERSION = "concord-model", 1
 
@@ -49,12 +53,14 @@ def save(
     data: DataSpec,
     card: str,
     about: Mapping[str, Any],
+    files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Write a new folder; it appears when it is complete.
 
     Args:
         name: of the model, a key of ``MODELS``.
         about: plain JSON to keep with it: schema of the data, scores, versions.
+        files: name -> content of further files, such as those of the tokenizer.
 
     Raises:
         ValueError: the folder is there already, or cannot be made.
@@ -85,6 +91,7 @@ def save(
     architecture = encoder.architecture() if isinstance(encoder, TextEncoder) else None
     if architecture is not None:
         contents["text/config.json"] = _json(architecture)
+    contents |= files or {}
     _write_folder(folder, contents)
 
 
@@ -139,8 +146,19 @@ def _build(folder: Path, config: Mapping[str, Any]) -> tuple[Model, DataSpec]:
         data = replace(data, codebooks=_read_tensors(codebooks, load_arrays))
     if (folder / "text").is_dir():
         options = replace(options, text=replace(options.text, source=str(folder / "text")))
-    model = kind(options, data)
     tensors = _read_tensors(folder / "model.safetensors", load_file)
+    # before any memory is taken for what config.json asks for
+    shapes_only = sketch(partial(kind, options, data), len(tensors), f"{folder}/config.json")
+    if shapes_only is not None:
+        _check_fits(folder, tensors, shapes_only)
+    model = kind(options, data)
+    _check_fits(folder, tensors, model)
+    model.load_state_dict(tensors)
+    return model.eval(), data
+
+
+def _check_fits(folder: Path, tensors: Mapping[str, Any], model: Model) -> None:
+    """Refused unless the tensors are those of the model."""
     wanted = {key: (value.shape, value.dtype) for key, value in model.state_dict().items()}
     stored = {key: (value.shape, value.dtype) for key, value in tensors.items()}
     wrong = sorted(
@@ -150,8 +168,6 @@ def _build(folder: Path, config: Mapping[str, Any]) -> tuple[Model, DataSpec]:
         raise Refused(
             f"{folder}/model.safetensors does not fit the model of config.json: {', '.join(wrong[:5])}"
         )
-    model.load_state_dict(tensors)
-    return model.eval(), data
 
 
 def _read_tensors(path: Path, read: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:

@@ -41,6 +41,7 @@ from data_shards.shards.manifest import (
     read_manifest,
 )
 from data_shards.shards.sentiment_schema import check_fields
+from data_shards.shards.split_names import describe_missing
 from data_shards.sources import mmsa, table
 from data_shards.sources.graphs import knowledge_graphs
 from data_shards.sources.raw_dataset import KNOWN_LABELS, Options, RawDataset, TextChoice
@@ -136,11 +137,13 @@ def convert(
         jobs = plan_jobs(dataset, identity, shard_size)
         try:
             records = run_jobs(dataset, out, jobs, processes, progress)
+            manifest = _manifest(dataset, facts, records)
+            text = manifest.to_json()
+            Manifest.from_json(text, str(out / MANIFEST))  # refuses what could not be read again
         except Refused as refusal:
             raise _naming(raw, refusal) from None
-        manifest = _manifest(dataset, facts, records)
         _remove_leftovers(out, manifest)
-        write_atomically(out / MANIFEST, manifest.to_json())
+        write_atomically(out / MANIFEST, text)
     return manifest
 
 
@@ -183,7 +186,8 @@ def _facts(dataset: RawDataset, options: Options, shard_size: int) -> dict[str, 
 def _finished(out: Path, facts: dict[str, Any], dataset: RawDataset) -> Manifest:
     """The manifest that is there already, if it is of the same raw data and options."""
     manifest = read_manifest(out)
-    if (manifest.source, manifest.tokenizer) != (facts, dataset.tokenizer):
+    made_from = (manifest.source, manifest.tokenizer, manifest.extraction)
+    if made_from != (facts, dataset.tokenizer, dataset.extraction):
         raise DataError(
             f"{out} already holds shards of {manifest.source.get('file')}, made from other "
             "contents or with other options; give another --out, or --force to write them anew"
@@ -236,6 +240,7 @@ def _manifest(
         max_length={name: max_length[name] for name in dataset.fields if name in max_length},
         repairs=dict(sorted(repairs.items())),
         extras=dataset.extras | ({EMPTY: empty} if empty else {}),
+        extraction=dataset.extraction,
     )
 
 
@@ -341,6 +346,9 @@ def _main(arguments: argparse.Namespace) -> None:
         print(f"repaired: {count} {repair}")
     if manifest.empty():
         print(f"WARNING: {describe_empty(manifest, manifest.empty())}; {LEAVE_OUT}")
+    missing = describe_missing(manifest.splits)
+    if manifest.task == "sentiment" and missing:
+        print(f"WARNING: {missing}")
     for note in manifest.extras.get("noted", ()):
         print(f"noted: {note}")
     counts = ", ".join(f"{manifest.samples(split)} {split}" for split in manifest.splits)

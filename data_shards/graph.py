@@ -16,7 +16,8 @@ from core.batch import EntityGraph
 from core.encoders.graph_networks import symmetric_edges
 from core.model import DataSpec
 from data_shards.graph_rules import graph_problems
-from data_shards.shards.manifest import DataError, Field, Manifest
+from data_shards.reading.sampler import locate
+from data_shards.shards.manifest import MANIFEST, DataError, Field, Manifest
 from data_shards.stream import Stream
 
 # The fields that are no view. A folder that has them otherwise was not made by ``convert``.
@@ -124,13 +125,17 @@ def graph_manifest(source: str | Path, cache: Path | None, cache_gb: float) -> M
     stream = Stream(
         source, "entities", global_batch=1, prefetch=0, fields=(), cache=cache, cache_gb=cache_gb
     )
-    check_graph_fields(stream.manifest, str(source))
+    check_graph_fields(stream.manifest, f"{stream.store.name}/{MANIFEST}")
     return stream.manifest
 
 
 def check_graph_fields(manifest: Manifest, where: str) -> None:
     """DataError unless the manifest is of two graphs: one record of them, sides, triples, links,
-    and views that are vectors."""
+    and views that are vectors.
+
+    Args:
+        where: the manifest, for the message.
+    """
     if manifest.task != "alignment":
         raise DataError(
             f"{where} holds {manifest.task} data; convert an alignment folder (docs/data.md)"
@@ -187,11 +192,11 @@ def _read_entities(
         side[chunk.index] = chunk.arrays["side"].long()
         for view in views:
             values, is_present = _view_rows(chunk.arrays[view])
-            if not values.isfinite().all():
-                raise DataError(
-                    f"{stream.store.name}: the view {view!r} of some entity is not finite; convert the "
-                    "data again"
-                )
+            is_finite = values.isfinite().all(1)
+            if not is_finite.all():
+                wrong = locate(stream.reader.starts, chunk.index[~is_finite].numpy())
+                place = stream.reader.place(int(wrong.shard[0]), int(wrong.row[0]))
+                raise DataError(f"{place}: the view {view!r} is not finite; convert the data again")
             if view in UNIT_ROWS:
                 values = F.normalize(values, dim=1)
             rows[view][chunk.index] = values

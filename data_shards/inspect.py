@@ -33,7 +33,7 @@ from data_shards.shards.manifest import (
     describe_empty,
     parse_manifest,
 )
-from data_shards.shards.split_names import missing_splits
+from data_shards.shards.split_names import describe_missing
 
 MAX_LEVELS = 31  # most label values that get a line each: MOSI's
 BINS = 12  # lines of a histogram of more values
@@ -173,9 +173,9 @@ def _fitness(contents: Contents) -> list[str]:
     lines = [f"UNFIT: {problem}" for problem in contents.unfit[:SHOWN]]
     if len(contents.unfit) > SHOWN:
         lines.append(f"UNFIT: {len(contents.unfit) - SHOWN} more")
-    missing = missing_splits(contents.manifest.splits)
+    missing = describe_missing(contents.manifest.splits)
     if contents.manifest.task == "sentiment" and missing:
-        lines.append(f"WARNING: no {' and no '.join(missing)} split, and training needs it")
+        lines.append(f"WARNING: {missing}")
     train = contents.splits.get("train")
     for name in contents.manifest.fields:
         if contents.manifest.task == "sentiment" and train and not train.present[name]:

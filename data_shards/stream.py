@@ -27,9 +27,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -39,23 +39,17 @@ from core.files import sha256_of_bytes
 from data_shards.reading.corruption import SkippedShards
 from data_shards.reading.kept_rows import KeptRows
 from data_shards.reading.open_shards import read_index
+from data_shards.reading.position import Position, position_in
 from data_shards.reading.prefetcher import Prefetcher
 from data_shards.reading.reader import Arrays, Reader
-from data_shards.reading.sampler import Epoch, Rows, Sampler, even_split, locate
+from data_shards.reading.sampler import Epoch, Part, Rows, Sampler, even_split, locate
 from data_shards.reading.storage import open_store
 from data_shards.shards.index_table import bytes_of
-from data_shards.shards.manifest import DataError, Manifest, parse_manifest
+from data_shards.shards.manifest import MANIFEST, DataError, Manifest, parse_manifest
 
 BUCKET = 32  # global batches that bucket=True sorts by length at a time
 
 Indices = Sequence[int] | np.ndarray | torch.Tensor  # of samples in their split
-
-
-class Position(NamedTuple):
-    """How far an epoch has been consumed."""
-
-    epoch: int
-    samples: int
 
 
 class Stream:
@@ -67,6 +61,9 @@ class Stream:
         micro_batches: parts that one rank gets of a global batch.
         shuffle: off gives the order of the files.
         window: shards mixed at a time.
+        groups: most groups that shards are dealt into. Each global batch takes equally many samples
+            of each group, and a rank takes whole groups where the numbers divide: it needs the
+            shards of its groups only. With 1, as without shuffling, every rank needs every shard.
         drop_last: leave out the last batch of an epoch when it is not full. Otherwise it is split
             as evenly as can be.
         bucket: sort this many global batches by length and cut them anew; True for 32. Less
@@ -94,6 +91,7 @@ class Stream:
         seed: int = 0,
         shuffle: bool = True,
         window: int = 16,
+        groups: int = 1,
         drop_last: bool = False,
         bucket: bool | int = False,
         prefetch: int = 2,
@@ -129,12 +127,12 @@ class Stream:
 
         self.store = open_store(source, cache, cache_gb, options)
         body = self.store.read_manifest()
-        self.manifest: Manifest = parse_manifest(body, f"{self.store.name}/manifest.json")
+        where = f"{self.store.name}/{MANIFEST}"
+        self.manifest: Manifest = parse_manifest(body, where)
         self.manifest_sha256 = sha256_of_bytes(body)
         if split not in self.manifest.splits:
             raise DataError(
-                f"{self.store.name} has no split {split!r}; it has "
-                f"{', '.join(self.manifest.splits)}"
+                f"{where} has no split {split!r}; it has {', '.join(self.manifest.splits)}"
             )
         shards = self.manifest.splits[split]
         samples = tuple(shard.samples for shard in shards)
@@ -150,12 +148,15 @@ class Stream:
             window=window,
             bucket=BUCKET if bucket is True else int(bucket),
             drop_last=drop_last,
+            groups=groups,
         )
+        self.part = Part(rank, ranks)
         # Two windows: the one at hand, and the next, which is opened ahead.
-        largest = sorted(shard.bytes for shard in shards)[-2 * window :]
+        in_use = self.sampler.shards_in_use(self.part)
+        largest = sorted(shard.bytes for shard in shards)[-in_use:]
         if sum(largest) > self.store.capacity():
             raise ValueError(
-                f"cache_gb={cache_gb:g} cannot hold two windows of {window} shards; "
+                f"cache_gb={cache_gb:g} cannot hold two windows of {in_use // 2} shards; "
                 f"give at least cache_gb={sum(largest) / 1e9:.3g}, or a smaller window"
             )
         self.reader = Reader(
@@ -163,7 +164,7 @@ class Stream:
             shards,
             self.manifest.fields,
             fields,
-            keep=2 * window,
+            keep=in_use,
             threads=2 if prefetch else 0,
         )
         self.skipped_shards = SkippedShards(split, samples, max_skipped_fraction)
@@ -189,7 +190,11 @@ class Stream:
         order = self.epoch_order(epoch)
         rest = range(self.next_step(epoch), self.sampler.steps)
         with Prefetcher(
-            self.make_step, self.reader.open_shards, order, rest, self.prefetch
+            partial(self.make_step, order),
+            partial(order.upcoming_shards, part=self.part),
+            self.reader.open_shards,
+            rest,
+            self.prefetch,
         ) as steps:
             yield from self.track(epoch, steps)
 
@@ -206,21 +211,31 @@ class Stream:
     def make_step(self, order: Epoch, step: int) -> list[Arrays]:
         """This rank's micro-batches of one step; empty when all samples of it lie in skipped
         shards."""
-        rows = self.kept.stored(order.batch(step))
+        parts = self.ranks * self.micro_batches
+        numbers = [self._part_number(number) for number in range(self.micro_batches)]
         if self.on_corrupt == "skip":
-            rows = self._without_skipped(rows)
-        count = len(rows.shard)
+            rows = self._without_skipped(self.kept.stored(order.batch(step)))
+            count = len(rows.shard)
+            slices = even_split(count, parts)
+            shares = [rows.take(slices[number]) for number in numbers]
+        else:
+            count = self.sampler.batch_samples(step)
+            shares = [self.kept.stored(order.batch(step, Part(n, parts))) for n in numbers]
+            rows = max(shares, key=lambda share: len(share.shard))
+            if not len(rows.shard):
+                rows = self.kept.stored(order.first_of(step, self.part))
         if not count:
             return []
-        parts = self.ranks * self.micro_batches
-        slices = even_split(count, parts)
-        made = []
-        for number in range(self.micro_batches):
+        made = [self._collate(share, rows.take(slice(0, 1))) for share in shares]
+        return [replace(micro_batch, loss_scale=parts / count) for micro_batch in made]
+
+    def _part_number(self, micro_batch: int) -> int:
+        """Which of all ranks' micro-batches of a step, in their order, is this rank's
+        ``micro_batch``."""
+        if self.sampler.num_groups == 1:
             # Ranks side by side: a sorted batch gives them like lengths.
-            mine = slices[number * self.ranks + self.rank]
-            micro_batch = self._collate(rows, mine)
-            made.append(replace(micro_batch, loss_scale=parts / count))
-        return made
+            return micro_batch * self.ranks + self.rank
+        return self.rank * self.micro_batches + micro_batch
 
     def track(
         self, epoch: int, steps: Iterable[tuple[int, list[Arrays]]]
@@ -267,21 +282,7 @@ class Stream:
         Raises:
             DataError: the state belongs to another order of samples, or is none.
         """
-        expected = {*Position._fields, *self._identity}
-        if state.keys() != expected:
-            raise DataError(
-                f"this is no state of a stream: it has {sorted(state)}, not {sorted(expected)}"
-            )
-        changed = []
-        for name, value in self._identity.items():
-            if state[name] != value:
-                changed.append(f"{name} was {state[name]!r} and is {value!r}")
-        if changed:
-            raise DataError(
-                f"the saved position is one in another order of samples: {'; '.join(changed)}; "
-                f"use the same data and settings, or start the epoch anew without the state"
-            )
-        self._position = self._checked_position(Position(state["epoch"], state["samples"]))
+        self._position = position_in(state, self._identity, self.sampler)
         self._after_step = None
 
     def ids(self, indices: Indices) -> list[str]:
@@ -325,6 +326,8 @@ class Stream:
             "window": self.sampler.window,
             "bucket": self.sampler.bucket,
         }
+        if self.sampler.num_groups > 1:
+            identity["groups"] = self.sampler.num_groups
         if self.kept.rows is not None:
             identity["left_out"] = len(self) - sum(self.kept.counts)
         return identity
@@ -333,27 +336,13 @@ class Stream:
         samples = step * self.sampler.global_batch
         return Position(epoch, min(samples, self.sampler.total))
 
-    def _checked_position(self, position: Position) -> Position:
-        """DataError unless this is the first sample of a step, or the end of an epoch. It may come
-        from a file, and so hold anything."""
-        epoch, samples = position
-        total, size = self.sampler.total, self.sampler.global_batch
-        are_integers = type(epoch) is int and type(samples) is int
-        if not are_integers or epoch < 0 or not 0 <= samples <= total:
-            raise DataError(f"no such position: epoch {epoch!r}, sample {samples!r} of {total}")
-        if samples % size and samples != total:
-            raise DataError(
-                f"no such position: sample {samples} is inside a global batch of {size}"
-            )
-        return position
-
-    def _collate(self, rows: Rows, mine: slice) -> Arrays:
-        """The micro-batch ``mine`` of the global batch; where that is empty, one row of weight
+    def _collate(self, rows: Rows, filler: Rows) -> Arrays:
+        """The micro-batch of these rows; where there are none, the one row ``filler`` of weight
         0."""
-        if mine.start < mine.stop:
-            return self.reader.collate(rows.take(mine), self.pin_memory)
-        filler = self.reader.collate(rows.take(slice(0, 1)), self.pin_memory)
-        return replace(filler, weight=torch.zeros(1))
+        if len(rows.shard):
+            return self.reader.collate(rows, self.pin_memory)
+        made = self.reader.collate(filler, self.pin_memory)
+        return replace(made, weight=torch.zeros(1))
 
     def _without_skipped(self, rows: Rows) -> Rows:
         """The rows whose shards are whole."""

@@ -11,15 +11,17 @@ which the signal fills a part of the frames and the rest is noise.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from core.arguments import command_parser, parse
 from core.command import run
-from core.file_access.targets import check_file
+from core.file_access.targets import check_file, check_new_folder
+from core.files import write_atomically
 from data_shards.shards.manifest import DataError
 from data_shards.sources.pickles import save_pickle
 
@@ -82,7 +84,20 @@ def _sequence(
     return frames.astype(np.float32)
 
 
-def _clip(rng: np.random.Generator, patterns: list[np.ndarray]) -> dict[str, Any]:
+class Utterance(NamedTuple):
+    """What a made-up clip says, in words, by voice and by face."""
+
+    text: str
+    label: float
+    words_label: float  # what each modality alone would be rated
+    voice_label: float
+    face_label: float
+    voice: float
+    face: float
+
+
+def utterance(rng: np.random.Generator) -> Utterance:
+    """One clip's words, its label, and what its voice and its face say, about -3 to 3 each."""
     mood = rng.normal()
     shared, apart = np.sqrt(AGREEMENT), np.sqrt(1 - AGREEMENT)
     words, voice, face = shared * mood + apart * rng.normal(size=3)
@@ -92,14 +107,27 @@ def _clip(rng: np.random.Generator, patterns: list[np.ndarray]) -> dict[str, Any
     total = WEIGHTS @ np.array([sentence_value / 1.5, voice, face]) + 0.1 * rng.normal()
     variance = (WEIGHTS.sum() ** 2) * AGREEMENT + (WEIGHTS**2).sum() * (1 - AGREEMENT)
     scale = 1.3 / np.sqrt(variance)
+    return Utterance(
+        text,
+        label=_rating(total * scale),
+        words_label=_rating(1.3 * sentence_value / 1.5),
+        voice_label=_rating(1.3 * voice),
+        face_label=_rating(1.3 * face),
+        voice=voice,
+        face=face,
+    )
+
+
+def _clip(rng: np.random.Generator, patterns: list[np.ndarray]) -> dict[str, Any]:
+    said = utterance(rng)
     return {
-        "raw_text": text,
-        "label": _rating(total * scale),
-        "label_T": _rating(1.3 * sentence_value / 1.5),
-        "label_A": _rating(1.3 * voice),
-        "label_V": _rating(1.3 * face),
-        "audio": _sequence(rng, voice, AUDIO, patterns[0]),
-        "vision": _sequence(rng, face, VISION, patterns[1]),
+        "raw_text": said.text,
+        "label": said.label,
+        "label_T": said.words_label,
+        "label_A": said.voice_label,
+        "label_V": said.face_label,
+        "audio": _sequence(rng, said.voice, AUDIO, patterns[0]),
+        "vision": _sequence(rng, said.face, VISION, patterns[1]),
     }
 
 
@@ -190,8 +218,24 @@ def write(path: Path, samples: int = SAMPLES, seed: int = 0) -> None:
     save_pickle(content, path)
 
 
+def write_tokenizer(folder: Path) -> None:
+    """A transformers tokenizer of the made-up words, in a new folder: it gives new sentences the
+    token ids that they have in the data set."""
+    check_new_folder(folder)
+    folder.mkdir(parents=True)
+    settings = {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": True,
+        "model_max_length": LONGEST_TEXT,
+    }
+    write_atomically(folder / "vocab.txt", "\n".join(vocabulary()) + "\n")
+    write_atomically(folder / "tokenizer_config.json", json.dumps(settings, indent=1) + "\n")
+
+
 def _main(arguments: argparse.Namespace) -> None:
     write(arguments.out, arguments.samples, arguments.seed)
+    if arguments.tokenizer is not None:
+        write_tokenizer(arguments.tokenizer)
     folder = arguments.out.with_suffix("")
     print(
         f"SYNTHETIC data: {arguments.samples} made-up clips are in {arguments.out}; "
@@ -204,6 +248,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", type=Path, metavar="OUT.pkl")
     parser.add_argument("--samples", type=int, default=SAMPLES)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--tokenizer", type=Path, metavar="DIR", help="also make the tokenizer of its sentences"
+    )
     arguments = parse(parser, argv)
     return run(lambda: _main(arguments))
 

@@ -60,16 +60,21 @@ class Optim:
     clip: NonNegativeFloat = 0.0  # largest gradient norm; 0: no clipping
     schedule: Literal["constant", "step", "linear", "cosine"] = "constant"  # of the rates
     warmup: UnitInterval = 0.0  # part of all steps in which the rate rises from 0
+    # one kernel for all parameters of a group; auto: on a GPU
+    fused: Literal["auto", True, False] = "auto"
     step_epochs: PositiveInt = 10  # for "step": epochs between two drops
     gamma: PositiveFloat = 0.1  # for "step": factor of a drop
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How samples are streamed. Which samples a step sees is changed by ``window``, ``bucket``,
-    ``empty`` only."""
+    """How samples are streamed. Which samples a step sees is changed by ``window``, ``groups``,
+    ``bucket``, ``drop_last``, ``empty`` only."""
 
     window: PositiveInt = 16  # shards among which samples are shuffled
+    # most groups of at least four shards that training samples are dealt into; a rank needs the
+    # shards of its share of the groups only. 1: one order over all shards
+    groups: PositiveInt = 128
     bucket: bool = False  # group samples of like length, planned globally
     drop_last: bool = False  # leave out the samples that fill no whole batch
     prefetch: NonNegativeInt = 2  # batches prepared ahead
@@ -120,8 +125,9 @@ class Run:
     roles: Roles = Roles()
     loading: Loading = Loading()
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    # what ranks share: 0 nothing, 1 optimiser state, 2 gradients too, 3 parameters too
-    zero_stage: Literal[0, 1, 2, 3] = 1
+    # what ranks share: 0 nothing, 1 optimiser state, 2 gradients too, 3 parameters too; auto: the
+    # least that fits the GPU's memory, and 1 on a CPU
+    zero_stage: Literal["auto", 0, 1, 2, 3] = "auto"
     offload: bool = False  # keep optimiser state in CPU memory
     # CPU threads of a process; 0: OMP_NUM_THREADS, or else the cores divided by the ranks here
     threads: NonNegativeInt = 0
@@ -134,6 +140,8 @@ class Run:
     # steps between checkpoints within an epoch; 0: only after each epoch
     save_every: NonNegativeInt = 0
     keep: PositiveInt = 2  # newest checkpoints that stay, besides the best
+    # steps between two looks at losses and norms, which wait for the GPU; 0: 10 there, 1 on a CPU
+    log_every: NonNegativeInt = 0
     # steps between two comparisons of all ranks' parameters; 0: never
     check_every: NonNegativeInt = 0
     # seconds that ranks wait for one of them before they name it and leave
@@ -232,6 +240,9 @@ def from_dict(tree: dict[str, Any]) -> Run:
     tree = {RENAMED.get(key, key): value for key, value in tree.items()}
     if isinstance(tree.get("data"), str):
         tree["data"] = remember(tree["data"])
+    if isinstance(tree.get("loading"), dict):
+        # saved before there were groups
+        tree["loading"] = {"groups": 1, **tree["loading"]}
     name = tree.get("model")
     if not isinstance(name, str) or name not in MODELS:
         raise ConfigError(f"no model {name!r}{suggest(str(name), MODELS)}")

@@ -24,6 +24,7 @@ from data_shards.missing import Missing
 from launch.config import ConfigError, Run
 from launch.engine.processes import init_processes, shutdown_processes
 from launch.loop import train
+from launch.monitor import control_plane
 from launch.monitor.lease import held_by_first_rank
 from launch.monitor.rank_command import run_rank
 from launch.reports.report import best_model
@@ -61,7 +62,7 @@ def distill(run: Run) -> dict[str, dict[str, float]]:
             if distributed.rank() == 0:
                 export_teacher(teacher, folder)
             if distributed.world_size() > 1:
-                torch.distributed.barrier()
+                control_plane.any_rank(False)  # all meet, and wait for no accelerator
         else:
             find_run(teacher)  # one of other data or settings is refused
         return train(student)

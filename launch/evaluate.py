@@ -12,11 +12,11 @@ import torch
 from core import distributed
 from core.environment import threads
 from launch.command_line import read, settings_parser
-from launch.config import ConfigError, Run, from_dict, override
+from launch.config import Run, override
 from launch.engine.processes import init_processes, shutdown_processes
 from launch.monitor.rank_command import run_rank
 from launch.reports.report import best_model
-from launch.run_directory import CONFIG, recorded_settings
+from launch.run_directory import CONFIG, recorded_run, recorded_settings
 from launch.tasks.build import build_task
 
 DESCRIPTION = "Score a finished run again, from its best checkpoint alone."
@@ -24,11 +24,7 @@ DESCRIPTION = "Score a finished run again, from its best checkpoint alone."
 
 def read_run(run_dir: Path) -> Run:
     """The run that ``config.json`` of a run directory describes."""
-    settings = recorded_settings(run_dir)
-    try:
-        return from_dict(settings)
-    except ConfigError as error:
-        raise ConfigError(f"{run_dir / CONFIG} cannot be read: {error}") from None
+    return recorded_run(recorded_settings(run_dir), run_dir / CONFIG)
 
 
 def evaluate(run_dir: Path, changes: list[str], split: str) -> dict[str, float]:

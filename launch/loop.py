@@ -7,10 +7,8 @@ optimiser.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import NoReturn
 
 import torch
@@ -19,7 +17,12 @@ from torch import Tensor
 from core.batch import Batch
 from core.model import Model
 from launch.config import Run
-from launch.engine.deepspeed_engine import SURROGATE, optimizer_step
+from launch.engine.deepspeed_engine import (
+    SURROGATE,
+    device_guards_step,
+    engine_batches,
+    optimizer_step,
+)
 from launch.engine.global_batch import (
     global_batch_size,
     mean_over_ranks,
@@ -29,13 +32,18 @@ from launch.engine.global_batch import (
 from launch.engine.optimizer import learning_rate_factor, set_learning_rates
 from launch.gradient_cache import first_pass, sum_losses
 from launch.monitor import watchdog
-from launch.monitor.bad_batch import report_bad_batch
 from launch.monitor.health import Clock, Utilisation, diverged, memory, padding_share
 from launch.monitor.interruptible_iterator import InterruptibleIterator
 from launch.monitor.preemption import Preempted, StopNow
+from launch.monitor.step_records import StepRecords, StepResult, refuse_non_finite
 from launch.reports import report
 from launch.reports.run_log import epoch_line, prefixed
-from launch.session import TrainingSession, TrainingStopped, prepare
+from launch.session import TrainingSession, TrainingStopped, has_batch_norm, prepare
+
+_LONE_SAMPLE = (
+    "a batch is left out: corrupt shards have left one sample of it, and the model's BatchNorm "
+    "cannot normalise a single one"
+)
 
 
 def train(run: Run, *, quiet: bool = False) -> dict[str, dict[str, float]]:
@@ -95,11 +103,12 @@ def fit(session: TrainingSession) -> Iterator[dict[str, float]]:
         progress.finished = bool(run.patience) and epoch - progress.best_epoch >= run.patience
         watchdog.report_phase("saving")
         if improved:
-            session.save("last", "best")
+            session.begin_save("last", "best")
         else:
-            session.save("last")
+            session.begin_save("last")
         yield {"epoch": float(epoch), **losses, **scores, **speed}
     progress.finished = True
+    session.checkpoints.wait()
 
 
 def _train_epoch(session: TrainingSession) -> int:
@@ -111,70 +120,67 @@ def _train_epoch(session: TrainingSession) -> int:
     session.log.open_bar(epoch, run.epochs, progress.epoch_steps, steps)
     engine.train()
     batches = InterruptibleIterator(task.batches(epoch))
-    clock, utilisation = Clock(), Utilisation(run)
+    clock, utilisation, records = Clock(), Utilisation(run), StepRecords(session)
+    needs_company = has_batch_norm(session.model)
     samples = 0
     while True:
         clock.start()
         watchdog.report_phase(f"at step {progress.step}, waiting for data")
         micro_batches = batches.next(lambda: session.stop.requested)
-        if session.stop.agreed():
+        if session.agree_to_stop():
+            records.read()
             _leave(session, stuck=batches.waiting)
         if micro_batches is None:
             break
         clock.lap("data")
+        size = global_batch_size(micro_batches)
+        if size == 1 and needs_company:
+            session.log.warn(progress.step, _LONE_SAMPLE)
+            task.mark_consumed()
+            continue
         watchdog.report_phase(f"at step {progress.step}")
         factor = learning_rate_factor(run, progress.step, steps * run.epochs, epoch)
         rates = set_learning_rates(engine.optimizer, run, factor)
-        size = global_batch_size(micro_batches)
         with utilisation.counting(size, first=samples == 0):
             result = train_step(session, micro_batches, clock)
         task.mark_consumed()
         progress.step += 1
         progress.epoch_steps += 1
-        for name, value in result.losses.items():
-            progress.sums[name] = progress.sums.get(name, 0.0) + value
         samples += size
         speed = size / clock.total
-        values = {
-            "loss": sum(result.losses.values()),
-            "grad_norm": result.grad_norm,
-            "samples_per_second": speed,
-            **prefixed("loss", result.losses),
+        known = {
             **prefixed("lr", rates),
             **prefixed("seconds", clock.seconds),
             "padding": padding_share(micro_batches),
             **utilisation.report(speed),
         }
-        session.log.advance(result.losses, speed)
-        session.log.event("train", progress.step, values)
+        records.add(result, micro_batches, known, speed)
         if run.check_every and progress.step % run.check_every == 0:
             _compare_ranks(session.model, progress.step)
         if run.save_every and progress.step % run.save_every == 0 and progress.epoch_steps < steps:
             watchdog.report_phase("saving")
-            session.save("last")
+            records.read()
+            session.begin_save("last")
+    records.read()
     batches.close()
     session.log.close_bar()
     return samples
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """What one step did."""
-
-    losses: dict[str, float]  # name -> mean over the global batch, the same on every rank
-    grad_norm: float  # of the global gradient, before clipping
-
-
 def train_step(session: TrainingSession, micro_batches: list[Batch], clock: Clock) -> StepResult:
     """Forward, backward, and the optimiser's step when every loss and the gradient are finite.
 
+    Where the device itself keeps the optimiser from moving (``device_guards_step``) nothing is
+    waited for, and whoever reads the result looks at its numbers.
+
     Raises:
-        TrainingStopped: on every rank, before the optimiser moved.
+        TrainingStopped: elsewhere, on every rank, before the optimiser moved.
     """
     engine, model, step = session.engine, session.model, session.progress.step
     # what hangs before here is told from what waits in a loss
     watchdog.report_phase(f"at step {step}, computing losses")
-    micro_batches = [batch.to(engine.device) for batch in micro_batches]
+    given = micro_batches
+    micro_batches = engine_batches(engine, given)
     micro_batches = with_loss_denominators(model, micro_batches)
     cache = None
     if len(micro_batches) > 1 and session.run.cache_contrast:
@@ -200,17 +206,21 @@ def train_step(session: TrainingSession, micro_batches: list[Batch], clock: Cloc
         totals |= cache.losses
     watchdog.report_phase(f"at step {step}, summing losses")
     means = mean_over_ranks(totals)
+    names = tuple(totals)
     clock.lap("exchange")
-    if not all(math.isfinite(value) for value in means.values()):
-        report_bad_batch(session, micro_batches, means, math.nan)
+    host_guards = not device_guards_step(engine, session.run)
+    if host_guards:
+        unknown_norm = means.new_zeros(1)
+        result = StepResult(step, names, torch.cat([means, unknown_norm]))
+        refuse_non_finite(session, result, micro_batches)
     watchdog.report_phase(f"at step {step}, in the optimiser")
-    grad_norm = optimizer_step(engine)
-    # fp16 skips such steps and lowers its scale
-    if not math.isfinite(grad_norm) and session.run.precision != "fp16":
-        report_bad_batch(session, micro_batches, means, grad_norm)
-    update_memory_bank(model, memory_rows, micro_batches)
+    grad_norm = optimizer_step(engine, session.run, means)
+    result = StepResult(step, names, torch.cat([means, grad_norm.to(means)]))
+    if host_guards:
+        refuse_non_finite(session, result, micro_batches)
+    update_memory_bank(model, memory_rows, given)
     clock.lap("optimiser")
-    return StepResult(means, grad_norm)
+    return result
 
 
 def _warn_of_idle_losses(session: TrainingSession) -> None:
@@ -241,7 +251,9 @@ def _leave(session: TrainingSession, *, stuck: bool = False) -> NoReturn:
     """Save what is not saved yet, and end the process; all ranks do."""
     session.log.close_bar()
     watchdog.report_phase("saving")
-    if session.checkpoints.newest != session.checkpoints.name:
+    if session.checkpoints.newest == session.checkpoints.name:
+        session.checkpoints.wait()
+    else:
         session.save("last")
     session.log.say(
         "stopped on request; everything is saved, and the same command with the same run_dir goes "

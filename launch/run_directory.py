@@ -34,6 +34,7 @@ MAY_CHANGE = {
     "compile",
     "deepspeed",
     "save_every",
+    "log_every",
     "keep",
     "check_every",
     "timeout",
@@ -54,7 +55,7 @@ def find_run(run: Run) -> tuple[Run, Path]:
     run = replace(run, run_dir=folder, data=absolute(run.data))
     path = Path(folder) / CONFIG
     recorded = recorded_settings(Path(folder)) if path.exists() else None
-    differ = [] if recorded is None else _differences(run, recorded)
+    differ = [] if recorded is None else _differences(run, recorded, path)
     if differ:
         raise ConfigError(
             f"{folder} holds a run with another {', '.join(differ)} (see {path}); "
@@ -102,11 +103,19 @@ def absolute(data: str) -> str:
     return data if "://" in data else str(Path(data).absolute())
 
 
-def _differences(run: Run, recorded: dict[str, Any]) -> list[str]:
-    """Names of the settings in which a run differs from the one in ``config.json``, where they must
+def recorded_run(settings: dict[str, Any], path: Path) -> Run:
+    """The run of recorded settings, those that came later at their defaults; ConfigError, with the
+    file that they are from, where they are none."""
+    try:
+        return from_dict(settings)
+    except ConfigError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+
+
+def _differences(run: Run, recorded: dict[str, Any], path: Path) -> list[str]:
+    """Names of the settings in which a run differs from the one in ``path``, where they must
     not."""
-    # read as a run, so that settings that came later have their defaults, and renamed ones a name
-    before = _comparable(from_dict(recorded))
+    before = _comparable(recorded_run(recorded, path))
     now = _comparable(run)
     must_match = [key for key in now if key in recorded and key not in MAY_CHANGE]
     return [key for key in must_match if now[key] != before[key]]

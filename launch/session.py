@@ -16,17 +16,20 @@ from core.command import CANNOT_GO_ON, Refused
 from core.environment import threads
 from core.file_access.targets import check_folder
 from core.model import Model
+from launch.checkpoints.commit import Pointer
 from launch.checkpoints.progress import Progress
-from launch.checkpoints.store import Checkpoints, Pointer, read_state
+from launch.checkpoints.store import Checkpoints, read_state
 from launch.checkpoints.tensors import load_generators, load_moments, load_weights
 from launch.config import ConfigError, Run
 from launch.engine.deepspeed_engine import Engine, load_grad_scaler, start
+from launch.monitor import control_plane
 from launch.monitor.lease import held_by_first_rank
 from launch.monitor.preemption import Stop
 from launch.reports.run_log import RunLog
 from launch.run_directory import find_run, record_run
 from launch.tasks.build import build_model, build_task
 from launch.tasks.data_record import refuse_other_data, write_record
+from launch.tasks.spec_record import write_spec
 from launch.tasks.task import Task
 
 
@@ -61,6 +64,22 @@ class TrainingSession:
         """Write a checkpoint and let ``pointers`` name it."""
         return self.checkpoints.save(self.engine, self.task, *pointers)
 
+    def begin_save(self, *pointers: Pointer) -> Path:
+        """The same beside the training, which goes on with a copy taken."""
+        return self.checkpoints.begin(self.engine, self.task, *pointers)
+
+    def agree_to_stop(self) -> bool:
+        """Between two steps: whether some rank was asked to stop. Collective.
+
+        Raises:
+            SaveError: on every rank, when the checkpoint under way could not be written.
+        """
+        wishes = [self.stop.requested, self.checkpoints.has_failed]
+        stop, failed = control_plane.any_rank_each(wishes)
+        if failed:
+            self.checkpoints.wait()
+        return stop
+
 
 @contextmanager
 def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
@@ -81,11 +100,17 @@ def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
     with held_by_first_rank(run_dir):
         find_run(run)  # who held it until now may have begun another run in it
         checkpoints = Checkpoints(run_dir, Progress(), run.keep)
-        with RunLog(run_dir, quiet=quiet) as log:
+        with RunLog(run_dir, quiet=quiet) as log, checkpoints:
             engine = resume(run, model, task, checkpoints, log)
             record_run(run, run_dir)
             if distributed.rank() == 0:
                 write_record(run_dir, task)
+                write_spec(run_dir, task)
+            if run.compile:
+                log.say(
+                    "compile=true: the model is compiled when it first meets a length, so the "
+                    "first steps and the first evaluation take longer"
+                )
             for remark in [*task.remarks(model), *model.remarks()]:
                 log.warn(checkpoints.progress.step, remark)
             yield TrainingSession(run, run_dir, task, engine, log, checkpoints, stop)
@@ -94,17 +119,23 @@ def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
 def refuse_lone_sample(run: Run, model: Model, task: Task) -> None:
     """A BatchNorm cannot normalise a batch of one sample, which would end the run in the midst of
     its first epoch."""
-    has_batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
-    samples = task.data.num_train
+    if not has_batch_norm(model):
+        return
+    samples = task.train_samples()
     last = samples % run.batch_size or run.batch_size
     is_left_out = run.loading.drop_last and last < run.batch_size
-    if has_batch_norm and last == 1 and not is_left_out:
+    if last == 1 and not is_left_out:
         raise ConfigError(
             f"batch_size={run.batch_size} leaves one of the {samples} train samples of {run.data} "
             f"for the last batch, and the BatchNorm of model {run.model!r} cannot normalise a "
             "single one; give another batch_size, loading.drop_last=true, or the model's other "
             "norm (options.norm=layer)"
         )
+
+
+def has_batch_norm(model: Model) -> bool:
+    """Whether a sample's outputs depend on those beside it, of which there must be some."""
+    return any(isinstance(module, _BatchNorm) for module in model.modules())
 
 
 def unrecorded(run: Run, task: Task, engine: Engine, run_dir: Path) -> TrainingSession:
@@ -133,17 +164,9 @@ def resume(run: Run, model: Model, task: Task, checkpoints: Checkpoints, log: Ru
     load_weights(folder, state.shapes, model)  # before the engine cuts the parameters up
     engine = start(model, run)
     load_moments(folder, state.adam_step, engine, model)
-    try:
+    with naming_state(folder):
         load_grad_scaler(engine, state.loss_scale)
         task.load_state_dict(state.task)
-    except Refused as error:
-        raise ConfigError(f"{folder / 'state.json'}: {error}") from None
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(
-            f"{folder / 'state.json'} holds no position of this run ({reason}); use another "
-            "run_dir to start again"
-        ) from None
     progress = checkpoints.progress
     vars(progress).update(vars(state.progress))
     load_generators(folder, state.ranks, (run.seed, progress.step))
@@ -152,6 +175,22 @@ def resume(run: Run, model: Model, task: Task, checkpoints: Checkpoints, log: Ru
     if progress.best_epoch >= 0:
         _look_for_best(checkpoints, log)
     return engine
+
+
+@contextmanager
+def naming_state(folder: Path) -> Iterator[None]:
+    """Around what takes the position of a checkpoint up: what cannot be is a ConfigError that
+    names the file."""
+    path = folder / "state.json"
+    try:
+        yield
+    except Refused as error:
+        raise ConfigError(f"{path}: {error}") from None
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"{path} holds no position of this run ({reason}); use another run_dir to start again"
+        ) from None
 
 
 def _look_for_best(checkpoints: Checkpoints, log: RunLog) -> None:

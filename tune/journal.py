@@ -22,6 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
+
+from core.command import Refused
+from core.file_access.json_files import parse_json
+from core.file_access.regular_files import open_regular_file
 from core.files import naming
 
 # Reported in place of a score that is no number: finite, so that it can be compared, and behind all
@@ -30,6 +35,71 @@ WORST = 1e9
 
 State = Literal["running", "finished", "stopped", "diverged", "failed"]
 NO_ROOM = "no room"  # reported as the state of a trial that a full disk stopped; it stays open
+
+
+class _Event(BaseModel):
+    """What every line says; each kind below says more, and other keys are kept."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    event: str
+    trial: int
+    time: float
+
+
+class _Start(_Event):
+    changes: dict[str, Any]
+
+
+class _Epoch(_Event):
+    epoch: int
+    objective: float = Field(validation_alias=AliasChoices("objective", "badness"))
+    scores: dict[str, float]
+
+
+class _Checkpoint(_Event):
+    path: str
+
+
+class _Test(_Event):
+    scores: dict[str, float]
+
+
+class _End(_Event):
+    state: State
+    reason: str = ""
+
+
+_KINDS: dict[str, type[_Event]] = {
+    "start": _Start,
+    "epoch": _Epoch,
+    "checkpoint": _Checkpoint,
+    "test": _Test,
+    "end": _End,
+}
+
+
+def read_event(line: bytes, where: str) -> dict[str, Any]:
+    """The event of one line.
+
+    Args:
+        where: file and line, for the message.
+
+    Raises:
+        Refused: it is none, or says something of another kind than its sort of event has.
+    """
+    event = parse_json(line.decode("utf-8", "replace"), where)
+    kind = event.get("event") if isinstance(event, dict) else None
+    try:
+        _KINDS.get(str(kind), _Event).model_validate(event)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"])) or "it"
+        raise Refused(
+            f"{where} is no event of a search: {key}: {first['msg']}; remove the line, and what it "
+            "told is done again"
+        ) from None
+    return dict(event)
 
 
 @dataclass
@@ -77,10 +147,13 @@ class Journal:
         self.records: dict[int, Record] = {}
         self.sessions = 0
         path.parent.mkdir(parents=True, exist_ok=True)
-        content = path.read_bytes() if path.exists() else b""
+        content = b""
+        if path.exists():
+            with open_regular_file(path) as file:
+                content = file.read()
         complete, newline, _ = content.rpartition(b"\n")
-        for line in complete.splitlines():
-            self._add(json.loads(line))
+        for number, line in enumerate(complete.splitlines(), 1):
+            self._add(read_event(line, f"{path}, line {number}"))
         self._file = path.open("r+b" if path.exists() else "wb")
         self._file.truncate(len(complete) + len(newline))
         self._file.seek(0, os.SEEK_END)

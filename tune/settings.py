@@ -198,12 +198,12 @@ def _build(tree: dict[str, Any]) -> Search:
         return TypeAdapter(Search).validate_python(tree)
     except ValidationError as error:
         first = error.errors()[0]
-    name, reason = first["loc"][0], first["msg"]
+    name, reason = ".".join(map(str, first["loc"])) or "settings", first["msg"]
     if first["type"] == "greater_than_equal":
         reason = f"at least {first['ctx']['ge']:g}"
     elif name == "cpus" and first["type"] == "greater_than":
         reason = "a process needs some part of a CPU"
-    raise ConfigError(f"{name}={first['input']}: {reason}")
+    raise ConfigError(f"{name}={str(first['input'])[:80]}: {reason}")
 
 
 def _refuse_contradictions(search: Search) -> None:
@@ -263,7 +263,7 @@ def write_search(search: Search) -> None:
     path = folder / "search.json"
     if path.is_file():
         raise ConfigError(
-            f"{folder} holds a search already; go on with it: python -m tune.search resume={folder}"
+            f"{folder} holds a search already; go on with it: python -m tune.search --resume {folder}"
         )
     check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)

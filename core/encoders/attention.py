@@ -8,6 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from core.dropout import SampleDropout
+from core.kernels.attention import attention_op
+
 
 class Attention(nn.Module):
     """Multi-head attention of (B, T, width) queries on (B, S, key_width) keys and values.
@@ -15,6 +18,8 @@ class Attention(nn.Module):
     Args:
         key_width: of what keys and values are made of; None: as wide as the queries.
         out: whether heads go through an output projection.
+        head_width: of each head; None: the heads share the width out among them.
+        out_bias: of the output projection; None: as ``bias``.
         scale: of the scores before the softmax; None: one over the root of a head's width.
     """
 
@@ -27,20 +32,24 @@ class Attention(nn.Module):
         dropout: float = 0.0,
         bias: bool = True,
         out: bool = True,
+        head_width: int | None = None,
+        out_bias: bool | None = None,
         scale: float | None = None,
     ):
         super().__init__()
-        if width % heads:
+        if head_width is None and width % heads:
             raise ValueError(f"{heads} heads do not divide a width of {width}")
+        inner = width if head_width is None else heads * head_width
+        out_bias = bias if out_bias is None else out_bias
         key_width = width if key_width is None else key_width
         self.heads = heads
         self.scale = scale
         # a module of its own, so that its masks can be tied to the samples
         self.dropout = nn.Dropout(dropout)
-        self.query = nn.Linear(width, width, bias=bias)
-        self.key = nn.Linear(key_width, width, bias=bias)
-        self.value = nn.Linear(key_width, width, bias=bias)
-        self.out = nn.Linear(width, width, bias=bias) if out else nn.Identity()
+        self.query = nn.Linear(width, inner, bias=bias)
+        self.key = nn.Linear(key_width, inner, bias=bias)
+        self.value = nn.Linear(key_width, inner, bias=bias)
+        self.out = nn.Linear(inner, width, bias=out_bias) if out else nn.Identity()
 
     def forward(
         self,
@@ -48,17 +57,19 @@ class Attention(nn.Module):
         keys: Tensor,
         mask: Tensor | None = None,
         attn_mask: Tensor | None = None,
+        values: Tensor | None = None,
     ) -> Tensor:
         """(B, T, width). A query that may look at nothing gives zeros.
 
         Args:
             keys: (B, S, key_width), what is looked at.
+            values: (B, S, key_width), what is seen there; None: the keys.
             mask: (B, S), True at keys that exist.
             attn_mask: (T, S), True where a query may look at a key; used where there is a ``mask``.
         """
         query = self._split_heads(self.query(x))
         key = self._split_heads(self.key(keys))
-        value = self._split_heads(self.value(keys))
+        value = self._split_heads(self.value(keys if values is None else values))
         if mask is None:
             mixed = attend(query, key, value, None, self.dropout, self.scale)  # (B, h, T, d)
             return self._join_heads(mixed)
@@ -66,10 +77,11 @@ class Attention(nn.Module):
         if attn_mask is not None:
             allowed = allowed & attn_mask
         sees_any = allowed.any(2, keepdim=True)
-        # softmax over nothing would be NaN, so such a query looks at everything, and is zeroed
-        # below
-        safe = allowed | ~sees_any
-        mixed = attend(query, key, value, safe[:, None], self.dropout, self.scale)
+        if not is_fused(query, key, value, self.dropout):
+            # softmax over nothing would be NaN, so such a query looks at everything, and is zeroed
+            # below
+            allowed = allowed | ~sees_any
+        mixed = attend(query, key, value, allowed[:, None], self.dropout, self.scale)
         return self._join_heads(mixed) * sees_any
 
     def _split_heads(self, x: Tensor) -> Tensor:
@@ -90,15 +102,21 @@ def attend(
     """softmax(query key^T * scale) value, over (B, h, T, d), with the module ``dropout`` on the
     softmax.
 
-    ``allowed`` is boolean or added to the scores. The fused kernels draw dropout from their
-    process's generator, so they serve only where nothing is dropped; masks of ``dropout`` may
-    belong to the sample (``core.dropout``).
+    ``allowed`` is boolean or added to the scores. torch's fused kernels draw dropout from their
+    process's generator, so they serve only where nothing is dropped. Masks that belong to the
+    sample (``core.dropout``) are drawn inside this project's kernel on a GPU; elsewhere the scores
+    are written out.
     """
-    drops = dropout.training and getattr(dropout, "p", 0.0) > 0
-    if not drops:
+    if not _drops(dropout):
         return F.scaled_dot_product_attention(query, key, value, allowed, scale=scale)
     if scale is None:
         scale = query.shape[-1] ** -0.5
+    if is_fused(query, key, value, dropout):
+        assert isinstance(dropout, SampleDropout)
+        states = dropout.states_of(query)
+        return attention_op.fused_attention(
+            query, key, value, allowed, scale, states, dropout.layer, dropout.p
+        )
     # in place where the backward pass does not ask for what was there: these are the largest
     # tensors of a model
     score = (query @ key.transpose(-1, -2)).mul_(scale)  # (B, h, T, S)
@@ -107,6 +125,21 @@ def attend(
     elif allowed is not None:
         score = score + allowed
     return dropout(score.softmax(-1)).to(value.dtype) @ value
+
+
+def is_fused(query: Tensor, key: Tensor, value: Tensor, dropout: nn.Module) -> bool:
+    """Whether ``attend`` is this project's kernel, in which a query that may look at nothing gives
+    zeros."""
+    return (
+        isinstance(dropout, SampleDropout)
+        and _drops(dropout)
+        and attention_op.serves(query, key, value, dropout.p)
+        and dropout.states_of(query) is not None
+    )
+
+
+def _drops(dropout: nn.Module) -> bool:
+    return dropout.training and getattr(dropout, "p", 0.0) > 0
 
 
 class TransformerLayer(nn.Module):

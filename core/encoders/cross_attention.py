@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.encoders.attention import Attention
+from core.encoders.sequence import last_frame
 
 
 class EncoderOptions(Protocol):
@@ -77,22 +78,28 @@ class Encoder(nn.Module):
         attn_mask: Tensor | None = None,
         other: Tensor | None = None,
         other_mask: Tensor | None = None,
+        last_only: bool = False,
     ) -> Tensor:
-        """(B, T, width).
+        """(B, T, width), or (B, 1, width) with ``last_only``.
 
         Args:
             mask: (B, T); None means that positions have no order and all exist (the feature axis).
             attn_mask: (T, S), True where a query may look at a key.
             other: (B, S, width), what is looked at instead of ``x`` itself.
             other_mask: (B, S).
+            last_only: give the last existing frame alone. It may look at every frame of ``x``, and
+                the last layer computes nothing else.
         """
         embedded_other = None if other is None else self._embed(other, other_mask)
         key_mask = mask if other is None else other_mask
         x = self._embed(x, mask)
         layers = zip(self.attention, self.feed, self.before, self.between, strict=True)
-        for attention, feed, before, between in layers:
+        for number, (attention, feed, before, between) in enumerate(layers, 1):
             queries = before(x)
             keys = queries if embedded_other is None else before(embedded_other)
+            if last_only and mask is not None and number == len(self.attention):
+                x, queries = last_frame(x, mask)[:, None], last_frame(queries, mask)[:, None]
+                attn_mask = None
             x = x + self.residual(attention(queries, keys, key_mask, attn_mask))
             x = x + self.residual(feed(between(x)))
         return self.last(x)
@@ -116,7 +123,7 @@ def positions(length: int, width: int, device: torch.device) -> Tensor:
 
 
 class ResidualHead(nn.Module):
-    """(B, width) to (B, outputs): a layer around which the input passes, then a linear one (MulT)."""
+    """(B, width) to (B, outputs): a layer that the input passes by, then a linear one (MulT)."""
 
     def __init__(self, width: int, dropout: float, outputs: int):
         super().__init__()
@@ -134,8 +141,8 @@ def keys_up_to_now(queries: int, keys: int, ahead: int, device: torch.device) ->
     """(queries, keys) bool: a query sees the keys up to its own place and ``ahead`` more.
 
     Args:
-        ahead: the difference of the greatest lengths of the data, so that nothing depends on how far
-            a batch is padded.
+        ahead: the difference of the greatest lengths of the data, so that nothing depends on how
+            far a batch is padded.
     """
     query_place = torch.arange(queries, device=device)
     key_place = torch.arange(keys, device=device)

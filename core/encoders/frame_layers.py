@@ -34,7 +34,8 @@ def longest_sequences(
     unknown = [m for m in modalities if not data.max_length.get(m)]
     if unknown:
         raise ValueError(
-            f"{model} needs DataSpec.max_length of {', '.join(unknown)}: parts of it are as long as that"
+            f"{model} needs DataSpec.max_length of {', '.join(unknown)}: parts of it are as long as "
+            "that"
         )
     longest = {m: data.max_length[m] for m in modalities}
     if text is not None and text.project is not None:
@@ -42,16 +43,19 @@ def longest_sequences(
     return longest
 
 
-def convolve(conv: nn.Conv1d, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def convolve(conv: nn.Module, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """(B, T, width) and its mask, without trace of padding.
 
     A convolution that pads by half its kernel keeps T. One that does not pad gives the T - kernel
     + 1 places whose whole window lies within, of which those exist whose last frame does.
 
     Args:
+        conv: an ``nn.Conv1d``.
         frames: (B, T, D).
         mask: (B, T), True where a frame exists.
     """
+    if not isinstance(conv, nn.Conv1d):
+        raise TypeError(f"convolve wants an nn.Conv1d, got {type(conv).__name__}")
     kernel, pads = conv.kernel_size[0], conv.padding[0] != 0
     frames = frames * mask[..., None]
     if not pads:

@@ -4,6 +4,7 @@ hidden."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Annotated, Literal, get_args
 
 import torch
@@ -80,7 +81,9 @@ class Inputs(nn.Module):
                 self.scaled.append(m)
 
     def _register_moments(self, m: str, data: DataSpec) -> None:
-        mean, std = (torch.tensor(values, dtype=torch.float32) for values in data.moments[m])
+        # on the CPU even in a sketch of the model: their values are looked at here
+        numbers = partial(torch.tensor, dtype=torch.float32, device="cpu")
+        mean, std = map(numbers, data.moments[m])
         if mean.shape != (data.features[m],) or std.shape != mean.shape:
             raise ValueError(
                 f"{m} has {data.features[m]} features, but moments of {len(mean)} and {len(std)}"

@@ -6,7 +6,6 @@ the user answers, and weights are read as safetensors only: a pickle can run cod
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import urllib.error
@@ -14,11 +13,15 @@ import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from core.file_access.json_files import read_json_object
+from core.file_access.regular_files import check_regular_files_in
+
 HUB_ANSWERS_WITHIN = 4.0  # seconds
 TRUE_WORDS = {"1", "on", "yes", "true"}
 PICKLED_WEIGHTS = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 MODEL_FILES = "config.json and model.safetensors"
 TOKENIZER_FILES = "tokenizer.json (or vocab.txt) and tokenizer_config.json"
+PREPARATION_FILE = "preprocessor_config.json"
 
 
 class Source(NamedTuple):
@@ -64,10 +67,55 @@ def load_tokenizer(source: Source) -> Any:
     return _load(AutoTokenizer, source, TOKENIZER_FILES)
 
 
+def hide_progress() -> None:
+    """Have the library draw no bars while it loads; a command draws its own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
+def load_sound_preparation(source: Source) -> Any:
+    """What turns sound into the input of an encoder."""
+    from transformers import AutoFeatureExtractor
+
+    _refuse_own_code(source, PREPARATION_FILE)
+    return _load(AutoFeatureExtractor, source, PREPARATION_FILE)
+
+
+def load_image_preparation(source: Source) -> Any:
+    """What turns pictures into the input of an encoder."""
+    from transformers import AutoImageProcessor
+
+    _refuse_own_code(source, PREPARATION_FILE)
+    # the one way that is there on every machine: another gives other numbers
+    return _load(AutoImageProcessor, source, PREPARATION_FILE, backend="pil")
+
+
+def load_recogniser(source: Source) -> Any:
+    """A pipeline that turns sound into words with times; its model is one that spells (CTC) or one
+    that writes (Whisper)."""
+    from transformers import AutoModelForCTC, AutoModelForSpeechSeq2Seq, pipeline
+
+    writes = load_config(source).is_encoder_decoder
+    _refuse_pickled_weights(source)
+    kind = AutoModelForSpeechSeq2Seq if writes else AutoModelForCTC
+    model = _load(kind, source, MODEL_FILES, use_safetensors=True)
+    return pipeline(
+        "automatic-speech-recognition",
+        model=model.eval(),
+        tokenizer=load_tokenizer(source),
+        feature_extractor=load_sound_preparation(source),
+        device="cpu",
+        trust_remote_code=False,
+    )
+
+
 def _load(kind: Any, source: Source, files: str, **options: Any) -> Any:
     """``kind.from_pretrained``: from the folder or the copy that an earlier run fetched, else from
     the hub."""
     options["trust_remote_code"] = False
+    if source.folder is not None:
+        check_regular_files_in(source.folder)  # transformers opens whichever it finds
     try:
         return kind.from_pretrained(source.name, local_files_only=True, **options)
     except Exception as error:  # damaged files make the library raise nearly anything
@@ -91,15 +139,9 @@ def _refuse_own_code(source: Source, name: str) -> None:
     if source.folder is None:
         return
     path = source.folder / name
-    if not path.is_file():
+    if not path.exists():
         return
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {_one_line(error)}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, not a JSON object")
-    if content.get("auto_map"):
+    if read_json_object(path).get("auto_map"):
         raise ValueError(_own_code(source, name))
 
 
@@ -130,16 +172,26 @@ def _refuse_without_hub(source: Source, files: str) -> None:
     is_path = source.name.count("/") > 1 or source.name.startswith((".", "/", "~"))
     if is_path:
         raise ValueError(f"{source}: no such folder; it must hold {files}")
-    hub = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in TRUE_WORDS:
-        silence = "HF_HUB_OFFLINE is set"
-    else:
-        silence = _why_silent(hub)
+    silence = hub_silence()
     if silence:
         raise ValueError(
-            f"{source} is no folder, and no hub answers ({hub}: {silence}); give {source.key}DIR, "
+            f"{source} is no folder, and no hub answers ({silence}); give {source.key}DIR, "
             f"a folder that holds {files}"
         )
+
+
+def hub_address() -> str:
+    """The hub that ``HF_ENDPOINT`` says, or the usual one."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def hub_silence() -> str:
+    """Which hub does not answer within a few seconds, and why; empty when it does."""
+    hub = hub_address()
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in TRUE_WORDS:
+        return f"{hub}: HF_HUB_OFFLINE is set"
+    silence = _why_silent(hub)
+    return f"{hub}: {silence}" if silence else ""
 
 
 def _why_silent(hub: str) -> str:

@@ -78,7 +78,7 @@ class SummaryTransformer(nn.Module):
         summary: Tensor | None = self.summary
         if summary is None:
             summary = torch.randn(self.width, device=frames.device) * self.scale
-        x = torch.cat([summary.expand(len(frames), 1, -1), frames], dim=1)
+        x = torch.cat([summary.expand(frames.shape[0], 1, -1), frames], dim=1)
         mask = torch.cat([torch.ones_like(mask[:, :1]), mask], dim=1)
         positions = sinusoids(x.shape[1], self.width, x.device)
         x = self.dropout(math.sqrt(self.width) * x + positions)

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoModel,
-    BertConfig,
-)
-from transformers.masking_utils import sdpa_mask
 
 from core.dropout import Probability
 from core.encoders.attention import attend
 from core.encoders.pretrained import Source, load_config, load_model
 from core.model import DataSpec
+from core.sketch import is_sketched
 
 HiddenChange = Callable[[Tensor], Tensor]  # of hidden states, (B, T, width)
 
@@ -48,8 +43,32 @@ def _attention(
     return mixed.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(_ATTENTION, _attention)
-AttentionMaskInterface.register(_ATTENTION, sdpa_mask)
+def _mask(**asked: Any) -> Tensor | None:
+    """``sdpa_mask`` as transformers calls it, without its question whether everything exists, for
+    which a GPU would have to be waited for; (B, 1, T, S), the same memory for all T queries."""
+    from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
+
+    exists = asked.get("attention_mask")
+    is_padding_alone = (
+        isinstance(exists, Tensor)
+        and exists.device.type != "cpu"
+        and asked.get("mask_function") is bidirectional_mask_function
+        and exists.shape == (asked["batch_size"], asked["kv_length"])
+    )
+    if not is_padding_alone:
+        found: Tensor | None = sdpa_mask(**asked)
+        return found
+    assert isinstance(exists, Tensor)
+    return exists.bool()[:, None, None].expand(-1, -1, asked["q_length"], -1)
+
+
+@cache
+def _make_attention_known() -> None:
+    """To transformers, before the first encoder is made; importing it takes seconds."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(_ATTENTION, _attention)
+    AttentionMaskInterface.register(_ATTENTION, _mask)
 
 
 @validated_dataclass(frozen=True)
@@ -114,7 +133,7 @@ class TextEncoder(nn.Module):
             return frames, mask
         has_text = mask.any(1, keepdim=True)  # (B, 1)
         if self.project is not None:
-            summary = self.sentence.expand(len(frames), 1, -1)
+            summary = self.sentence.expand(frames.shape[0], 1, -1)
             embedded = self.project(frames).to(summary.dtype)
             inputs = {"inputs_embeds": torch.cat([summary, embedded], dim=1)}
             mask = torch.cat([has_text, mask], dim=1)
@@ -205,6 +224,9 @@ def _small(config: TextConfig, data: DataSpec) -> Any:
         raise ValueError(
             "text.source=small needs to know how many tokens there are, but the data has vocab_size 0"
         )
+    from transformers import AutoModel, BertConfig
+
+    _make_attention_known()
     settings = BertConfig(
         vocab_size=data.vocab_size or 1,
         hidden_size=config.width,
@@ -220,11 +242,14 @@ def _small(config: TextConfig, data: DataSpec) -> Any:
 
 
 def _pretrained(source: str, data: DataSpec) -> Any:
+    from transformers import AutoModel
+
+    _make_attention_known()
     given = Source(source, "options.text.source=")
     settings = load_config(given)
     _refuse_other_vocabulary(source, int(settings.vocab_size), data)
     _refuse_longer_sentences(source, settings, data)
-    if getattr(settings, _NO_WEIGHTS, False):
+    if getattr(settings, _NO_WEIGHTS, False) or is_sketched():
         backbone = AutoModel.from_config(
             settings,
             attn_implementation=_ATTENTION,

@@ -29,7 +29,7 @@ COLUMN_BLOCK = 256  # columns that one thread adds up at a time
 ROW_BLOCK = 16  # rows that share an order of labels and scratch
 
 Arguments = dict[str, Any]
-Units = Literal["rows", "row blocks", "column blocks", "labels", "mask rows"]
+Units = Literal["rows", "row blocks", "column blocks", "labels", "mask rows", "out rows"]
 
 
 def compiled(
@@ -91,6 +91,8 @@ def size_of(units: Units, arguments: Arguments) -> tuple[int, int]:
         return len(arguments["values"]), arguments["sums"].size
     if units == "mask rows":
         return len(arguments["mask"]), arguments["mask"].size
+    if units == "out rows":
+        return len(arguments["out"]), arguments["out"].size
     rows, columns = arguments["tile"].shape
     count = {
         "rows": rows,

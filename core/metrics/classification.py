@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import f1_score
 
 from core.metrics.declared import score_text
 
@@ -81,4 +80,6 @@ def _refuse_other_numbers(name: str, values: np.ndarray, num_classes: int) -> No
 
 
 def _f1(truth: np.ndarray, predicted: np.ndarray, classes: list[int] | None, average: str) -> float:
+    from sklearn.metrics import f1_score  # with the first evaluation: it takes seconds
+
     return float(f1_score(truth, predicted, labels=classes, average=average, zero_division=0))

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import f1_score
 
 from core.metrics.declared import score_text
 
@@ -175,6 +174,8 @@ def _weighted_f1(prediction: NDArray, label: NDArray) -> float:
     """F1 per class, weighted by the class's share of the *truth*."""
     if not len(label):
         return 0.0
+    from sklearn.metrics import f1_score  # with the first evaluation: it takes seconds
+
     return float(f1_score(label, prediction, average="weighted", zero_division=0))
 
 

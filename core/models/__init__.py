@@ -7,8 +7,12 @@ from typing import Any
 from core.model import Model
 from core.models.baseline import Baseline
 from core.models.cenet import CENet
+from core.models.cross_modal.almt import ALMT
+from core.models.cross_modal.bbfn import BBFN
+from core.models.cross_modal.lnln import LNLN
 from core.models.cross_modal.mag_bert import MAGBert
 from core.models.cross_modal.mult import MulT
+from core.models.cross_modal.tetfn import TETFN
 from core.models.disentangled.misa import MISA
 from core.models.disentangled.mmim import MMIM
 from core.models.fusion.ef_lstm import EFLSTM
@@ -28,13 +32,16 @@ from core.models.tate import TATE
 from core.models.tfr_net import TFRNet
 
 MODELS: dict[str, type[Model[Any, Any]]] = {
+    "almt": ALMT,
     "baseline": Baseline,
+    "bbfn": BBFN,
     "cenet": CENet,
     "ef_lstm": EFLSTM,
     "graph_mfn": GraphMFN,
     "hscl": HSCL,
     "lf_dnn": LFDNN,
     "lmf": LMF,
+    "lnln": LNLN,
     "mag_bert": MAGBert,
     "mclea": MCLEA,
     "meaformer": MEAformer,
@@ -48,5 +55,6 @@ MODELS: dict[str, type[Model[Any, Any]]] = {
     "self_mm": SelfMM,
     "tate": TATE,
     "tfn": TFN,
+    "tetfn": TETFN,
     "tfr_net": TFRNet,
 }

@@ -95,16 +95,15 @@ class LabelMemory(nn.Module):
         # all by the old centres, before any view moves its own
         attraction = {view: self.attraction(view, rows) for view, rows in features.items()}
         for view, rows in features.items():
-            kept: Tensor | slice = slice(None)
+            # by masks: how many rows there are is a number that a GPU would be waited for
+            kept = torch.ones_like(label, dtype=torch.bool)
             if has_modality is not None and view in has_modality:
                 kept = has_modality[view]
-            view_index, view_label = index[kept], label[kept]
+            view_label = label
             if view != FUSION:
-                generated, cut = generate(
-                    attraction[view][kept], attraction[FUSION][kept], view_label, self.limit
-                )
-                view_label = self._blend(view, view_index, view_label, generated, cut)
-            self._write(view, view_index, rows[kept].float(), view_label)
+                generated, cut = generate(attraction[view], attraction[FUSION], label, self.limit)
+                view_label = self._blend(view, index, label, generated, cut, kept)
+            self._write(view, index, rows.float(), view_label, kept)
 
     def attraction(self, view: str, features: Tensor) -> Tensor:
         """alpha of (B, width) features, (B,): how much nearer the positive centre is, as a part of
@@ -118,35 +117,45 @@ class LabelMemory(nn.Module):
         return (negative - positive) / (positive + EPSILON)
 
     def _blend(
-        self, view: str, index: Tensor, label: Tensor, generated: Tensor, cut: Tensor
+        self,
+        view: str,
+        index: Tensor,
+        label: Tensor,
+        generated: Tensor,
+        cut: Tensor,
+        kept: Tensor,
     ) -> Tensor:
         """Labels after visit n: (n-1)/(n+1) of the old and 2/(n+1) of the generated one, from the
         second visit on."""
         visit = self.of("visits", view)[index] + 1
         # a side without samples has no centre: labels wait
         have_centres = (self.of("sizes", view) > 0).all() & (self.of("sizes", FUSION) > 0).all()
-        due = (visit > 1) & have_centres
+        due = (visit > 1) & have_centres & kept
         old = torch.where(visit > 1, self.of("labels", view)[index], label)
         share = 2 / (visit + 1).float()
         self.of("generated", view).add_(torch.stack([due.sum(), (due & cut).sum()]))
         return torch.where(due, (1 - share) * old + share * generated, old)
 
-    def _write(self, view: str, index: Tensor, features: Tensor, label: Tensor) -> None:
+    def _write(
+        self, view: str, index: Tensor, features: Tensor, label: Tensor, kept: Tensor
+    ) -> None:
         """Move samples from the side that they were on to their new one, with their new
-        features."""
+        features; those that are not ``kept`` stay as they are."""
         all_features = self.of("features", view)
         all_labels = self.of("labels", view)
         visits = self.of("visits", view)
         # nothing of an unvisited row is in the sums
-        old = _sides(all_labels[index]) & (visits[index] > 0)  # (2, B)
-        new = _sides(label)
+        old = _sides(all_labels[index]) & (visits[index] > 0) & kept  # (2, B)
+        new = _sides(label) & kept
+        features = torch.where(kept[:, None], features, all_features[index])
+        label = torch.where(kept, label, all_labels[index])
         arriving = new.double() @ features.double()
         leaving = old.double() @ all_features[index].double()
         self.of("sums", view).add_(arriving - leaving)
         self.of("sizes", view).add_(new.sum(1) - old.sum(1))
         all_features[index] = features
         all_labels[index] = label
-        visits[index] += 1
+        visits[index] += kept.to(visits.dtype)
 
     @torch.no_grad()
     def begin_epoch(self) -> None:

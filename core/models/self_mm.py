@@ -4,7 +4,6 @@ way."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
@@ -25,19 +24,12 @@ from core.encoders.inputs import (
 )
 from core.encoders.sequence import LSTMEncoder
 from core.encoders.text import TextConfig, TextEncoder, decayed
-from core.losses.labels import task_loss
-from core.model import DataSpec, Model, Sentiment
+from core.model import DataSpec
 from core.models.label_memory import FUSION, LabelMemory
+from core.models.unimodal_tasks import Head, Output, UnimodalTasks
 
 
-@dataclass(frozen=True)
-class Output(Sentiment):
-    views: dict[str, Tensor]  # modality -> (B,), the score by that modality alone
-    hidden: dict[str, Tensor]  # modality or "fusion" -> (B, post), what the label memory keeps
-    has_modality: dict[str, Tensor]  # modality -> (B,) bool, True where the sample has it
-
-
-class SelfMM(Model[Utterances, Output]):
+class SelfMM(UnimodalTasks):
     """One encoder and one head per modality, and a fused head; the modalities' heads learn
     generated labels.
 
@@ -50,6 +42,7 @@ class SelfMM(Model[Utterances, Output]):
     """
 
     task = "sentiment"
+    memory: LabelMemory
 
     @validated_dataclass(frozen=True)
     class Config:
@@ -120,50 +113,6 @@ class SelfMM(Model[Utterances, Output]):
             has_modality={m: has_frames(mask[m]) for m in self.modalities},
         )
 
-    def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
-        losses = {"task": batch.mean(task_loss(output.score, batch.label))}
-        if not self.training:
-            return losses  # the memory is of the train split
-        for m, score in output.views.items():
-            target = self.memory.labels(m, batch.index, batch.label)
-            # nothing new where it equals the human label
-            weight = torch.tanh((target - batch.label).abs())
-            losses[m] = batch.mean(weight * (score - target).abs())
-        return losses
-
-    def resting_losses(self) -> set[str]:
-        # generated labels are the human ones until each sample's second visit
-        return set(self.modalities) if self.epoch == 0 else set()
-
-    def memory_bank_rows(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
-        if not self.training:
-            return {}
-        rows = {"index": batch.index, "label": batch.label}
-        for m in self.modalities:
-            if m in batch.unimodal_labels:
-                rows[f"human_{m}"] = batch.unimodal_labels[m]
-        for m, has in output.has_modality.items():
-            rows[f"has_{m}"] = has.float()
-        for view, hidden in output.hidden.items():
-            rows[f"hidden_{view}"] = hidden.detach()
-        return rows
-
-    def update_memory_bank(self, rows: Mapping[str, Tensor]) -> None:
-        index, label = rows["index"], rows["label"]
-        hidden = {view: rows[f"hidden_{view}"] for view in self.heads}
-        has_modality = {m: rows[f"has_{m}"] > 0 for m in self.modalities}
-        self.memory.update(index, label, hidden, has_modality)
-        for m in self.modalities:
-            if f"human_{m}" in rows:
-                self.memory.compare(m, index, label, rows[f"human_{m}"])
-
-    def report(self) -> dict[str, float]:
-        return self.memory.report()
-
-    def begin_epoch(self, epoch: int) -> None:
-        super().begin_epoch(epoch)
-        self.memory.begin_epoch()
-
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         decay, no_decay = decayed(self.text.trained() if self.text is not None else [])
         named = {"text": decay, "text_no_decay": no_decay}
@@ -184,25 +133,6 @@ class FrameEncoder(nn.Module):
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         state = self.dropout(self.last(frames, mask))
         return self.out(state)
-
-
-class Head(nn.Module):
-    """Three layers to a score; the first one's output is the representation that labels are
-    generated from."""
-
-    def __init__(self, input_width: int, width: int, dropout: float):
-        super().__init__()
-        self.width = width
-        self.dropout = nn.Dropout(dropout)
-        self.first = nn.Linear(input_width, width)
-        self.second = nn.Linear(width, width)
-        self.score = nn.Linear(width, 1)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) scores and (B, width) representations, float32."""
-        hidden = torch.relu(self.first(self.dropout(x)))
-        score = self.score(torch.relu(self.second(hidden)))
-        return score.squeeze(-1).float(), hidden.float()
 
 
 def _heads(config: SelfMM.Config, width: Mapping[str, int], fused_width: int) -> dict[str, Head]:

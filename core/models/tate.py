@@ -3,15 +3,15 @@ missing, and a teacher that saw them all shows what the encoding should have bee
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, PositiveInt, ValidationError
 from pydantic.dataclasses import dataclass as validated_dataclass
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -20,6 +20,8 @@ from core.dropout import Probability
 from core.encoders.attention import Attention
 from core.encoders.inputs import InputConfig, Inputs, Modality, groups, one_frame
 from core.encoders.text import TextConfig, TextEncoder
+from core.file_access.json_files import read_json_object
+from core.file_access.regular_files import check_regular_file
 from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 
@@ -324,12 +326,19 @@ def load_teacher(folder: Path, data: DataSpec) -> TATE:
         raise ValueError(
             f"teacher={folder} has no {' and no '.join(missing)}; train one and export it there"
         )
-    options = json.loads((folder / TEACHER_OPTIONS).read_text(encoding="utf-8"))
-    options["teacher"] = ""
-    teacher = TATE(TATE.Config(**options), data)
+    path, weights = folder / TEACHER_OPTIONS, folder / TEACHER_WEIGHTS
+    options = {**read_json_object(path), "teacher": ""}
+    check_regular_file(weights)
     try:
-        teacher.load_state_dict(load_file(folder / TEACHER_WEIGHTS))
-    except RuntimeError as error:
+        config = TATE.Config(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{path}: {key}={first['input']!r:.80}: {first['msg']}") from None
+    teacher = TATE(config, data)
+    try:
+        teacher.load_state_dict(load_file(weights))
+    except (SafetensorError, RuntimeError) as error:
         raise ValueError(
             f"the weights in {folder} do not fit this data and its options: {error}"
         ) from None

@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,7 @@ from data_shards.shards.manifest import (
     Manifest,
     Shard,
     Task,
+    is_plain_name,
     read_manifest,
 )
 from data_shards.shards.sentiment_schema import Rules, check_manifest
@@ -104,7 +106,7 @@ def index_folder(folder: Path, stated: Stated | None = None, *, processes: int =
         "no arrays": dict(sorted(_not_arrays(facts).items())),
         **stated.source,
     }
-    described = _sentiment(folder, facts, stated) if is_sentiment else _arrays(facts)
+    described = _sentiment(folder, facts, stated) if is_sentiment else _arrays(folder, facts)
     manifest = Manifest(
         name=folder.resolve().name, task=stated.task, splits=shards, source=source, **described
     )
@@ -199,7 +201,7 @@ def _sentiment(folder: Path, facts: Sequence[TarFacts], stated: Stated) -> dict[
     }
 
 
-def _arrays(facts: Sequence[TarFacts]) -> dict[str, Any]:
+def _arrays(folder: Path, facts: Sequence[TarFacts]) -> dict[str, Any]:
     """What the manifest says of arrays of any kind."""
     fields: dict[str, tuple[str, Extents]] = {}
     for tar in facts:
@@ -207,7 +209,7 @@ def _arrays(facts: Sequence[TarFacts]) -> dict[str, Any]:
     described = {}
     max_length = {}
     for name, (dtype, extents) in sorted(fields.items()):
-        described[name] = Field(dtype, _shape(name, dtype, extents))
+        described[name] = Field(dtype, _shape(str(folder), name, dtype, extents))
         axis = _time_axis(dtype, extents)
         if axis is not None:
             max_length[name] = extents[axis][1]
@@ -258,11 +260,16 @@ def _extents(index: Index) -> dict[str, tuple[str, Extents]]:
 def _widen(fields: dict[str, tuple[str, Extents]], tar: TarFacts) -> None:
     """Widen the extents of each field by those of one more tar."""
     for name, (dtype, found) in tar.extents.items():
+        if not is_plain_name(name):
+            raise DataError(
+                f"{tar.path}: {name!r} cannot be the name of a field (letters, digits, _ and -, dots "
+                f"between); write the tars anew, or leave it out with --leave-out {quote(name)}"
+            )
         before_dtype, before = fields.setdefault(name, (dtype, list(found)))
         if before_dtype != dtype or len(before) != len(found):
             raise DataError(
                 f"{tar.path}: field {name!r} is {dtype} with {len(found)} axes, but {before_dtype} "
-                f"with {len(before)} axes in the tars before; leave it out with --leave-out {name}"
+                f"with {len(before)} axes in the tars before; leave it out with --leave-out {quote(name)}"
             )
         for axis, (low, high) in enumerate(found):
             lowest, highest = before[axis]
@@ -280,11 +287,11 @@ def _time_axis(dtype: str, extents: Extents) -> int | None:
     return 0 if np.dtype(dtype).kind == "f" else len(extents) - 1
 
 
-def _shape(name: str, dtype: str, extents: Extents) -> tuple[int | None, ...]:
+def _shape(where: str, name: str, dtype: str, extents: Extents) -> tuple[int | None, ...]:
     if sum(low != high for low, high in extents) > 1:
         raise DataError(
-            f"field {name!r} varies along more than one axis ({extents}); leave it out with "
-            f"--leave-out {name}"
+            f"{where}: field {name!r} varies along more than one axis ({extents}); leave it out with "
+            f"--leave-out {quote(name)}"
         )
     time = _time_axis(dtype, extents)
     return tuple(None if axis == time else low for axis, (low, _) in enumerate(extents))

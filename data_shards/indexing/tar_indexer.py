@@ -17,6 +17,7 @@ from functools import lru_cache
 from io import BytesIO
 from math import prod
 from pathlib import Path
+from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
@@ -182,7 +183,7 @@ class _TarIndexer:
             raise DataError(
                 f"{where}: {kind[0]} with {kind[1]} axes, but {before[0]} with {before[1]} axes "
                 "before; convert the data with python -m data_shards.convert, or leave it out "
-                f"with --leave-out {name}"
+                f"with --leave-out {quote(name)}"
             )
         sample.arrays[name] = (array.offset, *array.shape)
 

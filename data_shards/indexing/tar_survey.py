@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -101,8 +102,11 @@ def join_surveys(
         for name, length in survey.max_length.items():
             found.max_length[name] = max(found.max_length.get(name, 0), length)
     if found.scores and found.classes:
+        scored = next(path for path, survey in surveys if survey.labels)
+        classed = next(path for path, survey in surveys if survey.classes)
         raise DataError(
-            f"{folder}: some samples have a label and others a class; give one of them to all"
+            f"{folder}: some samples have a label, as in {scored.name}, and others a class, as in "
+            f"{classed.name}; give one of them to all"
         )
     found.fields = dict(sorted(found.fields.items()))
     found.moments = mean_and_std(survey.moments for _, survey in surveys)
@@ -163,7 +167,7 @@ def _check_kind(known: dict[str, Field], name: str, array: np.ndarray, where: st
     if is_label(name) and array.shape:
         raise DataError(
             f"{where}: {name} has shape {array.shape}; one number per sample is learnt: write the "
-            f"tars anew, or leave it out with --leave-out {name}"
+            f"tars anew, or leave it out with --leave-out {quote(name)}"
         )
     found = field_of(name, array.dtype.name, array.shape)
     before = known.get(name)
@@ -178,7 +182,7 @@ def check_like(name: str, found: Field, before: Field, where: str) -> None:
     """DataError unless a field is as it was before."""
     if found == before:
         return
-    advice = f"write the tars anew, or leave it out with --leave-out {name}"
+    advice = f"write the tars anew, or leave it out with --leave-out {quote(name)}"
     is_wider = found.dtype == before.dtype and len(found.shape) == len(before.shape) == 2
     if is_wider and not are_token_ids(name, found.dtype):
         raise DataError(

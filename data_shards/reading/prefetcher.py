@@ -8,9 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from data_shards.reading.open_shards import OpenShards
 from data_shards.reading.reader import Arrays
-from data_shards.reading.sampler import Epoch
 
-MakeStep = Callable[[Epoch, int], list[Arrays]]  # order of the epoch, step -> its micro-batches
+MakeStep = Callable[[int], list[Arrays]]  # step -> its micro-batches
+UpcomingShards = Callable[[int], list[int]]  # step -> numbers of shards needed from it on
 NumberedSteps = Iterator[tuple[int, list[Arrays]]]
 
 
@@ -21,17 +21,23 @@ class Prefetcher:
     for any more.
 
     Args:
-        shards: where shards are opened ahead of the steps that need them.
+        upcoming: which shards to open ahead of a step.
+        shards: where they are opened.
         steps: the steps to make, in order.
         depth: steps made ahead; 0 makes each when asked, in the caller's thread.
     """
 
     def __init__(
-        self, make_step: MakeStep, shards: OpenShards, order: Epoch, steps: range, depth: int
+        self,
+        make_step: MakeStep,
+        upcoming: UpcomingShards,
+        shards: OpenShards,
+        steps: range,
+        depth: int,
     ):
         self.make_step = make_step
+        self.upcoming = upcoming
         self.shards = shards
-        self.order = order
         self.steps = steps
         self.depth = depth
         self._thread = ThreadPoolExecutor(1, "make-batch") if depth else None
@@ -52,7 +58,7 @@ class Prefetcher:
 
     def _when_asked(self) -> NumberedSteps:
         for step in self.steps:
-            yield step, self.make_step(self.order, step)
+            yield step, self.make_step(step)
 
     def _in_background(self, thread: ThreadPoolExecutor) -> NumberedSteps:
         for step in self.steps:
@@ -67,8 +73,8 @@ class Prefetcher:
         return step, future.result()
 
     def _make(self, step: int) -> list[Arrays]:
-        upcoming = self.order.upcoming_shards(step)
+        upcoming = self.upcoming(step)
         if upcoming != self._opened_ahead:
             self.shards.open_ahead(upcoming)
             self._opened_ahead = upcoming
-        return self.make_step(self.order, step)
+        return self.make_step(step)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from threading import Lock
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from torch import Tensor
 
 from core.names import suggest, unknown_names
 from data_shards.reading.buffer_pool import BufferPool
-from data_shards.reading.copy_rows import BATCH_ARRAY, copy_rows, look_up_rows
 from data_shards.reading.corruption import advice
 from data_shards.reading.open_shards import OpenShard, OpenShards
 from data_shards.reading.sampler import Rows
@@ -170,14 +170,17 @@ class Reader:
         numbers = shard.index.table[row].tolist()
         record: dict[str, Any] = {}
         if numbers[JSON] != ABSENT:
-            where = f"{self._name(number)}, sample {key!r}"
             body = shard.read(numbers[JSON], numbers[JSON_SIZE])
-            record = parse_json(body, where)
+            record = parse_json(body, self.place(number, row))
         record.setdefault("id", key)
         if numbers[TEXT] != ABSENT:
             text = shard.read(numbers[TEXT], numbers[TEXT_SIZE])
             record["text"] = text.decode("utf-8", "replace")
         return record
+
+    def place(self, number: int, row: int) -> str:
+        """Shard and key of one sample, for messages."""
+        return f"{self._name(number)}, sample {self.shard(number).index.key(row)!r}"
 
     def lengths(self, number: int) -> np.ndarray:
         """(S,) int64, bytes of each sample in the fields that are read."""
@@ -189,7 +192,7 @@ class Reader:
         with self.open_shards.in_use(numbers) as shards:
             file, offset, length = self._locate(shards, rows)
             arrays, batch_arrays = self._allocate(length, pin)
-            failed = copy_rows(file, offset, length, batch_arrays)
+            failed = _loops().copy_rows(file, offset, length, batch_arrays)
         if failed >= 0:
             self._refuse_unreadable(int(rows.shard[failed]), int(rows.row[failed]))
         lengths: dict[str, Tensor] = {}
@@ -214,7 +217,7 @@ class Reader:
             table = self._tables[rows.shard]
         fields = len(self.fields)
         locations = np.empty((2 * fields, len(file)), np.int64)
-        look_up_rows(table, np.ascontiguousarray(rows.row), locations)
+        _loops().look_up_rows(table, np.ascontiguousarray(rows.row), locations)
         return file, locations[:fields], locations[fields:]
 
     def _allocate(self, length: np.ndarray, pin: bool) -> tuple[dict[str, Tensor], np.ndarray]:
@@ -230,14 +233,12 @@ class Reader:
             frames = longest if layout.has_time else 1
             described.append((layout.runs, layout.frame_bytes, frames, array.data_ptr()))
             arrays[name] = array
-        return arrays, np.array(described, BATCH_ARRAY)
+        return arrays, np.array(described, _loops().BATCH_ARRAY)
 
     def _refuse_unreadable(self, number: int, row: int) -> None:
-        where = self._name(number)
-        key = self.shard(number).index.key(row)
         raise DataError(
-            f"{where}: sample {key!r} could not be read whole; was the file changed in use? "
-            f"{advice(where)}"
+            f"{self.place(number, row)}: could not be read whole; was the file changed in use? "
+            f"{advice(self._name(number))}"
         )
 
     def _name(self, number: int) -> str:
@@ -254,3 +255,10 @@ def _absent_value(dtype: torch.dtype) -> float | int:
     if dtype.is_floating_point or dtype.is_complex:
         return float("nan")
     return -1 if dtype.is_signed else 0
+
+
+def _loops() -> ModuleType:
+    """The compiled loops, with the first samples that are read: importing numba takes seconds."""
+    from data_shards.reading import copy_rows
+
+    return copy_rows

@@ -53,6 +53,7 @@ RETRY: dict[str, Any] = {
 # What may be read, and the package that each needs besides fsspec.
 PROTOCOLS = {"http": "", "https": "", "s3": "s3fs", "gs": "gcsfs"}
 
+_AGAIN = "publish the folder again, the manifest last"
 WHOLE = 200  # the status of an answer that ignores the range asked for
 _RETRIED_STATUS = (408, 425, 429)  # answers of the 400s that another attempt may change
 _DENIED = (401, 403, 407)
@@ -152,6 +153,9 @@ class Remote:
     def _download(self, shard: Shard, path: Path) -> None:
         """Fetch a shard to ``path``, going on where an earlier attempt stopped. The caller has its
         lock."""
+        url = self._shown(shard.name)
+        if not self._is_http:  # there the answer itself is counted, piece by piece
+            _refuse_other_size(url, self._retry(lambda: self.files.size(url), url), shard.bytes)
         part = self.cache.part_path(path, shard.bytes)
         self.cache.reserve(part, shard.bytes)
         with part.open("r+b") as file:
@@ -164,8 +168,7 @@ class Remote:
         if sha256_of_file(part) != shard.sha256:
             part.unlink()
             raise DataError(
-                f"{self._shown(shard.name)} is not the shard that the manifest promises: its checksum is wrong; "
-                f"publish the folder again, the manifest last"
+                f"{url} is not the shard that the manifest promises: its checksum is wrong; {_AGAIN}"
             )
         os.replace(part, path)
 
@@ -188,12 +191,7 @@ class Remote:
         try:
             return self._retry(fetch, url)
         except OSError:
-            found = self._size(name)
-            if found not in (None, size):
-                raise DataError(
-                    f"{url} is damaged: it has {found} bytes, not {size}; publish the folder "
-                    "again, the manifest last"
-                ) from None
+            _refuse_other_size(url, self._size(name), size)
             raise
 
     def _size(self, name: str) -> int | None:
@@ -219,8 +217,9 @@ class Remote:
         def fetch() -> bytes:
             if self._is_http:
                 return _fetch_small(self.files, asked, url, SMALL)
-            body: bytes = self.files.cat_file(asked, start=0, end=SMALL + 1)
-            if len(body) > SMALL:
+            size = self.files.size(asked) or 0
+            body = b"" if size > SMALL else self.files.cat_file(asked, start=0, end=SMALL + 1)
+            if max(size, len(body)) > SMALL:
                 raise DataError(f"{url} has more than {SMALL} bytes, so it is no {name}")
             return body
 
@@ -245,9 +244,7 @@ class Remote:
                 f"could not fetch {url}: {_text(last)}; what came is kept: run the same command again"
             ) from None
         except FileNotFoundError:
-            raise DataError(
-                f"{url} does not exist; publish the folder again, the manifest last"
-            ) from None
+            raise DataError(f"{url} does not exist; {_AGAIN}") from None
         except aiohttp.ClientResponseError as error:
             raise ConnectionError(
                 f"could not fetch {url}: the server answers {error.status} {error.message}"
@@ -263,6 +260,11 @@ class Remote:
 
     def _hint(self, *, denied: bool) -> str:
         return f"; {how_to_give(self.protocol)}" if denied else ""
+
+
+def _refuse_other_size(url: str, found: int | None, size: int) -> None:
+    if found not in (None, size):
+        raise DataError(f"{url} is damaged: it has {found} bytes, not {size}; {_AGAIN}") from None
 
 
 def _say_fault(url: str, state: RetryCallState) -> None:
@@ -369,10 +371,7 @@ def _fetch_into(
             file.seek(end)
         end += len(piece)
         if end > size:
-            raise DataError(
-                f"{url} is damaged: it has more than {size} bytes; publish the folder again, "
-                "the manifest last"
-            )
+            raise DataError(f"{url} is damaged: it has more than {size} bytes; {_AGAIN}")
         if status != WHOLE and end > stop:
             raise ConnectionError(f"asked for bytes {start} to {stop} of {url}, got more")
         file.write(piece)

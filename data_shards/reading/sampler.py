@@ -1,10 +1,14 @@
 """The order of an epoch: a pure function of the samples per shard, the seed and the epoch.
 
-Shards are shuffled; samples are shuffled inside a window of consecutive shards; the windows in a
-row are the epoch's one global sequence, and global batch k is its slice [k G, (k + 1) G). No rank,
-worker or prefetch depth enters, so every rank computes the same batches without asking another, and
-a position is one number. Everything is computed for the window at hand only: the order of ten
-thousand shards costs no more memory than that of twenty.
+Shards are shuffled and laid out in one row, which is cut into groups of equally many samples. In
+each group samples are shuffled inside windows of consecutive shards, and global batch k takes the
+k-th slice of every group, equally many of each. Nothing here depends on ranks: a rank, or a node of
+ranks, takes whole groups of every batch where the numbers divide, and so needs the shards of those
+groups only. With one group all samples of a batch lie in one window.
+
+No rank, worker or prefetch depth enters, so every rank computes the same batches without asking
+another, and a position is one number. Everything is computed for the windows at hand only: the
+order of ten thousand shards costs no more memory than that of twenty.
 
 Random numbers are the raw output of Philox (Salmon et al., SC 2011), whose stream NumPy promises
 never to change, turned into a permutation by a stable sort; ``Generator.permutation`` makes no such
@@ -15,12 +19,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
 # What a permutation is for: each purpose has random numbers of its own.
 _SHARDS, _SAMPLES, _BATCHES = range(3)
+# Fewer would hardly be shuffled from epoch to epoch, and a border inside a shard would cost more.
+SHARDS_OF_A_GROUP = 4
 
 Lengths = Callable[[int], np.ndarray]  # shard number -> (S,) length of each of its samples
 
@@ -36,15 +43,27 @@ class Rows(NamedTuple):
         return Rows(self.shard[chosen], self.row[chosen])
 
 
+class Part(NamedTuple):
+    """One of ``parts`` equal shares of every global batch, such as that of a rank."""
+
+    number: int
+    parts: int
+
+
+WHOLE = Part(0, 1)
+
+
 @dataclass(frozen=True)
 class Sampler:
     """How samples are put in order.
 
     Args:
         samples: number of samples in each shard, in the manifest's order.
-        window: how many shards are mixed at a time; a reader holds about twice as many open.
+        window: how many shards are mixed at a time, over all groups; at least one of each group. A
+            reader holds about twice as many open.
         bucket: number of global batches that are sorted by length and cut anew, to put like
             lengths together; 0: none.
+        groups: most groups to make; see ``num_groups``.
     """
 
     samples: tuple[int, ...]
@@ -54,9 +73,11 @@ class Sampler:
     window: int = 16
     bucket: int = 0
     drop_last: bool = False
+    groups: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (("global_batch", 1), ("window", 1), ("seed", 0), ("bucket", 0)):
+        bounds = (("global_batch", 1), ("window", 1), ("seed", 0), ("bucket", 0), ("groups", 1))
+        for name, least in bounds:
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
         if self.bucket and not self.shuffle:
@@ -64,16 +85,53 @@ class Sampler:
                 "bucket puts samples in another order, so it needs shuffle; set bucket=0"
             )
 
-    @property
+    @cached_property
+    def num_samples(self) -> int:
+        return sum(self.samples)
+
+    @cached_property
     def total(self) -> int:
         """Samples of an epoch; those of a dropped last batch are not counted."""
-        total = sum(self.samples)
-        return total - total % self.global_batch if self.drop_last else total
+        if self.drop_last:
+            return self.num_samples - self.num_samples % self.global_batch
+        return self.num_samples
 
     @property
     def steps(self) -> int:
         """Global batches of an epoch, the same in every epoch."""
         return -(-self.total // self.global_batch)
+
+    def batch_samples(self, step: int) -> int:
+        """Samples of global batch ``step``."""
+        return min(self.total - step * self.global_batch, self.global_batch)
+
+    @cached_property
+    def num_groups(self) -> int:
+        """The most groups, up to ``groups``, of which a global batch can take equally many samples
+        and each has four shards or more; one without shuffling, to keep the order of the files."""
+        if not self.shuffle:
+            return 1
+        most = min(self.groups, len(self.samples) // SHARDS_OF_A_GROUP)
+        for number in range(most, 1, -1):
+            if self.global_batch % number == 0:
+                return number
+        return 1
+
+    @property
+    def group_window(self) -> int:
+        """Shards that are mixed at a time in each group."""
+        return -(-self.window // self.num_groups)
+
+    def groups_of(self, part: Part) -> range:
+        """The groups of which ``part`` gets samples."""
+        first = part.number * self.num_groups // part.parts
+        after = -(-(part.number + 1) * self.num_groups // part.parts)
+        return range(first, after)
+
+    def shards_in_use(self, part: Part) -> int:
+        """How many shards ``part`` needs at a time: two windows of each of its groups, the one at
+        hand and the next."""
+        return 2 * self.group_window * len(self.groups_of(part))
 
     def epoch(self, epoch: int, lengths: Lengths) -> Epoch:
         """The order of one epoch. ``lengths`` is asked only for buckets."""
@@ -81,7 +139,7 @@ class Sampler:
 
 
 class Epoch:
-    """The global sequence of one epoch, computed slice by slice."""
+    """The global batches of one epoch, computed one by one."""
 
     def __init__(self, sampler: Sampler, epoch: int, lengths: Lengths):
         if epoch < 0:
@@ -97,91 +155,169 @@ class Epoch:
         # In the order of self.shards: samples of each shard, and the position after its last one.
         self.samples = np.asarray(sampler.samples, np.int64)[self.shards]
         self.ends = np.cumsum(self.samples)
+        self._groups = [_Group(self, number) for number in range(sampler.num_groups)]
+
+    def batch(self, step: int, part: Part = WHOLE) -> Rows:
+        """The samples of global batch ``step``, group by group; or those of one part of it."""
+        if not 0 <= step < self.sampler.steps:
+            raise IndexError(f"an epoch has {self.sampler.steps} steps, there is no step {step}")
+        first_cut = part.number * self.sampler.num_groups
+        pieces = []
+        for number in self.sampler.groups_of(part):
+            rows = self._groups[number].batch(step)
+            # Groups are as long as ``parts`` here, and parts as long as there are groups: a border
+            # between parts that lies inside this group cuts its samples in the same proportion.
+            begin = max(first_cut - number * part.parts, 0)
+            end = min(first_cut + self.sampler.num_groups - number * part.parts, part.parts)
+            count = len(rows.shard)
+            pieces.append(rows.take(slice(count * begin // part.parts, count * end // part.parts)))
+        return _joined(pieces)
+
+    def first_of(self, step: int, part: Part) -> Rows:
+        """One sample of global batch ``step``, near those of ``part``, which may have none."""
+        for number in (*self.sampler.groups_of(part), *range(self.sampler.num_groups)):
+            rows = self._groups[number].batch(step)
+            if len(rows.shard):
+                break
+        return rows.take(slice(0, 1))
+
+    def upcoming_shards(self, step: int, part: Part = WHOLE) -> list[int]:
+        """Shards that ``part`` needs for batch ``step`` and those after it, in the order of need,
+        to the end of the next window of each of its groups."""
+        groups = [self._groups[number] for number in self.sampler.groups_of(part)]
+        at_hand = [group.window_shards(step, 0) for group in groups]
+        following = [group.window_shards(step, 1) for group in groups]
+        return list(dict.fromkeys(np.concatenate(at_hand + following).tolist()))
+
+    def _shard_at(self, position: int) -> int:
+        """Which of ``self.shards`` holds the sample at this position of the row of all shards."""
+        return int(np.searchsorted(self.ends, position, side="right"))
+
+    def _permutation(self, count: int, purpose: int, *number: int) -> np.ndarray:
+        spawn_key = (self.number, purpose, *number)
+        key = np.random.SeedSequence(self.sampler.seed, spawn_key=spawn_key)
+        numbers = np.random.Philox(key).random_raw(count)
+        return np.argsort(numbers, kind="stable")
+
+
+class _Group:
+    """One group's sequence of samples, and the slice of it that belongs to each global batch.
+
+    ``first`` to ``last`` are its shards, as places in ``Epoch.shards``; those at both ends may be
+    shared with the neighbouring groups.
+    """
+
+    def __init__(self, epoch: Epoch, number: int):
+        sampler = epoch.sampler
+        groups = sampler.num_groups
+        self.epoch = epoch
+        self.sampler = sampler
+        self.number = number
+        # All groups have as many samples, but for one more in each of the last ones.
+        least, longer = divmod(sampler.num_samples, groups)
+        self.start = number * least + max(number - (groups - longer), 0)
+        self.stop = self.start + least + (number >= groups - longer)
+        self.first = epoch._shard_at(self.start)
+        self.last = max(epoch._shard_at(self.stop - 1), self.first)
+        self.batch_size = sampler.global_batch // groups  # of a global batch that is full
         self._windows: dict[int, Rows] = {}
         self._buckets: dict[int, Rows] = {}
 
     def batch(self, step: int) -> Rows:
-        """The samples of global batch ``step``."""
-        size = self.sampler.global_batch
-        start = step * size
-        stop = min(start + size, self.sampler.total)
-        if not 0 <= start < stop:
-            raise IndexError(f"an epoch has {self.sampler.steps} steps, there is no step {step}")
+        """This group's samples of global batch ``step``."""
+        start, stop = step * self.batch_size, self._consumed(step + 1)
         if not self.sampler.bucket:
             return self._sequence(start, stop)
         number = step // self.sampler.bucket
-        bucket_start = number * self.sampler.bucket * size
+        bucket_start = number * self.sampler.bucket * self.batch_size
         bucket = _cached(self._buckets, number, self._bucket)
         return bucket.take(slice(start - bucket_start, stop - bucket_start))
 
-    def upcoming_shards(self, step: int) -> list[int]:
-        """Shards that batch ``step`` and those after it need, in the order of need, to the end of
-        the next window."""
-        window = self.sampler.window
-        first = self._shard_at(step * self.sampler.global_batch)
+    def window_shards(self, step: int, ahead: int) -> np.ndarray:
+        """Shards of the window that batch ``step`` begins in, or of one ``ahead``. Without
+        shuffling there are no windows, and as many shards follow from the step's first one on."""
+        window = self.sampler.group_window
+        first = self.epoch._shard_at(self.start + self._consumed(step)) - self.first
         if self.sampler.shuffle:
             first = first // window * window
-        return self.shards[first : first + 2 * window].tolist()
+        first += self.first + ahead * window
+        return self.epoch.shards[first : min(first + window, self.last + 1)]
 
-    def _shard_at(self, position: int) -> int:
-        """Which of ``self.shards`` holds the sample at this position of the unshuffled sequence."""
-        return int(np.searchsorted(self.ends, position, side="right"))
+    def _consumed(self, steps: int) -> int:
+        """Samples of this group in the first ``steps`` global batches."""
+        if steps * self.sampler.global_batch <= self.sampler.total:
+            return steps * self.batch_size
+        return self.stop - self.start
 
     def _sequence(self, start: int, stop: int) -> Rows:
-        """Positions [start, stop) of the sequence before any bucketing."""
+        """Positions [start, stop) of the group's sequence before any bucketing."""
         if start >= stop:
-            nothing = np.empty(0, np.int64)
-            return Rows(nothing, nothing)
-        window = self.sampler.window
-        first = self._shard_at(start) // window
-        last = self._shard_at(stop - 1) // window
+            return _joined([])
+        window = self.sampler.group_window
+        shard_at = self.epoch._shard_at
+        first = (shard_at(self.start + start) - self.first) // window
+        last = (shard_at(self.start + stop - 1) - self.first) // window
         pieces = []
         for number in range(first, last + 1):
-            window_start = int(self.ends[number * window - 1]) if number else 0
+            window_start = self._window_start(number)
             rows = _cached(self._windows, number, self._window)
             first_row = max(start - window_start, 0)
             pieces.append(rows.take(slice(first_row, stop - window_start)))
-        shards, rows_in_shards = zip(*pieces, strict=True)
-        return Rows(np.concatenate(shards), np.concatenate(rows_in_shards))
+        return _joined(pieces)
+
+    def _window_start(self, number: int) -> int:
+        """Position of a window's first sample in the group's sequence."""
+        if not number:
+            return 0
+        before = self.first + number * self.sampler.group_window - 1
+        return int(self.epoch.ends[before]) - self.start
 
     def _window(self, number: int) -> Rows:
-        """All samples of one window of shards, in order."""
-        first = number * self.sampler.window
-        last = first + self.sampler.window
-        samples = self.samples[first:last]
-        shard = np.repeat(self.shards[first:last], samples)
+        """All samples of one window of shards that belong to the group, in order."""
+        epoch = self.epoch
+        first = self.first + number * self.sampler.group_window
+        last = min(first + self.sampler.group_window, self.last + 1)
+        samples = epoch.samples[first:last]
+        shard = np.repeat(epoch.shards[first:last], samples)
         shard_start = np.repeat(np.cumsum(samples) - samples, samples)
         rows = Rows(shard, np.arange(len(shard)) - shard_start)
+        # Leave out what belongs to the groups before and behind.
+        window_start = int(epoch.ends[first] - epoch.samples[first])
+        begin = max(self.start - window_start, 0)
+        rows = rows.take(slice(begin, self.stop - window_start))
         if self.sampler.shuffle:
-            rows = rows.take(self._permutation(len(shard), _SAMPLES, number))
+            # The one group's windows have had plain numbers since before there were groups.
+            name = (number,) if self.sampler.num_groups == 1 else (self.number, number)
+            rows = rows.take(epoch._permutation(len(rows.shard), _SAMPLES, *name))
         return rows
 
     def _bucket(self, number: int) -> Rows:
-        """``bucket`` global batches, cut from their samples sorted by length; the batches shuffled
-        again.
+        """The group's samples of ``bucket`` global batches, sorted by length and cut into batches
+        anew; the batches shuffled again, in all groups alike, so that like lengths meet.
 
         A last batch that is not full stays last, so that every other batch is.
         """
-        size = self.sampler.global_batch
-        start = number * self.sampler.bucket * size
-        stop = min(start + self.sampler.bucket * size, self.sampler.total)
-        rows = self._sequence(start, stop)
+        size = self.batch_size
+        first_step = number * self.sampler.bucket
+        last_step = min(first_step + self.sampler.bucket, self.sampler.steps)
+        rows = self._sequence(first_step * size, self._consumed(last_step))
         length = np.empty(len(rows.shard), np.int64)
         for shard in np.unique(rows.shard):
             inside = rows.shard == shard
-            length[inside] = self.lengths(int(shard))[rows.row[inside]]
+            length[inside] = self.epoch.lengths(int(shard))[rows.row[inside]]
         by_length = np.argsort(length, kind="stable")
-        full = len(by_length) // size
+        full = min(last_step, self.sampler.total // self.sampler.global_batch) - first_step
         batches = by_length[: full * size].reshape(full, size)
-        shuffled = batches[self._permutation(full, _BATCHES, number)]
+        shuffled = batches[self.epoch._permutation(full, _BATCHES, number)]
         rest = by_length[full * size :]
         return rows.take(np.concatenate([shuffled.ravel(), rest]))
 
-    def _permutation(self, count: int, purpose: int, number: int) -> np.ndarray:
-        spawn_key = (self.number, purpose, number)
-        key = np.random.SeedSequence(self.sampler.seed, spawn_key=spawn_key)
-        numbers = np.random.Philox(key).random_raw(count)
-        return np.argsort(numbers, kind="stable")
+
+def _joined(pieces: Sequence[Rows]) -> Rows:
+    nothing = np.empty(0, np.int64)
+    shards = [piece.shard for piece in pieces]
+    rows = [piece.row for piece in pieces]
+    return Rows(np.concatenate([nothing, *shards]), np.concatenate([nothing, *rows]))
 
 
 def even_split(count: int, parts: int) -> list[slice]:

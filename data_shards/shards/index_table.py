@@ -20,7 +20,7 @@ from safetensors.numpy import load, save
 
 from core.command import Refused
 from core.file_access.packed_files import HEAD, check_not_packed
-from data_shards.shards.manifest import MAX_AXES, NUMBERS, DataError
+from data_shards.shards.manifest import MAX_AXES, NUMBERS, DataError, refuse_repeated_keys
 
 FORMAT = "concord-index"
 VERSION = 1
@@ -260,7 +260,7 @@ def summary(index: Index) -> dict[str, tuple[str, tuple[tuple[int, ...], ...]]]:
 def parse_json(body: bytes, where: str) -> dict[str, Any]:
     """The JSON object of a sample; DataError when it is none."""
     try:
-        record = json.loads(body)
+        record = json.loads(body, object_pairs_hook=refuse_repeated_keys)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: not JSON: {error}") from error
     if not isinstance(record, dict):

@@ -189,10 +189,10 @@ def _begin_worker(dataset: RawDataset, out: Path) -> None:
     global _worker
     _worker = dataset, out
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Else workers of a killed parent would write into a folder that somebody else continues."""
     parent = multiprocessing.parent_process()
     if parent is not None:

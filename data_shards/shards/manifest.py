@@ -8,6 +8,7 @@ is not a data set.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -22,6 +23,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from core.command import Refused
 from core.file_access.regular_files import read_regular_file
 from core.files import sha256_of_bytes
+from data_shards.extract.recipe import ExtractionRecipe
+from data_shards.shards.manifest_facts import first_odd_fact
 
 FORMAT = "concord-shards"
 VERSION = 1
@@ -123,6 +126,8 @@ class Manifest:
     repairs: dict[str, int] = field(default_factory=dict)
     # further files of the folder: name -> sha256, and facts that only one task needs
     extras: dict[str, Any] = field(default_factory=dict)
+    # how the features were made from clips, where ``concord extract`` made them
+    extraction: ExtractionRecipe | None = None
 
     def samples(self, split: str) -> int:
         """How many samples a split has."""
@@ -136,6 +141,8 @@ class Manifest:
     def to_json(self) -> str:
         """The text of ``manifest.json``, with a checksum of all that it says."""
         body = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        if self.extraction is None:
+            del body["extraction"]  # so that manifests of other data stay as they were
         body["checksum"] = _checksum(body)
         text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         try:
@@ -150,7 +157,10 @@ class Manifest:
         """Parse and check; a DataError names ``where`` if anything is missing or wrong."""
         try:
             body = json.loads(
-                text, object_pairs_hook=refuse_repeated_keys, parse_constant=refuse_constant
+                text,
+                object_pairs_hook=refuse_repeated_keys,
+                parse_constant=refuse_constant,
+                parse_float=finite_float,
             )
         except (ValueError, RecursionError) as error:
             raise _refused(f"{where} is not JSON ({error})") from error
@@ -171,6 +181,7 @@ class Manifest:
         _check_fields(manifest, where)
         _check_shards(manifest, where)
         _check_counts(manifest, where)
+        _check_facts(manifest, where)
         return manifest
 
 
@@ -236,6 +247,14 @@ def refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number")
 
 
+def finite_float(digits: str) -> float:
+    """For ``json.loads``, which makes infinity of 1e999."""
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"{digits[:40]} is too large a number")
+    return number
+
+
 _TYPE_NAMES = {"string": "str", "dataclass": "dict", "tuple": "list"}  # pydantic's -> JSON's
 
 
@@ -262,10 +281,15 @@ def _first_problem(error: ValidationError) -> str:
     return ": ".join([*path, last, f"{expected}, {found}"])
 
 
+def is_plain_name(name: str) -> bool:
+    """Whether a field or split may be called so: ASCII letters, digits, _ and -, dots between."""
+    return _NAME.fullmatch(name) is not None
+
+
 def _check_fields(manifest: Manifest, where: str) -> None:
     """DataError unless every field has a plain name, a dtype of numbers and a possible shape."""
     for name, described in manifest.fields.items():
-        if not _NAME.fullmatch(name):
+        if not is_plain_name(name):
             raise _refused(f"{where}: field {name!r} is no plain name")
         if described.dtype not in NUMBERS:
             raise _refused(
@@ -282,7 +306,7 @@ def _check_shards(manifest: Manifest, where: str) -> None:
     """DataError unless names are plain and differ, and sizes and checksums are possible."""
     names = []
     for split, shards in manifest.splits.items():
-        if not _NAME.fullmatch(split):
+        if not is_plain_name(split):
             raise _refused(f"{where}: split {split!r} has no plain name")
         for shard in shards:
             _check_shard(shard, f"{where}: shard {shard.name!r}")
@@ -317,6 +341,19 @@ def _check_counts(manifest: Manifest, where: str) -> None:
     for name, counts in (("max_length", manifest.max_length), ("repairs", manifest.repairs)):
         if min(counts.values(), default=0) < 0:
             raise _refused(f"{where}: a negative number in {name}")
+
+
+def _check_facts(manifest: Manifest, where: str) -> None:
+    """DataError unless what is read of tokenizer, source and extras is of its declared kind."""
+    tokenizer = manifest.tokenizer or {}
+    facts = {"tokenizer": tokenizer, "source": manifest.source, "extras": manifest.extras}
+    odd = first_odd_fact(facts)
+    if odd is not None:
+        part, error = odd
+        raise _refused(f"{where}: {part}: {_first_problem(error)}")
+    unknown, size = tokenizer.get("special", {}).get("unk"), tokenizer.get("vocab_size", 0)
+    if unknown is not None and size and unknown >= size:
+        raise _refused(f"{where}: tokenizer: special: unk is {unknown}, outside its {size} tokens")
 
 
 def _repeated(names: list[str]) -> str | None:

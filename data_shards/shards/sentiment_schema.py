@@ -10,17 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from shlex import quote
 from typing import Any
 
 import numpy as np
 
 from data_shards.shards.manifest import DataError, Field, Labels, Manifest
+from data_shards.shards.manifest_facts import LARGEST_ID
 from data_shards.shards.single_values import as_number
 
 TARGETS = ("label", "class")  # every sample has one of them
 VIEW = "label_"  # begins the name of a label of one modality
 TEXT = "text"  # the only modality that may hold token ids
-LARGEST_ID = 2**24  # of a token, exclusive; a model has a vector for each id
 MODALITY = re.compile(r"(?!label)[A-Za-z][A-Za-z0-9_-]*")
 _BERT_ROWS = 3  # ids, mask, types
 _LEAVE_OUT = "write the tars anew, or leave it out with --leave-out {name}"
@@ -74,7 +75,7 @@ def check_field(name: str, field: Field, where: str) -> None:
     """DataError unless a model can take the field as it is."""
     kind = np.dtype(field.dtype).kind
     found = f"{where}: {name!r} is {field.dtype} of shape {_shown(field.shape)}"
-    advice = _LEAVE_OUT.format(name=name)
+    advice = _LEAVE_OUT.format(name=quote(name))
     if name == "class" and (kind not in "iu" or field.shape):
         raise DataError(
             f"{found}; a class is one whole number: write np.int64(NUMBER), or call it 'label' if it is a score"

@@ -36,6 +36,18 @@ def missing_splits(splits: Iterable[str]) -> list[str]:
     return [split for split in NEEDED if split not in there]
 
 
+def describe_missing(splits: Iterable[str]) -> str:
+    """Which splits training would lack, and what to do, as a sentence; empty where it has all."""
+    there = list(splits)
+    missing = missing_splits(there)
+    if not missing:
+        return ""
+    return (
+        f"no {' and no '.join(missing)} split, and training needs it; there are samples in "
+        f"{', '.join(there)} alone: give some rows or tars that split, then convert or index again"
+    )
+
+
 def in_order(tars: Iterable[Path]) -> list[Path]:
     """By name, with numbers by their value: train-2.tar before train-10.tar."""
     return sorted(tars, key=lambda path: (_natural(path.name), path.name))

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.shards.manifest import DataError, Labels
-from data_shards.shards.sentiment_schema import LARGEST_ID
+from data_shards.shards.manifest_facts import LARGEST_ID
 from data_shards.sources.raw_dataset import KNOWN_LABELS, KnownDataset, as_frames, as_numbers
 
 SEQUENCES = ("audio", "vision")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from core.files import sha256_of_file
+from data_shards.extract.recipe import ExtractionRecipe
 from data_shards.shards.manifest import DataError, Field, Labels, Sample, Task
 from data_shards.shards.single_values import shown
 
@@ -76,6 +77,7 @@ class RawDataset:
     tokenizer: dict[str, Any] | None = None
     synthetic: bool = False
     extras: dict[str, Any] = field(default_factory=dict)  # for Manifest.extras
+    extraction: ExtractionRecipe | None = None  # how features were made from clips
 
 
 def file_facts(path: Path) -> dict[str, Any]:

@@ -55,7 +55,8 @@ def rename(dataset: RawDataset, names: Mapping[str, str]) -> RawDataset:
             raise DataError(f"--rename: {both} would both be called {new!r}; rename the other too")
     fields = {new_names[name]: field for name, field in dataset.fields.items()}
     sample = partial(_renamed_sample, dataset.sample, new_names)
-    return replace(dataset, fields=fields, sample=sample)
+    extraction = dataset.extraction.renamed(names) if dataset.extraction else None
+    return replace(dataset, fields=fields, sample=sample, extraction=extraction)
 
 
 def _renamed_sample(

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.extract.recipe import read_recipe
 from data_shards.shards.label_statistics import known_resolution, named_classes
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
 from data_shards.shards.sentiment_schema import MODALITY, check_label
@@ -99,6 +100,7 @@ def read(raw: Path, options: Options) -> RawDataset:
         facts=file_facts(raw) | {"layout": "table", "dataset": options.dataset},
         stamp=partial(_stamp, raw.parent),
         tokenizer=tokenizer_facts,
+        extraction=read_recipe(raw.parent),
     )
 
 
@@ -158,7 +160,7 @@ class _Survey:
             if not _is_no_frames(value):
                 resolve(self.folder, row, column)
             return
-        self.widths[column] = _column_frames(self.folder, row, column).shape[1]
+        self.widths[column] = column_frames(self.folder, row, column).shape[1]
 
     def labels(self, options: Options) -> Labels:
         """What the labels of the whole table mean."""
@@ -206,7 +208,7 @@ def _fields(
     return fields
 
 
-def _column_frames(folder: Path, row: Row, column: str) -> np.ndarray:
+def column_frames(folder: Path, row: Row, column: str) -> np.ndarray:
     """The frames that a cell points to, (T, D); none where it says that there are none."""
     if _is_no_frames(row.cells[column]):
         return as_frames(None, row.describe(column))
@@ -255,7 +257,7 @@ def _sample(content: Content, row: Row, repairs: Counter[str]) -> Sample:
         arrays["text"] = content.tokenizer.encode(text, repairs)
     for column, field in content.modalities.items():
         if column in cells:
-            frames = _column_frames(content.folder, row, column)
+            frames = column_frames(content.folder, row, column)
             check_width(frames, content.fields[field], row.describe(column))
             arrays[field] = finite(frames, field, repairs)
     # a sequence without frames is a modality that the sample lacks

@@ -14,7 +14,7 @@ from core.command import Refused
 from core.file_access.regular_files import check_regular_file
 from data_shards.array_files import map_npy, read_npz
 from data_shards.shards.manifest import DataError
-from data_shards.shards.sentiment_schema import LARGEST_ID
+from data_shards.shards.manifest_facts import LARGEST_ID
 from data_shards.shards.single_values import shown
 from data_shards.sources.table_rows import Row, parse_json
 

@@ -44,8 +44,11 @@ class Row:
         return as_number(self.cells[column], self.describe(column))
 
 
-def read_rows(table: Path) -> Iterator[Row]:
-    """The rows of a table; DataError for one without id or split."""
+def read_rows(table: Path, needed: tuple[str, ...] = ("id", "split")) -> Iterator[Row]:
+    """The rows of a table; DataError for one without a cell that is needed, of which id is one.
+
+    Where split is not needed, a row's is empty if there is none.
+    """
     kind = table.suffix.lower()
     if kind == ".csv":
         numbered_rows = _csv_rows(table)
@@ -61,13 +64,14 @@ def read_rows(table: Path) -> Iterator[Row]:
             _check_cell(column, value, where)
             if value is not None and value != "":
                 filled[column] = value
-        for needed in ("id", "split"):
-            if needed not in filled:
+        for name in needed:
+            if name not in filled:
                 raise DataError(
-                    f"{where}: no {needed!r}; every row needs an id and a split (docs/data.md)"
+                    f"{where}: no {name!r}; every row needs {' and '.join(needed)} (docs/data.md)"
                 )
         filled["id"] = str(filled["id"])
-        yield Row(filled["id"], str(filled["split"]), filled, f"{where} ({shown(filled['id'])})")
+        split = str(filled.get("split", ""))
+        yield Row(filled["id"], split, filled, f"{where} ({shown(filled['id'])})")
 
 
 def _check_cell(column: str, value: Any, where: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +58,23 @@ class Tokenizer:
             repairs[f"texts cut to {self.max_tokens} tokens"] += 1
             ids = self.tokenizer.encode(text, truncation=True, max_length=self.max_tokens)
         return np.asarray(ids, dtype="<i4")
+
+
+def is_vocabulary_of(tokenizer: Tokenizer, facts: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer gives the token ids that Manifest.tokenizer describes.
+
+    Vocabularies are compared by checksum; of the ids of a published BERT only their number and the
+    special tokens are known.
+    """
+    here = tokenizer.facts
+    stated = facts.get("sha256")
+    if stated is None:
+        special = facts.get("special", {})
+        same_special = all(here["special"].get(name) == special[name] for name in special)
+        return bool(special) and same_special and here["vocab_size"] == facts.get("vocab_size")
+    vocabulary = tokenizer.tokenizer.get_vocab()
+    words = sorted(vocabulary, key=lambda word: vocabulary[word])
+    return stated in (here["sha256"], _digest(words))
 
 
 def _digest(vocabulary: Any) -> str:

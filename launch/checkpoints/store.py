@@ -1,16 +1,18 @@
 """Checkpoints that are whole or not there, hold no code, and serve any number of ranks and any ZeRO
 stage.
 
-``run_dir/checkpoints/step-00000120/`` holds one safetensors file per rank (its pieces of parameters
-and Adam moments, by parameter name and flat range, and its random states; rank 0 adds the buffers),
-``state.json`` (progress, stream position, shapes) and ``manifest.json`` (size and SHA-256 of each
-file).
+``run_dir/checkpoints/step-00000120/`` holds two safetensors files per rank: ``rank-*`` with its
+pieces of the parameters by name and flat range and its random states (rank 0 adds the buffers), and
+``moments-*`` with Adam's moments of the same pieces. ``state.json`` holds progress, stream position
+and shapes, ``manifest.json`` size and SHA-256 of each file. ``best-00000120/`` is the same without
+moments, so nothing can go on from it; its files are those of the checkpoint that it was made with.
 
-How one comes to be: every rank writes its file into a folder of another name, flushes it to the
-disk, reads it back and tells the others its size and hash, or why it could not. When all could,
-rank 0 writes the manifest, flushes, and renames the folder; only then do ``last`` and ``best``
-point to it. A process that dies anywhere in between leaves the checkpoints before it as they were.
-``run_dir`` must be on a file system that all machines of the run share.
+How one comes to be: every rank copies its part into host memory, and training goes on. A thread of
+each rank writes it into a folder of another name, flushes it to the disk, reads it back and tells
+the others its size and hash, or why it could not. When all could, rank 0 writes the manifest,
+flushes, and renames the folder; only then do ``last`` and ``best`` point to it (``commit.py``). A
+process that dies anywhere in between leaves the checkpoints before it as they were. ``run_dir``
+must be on a file system that all machines of the run share.
 
 Stricter than ``core.files``: a checkpoint is many files of many machines that count only together,
 and each is read back, because a disk that lies is found out months later otherwise.
@@ -19,42 +21,57 @@ and each is read back, because a disk that lies is found out months later otherw
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import TracebackType
+from typing import Annotated, Any
 
-import safetensors.torch
 from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, ValidationError
 
 from core import distributed
-from core.command import NO_ROOM, Refused
+from core.command import Refused
 from core.file_access.json_files import read_json_object
 from core.file_access.regular_files import read_regular_text
-from core.files import sha256_of_bytes, sha256_of_file, sync_folder
+from core.files import sha256_of_file
 from launch.checkpoints import zero
+from launch.checkpoints.commit import (
+    FORMAT,
+    VERSION,
+    Background,
+    Entry,
+    Part,
+    Pointer,
+    SaveError,
+    commit,
+    commit_weights,
+    make_staging,
+    on_all_ranks,
+    on_first_rank,
+    point,
+    write_file,
+)
 from launch.checkpoints.progress import Progress
-from launch.checkpoints.tensors import adam_step, rank_tensors
+from launch.checkpoints.snapshot import HostMemory
+from launch.checkpoints.tensors import adam_step, snapshots
 from launch.config import ConfigError
 from launch.engine.deepspeed_engine import Engine, grad_scaler_state
 from launch.monitor import control_plane
 from launch.tasks.task import Task
 
-FORMAT, VERSION = "concord-checkpoint", 2
-Pointer = Literal["last", "best"]  # files that name a checkpoint
-CHECKPOINT_NAME = re.compile(r"step-\d{1,18}(-epoch-\d{1,18})?")
+READ_VERSIONS = (2, VERSION)  # in version 2, moments stand in the files of the weights
 POINTERS: tuple[Pointer, ...] = ("last", "best")
-
-
-class SaveError(RuntimeError):
-    """A checkpoint could not be written; those before it are untouched. Raised on every rank
-    alike."""
-
-    exit_code = NO_ROOM
+_STEP = r"step-\d{1,18}(-epoch-\d{1,18})?"
+CHECKPOINT_NAMES = {
+    "last": re.compile(_STEP),
+    # in version 2 the best was a whole checkpoint
+    "best": re.compile(_STEP + r"|best-\d{1,18}(-epoch-\d{1,18})?(-\d{1,6})?"),
+}
+Contents = dict[str, Callable[[], tuple[Part, ...]]]  # file name -> what it is to hold
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,8 @@ class State:
 class Checkpoints:
     """The checkpoints of one run directory; everything here is collective.
 
+    As a context manager it leaves no checkpoint half-way: it waits for the one under way.
+
     Args:
         progress: shared with the loop and saved with each checkpoint.
         keep: how many of the newest stay, besides the best.
@@ -83,7 +102,24 @@ class Checkpoints:
         self.folder = run_dir / "checkpoints"
         self.progress = progress
         self.keep = keep
-        self.newest = ""  # the one saved last by this process
+        self.newest = ""  # the one begun last by this process
+        self._memory = HostMemory()
+        self._under_way: Background | None = None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.wait()
+            return
+        with suppress(Exception):  # the process ends with the error that came first
+            self.wait()
 
     def save(self, engine: Engine, task: Task, *pointers: Pointer) -> Path:
         """Write one checkpoint and let ``pointers`` name it.
@@ -91,29 +127,46 @@ class Checkpoints:
         Raises:
             SaveError: on every rank, when one of them could not write.
         """
-        name = self.name
-        final = self.folder / name
-        staging = self.folder / f".{name}.partial"
-        contents = self._contents(engine, task)
-        try:
-            _on_first_rank(lambda: self._make(staging))
-            entries = _on_all_ranks(lambda: json.dumps(_write_all(staging, contents)))
-            files = [entry for of_rank in entries for entry in json.loads(of_rank)]
-            _on_first_rank(lambda: self._commit(staging, final, files, pointers))
-        except SaveError as error:
-            if distributed.rank() == 0:
-                shutil.rmtree(staging, ignore_errors=True)
-            raise SaveError(
-                f"checkpoint {final} could not be written: {error}; {self._what_is_left()}"
-            ) from None
-        self.newest = name
+        final = self.begin(engine, task, *pointers)
+        self.wait()
         return final
 
-    def _contents(self, engine: Engine, task: Task) -> dict[str, bytes]:
-        """File name -> content, of this rank's files."""
+    def begin(self, engine: Engine, task: Task, *pointers: Pointer) -> Path:
+        """Copy what a checkpoint holds, and have it written beside the training; its folder to be.
+
+        No more than one is under way: this waits for the one before.
+
+        Raises:
+            SaveError: on every rank, when the one before could not be written.
+        """
+        self.wait()
+        name = self.name
+        contents = self._contents(engine, task)
+        self.newest = name
+        self._under_way = Background(partial(self._write, name, contents, pointers))
+        return self.folder / name
+
+    def wait(self) -> None:
+        """Until the checkpoint under way is whole, and named by its pointers.
+
+        Raises:
+            SaveError: on every rank, when one of them could not write.
+        """
+        under_way, self._under_way = self._under_way, None
+        if under_way is not None:
+            under_way.finish()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether this rank knows that the one under way cannot be written; ``wait`` says why."""
+        return self._under_way is not None and self._under_way.error is not None
+
+    def _contents(self, engine: Engine, task: Task) -> Contents:
+        """Of this rank's files, as everything is now."""
         model, rank = engine.module.model, distributed.rank()
-        tensors = safetensors.torch.save(rank_tensors(engine, model))
-        contents = {f"rank-{rank:05d}.safetensors": tensors}
+        contents: Contents = {}
+        for file, snapshot in snapshots(engine, model, self._memory).items():
+            contents[file] = snapshot.parts
         if rank == 0:
             shapes = {name: zero.shape(value) for name, value in model.named_parameters()}
             state = State(
@@ -126,8 +179,25 @@ class Checkpoints:
                 shapes=shapes,
                 loss_scale=grad_scaler_state(engine),
             )
-            contents["state.json"] = json.dumps(asdict(state)).encode()
+            body = json.dumps(asdict(state)).encode()
+            contents["state.json"] = lambda: (body,)
         return contents
+
+    def _write(self, name: str, contents: Contents, pointers: tuple[Pointer, ...]) -> None:
+        """In the background of every rank: from the copy to the checkpoint."""
+        final = self.folder / name
+        staging = self.folder / f".{name}.partial"
+        try:
+            on_first_rank(lambda: make_staging(self.folder, staging))
+            answers = on_all_ranks(lambda: json.dumps(_write_all(staging, contents)))
+            entries = [entry for answer in answers for entry in json.loads(answer)]
+            on_first_rank(lambda: self._publish(staging, final, entries, pointers))
+        except SaveError as error:
+            if distributed.rank() == 0:
+                shutil.rmtree(staging, ignore_errors=True)
+            raise SaveError(
+                f"checkpoint {final} could not be written: {error}; {self._what_is_left()}"
+            ) from None
 
     @property
     def name(self) -> str:
@@ -137,43 +207,20 @@ class Checkpoints:
         within_epoch = self.progress.epoch_steps > 0
         return f"step-{step:08d}" if within_epoch else f"step-{step:08d}-epoch-{epoch}"
 
-    def _make(self, staging: Path) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(".step-*"):  # of a process that was killed
-            shutil.rmtree(leftover)
-        staging.mkdir()
-
-    def _commit(
-        self,
-        staging: Path,
-        final: Path,
-        files: list[dict[str, Any]],
-        pointers: tuple[Pointer, ...],
+    def _publish(
+        self, staging: Path, final: Path, entries: list[Entry], pointers: tuple[Pointer, ...]
     ) -> None:
-        """On rank 0: make the staged files the checkpoint ``final``, and let ``pointers`` name
+        """On rank 0. The best comes first: a process that dies before the last is there trains the
+        same epoch again, and one that died before the best is there would never come back to
         it."""
-        entries = {}
-        for file in files:
-            if not (staging / file["name"]).is_file():
-                raise OSError(
-                    f"{staging} has no {file['name']} here; run_dir must be a folder that all "
-                    "machines share"
-                )
-            entries[file["name"]] = {"bytes": file["bytes"], "sha256": file["sha256"]}
-        manifest = json.dumps({"format": FORMAT, "files": entries}, indent=1)
-        _write(staging / "manifest.json", manifest.encode())
-        sync_folder(staging)
-        replaced = self.folder / f".{final.name}.old"
-        if final.exists():
-            os.replace(final, replaced)
-        os.replace(staging, final)
-        sync_folder(self.folder)
-        for pointer in pointers:
-            partial = self.folder / f".{pointer}.partial"
-            _write(partial, final.name.encode())
-            os.replace(partial, self.folder / pointer)
-        sync_folder(self.folder)
-        shutil.rmtree(replaced, ignore_errors=True)
+        if "best" in pointers:
+            name = final.name.replace("step-", "best-")
+            weights = [entry for entry in entries if not entry["name"].startswith("moments-")]
+            best = commit_weights(staging, self.folder, name, weights)
+            point(self.folder, "best", best.name)
+        commit(staging, final, entries)
+        if "last" in pointers:
+            point(self.folder, "last", final.name)
         self._remove_old()
 
     def _remove_old(self) -> None:
@@ -184,12 +231,13 @@ class Checkpoints:
                 kept.add(self._pointed(pointer) or "")
             except ConfigError:  # whoever wants that checkpoint is told
                 return
-        for name in self._names():
+        bests = [path.name for path in self.folder.glob("best-*")]
+        for name in [*self._names(), *bests]:
             if name not in kept:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _names(self) -> list[str]:
-        """Of all checkpoints, the newest first."""
+        """Of all checkpoints that a run can go on from, the newest first."""
         return sorted((path.name for path in self.folder.glob("step-*")), reverse=True)
 
     def _pointed(self, pointer: Pointer) -> str | None:
@@ -205,7 +253,7 @@ class Checkpoints:
             return None
         except (OSError, Refused) as error:
             raise ConfigError(f"{path} cannot be read: {error}") from None
-        if not CHECKPOINT_NAME.fullmatch(name):
+        if not CHECKPOINT_NAMES[pointer].fullmatch(name):
             raise ConfigError(
                 f"{path} names {name[:80]!r}, which is no checkpoint of this folder; "
                 "write the name of one into it, such as step-00000120"
@@ -292,44 +340,18 @@ def read_state(folder: Path) -> State:
         ) from None
     except (OSError, Refused) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from None
-    if (state.format, state.version) != (FORMAT, VERSION):
+    if state.format != FORMAT or state.version not in READ_VERSIONS:
         raise ConfigError(
-            f"{path} is {state.format} {state.version}, this code reads {FORMAT} {VERSION}"
+            f"{path} is {state.format} {state.version}, this code reads {FORMAT} "
+            f"{' and '.join(map(str, READ_VERSIONS))}"
         )
     return state
 
 
-def _on_first_rank(act: Callable[[], None]) -> None:
-    """Have rank 0 do this, and all hear whether it could."""
-    _on_all_ranks(lambda: act() if distributed.rank() == 0 else None)
-
-
-def _on_all_ranks(act: Callable[[], str | None]) -> list[str]:
-    """Do this rank's part and hear the others' answers. When one of them failed, all raise
-    alike."""
-    answer = failure = ""
-    try:
-        answer = act() or ""
-    except OSError as error:
-        failure = f"rank {distributed.rank()} on {socket.gethostname()}: {error}"
-    texts = control_plane.gather_text(json.dumps([answer, failure[:300]]))
-    answers, failures = zip(*map(json.loads, texts), strict=True)
-    if any(failures):
-        raise SaveError("; ".join([text for text in failures if text][:3]))
-    return list(answers)
-
-
-def _write_all(folder: Path, contents: dict[str, bytes]) -> list[dict[str, Any]]:
-    return [_write(folder / name, content) for name, content in contents.items()]
-
-
-def _write(path: Path, content: bytes) -> dict[str, Any]:
-    """Write, flush to the disk, read back; the file's entry for the manifest."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    digest = sha256_of_bytes(content)
-    if sha256_of_file(path) != digest:
-        raise OSError(f"{path} does not read back as it was written")
-    return {"name": path.name, "bytes": len(content), "sha256": digest}
+def _write_all(folder: Path, contents: Contents) -> list[Entry]:
+    """Write this rank's files, and let each go from memory as soon as it is written."""
+    entries = []
+    for name in list(contents):
+        parts = contents.pop(name)
+        entries.append(write_file(folder / name, parts()))
+    return entries

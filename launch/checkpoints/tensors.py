@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from core import distributed
 from core.dropout import hash64
 from launch.checkpoints import zero
+from launch.checkpoints.snapshot import HostMemory, Snapshot, finish_copies, take
 from launch.config import ConfigError
 from launch.engine.deepspeed_engine import Engine, gathered
 
@@ -28,28 +29,30 @@ RANGES = ("param", *zero.MOMENTS)  # kinds that are flat ranges of a parameter
 _KEY = re.compile(r"(?P<kind>param|exp_avg|exp_avg_sq|buffer|rng)/(?P<name>.+)@(?P<start>\d{1,18})")
 
 
-def rank_tensors(engine: Engine, model: nn.Module) -> dict[str, Tensor]:
-    """This rank's part of a checkpoint, copied to the CPU. Collective: stage 3 gathers parameters
-    that do not train."""
+def snapshots(engine: Engine, model: nn.Module, memory: HostMemory) -> dict[str, Snapshot]:
+    """This rank's part of a checkpoint as it is now, by the files that it becomes: weights and
+    buffers, and moments. Collective: stage 3 gathers parameters that do not train."""
     rank = distributed.rank()
-    tensors = {f"rng/{name}-{rank}@0": state for name, state in _generators().items()}
+    weights = {f"rng/{name}-{rank}@0": state for name, state in _generators().items()}
+    moments: dict[str, Tensor] = {}
     frozen = {name: value for name, value in model.named_parameters() if not value.requires_grad}
     with gathered(list(frozen.values())):
         if rank == 0:
             for name, buffer in model.named_buffers():
-                tensors[f"buffer/{name}@0"] = buffer
+                weights[f"buffer/{name}@0"] = buffer
             for name, parameter in frozen.items():
-                tensors[f"param/{name}@0"] = parameter.data.view(-1)
+                weights[f"param/{name}@0"] = parameter.data.view(-1)
         if rank == 0 or engine.zero_optimization_stage() > 0:
             for piece in zero.pieces(engine, model):
-                tensors[f"param/{piece.name}@{piece.start}"] = piece.values
+                weights[f"param/{piece.name}@{piece.start}"] = piece.values
                 for kind, moment in piece.moments.items():
-                    tensors[f"{kind}/{piece.name}@{piece.start}"] = moment
-        return {key: _on_cpu(tensor) for key, tensor in tensors.items()}
-
-
-def _on_cpu(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+                    moments[f"{kind}/{piece.name}@{piece.start}"] = moment
+        files = {f"rank-{rank:05d}.safetensors": weights}
+        if moments:
+            files[f"moments-{rank:05d}.safetensors"] = moments
+        taken = {file: take(file, tensors, memory) for file, tensors in files.items()}
+        finish_copies()
+    return taken
 
 
 def _generators() -> dict[str, Tensor]:
@@ -61,7 +64,11 @@ def _generators() -> dict[str, Tensor]:
 
 
 def adam_step(engine: Engine, model: nn.Module) -> float:
-    return max((float(piece.state["step"]) for piece in zero.pieces(engine, model)), default=0.0)
+    """Steps that Adam has taken. Parameters without a gradient are behind, so the most counts."""
+    steps = [torch.as_tensor(piece.state["step"]) for piece in zero.pieces(engine, model)]
+    if not steps:
+        return 0.0
+    return float(torch.stack([step.reshape(()).float() for step in steps]).max())
 
 
 class StoredTensors:
@@ -72,7 +79,7 @@ class StoredTensors:
         self._files: dict[Path, Any] = {}
         # kind and name -> ranges of it: first element, key, file
         self._ranges: dict[tuple[str, str], list[tuple[int, str, Path]]] = defaultdict(list)
-        for path in sorted(folder.glob("rank-*.safetensors")):
+        for path in sorted(folder.glob("*.safetensors")):
             try:
                 self._files[path] = safe_open(path, framework="pt")
             except SafetensorError as error:
@@ -122,9 +129,22 @@ class StoredTensors:
 
 def load_weights(folder: Path, shapes: dict[str, list[int]], model: nn.Module) -> None:
     """Put a checkpoint's parameters and buffers into a model that DeepSpeed has not wrapped yet."""
+    refuse_other_model(folder, shapes, model)
     stored = StoredTensors(folder)
-    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
-    expected = {name: list(parameter.shape) for name, parameter in parameters.items()}
+    for name, parameter in model.named_parameters():
+        stored.fill("param", name, 0, parameter.data.view(-1))
+    for name, buffer in model.named_buffers():
+        value = stored.whole("buffer", name)
+        assert value is not None  # or it would have been refused
+        buffer.copy_(value)
+
+
+def refuse_other_model(folder: Path, shapes: dict[str, list[int]], model: nn.Module) -> None:
+    """ConfigError unless a checkpoint's parameters and buffers have the names and shapes of the
+    model's, which may be a sketch (``core.sketch``)."""
+    stored = StoredTensors(folder)
+    buffers = dict(model.named_buffers())
+    expected = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     different = []
     for name in dict.fromkeys([*shapes, *expected]):
         found, wanted = shapes.get(name, "none"), expected.get(name, "none")
@@ -133,8 +153,6 @@ def load_weights(folder: Path, shapes: dict[str, list[int]], model: nn.Module) -
     different += [f"buffer {name}" for name in set(stored.names("buffer")) ^ set(buffers)]
     if different:
         raise ConfigError(f"checkpoint {folder} is of another model: {', '.join(different[:5])}")
-    for name, parameter in parameters.items():
-        stored.fill("param", name, 0, parameter.data.view(-1))
     for name, buffer in buffers.items():
         value = stored.whole("buffer", name)
         if value is None or (value.shape, value.dtype) != (buffer.shape, buffer.dtype):
@@ -143,7 +161,6 @@ def load_weights(folder: Path, shapes: dict[str, list[int]], model: nn.Module) -
                 f"checkpoint {folder} is of another model: buffer {name} is {found} there, "
                 f"{buffer.dtype} of {list(buffer.shape)} in the model"
             )
-        buffer.copy_(value)
 
 
 def load_moments(folder: Path, step: float, engine: Engine, model: nn.Module) -> None:
@@ -153,7 +170,8 @@ def load_moments(folder: Path, step: float, engine: Engine, model: nn.Module) ->
     for piece in zero.pieces(engine, model):
         for key, moments in piece.moments.items():
             stored.fill(key, piece.name, piece.start, moments)
-        piece.state["step"] = torch.as_tensor(float(step))
+        before = piece.state["step"]  # which lies where the optimiser counts
+        piece.state["step"] = torch.full_like(torch.as_tensor(before), float(step))
 
 
 def load_generators(folder: Path, ranks: int, seeds: Iterable[int]) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from launch.engine.deepspeed_engine import Engine
+from launch.engine.optimizer import is_fused
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -82,7 +83,8 @@ def _state(optimizer: torch.optim.Optimizer, owner: Tensor) -> dict[str, Any]:
     """The optimiser's record for ``owner``, made as Adam makes it where no step was taken yet."""
     state = optimizer.state[owner]
     if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32)
+        where = owner.device if is_fused(optimizer) else torch.device("cpu")
+        state["step"] = torch.zeros((), dtype=torch.float32, device=where)
         for key in MOMENTS:
             state[key] = torch.zeros_like(owner, memory_format=torch.preserve_format)
     return state

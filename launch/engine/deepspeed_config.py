@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,10 @@ from core import distributed
 from core.command import Refused
 from core.file_access.json_files import kind_of, read_json_object
 from launch.config import ConfigError, Run
+
+_LARGEST_BUCKET = 500_000_000  # elements
+_ALIGNMENT = 128  # elements, of which DeepSpeed wants an even number
+_SHARE_OF_STATE = 0.3  # of a GPU's memory; the rest is for activations
 
 
 def num_micro_batches(run: Run) -> int:
@@ -50,7 +55,7 @@ def refuse_impossible(
         )
     if run.precision == "fp16" and not gpu:
         raise ConfigError("precision=fp16 needs a GPU; use precision=bf16 or precision=fp32 here")
-    if run.precision == "fp16" and run.zero_stage > 0:
+    if run.precision == "fp16" and run.zero_stage != 0:
         raise ConfigError(
             f"precision=fp16 does not work with zero_stage={run.zero_stage}: DeepSpeed clips the "
             "gradients before it takes the loss scale off, never lowers the scale after an "
@@ -75,18 +80,76 @@ def refuse_impossible(
         )
 
 
-def deepspeed_config(run: Run) -> dict[str, Any]:
-    """The complete configuration: the recipe's, with what ``deepspeed=FILE`` says laid over it."""
+def with_stage(run: Run, parameters: int, *, frozen: bool = False) -> Run:
+    """The run with its ``zero_stage`` chosen where it is not given: what the DeepSpeed file says,
+    or the least that ranks can share.
+
+    A stage more is a collective more: one process shares nothing, several share only when weights,
+    gradients and moments, 16 bytes a parameter, would fill their part of the GPU's memory. On a CPU
+    it is 1, as it always was: stage 0 rounds otherwise.
+
+    Args:
+        parameters: of the model.
+        frozen: some of them are not trained.
+    """
+    if run.zero_stage != "auto":
+        return run
+    stage = _stage_of_file(run)
+    if stage is None:
+        stage = _least_stage(run, parameters, frozen=frozen)
+    return replace(run, zero_stage=stage)  # type: ignore[arg-type]
+
+
+def _stage_of_file(run: Run) -> int | None:
+    """What the user's DeepSpeed file says, as far as it can be read; ``_read`` complains."""
+    if not run.deepspeed:
+        return None
+    try:
+        stage = read_json_object(Path(run.deepspeed))["zero_optimization"]["stage"]
+    except (OSError, Refused, LookupError, TypeError):
+        return None
+    return stage if stage in (0, 1, 2, 3) and not isinstance(stage, bool) else None
+
+
+def _least_stage(run: Run, parameters: int, *, frozen: bool) -> int:
+    if run.precision == "fp16":
+        return 0
+    if not torch.cuda.is_available():
+        return 1
+    least = 1 if run.offload else 0
+    most = 2 if run.compile or (run.recompute and frozen) else 3
+    ranks = distributed.world_size()
+    if ranks == 1:
+        return least
+    room = _SHARE_OF_STATE * torch.cuda.get_device_properties(0).total_memory
+    needs = [  # bytes of a rank
+        16 * parameters,
+        (8 + 8 / ranks) * parameters,
+        (4 + 12 / ranks) * parameters,
+        16 / ranks * parameters,
+    ]
+    fitting = [stage for stage in range(least, most) if needs[stage] <= room]
+    return fitting[0] if fitting else most
+
+
+def deepspeed_config(run: Run, parameters: int) -> dict[str, Any]:
+    """The complete configuration: the recipe's, with what ``deepspeed=FILE`` says laid over it.
+
+    Args:
+        run: with a ``zero_stage``, ``with_stage``.
+        parameters: of the model, which DeepSpeed's buffers need not exceed.
+    """
     config: dict[str, Any] = {
         # DeepSpeed uses these only for arithmetic; the stream deals out the true global batch
         "train_micro_batch_size_per_gpu": _largest_micro_batch(run),
         "gradient_accumulation_steps": num_micro_batches(run),
-        "gradient_clipping": run.optim.clip,
+        # at stage 0 ``optimizer_step`` clips, with few kernels and no number from the host
+        "gradient_clipping": run.optim.clip if run.zero_stage else 0.0,
         "prescale_gradients": False,
         "gradient_predivide_factor": 1.0,
         "communication_data_type": "fp32",
         "data_types": {"grad_accum_dtype": "fp32"},
-        "zero_optimization": _zero(run),
+        "zero_optimization": _zero(run, parameters),
         "fp16": {"enabled": False},
         "bf16": {"enabled": False},
         "torch_autocast": {
@@ -97,20 +160,23 @@ def deepspeed_config(run: Run) -> dict[str, Any]:
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU in every step
         "memory_breakdown": False,
         "dump_state": False,
     }
     return _merge(config, _read(run.deepspeed, run, config)) if run.deepspeed else config
 
 
-def _zero(run: Run) -> dict[str, Any]:
+def _zero(run: Run, parameters: int) -> dict[str, Any]:
+    whole = math.ceil(parameters / _ALIGNMENT) * _ALIGNMENT
+    bucket = max(_ALIGNMENT, min(whole, _LARGEST_BUCKET))
     section: dict[str, Any] = {
         "stage": run.zero_stage,
         "overlap_comm": False,
         "contiguous_gradients": True,
         "round_robin_gradients": False,
-        "reduce_bucket_size": 500_000_000,
-        "allgather_bucket_size": 500_000_000,
+        "reduce_bucket_size": bucket,
+        "allgather_bucket_size": bucket,
         "allgather_partitions": True,
         "reduce_scatter": True,
         "compute_grad_norm": True,

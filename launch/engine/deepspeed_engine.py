@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields, replace
 from datetime import timedelta
+from functools import cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -20,8 +22,8 @@ from core.kernels.supcr.grouping import RowError
 from core.model import GlobalBatchRows, Model, Output
 from core.recompute import recompute_layers
 from launch.config import ConfigError, Run
-from launch.engine.deepspeed_config import deepspeed_config, refuse_impossible
-from launch.engine.optimizer import optimizer_for
+from launch.engine.deepspeed_config import deepspeed_config, refuse_impossible, with_stage
+from launch.engine.optimizer import is_fused, optimizer_for
 
 # From the embeddings of a micro-batch's global-batch rows to a scalar with the gradient that the
 # losses of the whole batch have there.
@@ -140,6 +142,8 @@ def start(model: Model, run: Run) -> Engine:
 
     frozen = any(not parameter.requires_grad for parameter in model.parameters())
     batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    run = with_stage(run, parameters, frozen=frozen)
     refuse_impossible(run, gpu=torch.cuda.is_available(), frozen=frozen, batch_norm=batch_norm)
     step = TrainStep(model, run.seed)
     if run.recompute and not recompute_layers(model):
@@ -147,8 +151,9 @@ def start(model: Model, run: Run) -> Engine:
             f"recompute=true has no effect: model {run.model!r} has no layers in a ModuleList"
         )
     if run.compile:
+        allow_compiled_rnn()
         model.compile()
-    config = deepspeed_config(run)
+    config = deepspeed_config(run, parameters)
     if run.deepspeed:
         _refuse_odd_settings(run.deepspeed, config)
     engine: Engine
@@ -159,6 +164,12 @@ def start(model: Model, run: Run) -> Engine:
         dist_init_required=False,
     )
     return engine
+
+
+def allow_compiled_rnn() -> None:
+    """Have recurrent layers compiled like any other. Torch leaves them out unless told, and the
+    model would be compiled in pieces around them."""
+    torch._dynamo.config.allow_rnn = True
 
 
 def _refuse_odd_settings(path: str, config: dict[str, Any]) -> None:
@@ -181,27 +192,93 @@ def init_deepspeed(patience: timedelta) -> None:
     time."""
     import deepspeed
 
+    if torch.cuda.is_available():
+        # before the group is made, which then knows whose device is which
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     deepspeed.init_distributed(timeout=patience, verbose=False)
 
 
-def optimizer_step(engine: Engine) -> float:
-    """Let the optimiser move if the global gradient is finite; the gradient's norm before clipping,
-    else inf or nan.
+def device_guards_step(engine: Engine, run: Run) -> bool:
+    """Whether the optimiser itself stays where it is when the device finds something that is not
+    finite, so that the host need not look before each step.
 
-    Stages 1 to 3 compute the norm themselves and stay where they are when it is not finite; stage 0
-    would go on.
+    Torch's fused optimisers can. Stages 1 to 3 look at every step inside DeepSpeed, and so does the
+    loss scale of fp16.
     """
-    scaler = engine.torch_autocast_z0_gradscaler
+    is_plain = engine.zero_optimization_stage() == 0 and run.precision != "fp16"
+    return is_plain and is_fused(engine.optimizer)
+
+
+def optimizer_step(engine: Engine, run: Run, losses: Tensor) -> Tensor:
+    """Let the optimiser move if losses and global gradient are finite; (1,) the gradient's norm
+    before clipping, else inf or nan.
+
+    Stages 1 to 3 compute the norm and clip themselves, and stay where they are when it is not
+    finite; stage 0 would go on.
+
+    Args:
+        losses: (losses,) of this step; looked at where ``device_guards_step``.
+    """
     if engine.zero_optimization_stage() > 0:
         engine.step()
-        overflow = engine.optimizer.overflow
-        return math.inf if overflow else float(engine.get_global_grad_norm())
-    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    scale = 1.0 if scaler is None else scaler.get_scale()
-    norm = float(nn.utils.get_total_norm(gradients)) / scale
-    if math.isfinite(norm) or scaler is not None:  # a scaler skips the step itself
+        if engine.optimizer.overflow:
+            return torch.tensor([math.inf], dtype=torch.float64)
+        return torch.tensor([float(engine.get_global_grad_norm())], dtype=torch.float64)
+    scaler = engine.torch_autocast_z0_gradscaler
+    if scaler is not None:
+        scaler.unscale_(engine.optimizer)
+    parameters = [p for p in engine.module.parameters() if p.grad is not None]
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if run.optim.clip:
+        nn.utils.clip_grads_with_norm_(parameters, run.optim.clip, norm)
+    if device_guards_step(engine, run):
+        _hold_from_now_on(engine.optimizer, losses, norm)
         engine.step()
-    return norm
+    elif scaler is not None or math.isfinite(norm):  # a scaler skips the step itself
+        engine.step()
+    return norm.reshape(1)
+
+
+def _hold_from_now_on(optimizer: Any, losses: Tensor, norm: Tensor) -> None:
+    """Keep a fused optimiser from moving, in this step and all that follow, if one of these numbers
+    is not finite. Nothing is read from the device.
+
+    ``found_inf`` is where torch's own loss scale tells it so.
+    """
+    is_bad = ~(losses.isfinite().all() & norm.isfinite())
+    before = getattr(optimizer, "found_inf", None)
+    found = is_bad.float()
+    optimizer.found_inf = found if before is None else torch.maximum(before, found)
+
+
+def engine_batches(engine: Engine, micro_batches: list[Batch]) -> list[Batch]:
+    """The micro-batches on the engine's device.
+
+    On a GPU they are copied by a stream of their own, while the device still computes what it was
+    asked before.
+    """
+    device = torch.device(engine.device)
+    if device.type != "cuda":
+        return [batch.to(device) for batch in micro_batches]
+    compute, copies = torch.cuda.current_stream(), _copy_stream(device)
+    with torch.cuda.stream(copies):
+        moved = [batch.to(device) for batch in micro_batches]
+    compute.wait_stream(copies)
+    for batch in moved:
+        batch.map(partial(_used_by, compute))
+    return moved
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def _used_by(stream: torch.cuda.Stream, tensor: Tensor) -> Tensor:
+    """Have the memory of a tensor of another stream kept until ``stream`` is done with it."""
+    if tensor.is_cuda:
+        tensor.record_stream(stream)
+    return tensor
 
 
 def engine_autocast(engine: Engine) -> AbstractContextManager[Any]:

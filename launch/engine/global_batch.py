@@ -30,24 +30,28 @@ def with_loss_denominators(model: Model, micro_batches: list[Batch]) -> list[Bat
     return [replace(batch, loss_denominators=denominators) for batch in micro_batches]
 
 
-def mean_over_ranks(totals: dict[str, Tensor]) -> dict[str, float]:
-    """Losses averaged over ranks, in one message."""
-    message = distributed.all_reduce_sum(torch.stack([value.double() for value in totals.values()]))
-    means = [value / distributed.world_size() for value in message.tolist()]
-    return dict(zip(totals, means, strict=True))
+def mean_over_ranks(totals: dict[str, Tensor]) -> Tensor:
+    """(losses,) float64, losses averaged over ranks, in one message; it stays on the device."""
+    message = torch.stack([value.double() for value in totals.values()])
+    return distributed.all_reduce_sum(message) / distributed.world_size()
 
 
 def update_memory_bank(
     model: Model, rows: list[dict[str, Tensor]], micro_batches: list[Batch]
 ) -> None:
-    """Give the model its rows of the whole global batch, in the order of the samples."""
+    """Give the model its rows of the whole global batch, in the order of the samples.
+
+    Args:
+        micro_batches: as they came from the stream, in host memory.
+    """
     if not rows[0]:
         return
-    # rows of weight 0 stand for no sample
     real = torch.cat([batch.weight for batch in micro_batches]) > 0
+    all_real = bool(real.all())  # otherwise there are rows that stand for no sample
     local = {}
     for name in rows[0]:
-        local[name] = torch.cat([part[name] for part in rows])[real]
+        values = torch.cat([part[name] for part in rows])
+        local[name] = values if all_real else values[real.to(values.device)]
     sizes = distributed.gather_sizes(len(local["index"]), local["index"].device)
     whole = {name: distributed.gather_rows(part, sizes) for name, part in local.items()}
     order = torch.argsort(whole["index"])

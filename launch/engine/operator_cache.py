@@ -36,6 +36,11 @@ def own_folder() -> Path:
     return root / environment_key()
 
 
+def is_compiled() -> bool:
+    """Whether this environment's folder holds a compiled operator."""
+    return any(own_folder().glob("*/*.so"))
+
+
 def environment_key() -> str:
     """Short name of this environment: where it is, and the versions of what compiles."""
     parts = [sys.prefix, platform.python_version()]

@@ -14,8 +14,19 @@ ALGORITHMS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 def optimizer_for(model: Model, run: Run) -> torch.optim.Optimizer:
+    """Torch's own; on a GPU its fused form, one kernel for all parameters of a group."""
     algorithm = ALGORITHMS[run.optim.algorithm]
-    return algorithm(parameter_groups(model, run), betas=run.optim.betas, eps=run.optim.eps)
+    fused = run.optim.fused
+    if fused == "auto":  # on a CPU results stay what they were
+        fused = torch.cuda.is_available() and not run.offload
+    groups = parameter_groups(model, run)
+    return algorithm(groups, betas=run.optim.betas, eps=run.optim.eps, fused=fused or None)
+
+
+def is_fused(optimizer: Any) -> bool:
+    """Whether the optimiser's step is one kernel, which keeps its own number of steps on the
+    device."""
+    return any(group.get("fused") for group in optimizer.param_groups)
 
 
 def parameter_groups(model: Model, run: Run) -> list[dict[str, Any]]:

@@ -47,6 +47,7 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AF
     if "RANK" not in os.environ:
         _be_the_only_process()
     refuse_stale_build_lock()
+    _say_if_it_compiles()
     # the watchdog names the rank that is missing and should be first; the collectives' own time-out
     # is the second net
     patience = timedelta(seconds=timeout + 60)
@@ -54,10 +55,20 @@ def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AF
         stores.stay_on_this_machine()
     with own_port(timeout), stores.meeting_place(), _build_lock_watched():
         init_deepspeed(patience)
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     control_plane.open_group(patience)
     watchdog.begin(timeout, lost_after)
+
+
+def _say_if_it_compiles() -> None:
+    """Once per environment, and only on a CPU, does DeepSpeed compile before the first run."""
+    on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
+    if on_cpu and os.environ.get("LOCAL_RANK", "0") == "0" and not operator_cache.is_compiled():
+        print(
+            "DeepSpeed compiles an operator now, once for this Python environment; that takes up "
+            f"to two minutes and is kept in {operator_cache.own_folder()}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def shutdown_processes() -> None:
@@ -65,9 +76,22 @@ def shutdown_processes() -> None:
     if torch.distributed.is_initialized():
         control_plane.any_rank(False)
         watchdog.leave()
-        torch.distributed.barrier()
+        _meet()
         torch.distributed.destroy_process_group()
         stores.close()
+
+
+def _meet() -> None:
+    """A barrier, which NCCL wants to hear the device of."""
+    on_gpu = torch.distributed.get_backend() == "nccl"
+    torch.distributed.barrier(device_ids=[torch.cuda.current_device()] if on_gpu else None)
+
+
+def abandon_processes() -> None:
+    """Leave at an end at which the others may not be met. NCCL complains of a group that is left
+    behind, and would wait for others if it were asked to end it in order."""
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "nccl":
+        torch.distributed.distributed_c10d._abort_process_group()
 
 
 def _be_the_only_process() -> None:

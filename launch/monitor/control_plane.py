@@ -17,11 +17,15 @@ import torch.distributed as dist
 from core import distributed
 
 _group: dist.ProcessGroup | None = None
+# of the threads that write checkpoints: their messages pass those of the training by
+_background_group: dist.ProcessGroup | None = None
 
 
 def open_group(timeout: timedelta) -> None:
     """Collective; once, after the processes have joined."""
-    global _group
+    global _group, _background_group
+    if distributed.world_size() > 1:
+        _background_group = dist.new_group(backend="gloo", timeout=timeout)
     if dist.get_backend() == "gloo" or distributed.world_size() == 1:
         _group = None  # the default group will do
     else:
@@ -30,20 +34,29 @@ def open_group(timeout: timedelta) -> None:
 
 def any_rank(wish: bool) -> bool:
     """Whether any rank wishes it. Collective."""
+    return any_rank_each([wish])[0]
+
+
+def any_rank_each(wishes: list[bool]) -> list[bool]:
+    """For each wish, whether any rank has it; in one message. Collective."""
     if distributed.world_size() == 1:
-        return wish
-    flag = torch.tensor([int(wish)], dtype=torch.int32)
-    dist.all_reduce(flag, dist.ReduceOp.MAX, group=_group)
-    return bool(flag)
+        return wishes
+    flags = torch.tensor(wishes, dtype=torch.int32)
+    dist.all_reduce(flags, dist.ReduceOp.MAX, group=_group)
+    return [flag > 0 for flag in flags.tolist()]
 
 
-def gather_text(text: str, limit: int = 2048) -> list[str]:
-    """Every rank's text, in rank order, cut off at ``limit`` bytes. Collective."""
+def gather_text(text: str, limit: int = 2048, *, background: bool = False) -> list[str]:
+    """Every rank's text, in rank order, cut off at ``limit`` bytes. Collective.
+
+    Args:
+        background: among the ranks' threads that write checkpoints.
+    """
     if distributed.world_size() == 1:
         return [text]
     local = _encode(text.encode()[:limit].ljust(limit, b"\0"))
     received = [torch.empty_like(local) for _ in range(distributed.world_size())]
-    dist.all_gather(received, local, group=_group)
+    dist.all_gather(received, local, group=_background_group if background else _group)
     padded = [bytes(message.tolist()) for message in received]
     return [body.rstrip(b"\0").decode(errors="replace") for body in padded]
 

@@ -231,20 +231,26 @@ def held_by_first_rank(folder: Path) -> Iterator[None]:
             yield
         return
     holding = held(folder)
-    refusal = ""
+    refusal: tuple[str, int] = "", 0
     if distributed.rank() == 0:
         try:
             holding.__enter__()
         except (InUse, OSError) as error:
-            refusal = str(error) or type(error).__name__
-    refusal = control_plane.broadcast_text(refusal)
-    if refusal:
-        raise InUse(refusal)
+            refusal = _why(error), getattr(error, "errno", None) or 0
+    reason, number = json.loads(control_plane.broadcast_text(json.dumps(refusal)))
+    if number:  # such as a full disk, which ends a command with another exit code
+        raise OSError(number, reason, str(folder / NAME))
+    if reason:
+        raise InUse(reason)
     try:
         yield
     finally:
         if distributed.rank() == 0:
             holding.__exit__(None, None, None)
+
+
+def _why(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def read(path: Path) -> Holder | None:

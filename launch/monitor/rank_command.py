@@ -8,16 +8,31 @@ import sys
 from collections.abc import Callable
 
 from core import command, distributed
+from launch.engine.processes import abandon_processes
 from launch.monitor import watchdog
 from launch.monitor.preemption import Preempted
 
+AGAIN = "run the same command again"
 
-def run_rank(work: Callable[[], int | None]) -> int:
+
+def run_rank(work: Callable[[], int | None], when_stopped: str = AGAIN) -> int:
+    """How ``_run_rank`` ends. Nothing of the process group is left behind then."""
+    try:
+        return _run_rank(work, when_stopped)
+    finally:
+        abandon_processes()
+
+
+def _run_rank(work: Callable[[], int | None], when_stopped: str) -> int:
     """``core.command.run`` for the work of one rank. A ValueError that refuses nothing is a
     fault."""
     try:
         return command.run(
-            work, refused=(command.Refused, OSError), report=_report, passed_on=(Exception,)
+            work,
+            when_stopped=when_stopped,
+            refused=(command.Refused, OSError),
+            report=_report,
+            passed_on=(Exception,),
         )
     except Preempted as left:
         watchdog.leave()

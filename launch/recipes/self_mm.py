@@ -19,7 +19,7 @@ from launch.recipes import demo_run, for_depression, hscl
 SUMMED = 4  # batches of MMSA whose gradients are summed for one step
 
 
-def _optim(
+def optim_by_modality(
     audio: float,
     vision: float,
     main: float,
@@ -55,7 +55,7 @@ def mosi() -> Run:
     return Run(
         model="self_mm",
         options=SelfMM.Config(text=TextConfig(source="bert-base-uncased")),
-        optim=_optim(5e-3, 5e-3, 1e-3, (1e-3, 1e-3, 1e-3, 1e-3), summed=SUMMED),
+        optim=optim_by_modality(5e-3, 5e-3, 1e-3, (1e-3, 1e-3, 1e-3, 1e-3), summed=SUMMED),
         batch_size=SUMMED * 16,
         epochs=100,
         patience=8,
@@ -72,7 +72,7 @@ def mosei() -> Run:
     return replace(
         base,
         options=replace(base.options, drop_fusion=0.1, drop_text=0.0, drop_audio=0.0),
-        optim=_optim(5e-3, 1e-4, 1e-3, (1e-3, 0.0, 0.0, 1e-2), summed=SUMMED),
+        optim=optim_by_modality(5e-3, 1e-4, 1e-3, (1e-3, 0.0, 0.0, 1e-2), summed=SUMMED),
         batch_size=SUMMED * 32,
     )
 
@@ -89,7 +89,7 @@ def sims() -> Run:
         options=SelfMM.Config(
             vision_hidden=64, post_text=64, text=TextConfig(source="bert-base-chinese")
         ),
-        optim=_optim(5e-3, 5e-3, 1e-3, (1e-3, 1e-2, 1e-2, 1e-3), summed=SUMMED),
+        optim=optim_by_modality(5e-3, 5e-3, 1e-3, (1e-3, 1e-2, 1e-2, 1e-3), summed=SUMMED),
         batch_size=SUMMED * 32,
         metrics="sims",
     )
@@ -105,7 +105,7 @@ def simsv2() -> Run:
     return replace(
         base,
         options=replace(base.options, post_vision=32, post_audio=32, drop_text=0.0),
-        optim=_optim(1e-3, 1e-3, 1e-3, (1e-2, 0.0, 0.0, 1e-3), summed=SUMMED),
+        optim=optim_by_modality(1e-3, 1e-3, 1e-3, (1e-2, 0.0, 0.0, 1e-3), summed=SUMMED),
         batch_size=SUMMED * 16,
     )
 
@@ -134,7 +134,8 @@ def mosi_utterance() -> Run:
     """
     base = hscl.mosi_utterance()
     optim = replace(
-        base.optim, groups=_optim(1e-5, 1e-5, 1e-4, (0.01, 0.01, 0.01, 0.01), text=1e-4).groups
+        base.optim,
+        groups=optim_by_modality(1e-5, 1e-5, 1e-4, (0.01, 0.01, 0.01, 0.01), text=1e-4).groups,
     )
     return replace(
         base,
@@ -163,16 +164,18 @@ def mmmo() -> Run:
 
 
 def demo() -> Run:
-    """Self-MM on the generated data of ``python -m data_shards.synthetic``. Test MAE 0.644, Corr
-    0.766 with seed 1111.
+    """Self-MM on the generated data of ``python -m data_shards.synthetic``. Test MAE 0.677, Corr
+    0.741 with seed 1111; 0.559, 0.821 with 1112. It starts slowly, so it is not stopped early.
 
     deepspeed launch/train.py self_mm/demo data=demo/shards
     """
-    optim = _optim(2e-3, 2e-3, 2e-3, (0.0, 0.0, 0.0, 1e-3))
+    optim = optim_by_modality(2e-3, 2e-3, 2e-3, (0.0, 0.0, 0.0, 1e-3))
     return demo_run(
         "self_mm",
         SelfMM.Config(text=TextConfig(source="small")),
         optim=replace(optim, clip=1.0, schedule="cosine", warmup=0.05),
+        epochs=20,
+        patience=0,
     )
 
 

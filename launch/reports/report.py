@@ -13,17 +13,19 @@ from core import distributed
 from core.file_access.regular_files import open_regular_file
 from core.files import write_atomically
 from core.metrics.declared import headline_metrics, metric_of
-from core.model import Model
+from core.model import DataSpec, Model
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import Checkpoints, read_state
-from launch.checkpoints.tensors import load_weights
+from launch.checkpoints.tensors import load_weights, refuse_other_model
 from launch.config import ConfigError, Run
 from launch.reports.plots import figure, save
 from launch.reports.run_log import RunLog
 from launch.reports.tables import score_table
-from launch.tasks.build import build_model
+from launch.run_directory import CONFIG
+from launch.tasks.build import build_model, sketch_model
 from launch.tasks.data_record import refuse_other_data
 from launch.tasks.task import EvaluationResult, Task
+from launch.tasks.training_facts import write_facts
 
 
 def best_model(run: Run, run_dir: Path, task: Task, device: torch.device) -> tuple[Model, Progress]:
@@ -33,11 +35,26 @@ def best_model(run: Run, run_dir: Path, task: Task, device: torch.device) -> tup
         ConfigError: there is none, or the task's data are not of the kind that it was trained on.
     """
     refuse_other_data(run_dir, task, run.data)
+    return best_weights(run, run_dir, task.data, device)
+
+
+def best_weights(
+    run: Run, run_dir: Path, data: DataSpec, device: torch.device
+) -> tuple[Model, Progress]:
+    """The same, where it is known that the model was trained on ``data``: no shards are needed."""
     folder, complaints = Checkpoints(run_dir, Progress()).find("best")
     if folder is None:
         raise ConfigError("; ".join([f"{run_dir} has no whole best checkpoint", *complaints]))
-    model = build_model(run, task.data)
     state = read_state(folder)
+    settings = run_dir / CONFIG
+    try:
+        # before any memory is taken for what the settings ask for
+        shapes_only = sketch_model(run, data, len(state.shapes), str(settings))
+        if shapes_only is not None:
+            refuse_other_model(folder, state.shapes, shapes_only)
+        model = build_model(run, data)
+    except ConfigError as error:
+        raise ConfigError(f"{error} (its settings are those of {settings})") from None
     load_weights(folder, state.shapes, model)
     return model.to(device).eval(), state.progress
 
@@ -55,6 +72,7 @@ def finish(
         scores["test"] = final.scores
     if distributed.rank() == 0:
         write_scores(run_dir / "scores.json", scores)
+        write_facts(run_dir, task.facts())
         epochs = read_events(run_dir)["epoch"]
         plots = [_draw_losses(run_dir, epochs), *final.plots]
         text = _report(run, scores, progress.best_epoch, epochs, plots, final.remarks)

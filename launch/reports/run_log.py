@@ -81,10 +81,20 @@ class RunLog:
                 leave=False,
             )
 
-    def advance(self, losses: dict[str, float], samples_per_second: float) -> None:
+    def advance(
+        self, losses: dict[str, float], samples_per_second: float, mfu: float | None = None
+    ) -> None:
+        """One step more on the bar.
+
+        Args:
+            mfu: model FLOPs utilisation, where the device's peak is known.
+        """
         if self.bar is not None:
             shown = {name: f"{value:.3f}" for name, value in losses.items()}
-            self.bar.set_postfix({**shown, "samples/s": f"{samples_per_second:.0f}"}, refresh=False)
+            shown["samples/s"] = f"{samples_per_second:.0f}"
+            if mfu is not None:
+                shown["mfu"] = f"{mfu:.1%}"
+            self.bar.set_postfix(shown, refresh=False)
             self.bar.update()
 
     def close_bar(self) -> None:

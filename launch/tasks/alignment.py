@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -33,6 +32,7 @@ from data_shards.shards.manifest import DataError, Manifest
 from launch.config import ConfigError, Run
 from launch.reports.plots import COLORS, figure, save
 from launch.tasks.alignment_options import alignment_options
+from launch.tasks.predictions import write_table
 from launch.tasks.task import (
     EvaluationResult,
     check_needed_splits,
@@ -40,6 +40,7 @@ from launch.tasks.task import (
     objective_of,
     precision_context,
 )
+from launch.tasks.training_facts import TrainingFacts
 
 SUMMARY = tuple(shown_metrics("alignment"))
 DIRECTIONS = ("", "r2l/")  # prefixes of scores: from left to right, and from right to left
@@ -93,6 +94,9 @@ class AlignmentTask:
 
     def steps(self, epoch: int) -> int:
         return self._sampler.steps
+
+    def train_samples(self) -> int:
+        return len(self.links)
 
     def batches(self, epoch: int) -> Iterator[list[Batch]]:
         links, sampler = self.links, self._sampler
@@ -194,6 +198,9 @@ class AlignmentTask:
     def constant_baselines(self, split: str) -> dict[str, dict[str, float]]:
         return {}  # no entity is everyone's partner
 
+    def facts(self) -> TrainingFacts:
+        return TrainingFacts()  # no new entities are scored: such a model knows its own by number
+
     def evaluate(self, model: Model, split: str, device: torch.device) -> dict[str, float]:
         links = self._links_of(split)
         if split != "valid":
@@ -252,7 +259,7 @@ class AlignmentTask:
             "predicted": self.graphs.ids(links[best, 1]),
             "similarity": similarity.cpu().numpy(),
         }
-        pd.DataFrame(table).to_csv(run_dir / "predictions.csv", index=False)
+        write_table(run_dir / "predictions.csv", table)
         return EvaluationResult(scores, [_draw(run_dir, split, ranks)], self._remarks())
 
     def _remarks(self) -> list[str]:
@@ -376,9 +383,8 @@ def _contains(pairs: Tensor, asked: Tensor, num_entities: int) -> Tensor:
 
 def _draw(run_dir: Path, split: str, ranks: tuple[np.ndarray, np.ndarray]) -> tuple[str, str]:
     drawing, axes = figure(6, 3.8)
-    for directed, name, color in zip(
-        ranks, ("left to right", "right to left"), COLORS[:2], strict=True
-    ):
+    names = ("left to right", "right to left")
+    for directed, name, color in zip(ranks, names, COLORS[:2], strict=True):
         share = np.arange(1, len(directed) + 1) / len(directed)
         axes.plot(np.sort(directed), share, label=name, color=color)
     axes.set(

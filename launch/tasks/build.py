@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
 from core.model import DataSpec, Model
 from core.models import MODELS
+from core.sketch import sketch
 from launch.config import ConfigError, Run
 from launch.tasks.task import Task
 
@@ -33,8 +38,28 @@ def build_task(run: Run) -> Task:
 
 def build_model(run: Run, data: DataSpec) -> Model:
     """The run's model for these data. A model that refuses its options or the data does so with a
-    ConfigError here."""
-    try:
+    ConfigError here, and so does PyTorch where they make it too large for this machine."""
+    with _refusing(run):
         return MODELS[run.model](run.options, data)
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"model {run.model!r} cannot be built: {error}") from error
+
+
+def sketch_model(run: Run, data: DataSpec, stored: int, settings: str) -> Model | None:
+    """Its shapes alone (``core.sketch``), to be compared with what a checkpoint holds.
+
+    Args:
+        stored: parameters of the checkpoint.
+        settings: the file that the run's settings are from, for messages.
+    """
+    with _refusing(run):
+        return sketch(partial(MODELS[run.model], run.options, data), stored, settings)
+
+
+@contextmanager
+def _refusing(run: Run) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, OSError, RuntimeError, MemoryError, OverflowError, TypeError) as error:
+        if isinstance(error, TypeError) and "verflow" not in str(error):  # of a size, in PyTorch
+            raise
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"model {run.model!r} cannot be built: {reason}") from error

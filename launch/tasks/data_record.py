@@ -9,6 +9,7 @@ the shapes are compared, with those of the checkpoint.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,12 @@ def _meaning(labels: Labels) -> str:
 
 def record_of(task: Task) -> DataRecord:
     """The record of the data that a task has open."""
-    manifest = task.manifest
+    views = tuple(name for name in task.data.features if not is_label(name))
+    return record_of_manifest(task.manifest, views)
+
+
+def record_of_manifest(manifest: Manifest, views: Iterable[str]) -> DataRecord:
+    """The record of shards of which ``views`` are read."""
     return DataRecord(
         task=manifest.task,
         dataset=manifest.name,
@@ -80,7 +86,7 @@ def record_of(task: Task) -> DataRecord:
         labels=manifest.labels if manifest.task == "sentiment" else None,
         tokenizer=manifest.tokenizer,
         content=_content(manifest),
-        views=tuple(name for name in task.data.features if not is_label(name)),
+        views=tuple(views),
     )
 
 
@@ -137,15 +143,25 @@ def refuse_other_data(run_dir: Path, task: Task, source: str) -> None:
     ]
     if not differ:
         return
-    rows = [("", f"{run_dir} was trained on", f"{source} holds")]
-    for name in dict.fromkeys([*trained, *here]):
-        mark = "*" if name in differ else " "
-        rows.append((f"{mark} {name}", trained.get(name, "none"), here.get(name, "none")))
     raise ConfigError(
         f"{run_dir} was trained on data of another kind than {source} holds ({', '.join(differ)} "
         "differ); give data=DIR of that kind, or train on these",
-        _columns(rows),
+        side_by_side((f"{run_dir} was trained on", f"{source} holds"), trained, here, differ),
     )
+
+
+def side_by_side(
+    titles: tuple[str, str],
+    trained: Mapping[str, str],
+    here: Mapping[str, str],
+    differ: Collection[str],
+) -> list[str]:
+    """Two sets of facts as lines of a table, a star before each that differs."""
+    rows = [("", *titles)]
+    for name in dict.fromkeys([*trained, *here]):
+        mark = "*" if name in differ else " "
+        rows.append((f"{mark} {name}", trained.get(name, "none"), here.get(name, "none")))
+    return _columns(rows)
 
 
 def _columns(rows: list[tuple[str, str, str]]) -> list[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pandas as pd
-from scipy.special import softmax
-from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
 from data_shards.shards.manifest import Labels
 from launch.reports.plots import INK, figure, save
@@ -43,6 +42,9 @@ class Predictions:
 def write_predictions(path: Path, ids: list[str], predictions: Predictions, labels: Labels) -> None:
     """One row per sample: id, label, prediction, and the probability of each class where there are
     classes."""
+    import pandas as pd
+    from scipy.special import softmax
+
     table = pd.DataFrame({"id": ids, "label": predictions.label})
     if labels.kind == "classes":
         probabilities = softmax(predictions.prediction, axis=-1)
@@ -54,6 +56,13 @@ def write_predictions(path: Path, ids: list[str], predictions: Predictions, labe
         table["prediction"] = predictions.prediction
         table["error"] = predictions.prediction - predictions.label
     table.to_csv(path, index=False)
+
+
+def write_table(path: Path, columns: Mapping[str, Any]) -> None:
+    """Columns of equal length as CSV."""
+    import pandas as pd
+
+    pd.DataFrame(columns).to_csv(path, index=False)
 
 
 def draw(
@@ -95,6 +104,8 @@ def _draw_scatter(
 def _draw_confusion(
     run_dir: Path, split: str, predictions: Predictions, labels: Labels
 ) -> tuple[str, str]:
+    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
+
     if labels.kind == "classes":
         names = list(labels.names)
         truth, answer = predictions.label.astype(int), predictions.classes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from data_shards.stream import Stream
 from launch.config import ConfigError, Run
 from launch.engine.deepspeed_config import num_micro_batches
 from launch.tasks.data_spec import in_roles, names_by_field, sentiment_spec
+from launch.tasks.length_buckets import with_bucket_lengths
 from launch.tasks.predictions import Predictions, draw, write_predictions
 from launch.tasks.task import (
     EvaluationResult,
@@ -36,6 +38,7 @@ from launch.tasks.task import (
     objective_of,
     precision_context,
 )
+from launch.tasks.training_facts import TrainingFacts, bounds_of
 
 
 def by_sign(manifest: Manifest) -> Manifest:
@@ -70,6 +73,15 @@ class SentimentTask:
         self.data: DataSpec = sentiment_spec(self.manifest, folder, self.names)
         refuse_unknown_names(run.missing, self.data.features)
         self._waited = 0.0
+        # opened once: the manifest is parsed and shards are hashed for the first evaluation only
+        self._in_file_order: dict[str, Stream] = {}
+        self._passes = count()
+
+    def _evaluated(self, split: str) -> Stream:
+        """The stream of a split in the order of its files."""
+        if split not in self._in_file_order:
+            self._in_file_order[split] = self._stream(split, shuffle=False)
+        return self._in_file_order[split]
 
     def _stream(self, split: str, *, shuffle: bool) -> Stream:
         run, loading = self.run, self.run.loading
@@ -83,6 +95,7 @@ class SentimentTask:
             seed=run.seed,
             shuffle=shuffle,
             window=loading.window,
+            groups=loading.groups,
             bucket=loading.bucket and shuffle,
             drop_last=loading.drop_last and shuffle,
             prefetch=loading.prefetch,
@@ -97,6 +110,9 @@ class SentimentTask:
     def steps(self, epoch: int) -> int:
         return self.train.steps(epoch)
 
+    def train_samples(self) -> int:
+        return sum(self.train.kept.counts)
+
     def begin_epoch(self, epoch: int, model: Model) -> None:
         """Nothing here depends on the model."""
 
@@ -108,14 +124,19 @@ class SentimentTask:
         self.train.mark_consumed()
 
     def _prepare(self, arrays: Arrays, split: str, epoch: int) -> Utterances:
+        batch = self._labelled(arrays)
+        batch = apply_missing_mask(batch, self.run.missing, split=split, epoch=epoch)
+        return with_bucket_lengths(batch, self.data.max_length) if self.run.compile else batch
+
+    def _labelled(self, arrays: Arrays) -> Utterances:
         batch = in_roles(utterances(arrays), self.names)
         if self.run.classes == "sign":
             batch = replace(batch, label=batch.label.sign() + 1)  # 0, 1, 2
-        return apply_missing_mask(batch, self.run.missing, split=split, epoch=epoch)
+        return batch
 
     def _arrays(self, split: str) -> Iterator[Arrays]:
         """This rank's batches of a split in file order, as they come from the shards."""
-        for (arrays,) in self._stream(split, shuffle=False).epoch(0):
+        for (arrays,) in self._evaluated(split).epoch(next(self._passes)):
             yield arrays
 
     @torch.no_grad()
@@ -204,13 +225,35 @@ class SentimentTask:
         labels = [arrays.arrays["label"].float().numpy() for arrays in self._arrays(split)]
         return constant_baselines(np.concatenate(labels), self.run.metrics)
 
+    def whole_split(self, split: str) -> Iterator[Utterances]:
+        """All samples of a split in file order, on this process alone, nothing dropped."""
+        stream = self._stream(split, shuffle=False).copy(rank=0, ranks=1)
+        try:
+            for (arrays,) in stream.epoch(0):
+                yield self._labelled(arrays)
+        finally:
+            stream.close()
+
+    def facts(self) -> TrainingFacts:
+        constant: dict[str, dict[str, dict[str, float]]] = {}
+        for split in ("valid", "test"):
+            if split in self.splits():
+                parts = [batch.label.numpy() for batch in self.whole_split(split)]
+                constant[split] = self._constant_scores(np.concatenate(parts))
+        return TrainingFacts(bounds_of(self.whole_split("train"), self.data), constant)
+
+    def _constant_scores(self, label: np.ndarray) -> dict[str, dict[str, float]]:
+        if self.run.metrics == "classes":
+            return classification.constant_baselines(label, self.data.num_classes)
+        return constant_baselines(label, self.run.metrics)
+
     def splits(self) -> list[str]:
         return known_splits(self.manifest.splits)
 
     def check_splits(self) -> None:
         check_needed_splits(self.manifest.splits, self.run.data)
         for split in self.splits():
-            self._stream(split, shuffle=False).close()  # looks at the sizes of its shards
+            self._evaluated(split)  # looks at the sizes of its shards
 
     def objective(self, scores: dict[str, float]) -> float:
         return objective_of(self.run, scores)
@@ -220,7 +263,7 @@ class SentimentTask:
         return self.train.ids(index.cpu().numpy())
 
     def ids(self, split: str, index: np.ndarray) -> list[str]:
-        return self._stream(split, shuffle=False).ids(index)
+        return self._evaluated(split).ids(index)
 
     def wait_seconds(self) -> float:
         before, self._waited = self._waited, self.train.wait_seconds

@@ -15,6 +15,7 @@ from core.model import DataSpec, Model
 from data_shards.shards.manifest import DataError, Manifest
 from data_shards.shards.split_names import NEEDED, missing_splits
 from launch.config import Run
+from launch.tasks.training_facts import TrainingFacts
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,10 @@ class Task(Protocol):
 
     def steps(self, epoch: int) -> int:
         """Optimiser steps of this epoch, the same on every rank."""
+        ...
+
+    def train_samples(self) -> int:
+        """Samples (or links) of an epoch, without those that are left out on purpose."""
         ...
 
     def batches(self, epoch: int) -> Iterator[list[Batch]]:
@@ -78,6 +83,10 @@ class Task(Protocol):
 
     def constant_baselines(self, split: str) -> dict[str, dict[str, float]]:
         """Name of a constant answer -> its scores on a split; empty where the task has none."""
+        ...
+
+    def facts(self) -> TrainingFacts:
+        """What whoever scores new samples should know; measured by one process, at the end."""
         ...
 
     def objective(self, scores: dict[str, float]) -> float:

@@ -76,6 +76,12 @@ def without(name: str) -> Callable[[Config], Config]:
         (setting("data", "label_range", to=[1]), "data.label_range"),
         (setting("data", "moments", to={"audio": [[1], [2]]}), "exported"),
         (setting("data", "task", to="alignment"), "is no model of alignment data"),
+        # far more than fits into memory, seen before any is taken
+        (setting("options", "hidden", to=10**12), "does not fit the model of config.json"),
+        (setting("options", "text", "width", to=2**20), "does not fit the model of config.json"),
+        (setting("data", "vocab_size", to=10**9), "does not fit the model of config.json"),
+        (setting("options", "text", "width", to=2**40), "describes no model that can be built"),
+        (setting("options", "text", "layers", to=10**7), "and far fewer are stored beside it"),
     ],
 )
 def test_an_odd_configuration_is_refused_in_one_line(

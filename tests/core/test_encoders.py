@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from transformers.masking_utils import bidirectional_mask_function
 
 from core.batch import Utterances
 from core.dropout import number_dropouts, sample_masks
+from core.encoders import text
 from core.encoders.attention import Attention
 from core.encoders.inputs import InputConfig, Inputs, groups
 from core.encoders.sequence import (
@@ -275,3 +277,14 @@ def test_a_summary_exists_also_for_no_frames() -> None:
     x, mask = layer(torch.zeros(2, 3, 6), torch.zeros(2, 3, dtype=torch.bool))
     assert mask.tolist() == [[True, False, False, False]] * 2
     assert x[:, 0].isfinite().all()
+
+
+def test_a_mask_of_the_text_is_not_looked_at_on_a_gpu() -> None:
+    sizes = {"batch_size": 2, "q_length": 5, "kv_length": 5}
+    asked = sizes | {"mask_function": bidirectional_mask_function, "q_offset": 0, "kv_offset": 0}
+    everything = torch.ones(2, 5, dtype=torch.bool)
+    skips = {"allow_is_bidirectional_skip": True, "allow_is_causal_skip": False}
+    assert text._mask(**asked, **skips, attention_mask=everything, device="cpu") is None
+    elsewhere = text._mask(**asked, **skips, attention_mask=everything.to("meta"), device="meta")
+    assert elsewhere.shape == (2, 1, 5, 5)
+    assert elsewhere.stride(2) == 0

@@ -109,10 +109,10 @@ def test_pickled_weights_are_refused_by_name(folder: Path, name: str):
             lambda folder: (folder / "model.safetensors").unlink(),
             "must hold config.json and model.sa",
         ),
-        (lambda folder: (folder / "config.json").write_text("{"), "config.json is no JSON"),
+        (lambda folder: (folder / "config.json").write_text("{"), "config.json is no usable JSON"),
         (
             lambda folder: (folder / "config.json").write_text("[1]"),
-            "holds a list, not a JSON object",
+            "holds a list, and an object",
         ),
     ],
     ids=["no config", "no weights", "cut off", "a list"],

@@ -180,7 +180,12 @@ REFUSED: list[tuple[str, Callable[[Clips], Any], list[str], str]] = [
     ),
     ("no labels", every(lambda arrays: arrays.pop("label")), [], "neither a label nor a class"),
     ("label and class", one(put("class", np.int64(1))), [], rf"{SAMPLE}: has both a label and"),
-    ("of either kind", in_valid(classify), [], "some samples have a label and"),
+    (
+        "of either kind",
+        in_valid(classify),
+        [],
+        r"have a label, as in t\S+\.tar, and others a class, as in valid-000000\.tar",
+    ),
     (
         "out of range",
         one(put("label", np.float32(7))),
@@ -257,6 +262,18 @@ REFUSED: list[tuple[str, Callable[[Clips], Any], list[str], str]] = [
         every(put("a.b", np.ones((1, 1)))),
         [],
         "'a.b' cannot be the name of a modality",
+    ),
+    (
+        "a name with a blank",
+        every(put("a b", np.ones((1, 1)))),
+        [],
+        r"train-000000\.tar.*'a b' cannot be the name of a modality.*--leave-out 'a b'",
+    ),
+    (
+        "a name with a blank, among arrays",
+        every(put("a b", np.ones((1, 1)))),
+        ["--task", "arrays"],
+        r"train-000000\.tar: 'a b' cannot be the name of a field.*--leave-out 'a b'",
     ),
     (
         "token id negative",

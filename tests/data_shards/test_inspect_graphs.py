@@ -13,10 +13,10 @@ from graph_folder import PAIRS, SECOND, write_folder
 from shard_folders import alignment_shards
 
 from data_shards.convert import convert
-from data_shards.graph import load_graphs
+from data_shards.graph import GRAPH, load_graphs
 from data_shards.inspect import main
 from data_shards.inspecting.graph_contents import examine_graphs
-from data_shards.shards.manifest import DataError, Field, Sample, read_manifest
+from data_shards.shards.manifest import DataError, Field, Manifest, Sample, read_manifest
 from data_shards.shards.writer import write_shard
 
 Arrays = dict[str, np.ndarray]
@@ -173,10 +173,64 @@ def test_a_manifest_of_other_fields_is_refused_at_every_door(
     manifest = read_manifest(folder)
     fields = {**manifest.fields, name: described}
     (folder / "manifest.json").write_text(replace(manifest, fields=fields).to_json())
-    with pytest.raises(DataError, match=message):
+    path = folder / "manifest.json"
+    with pytest.raises(DataError, match=f"^{path}: {message}"):
         load_graphs(folder)
     assert main([str(folder)]) == 2
-    assert f"{name!r}" in capsys.readouterr().err
+    assert f"{path}: " in capsys.readouterr().err
+
+
+def several_records(manifest: Manifest) -> Manifest:
+    (shard,) = manifest.splits["graph"]
+    return replace(manifest, splits={**manifest.splits, "graph": (replace(shard, samples=24),)})
+
+
+def without_entities(manifest: Manifest) -> Manifest:
+    return replace(manifest, splits={"graph": manifest.splits["graph"]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (several_records, "holds 80 entities, 24 graph; expected entities, and 1 graph"),
+        (without_entities, "has no split 'entities'; it has graph"),
+    ],
+)
+def test_a_manifest_of_other_splits_is_refused_by_its_name(
+    tmp_path: Path, change: Callable[[Manifest], Manifest], message: str
+) -> None:
+    folder = alignment_shards(tmp_path)
+    path = folder / "manifest.json"
+    path.write_text(change(read_manifest(folder)).to_json())
+    with pytest.raises(DataError) as refused:
+        load_graphs(folder)
+    assert str(refused.value).startswith(f"{path} {message}")
+
+
+def test_a_view_that_is_not_finite_is_named_with_its_entity(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    samples = []
+    for number in range(5):
+        row = np.full(3, 1.0 if number != 3 else np.inf, "<f4")
+        arrays = {"side": np.int8(number % 2), "image": row}
+        samples.append((f"entities_{number}", Sample(str(number), arrays)))
+    shards = [
+        write_shard(folder, "entities-000000.tar", samples[:2]),
+        write_shard(folder, "entities-000001.tar", samples[2:]),
+    ]
+    rows = {"triples": np.array([[0, 0, 2]], "<i4")}
+    for split in ("train", "valid", "test"):
+        rows[f"links_{split}"] = np.zeros((0, 2), "<i4")
+    graph = write_shard(folder, "graph-000000.tar", [("graph_0", Sample("graph", rows))])
+    fields = {**GRAPH, "image": Field("float32", (3,))}
+    splits = {"entities": tuple(shards), "graph": (graph,)}
+    manifest = Manifest(name="made", task="alignment", fields=fields, splits=splits)
+    (folder / "manifest.json").write_text(manifest.to_json())
+    with pytest.raises(
+        DataError, match=r"1\.tar, sample 'entities_3': the view 'image' is not fin"
+    ):
+        load_graphs(folder)
 
 
 def test_notes_of_the_conversion_are_repeated(

@@ -14,6 +14,7 @@ from foreign_tars import clips, write_table, write_tars
 
 from core.batch import Utterances
 from data_shards.convert import convert
+from data_shards.convert import main as convert_command
 from data_shards.index import main as index
 from data_shards.indexing.folder_indexer import Stated, index_folder
 from data_shards.inspect import main as inspect
@@ -157,6 +158,15 @@ def test_keys_must_be_unique_in_the_folder(
     assert "sample 'train_0000': this key is in train-000000.tar already" in capsys.readouterr().err
 
 
+def test_a_record_that_says_a_thing_twice_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = write_tars(clips(), tmp_path, json=b'{"video": "a", "video": "b"}')
+    assert index([str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert "train-000000.tar, sample 'train_0000': not JSON: 'video' stands there twice" in said
+
+
 def test_tars_in_folders_below_are_pointed_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,8 +189,16 @@ def test_training_refuses_a_missing_split_before_its_first_step(
     with pytest.raises(DataError, match=f"has no split '{lacking}'"), prepare(run, quiet=True):
         pass
     assert not (tmp_path / "run").exists()
+    there = ", ".join(made)
+    warning = (
+        f"WARNING: no {lacking} split, and training needs it; there are samples in {there} alone: "
+        "give some rows or tars that split"
+    )
     inspect([str(data)])
-    assert f"WARNING: no {lacking} split, and training needs it" in capsys.readouterr().out
+    assert warning in capsys.readouterr().out
+    words = ["--out", str(tmp_path / "again"), "--labels", "1:5"]
+    assert convert_command([str(table), *words]) == 0  # what is there may be scored
+    assert warning in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])

@@ -13,9 +13,6 @@ from launch.config import Group, Optim, Run
 SENTIMENT = [name for name, kind in MODELS.items() if kind.task == "sentiment"]
 ALIGNMENT = [name for name, kind in MODELS.items() if kind.task == "alignment"]
 
-# Options that cost time and show nothing more when they are large; the others stay as they are.
-# Under Adam rounding grows with TATE's width: at 300 the losses of two runs that begin 1e-7 apart
-# differ by 6e-4 after 20 steps, at 24 by 3e-7.
 SMALL_SUBNETS = {"text_hidden": 8, "audio_hidden": 6, "vision_hidden": 8}
 SMALL_MEMORY = SMALL_SUBNETS | {
     "memory": 6,
@@ -24,12 +21,26 @@ SMALL_MEMORY = SMALL_SUBNETS | {
     "update_hidden": 8,
     "out_hidden": 8,
 }
+# Options that cost time and show nothing more when they are large; the others stay as they are.
+# Under Adam rounding grows with TATE's width: at 300 the losses of two runs that begin 1e-7 apart
+# differ by 6e-4 after 20 steps, at 24 by 3e-7.
 SMALL_OPTIONS: dict[str, dict[str, Any]] = {
+    "almt": {"width": 16, "heads": 2, "head_width": 8, "tokens": 4, "hyper_heads": 2},
+    "bbfn": {"width": 8, "heads": 2, "levels": 2},
     "ef_lstm": {"hidden": 12},
     "graph_mfn": SMALL_MEMORY | {"inner": 6, "graph_hidden": 10},
     "hscl": {"layers": 1, "projection_width": 8, "hidden": 8},
     "lf_dnn": SMALL_SUBNETS | {"text_out": 8},
     "lmf": SMALL_SUBNETS,
+    "lnln": {
+        "width": 16,
+        "heads": 2,
+        "head_width": 8,
+        "tokens": 4,
+        "embed_layers": 1,
+        "inner_layers": 1,
+        "hyper_heads": 2,
+    },
     "mclea": {"graph_hidden": 12, "hidden": 8},
     "meaformer": {"hidden": 12, "feedforward": 16},
     "mfn": SMALL_MEMORY | {"attention_hidden": 8},
@@ -41,6 +52,7 @@ SMALL_OPTIONS: dict[str, dict[str, Any]] = {
     "mult": {"width": 8, "heads": 2, "layers": 1},
     "tate": {"width": 24},
     "tfn": SMALL_SUBNETS | {"text_out": 6, "hidden": 8},
+    "tetfn": {"width": 8, "heads": 2, "vision_hidden": 16, "post_fusion": 16},
     "tfr_net": {"width": 12, "heads": 2, "layers": 1, "cross_layers": 1, "gru_layers": 1},
 }
 SMALL_TEXT = TextConfig(source="small", width=16, layers=2, heads=2)

@@ -4,10 +4,13 @@ encoder's source."""
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,6 +124,52 @@ def test_the_folder_says_what_data_it_wants(
     card = (tmp_path / "out/README.md").read_text()
     assert card.startswith("---\n")
     assert "synthetic" in card
+
+
+def test_scores_of_one_split_alone_are_in_the_card(trained: dict[str, Path], tmp_path: Path):
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained["baseline"], run_dir)
+    scores = {"valid": {"MAE": 1.0}, "test": {"Corr": 0.5}, "held": {}}
+    (run_dir / "scores.json").write_text(json.dumps(scores))
+    assert export([str(run_dir), "--out", str(tmp_path / "out")]) == 0
+    lines = (tmp_path / "out/README.md").read_text().splitlines()
+    start = lines.index("| split | MAE | Corr |")
+    assert lines[start + 2 : start + 5] == [
+        "| valid | 1.0000 |  |",
+        "| test |  | 0.5000 |",
+        "| held |  |  |",
+    ]
+
+
+LARGE = [
+    ({"hidden": 10**12}, "step-.* is of another model"),
+    ({"text": {"layers": 10**7}}, "config.json describes a model of more than"),
+    ({"text": {"width": 2**20}}, "step-.* is of another model"),
+    ({"text": {"width": 2**60}}, "model 'baseline' cannot be built"),
+    ({"text": {"heads": 5}}, r"text.heads=5 does not .*its settings are those of .*config.json"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), LARGE, ids=[case[1] for case in LARGE])
+def test_settings_of_another_model_are_refused_before_memory_is_taken(
+    trained: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: dict[str, Any],
+    message: str,
+):
+    run_dir = tmp_path / "run"
+    shutil.copytree(trained["baseline"], run_dir)
+    path = run_dir / "config.json"
+    content = json.loads(path.read_text())
+    for name, value in options.items():
+        known = content["run"]["options"]
+        known[name] = {**known[name], **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps(content))
+    assert export([str(run_dir), "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert re.search(message, said), said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_pretrained_text_encoder_needs_its_source_no_more(

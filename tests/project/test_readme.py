@@ -127,6 +127,9 @@ OTHER_WORDS = {
     "peers",
     "work",
     "stage3_max_reuse_distance",
+    "gpu_ids",  # these three: of MMSA, in docs/mmsa.md
+    "config_file",
+    "config",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from searches import Verdict, ended, verdicts
 
+from core.command import Refused
 from tune.asha import ResumableASHA
 from tune.journal import WORST, Journal
 
@@ -44,6 +46,46 @@ def test_a_journal_from_before_the_objective_had_its_name_is_read(tmp_path: Path
     path.write_text(path.read_text().replace('"objective"', '"badness"'))
     with Journal(path) as journal:
         assert journal.records[1].best == 0.5
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("[]", "it: Input should be"),
+        ("{", "line 2 is no usable JSON"),
+        ("\udcff", "line 2 is no usable JSON"),
+        ('{"event": "end", "event": "end"}', "'event' is there twice"),
+        ('{"trial": 1, "time": 1}', "event: Field required"),
+        ('{"event": ["end"], "trial": 1, "time": 1}', "event: Input should be a valid string"),
+        ('{"event": "end", "trial": "1", "time": 1, "state": "failed"}', "trial: Input should"),
+        ('{"event": "end", "trial": 1, "time": 1, "state": "ended"}', "state: Input should be"),
+        ('{"event": "start", "trial": 1, "time": 1}', "changes: Field required"),
+        (
+            '{"event": "epoch", "trial": 1, "time": 1, "epoch": 1, "objective": "x", "scores": {}}',
+            "objective: Input should be a valid number",
+        ),
+        ('{"event": "test", "trial": 1, "time": 1, "scores": {"MAE": null}}', "scores.MAE: Input"),
+        ('{"event": "checkpoint", "trial": 1, "time": 1, "path": 3}', "path: Input should"),
+    ],
+)
+def test_a_line_that_is_no_event_is_named_and_the_file_left_as_it_was(
+    tmp_path: Path, line: str, reason: str
+):
+    path = tmp_path / "journal.jsonl"
+    with Journal(path) as journal:
+        journal.write("start", 1, changes={})
+    body = path.read_bytes() + line.encode("utf-8", "surrogateescape") + b"\n"
+    path.write_bytes(body)
+    with pytest.raises(Refused, match=f"{path}, line 2") as refused:
+        Journal(path)
+    assert reason in str(refused.value)
+    assert path.read_bytes() == body
+
+
+def test_a_pipe_in_place_of_a_journal_is_not_waited_for(tmp_path: Path):
+    os.mkfifo(tmp_path / "journal.jsonl")
+    with pytest.raises(Refused, match=r"journal.jsonl is a named pipe"):
+        Journal(tmp_path / "journal.jsonl")
 
 
 @pytest.mark.parametrize("cut", [1, 20, 40])

@@ -62,10 +62,11 @@ def by_number(folder: Path) -> dict[int, dict[str, Any]]:
     return found
 
 
-def without_test(shards: Path, folder: Path) -> Path:
+def with_spoilt_test(shards: Path, folder: Path) -> Path:
+    """Shards whose test split is as large as it should be, and refused by whoever reads it."""
     shutil.copytree(shards, folder)
     for path in folder.glob("test-*"):
-        path.unlink()
+        path.write_bytes(bytes(path.stat().st_size))
     return folder
 
 
@@ -73,8 +74,9 @@ def without_test(shards: Path, folder: Path) -> Path:
 def test_a_search_finds_the_best_records_the_bad_and_never_sees_test(
     small_shards: Path, tmp_path: Path
 ):
-    """A grid in which one learning rate makes the loss infinite, without test shards."""
-    shards = without_test(small_shards, tmp_path / "shards")
+    """A grid in which one learning rate makes the loss infinite; whoever reads the test split
+    fails."""
+    shards = with_spoilt_test(small_shards, tmp_path / "shards")
     folder = tmp_path / "search"
     words = [
         "space=none",
@@ -275,7 +277,7 @@ def test_the_same_seed_gives_the_same_trials_and_values_also_when_ctrl_c_comes_i
     search = begin(small_shards, folder, *words)
     wait_until(lambda: any(record.history for record in peek(folder)), search)
     search.send_signal(signal.SIGINT)
-    assert f"resume={folder}" in finish(search, code=130)
+    assert f"--resume {folder}" in finish(search, code=130)
     assert not workers(folder)
     assert any(record.state == "running" for record in journal(folder).trials())
     finish(run_module([f"resume={folder}"]))

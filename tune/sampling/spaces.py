@@ -179,6 +179,62 @@ SPACES: dict[str, Space] = {
         "options.embed_dropout": choice(0.1, 0.2),
         "options.class_dropout": choice(0.0, 0.1),
     },
+    # of MMSA's config_tune; every number of heads divides every width
+    "mult": {
+        "optim.groups.main.lr": choice(5e-4, 1e-3, 2e-3, 5e-3),
+        "options.width": choice(30, 40, 50),
+        "options.heads": choice(5, 10),
+        "options.layers": choice(2, 4, 6),
+        "options.kernels": choice([1, 1, 1], [1, 5, 1], [5, 1, 1], [5, 1, 3], [5, 3, 1], [5, 5, 5]),
+        "options.embed_dropout": choice(0.0, 0.1, 0.2),
+        "options.relu_dropout": choice(0.0, 0.1, 0.2),
+        "options.residual_dropout": choice(0.0, 0.1, 0.2),
+        "options.text_dropout": choice(0.1, 0.2, 0.3, 0.5),
+        "options.out_dropout": choice(0.0, 0.1, 0.3, 0.5),
+    },
+    "mag_bert": {
+        "optim.groups.main.lr": RATE,
+        "optim.groups.text.lr": RATE,
+        "options.beta": choice(0.5, 1.0, 1.5),  # how far a word may be moved
+        "options.dropout": uniform(0.0, 0.5),
+    },
+    # values that MMSA's settings have
+    "tetfn": {
+        "optim.groups.audio.lr": choice(5e-4, 1e-3, 3e-3),
+        "optim.groups.vision.lr": choice(3e-4, 5e-4, 5e-3),
+        "optim.groups.main.lr": choice(1e-4, 3e-4, 3e-3),
+        "optim.groups.text.lr": choice(5e-6, 3e-5),
+        "options.audio_hidden": choice(16, 32),
+        "options.vision_hidden": choice(32, 64),
+        "options.post_fusion": choice(64, 128),
+        "options.post_text": choice(32, 64),
+        "options.post_audio": choice(16, 32),
+        "options.post_vision": choice(16, 32),
+        "options.relu_dropout": choice(0.0, 0.1),
+        "options.embed_dropout": choice(0.0, 0.1),
+        "options.residual_dropout": choice(0.0, 0.1),
+    },
+    "almt": {
+        "optim.groups.main.lr": RATE,
+        "optim.groups.text.lr": RATE,
+        "options.fusion_layers": choice(2, 4),
+        "options.tokens": choice(4, 8, 16),
+    },
+    "lnln": {
+        "optim.groups.main.lr": RATE,
+        "optim.groups.text.lr": RATE,
+        "options.fusion_layers": choice(2, 4),
+        "options.beta": choice(0.4, 0.6, 0.8),  # of the adversary
+        "options.gamma": loguniform(0.01, 1.0),  # of the rebuilding
+    },
+    "bbfn": {
+        "optim.groups.main.lr": RATE,
+        "optim.groups.text.lr": RATE,
+        "options.levels": choice(2, 3, 4, 5),
+        "options.separator": loguniform(0.01, 1.0),
+        "options.relu_dropout": uniform(0.0, 0.3),
+        "options.residual_dropout": uniform(0.0, 0.3),
+    },
     "mclea": {
         "options.temperature": loguniform(0.02, 0.5),
         "options.inter_temperature": loguniform(0.5, 10.0),
@@ -196,6 +252,14 @@ SPACES: dict[str, Space] = {
 # how the papers call these fields
 SYMBOLS: dict[str, dict[str, str]] = {
     "hscl": {"tau": "options.temperature"},
+    "lnln": {
+        "alpha": "options.alpha",
+        "beta": "options.beta",
+        "gamma": "options.gamma",
+        "delta": "options.delta",
+    },
+    "mag_bert": {"beta": "options.beta"},
+    "bbfn": {"lambda": "options.separator"},
     "cenet": {"S": "options.slots"},
     "mclea": {
         "tau1": "options.temperature",

@@ -66,6 +66,7 @@ def epoch_results(session: TrainingSession) -> Iterator[dict[str, Any]]:
         is_newest = session.progress.epoch == event["epoch"] + 1
         yield epoch_result(session, event, is_newest and has_ended(session))
     for scores in fit(session):
+        session.checkpoints.wait()  # the search may copy the run as soon as it hears of the epoch
         yield epoch_result(session, scores, has_ended(session))
 
 

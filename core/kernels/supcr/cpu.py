@@ -16,12 +16,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from core.kernels.supcr import cpu_loops
 from core.kernels.supcr.grouping import Anchors, LabelTable, SortedRows, invert, sort_by_label
 
 TILE_COLUMNS = 1024
@@ -76,7 +76,7 @@ def bucket_sums(
 def bucket_weights(sums: Tensor, anchors: SortedRows, labels: LabelTable) -> Tensor:
     """See ``dispatch.BucketSteps``."""
     losses = np.zeros(sums.shape[1])
-    cpu_loops.accumulate(
+    _loops().accumulate(
         sums=sums.numpy(),
         row_starts=_indices(anchors.starts),
         values=labels.values.numpy(),
@@ -148,7 +148,7 @@ class Tiles:
         memory = left.new_empty(size) if keep else self.scratch[:size]
         products = memory.view(len(left), len(right))
         torch.mm(left, right.T, out=products)
-        cpu_loops.exponentials(
+        _loops().exponentials(
             tile=products.numpy(),
             scale=_exponent_scale(products, temperature),
             first_row=tile.rows.start,
@@ -163,7 +163,7 @@ def _add_sums(tiles: Tiles, sums: Tensor, temperature: float, kept: list[Tensor]
     ``kept`` if given."""
     for tile in tiles:
         exponentials = tiles.exponentials(tile, temperature, keep=kept is not None)
-        cpu_loops.add_row_sums(
+        _loops().add_row_sums(
             tile=exponentials.numpy(),
             first_row=tile.rows.start,
             first_column=tile.columns.start,
@@ -172,7 +172,7 @@ def _add_sums(tiles: Tiles, sums: Tensor, temperature: float, kept: list[Tensor]
             sums=sums.numpy(),
         )
         if tiles.symmetric:
-            cpu_loops.add_column_sums(
+            _loops().add_column_sums(
                 tile=exponentials[:, tile.mirrored].numpy(),
                 first_row=tile.rows.start,
                 first_column=tile.columns.start + tile.mirrored.start,
@@ -201,7 +201,7 @@ def _add_gradient(
     """
     for number, tile in enumerate(tiles):
         weights = tiles.exponentials(tile, temperature) if kept is None else kept[number]
-        cpu_loops.gradient_weights(
+        _loops().gradient_weights(
             tile=weights.numpy(),
             first_row=tile.rows.start,
             first_column=tile.columns.start,
@@ -240,7 +240,7 @@ def scan(
     for begin in range(0, num_anchors, height):
         rows = anchors.sorted.rows[begin : begin + height]
         products = torch.mm(rows, columns.rows.T, out=scratch[: len(rows)])
-        cpu_loops.scan(
+        _loops().scan(
             tile=products.numpy(),
             scale=_exponent_scale(products, temperature),
             first_row=begin,
@@ -273,3 +273,10 @@ def _natural(losses: np.ndarray) -> Tensor:
     """The sum of losses in base 2 as a natural logarithm, (), float64."""
     total = float(losses.sum()) * math.log(2)
     return torch.tensor(total, dtype=torch.float64)
+
+
+def _loops() -> ModuleType:
+    """The compiled loops, with the first batch that needs them: importing numba takes seconds."""
+    from core.kernels.supcr import cpu_loops
+
+    return cpu_loops

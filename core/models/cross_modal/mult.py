@@ -14,8 +14,15 @@ from core.batch import Utterances
 from core.dropout import Probability
 from core.encoders.cross_attention import Encoder, ResidualHead, keys_up_to_now
 from core.encoders.frame_layers import by_modality, convolve, longest_sequences
-from core.encoders.inputs import MODALITIES, InputConfig, Inputs, Modality, groups, in_order
-from core.encoders.sequence import last_frame
+from core.encoders.inputs import (
+    MODALITIES,
+    InputConfig,
+    Inputs,
+    Modality,
+    groups,
+    has_frames,
+    in_order,
+)
 from core.encoders.text import TextConfig, TextEncoder
 from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
@@ -79,8 +86,8 @@ class MulT(Model[Utterances, Sentiment]):
             widths["text"] = self.text.width
         self.first = self._convolutions(widths)
         self._make_encoders()
-        fused_width = sum(self.own[m].width for m in self.modalities)
-        self.predict = ResidualHead(fused_width, config.out_dropout, data.num_classes or 1)
+        fused_width = len(self.modalities) * (len(self.modalities) - 1) * config.width
+        self.predict = ResidualHead(fused_width, config.out_dropout, data.num_outputs)
 
     def _convolutions(self, widths: dict[str, int]) -> nn.ModuleDict:
         """Those of the modalities that have another width than the model; others stay as they
@@ -144,7 +151,7 @@ class MulT(Model[Utterances, Sentiment]):
     def _longest_input(self, m: str) -> int:
         """The greatest length before the convolution."""
         if m in self.first and self.config.padding == "valid":
-            return self.longest[m] + self.first[m].kernel_size[0] - 1
+            return self.longest[m] + by_modality(self.config.kernels)[m] - 1
         return self.longest[m]
 
     def _summary(self, m: str, aligned: dict[str, Tensor], mask: dict[str, Tensor]) -> Tensor:
@@ -156,8 +163,8 @@ class MulT(Model[Utterances, Sentiment]):
             encoder = self.cross[f"{m}_{other}"]
             views.append(encoder(aligned[m], mask[m], pairs, aligned[other], mask[other]))
         joined = torch.cat(views, dim=2) * mask[m][..., None]
-        states = self.own[m](joined, mask[m], self._pairs(m, m, mask))
-        return last_frame(states, mask[m])
+        last = self.own[m](joined, mask[m], self._pairs(m, m, mask), last_only=True)
+        return last.squeeze(1) * has_frames(mask[m])[:, None]
 
     def _pairs(self, query: str, key: str, mask: dict[str, Tensor]) -> Tensor | None:
         """(T, S) bool: which keys a query may see; the same however far a batch is padded."""

@@ -160,7 +160,12 @@ def demo() -> Run:
     deepspeed launch/train.py mult/demo data=demo/shards
     """
     options = MulT.Config(
-        width=24, heads=4, layers=1, text_dropout=0.1, text=TextConfig(source="small")
+        width=24,
+        heads=4,
+        layers=1,
+        attention_dropout=(0.0, 0.0, 0.0),
+        text_dropout=0.1,
+        text=TextConfig(source="small"),
     )
     return demo_run("mult", options)
 

@@ -1,28 +1,15 @@
-"""The Triton kernels: run by Triton's interpreter, and compiled for GPUs that need not be there.
-
-Triton decides when it is first imported whether it interprets, and one process cannot do both. So
-this file is run again twice in processes of its own, where the variable below says what for.
-"""
+"""The Triton kernels of SupCR: run by Triton's interpreter, and compiled for GPUs that need not be
+there."""
 
 from __future__ import annotations
 
-import os
-import re
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
-from paths import ROOT
+from triton_processes import again, check_resources, compiled, interpreted, starts_the_others
 
 triton = pytest.importorskip("triton")
 torch.set_num_threads(1)
 
-PURPOSE = os.environ.get("KERNEL_TEST", "")
-interpreted = pytest.mark.skipif(PURPOSE != "interpret", reason="run in a process of its own")
-compiled = pytest.mark.skipif(PURPOSE != "compile", reason="run in a process of its own")
-SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes a program may have
 POINTERS = {"values": "*fp64"} | dict.fromkeys(["row_high", "row_low", "high", "low"], "*fp16")
 POINTERS |= dict.fromkeys(["sums", "losses", "row_weights", "column_weights", "gradient"], "*fp32")
 POINTERS |= dict.fromkeys(
@@ -41,30 +28,16 @@ POINTERS |= dict.fromkeys(
 )
 
 
-def again(purpose: str, tmp_path: Path, *arguments: str) -> None:
-    environment = os.environ | {
-        "KERNEL_TEST": purpose,
-        "TRITON_INTERPRET": str(int(purpose == "interpret")),
-        "TRITON_CACHE_DIR": str(tmp_path),
-        "TRITON_DEFAULT_FP_FUSION": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, *arguments]
-    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert " passed" in result.stdout
-
-
-@pytest.mark.skipif(PURPOSE != "", reason="starts the others")
+@starts_the_others
 @pytest.mark.parametrize("purpose", ["interpret", "compile"])
 def test_in_a_process_of_its_own(purpose, tmp_path):
-    again(purpose, tmp_path)
+    again(__file__, purpose, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(PURPOSE != "", reason="starts the others")
+@starts_the_others
 def test_all_shapes_compile_in_a_process_of_their_own(tmp_path):
-    again("compile", tmp_path, "-m", "slow")
+    again(__file__, "compile", tmp_path, "-m", "slow")
 
 
 def labels_of(kind: str, n: int) -> torch.Tensor:
@@ -156,49 +129,9 @@ def test_kernels_serve_ranks_that_own_some_of_the_rows():
     torch.testing.assert_close(found.double() / (0.1 * 60 * 59), gradient, rtol=1e-4, atol=1e-8)
 
 
-def resources(
-    kernel, constants: dict, target: int, warps: int, stages: int
-) -> tuple[int, dict[str, int]]:
-    """Shared memory, and registers and bytes of spilled ones per thread, of a kernel compiled
-    without a GPU."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    scalars = {"scale": "fp32", "shrink": "fp32"}
-    signature = {
-        name: "constexpr" if name in constants else POINTERS.get(name) or scalars.get(name, "i32")
-        for name in kernel.arg_names
-    }
-    aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, name in enumerate(kernel.arg_names)
-        if name in POINTERS
-    }
-    source = ASTSource(
-        kernel,
-        signature,
-        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
-        attrs=aligned,
-    )
-    result = triton.compile(
-        source,
-        target=GPUTarget("cuda", target, 32),
-        options={"num_warps": warps, "num_stages": stages},
-    )
-    binary = Path(os.environ["TRITON_CACHE_DIR"]) / "kernel.cubin"
-    binary.write_bytes(result.asm["cubin"])
-    command = [triton.knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(binary)]
-    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return result.metadata.shared, {
-        key: int(n) for key, n in re.findall(r"(REG|STACK|LOCAL):(\d+)", listing)
-    }
-
-
 def check(kernel, constants: dict, target: int, warps: int, stages: int) -> None:
-    shared, usage = resources(kernel, constants, target, warps, stages)
-    assert shared <= SHARED_LIMIT[target], constants
-    assert usage["STACK"] == usage["LOCAL"] == 0, (constants, usage)
-    assert 0 < usage["REG"] <= 255
+    types = POINTERS | {"scale": "fp32", "shrink": "fp32"}
+    check_resources(kernel, types, constants, target, warps, stages)
 
 
 def check_width(target: int, width: int, fast: bool, log: bool, labels: int) -> None:

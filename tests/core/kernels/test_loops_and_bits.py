@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from core import dropout
-from core.dropout import hash64, keep_mask, sample_masks
+from core.dropout import keep_mask, sample_masks
 from core.kernels import compiled_loop
+from core.kernels.dropout import formula
 
 CPU = torch.device("cpu")
 
@@ -27,10 +27,11 @@ def test_compiled_bits_are_those_of_the_formula(
     monkeypatch.setattr(compiled_loop, "num_threads", lambda: threads)
     index = torch.randperm(1000, generator=torch.Generator().manual_seed(0))[: shape[0]]
     for seed, step, layer in ((1111, 0, 1), (5, 77, 12)):
-        state = dropout._mix(dropout._mix(index + hash64(seed, step)) + layer)
-        positions = dropout._positions(torch.Size(shape[1:]), CPU)
+        key = formula.hash64(seed, step)
+        state = formula.mix_states(formula.mix_states(index + key) + layer)
+        positions = formula.positions_of(torch.Size(shape[1:]), CPU)
         bound = round(p * 2.0**32) - 2**31
-        expected = dropout._keep_bits(torch.Size(shape), state, positions, bound)
+        expected = formula.keep_bits(torch.Size(shape), state, positions, bound)
         with sample_masks(seed, step, index):
             assert torch.equal(keep_mask(torch.Size(shape), p, layer, CPU), expected)
 

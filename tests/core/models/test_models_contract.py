@@ -33,9 +33,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from core.batch import Batch, EntityGraph, Utterances
+from core.command import Refused
 from core.dropout import number_dropouts, sample_masks
 from core.model import DataSpec
 from core.models import MODELS
+from core.sketch import sketch
 
 every_model = pytest.mark.parametrize("name", sorted(MODELS))
 WITH_DROPOUT = [
@@ -61,6 +63,25 @@ def contract(
     return Contract(
         name, spec, lambda size=8, seed=0: dropped(make_utterances(size=size, seed=seed))
     )
+
+
+@every_model
+def test_a_sketch_has_the_same_tensors_without_their_memory(contract: Contract) -> None:
+    """Loading compares it with what is stored, before memory is taken. A constructor that looks
+    at numbers makes their tensors with device="cpu"."""
+    state = torch.get_rng_state()
+    drawn = sketch(lambda: build(contract.name, contract.data), 10**4, "config.json")
+    assert drawn is not None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert {parameter.device.type for parameter in drawn.parameters()} == {"meta"}
+    real = build(contract.name, contract.data)
+    shapes, expected = (
+        {name: (value.shape, value.dtype) for name, value in model.state_dict().items()}
+        for model in (drawn, real)
+    )
+    assert shapes == expected
+    with pytest.raises(Refused, match="config.json describes a model of more than 64 parameters"):
+        sketch(lambda: nn.ModuleList(nn.Linear(1, 1) for _ in range(10**9)), 0, "config.json")
 
 
 @every_model

@@ -265,11 +265,24 @@ def test_a_teacher_that_does_not_serve_is_refused_before_the_first_step(
 ) -> None:
     with pytest.raises(ValueError, match="has no options.json and no weights.safetensors"):
         build(spec, teacher=str(tmp_path)).begin_epoch(0)
-    export(build(spec, width=20), tmp_path / "wide")
+    for name in ("wide", "odd", "cut"):
+        export(build(spec, width=20), tmp_path / name)
     student = build(spec, teacher=str(tmp_path / "wide"))
     student.begin_epoch(0)
     with pytest.raises(ValueError, match="train the teacher with the student's width"):
         student(make_utterances(2))
+    for content, message in (
+        ("[]", "options.json holds a list"),
+        ("{", "options.json is no usable JSON"),
+        ('{"width": 8, "width": 9}', "the key 'width' is there twice"),
+        ('{"width": "wide"}', "options.json: width='wide': Input should be a valid integer"),
+    ):
+        (tmp_path / "odd" / TEACHER_OPTIONS).write_text(content)
+        with pytest.raises(ValueError, match=message):
+            build(spec, teacher=str(tmp_path / "odd")).begin_epoch(0)
+    (tmp_path / "cut" / TEACHER_WEIGHTS).write_bytes(b"\xff" * 8 + b"{}")
+    with pytest.raises(ValueError, match=f"weights in {tmp_path / 'cut'} do not fit"):
+        build(spec, teacher=str(tmp_path / "cut")).begin_epoch(0)
     other = replace(spec, features=spec.features | {"audio": 6}, moments={})
     with pytest.raises(ValueError, match="do not fit this data"):
         build(other, teacher=str(tmp_path / "wide")).begin_epoch(0)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from contracts import losses_of
+from restated import Restated
 from tfr_nets import SMALL, build, counted, damaged
 
 from core.batch import Utterances
@@ -21,63 +22,6 @@ from core.models.tfr_net_layers import Gate, simam
 
 MakeUtterances = Callable[..., Utterances]
 Array = np.ndarray
-
-
-class Restated:
-    def __init__(self, module: torch.nn.Module):
-        self.weights = {name: value.double().numpy() for name, value in module.state_dict().items()}
-
-    def linear(self, name: str, x: Array) -> Array:
-        return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
-
-    def norm(self, name: str, x: Array) -> Array:
-        scaled = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
-        return scaled * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
-
-    def attention(self, name: str, x: Array, source: Array, heads: int, allowed: Array) -> Array:
-        query, key, value = (
-            self.linear(f"{name}.{part}", y).reshape(len(y), heads, -1).swapaxes(0, 1)
-            for part, y in (("query", x), ("key", source), ("value", source))
-        )
-        score = np.where(allowed, query @ key.swapaxes(1, 2) / np.sqrt(query.shape[-1]), -np.inf)
-        share = np.exp(score - score.max(-1, keepdims=True))
-        mixed = share / share.sum(-1, keepdims=True) @ value
-        return self.linear(f"{name}.out", mixed.swapaxes(0, 1).reshape(len(x), -1))
-
-    def encode(
-        self,
-        at: str,
-        x: Array,
-        source: Array | None,
-        heads: int,
-        layers: int,
-        ordered: bool,
-        offset: int,
-    ) -> Array:
-        def embed(y: Array) -> Array:
-            y = np.sqrt(y.shape[1]) * y
-            if not ordered:
-                return y
-            half = y.shape[1] // 2
-            rate = 10000.0 ** (-np.arange(half) / (half - 1))
-            angle = np.arange(1, len(y) + 1)[:, None] * rate
-            return y + np.concatenate([np.sin(angle), np.cos(angle)], 1)
-
-        key = None if source is None else embed(source)
-        x = embed(x)
-        length = len(x if key is None else key)
-        allowed = np.ones((len(x), length), bool)
-        if ordered:
-            allowed = np.arange(length)[None] <= np.arange(len(x))[:, None] + offset
-        for layer in range(layers):
-            asked = self.norm(f"{at}before.{layer}", x)
-            given = asked if key is None else self.norm(f"{at}before.{layer}", key)
-            x = x + self.attention(f"{at}attention.{layer}", asked, given, heads, allowed)
-            fed = self.norm(f"{at}between.{layer}", x)
-            x = x + self.linear(
-                f"{at}feed.{layer}.3", np.maximum(self.linear(f"{at}feed.{layer}.0", fed), 0)
-            )
-        return self.norm(f"{at}last", x)
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import pytest
 from shard_server import INDEX, TAR, Relay, Server, everything, read_all, serving
 
 from data_shards.reading import remote
-from data_shards.shards.manifest import DataError
+from data_shards.shards.manifest import DataError, Shard
 
 QUIET = (
     "ignore::DeprecationWarning",
@@ -73,6 +73,20 @@ def test_faults_of_s3_that_pass_are_waited_for(server, bucket, tmp_path, fault, 
     patience = {"config_kwargs": {"read_timeout": 0.5, "retries": {"max_attempts": 0}}}
     assert read_bucket(bucket, tmp_path / "cache", **patience) == everything(server)
     assert not bucket.faults[TAR]
+
+
+@pytest.mark.filterwarnings(*QUIET)
+def test_what_is_too_large_is_refused_before_any_of_it_is_read(bucket, tmp_path, monkeypatch):
+    """The libraries of S3 read an answer whole, so the size is asked for first."""
+    monkeypatch.setattr(remote, "SMALL", 100)
+    store = remote.Remote("s3://shards/data", tmp_path, 1.0, s3_options(bucket.server_port))
+    with pytest.raises(DataError, match=r"s3://shards/data/manifest\.json has more than 100 bytes"):
+        store.read_manifest()
+    shard = Shard(TAR, 1, 2000, "0" * 64, "0" * 64)
+    with pytest.raises(DataError, match=rf"{TAR} is damaged: it has \d+ bytes, not 2000"):
+        store.open_tar(shard)
+    assert bucket.asked == []  # only for heads
+    assert [path for path in tmp_path.rglob("*.part")] == []
 
 
 @pytest.mark.filterwarnings(*QUIET)

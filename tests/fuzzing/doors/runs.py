@@ -23,10 +23,11 @@ from launch import export as exporting
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import FORMAT, VERSION, Checkpoints, State, read_state
 from launch.checkpoints.tensors import load_generators, load_weights
-from launch.config import to_dict
-from launch.evaluate import evaluate, read_run
+from launch.config import Run, to_dict
+from launch.evaluate import evaluate
 from launch.reports.report import read_events
 from launch.run_directory import find_run
+from launch.session import naming_state
 from launch.tasks.build import build_model, build_task
 from tune.settings import load_search, read_search, write_search
 
@@ -175,6 +176,7 @@ class Runs:
             ),
             scratch,
         )
+        self.run = small_run("baseline", data)
         _make_run(scratch / "made" / "run", data)
         _text_bundle(scratch / "made" / "text", data)
         words = [
@@ -252,13 +254,13 @@ class Runs:
         elif way == "search":
             load_search(target).run()
         else:
-            _resume(target)
+            _resume(target, self.run)
 
 
-def _resume(folder: Path) -> None:
-    """What ``launch.session`` does before and after it starts the engine."""
-    run = replace(read_run(folder), run_dir=str(folder))
-    run, run_dir = find_run(run)
+def _resume(folder: Path, run: Run) -> None:
+    """What ``launch.session`` does before and after it starts the engine, for a command line that
+    asks for ``run``."""
+    run, run_dir = find_run(replace(run, run_dir=str(folder)))
     task = build_task(run)
     model = build_model(run, task.data)
     checkpoint, complaints = Checkpoints(run_dir, Progress()).find("last")
@@ -268,7 +270,8 @@ def _resume(folder: Path) -> None:
         raise ConfigError("; ".join(complaints) or f"{folder}/checkpoints/last")
     state = read_state(checkpoint)
     load_weights(checkpoint, state.shapes, model)
-    task.load_state_dict(state.task)
+    with naming_state(checkpoint):
+        task.load_state_dict(state.task)
     load_generators(checkpoint, state.ranks, (run.seed, state.progress.step))
 
 

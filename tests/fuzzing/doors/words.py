@@ -13,7 +13,7 @@ from mutations import as_json, spoil_bytes, spoil_lines, spoil_tree, value
 from data_shards import convert
 from launch import train
 from launch.config import leaves, load_recipe, override, to_dict
-from launch.engine.deepspeed_config import deepspeed_config
+from launch.engine.deepspeed_config import deepspeed_config, with_stage
 from tune.settings import read_search
 
 RECIPES = (
@@ -165,9 +165,8 @@ class Words:
         elif way == "search":
             read_search(words)
         else:
-            deepspeed_config(
-                override(self.runs[words[0]], [f"deepspeed={folder / 'deepspeed.json'}"])
-            )
+            changes = [f"deepspeed={folder / 'deepspeed.json'}"]
+            deepspeed_config(with_stage(override(self.runs[words[0]], changes), 1000), 1000)
 
 
 def _spoilt_file(rng: Random, body: bytes, share: float) -> bytes | Special:

@@ -8,19 +8,26 @@ import json
 import os
 import resource
 import shutil
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from ranks import Ranks, run_ranks
+from safetensors.torch import load_file
 from small_models import small_run
 
-from launch.checkpoints import store
+from core.files import sha256_of_file
+from launch.checkpoints import commit, store
 from launch.checkpoints.progress import Progress
+from launch.checkpoints.snapshot import HostMemory, take
 from launch.checkpoints.store import Checkpoints, SaveError, read_state, verify
+from launch.checkpoints.tensors import StoredTensors, load_moments, load_weights
 from launch.config import ConfigError, Run
 
 
@@ -63,10 +70,146 @@ def test_the_newest_and_the_best_stay(tmp_path: Path):
     save(tmp_path, 1, "last", "best")
     for step in (2, 3, 4):
         save(tmp_path, step, "last", keep=2)
-    assert names(tmp_path) == ["best", "last", "step-00000001", "step-00000003", "step-00000004"]
+    assert names(tmp_path) == ["best", "best-00000001", "last", "step-00000003", "step-00000004"]
     checkpoints = plain(tmp_path, 9)
     assert checkpoints.find("last") == (tmp_path / "checkpoints/step-00000004", [])
-    assert checkpoints.find("best") == (tmp_path / "checkpoints/step-00000001", [])
+    assert checkpoints.find("best") == (tmp_path / "checkpoints/best-00000001", [])
+
+
+def test_the_best_holds_weights_alone_and_the_last_moments_too(tmp_path: Path):
+    last = save(tmp_path, 1, "last", "best")
+    best, _ = plain(tmp_path, 9).find("best")
+    assert best is not None
+    held = {path.name for path in last.iterdir()}
+    assert held - {path.name for path in best.iterdir()} == {"moments-00000.safetensors"}
+    weights = StoredTensors(best)
+    assert weights.names("exp_avg") == []
+    assert weights.names("param") == StoredTensors(last).names("param") == ["bias", "weight"]
+    # one file of the disk under two names
+    assert (best / "rank-00000.safetensors").samefile(last / "rank-00000.safetensors")
+
+
+def test_where_a_file_has_one_name_only_the_best_is_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*paths: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(commit.os, "link", refuse)
+    last = save(tmp_path, 1, "last", "best")
+    best, complaints = plain(tmp_path, 9).find("best")
+    assert best is not None
+    assert complaints == []
+    body = (best / "rank-00000.safetensors").read_bytes()
+    assert body == (last / "rank-00000.safetensors").read_bytes()
+
+
+def test_a_best_epoch_that_is_trained_again_never_leaves_the_run_without_one(tmp_path: Path):
+    save(tmp_path, 1, "last", "best")
+    save(tmp_path, 1, "last", "best")
+    assert names(tmp_path) == ["best", "best-00000001-2", "last", "step-00000001"]
+    assert plain(tmp_path, 9).find("best") == (tmp_path / "checkpoints/best-00000001-2", [])
+
+
+def test_a_checkpoint_holds_what_was_there_when_it_was_begun(tmp_path: Path):
+    engine, checkpoints = Engine(), plain(tmp_path, 3)
+    weight = engine.module.model.weight
+    expected = weight.detach().clone()
+    folder = checkpoints.begin(engine, Nothing(), "last")
+    with torch.no_grad():
+        weight.zero_()  # training goes on
+    checkpoints.progress.step = 4
+    checkpoints.wait()
+    assert read_state(folder).progress.step == 3
+    found = torch.empty(6)
+    StoredTensors(folder).fill("param", "weight", 0, found)
+    assert torch.equal(found, expected.view(-1))
+
+
+def test_a_failure_beside_the_training_is_known_and_raised_where_it_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    before = save(tmp_path, 1, "last")
+    checkpoints = plain(tmp_path, 2)
+
+    def full(path: Path, parts: Any) -> Any:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(store, "write_file", full)
+    checkpoints.begin(Engine(), Nothing(), "last")
+    checkpoints._under_way.join()
+    assert checkpoints.has_failed
+    with pytest.raises(SaveError, match="No space left"):
+        checkpoints.begin(Engine(), Nothing(), "last")
+    assert not checkpoints.has_failed
+    assert checkpoints.find("last") == (before, [])
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_leaving_waits_for_the_checkpoint_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any
+):
+    real, goes_on = commit.write_file, threading.Event()
+
+    def slow(path: Path, parts: Any) -> Any:
+        goes_on.wait(60)
+        return real(path, parts)
+
+    monkeypatch.setattr(store, "write_file", slow)
+    with suppress(KeyboardInterrupt), plain(tmp_path, 1) as checkpoints:
+        folder = checkpoints.begin(Engine(), Nothing(), "last")
+        assert not folder.exists()
+        goes_on.set()
+        if error is not None:
+            raise error
+    assert plain(tmp_path, 9).find("last") == (folder, [])
+
+
+def test_the_files_are_what_the_safetensors_library_reads(tmp_path: Path):
+    tensors = {
+        "a": torch.arange(3, dtype=torch.uint8),
+        "b": torch.tensor([1.5, -2], dtype=torch.bfloat16),
+        "c": torch.randn(2, 3),
+        "d": torch.zeros(0, 4, dtype=torch.int64),
+        "e": torch.tensor(True),
+        "f": torch.randn(4, 2).T,  # not one behind the other in memory
+    }
+    entry = commit.write_file(tmp_path / "x", take("x", tensors, HostMemory()).parts())
+    found = load_file(tmp_path / "x")
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+    assert entry["bytes"] == (tmp_path / "x").stat().st_size
+    assert entry["sha256"] == sha256_of_file(tmp_path / "x")
+
+
+def test_a_checkpoint_of_the_version_before_is_read(tmp_path: Path):
+    """Whose files hold weights and moments together."""
+    engine = Engine()
+    folder = plain(tmp_path, 1).save(engine, Nothing(), "last")
+    together = {}
+    for path in folder.glob("*.safetensors"):
+        together |= load_file(path)
+        path.unlink()
+    state = json.loads((folder / "state.json").read_text())
+    contents = {
+        "rank-00000.safetensors": safetensors.torch.save(together),
+        "state.json": json.dumps(state | {"version": 2}).encode(),
+    }
+    entries = [commit.write_file(folder / name, [body]) for name, body in contents.items()]
+    files = {entry.pop("name"): entry for entry in entries}
+    (folder / "manifest.json").write_text(json.dumps({"files": files}))
+    (folder.parent / "best").write_text(folder.name)
+    checkpoints = plain(tmp_path, 0)
+    assert checkpoints.find("last") == checkpoints.find("best") == (folder, [])
+    state = read_state(folder)
+    model = torch.nn.Linear(3, 2)
+    load_weights(folder, state.shapes, model)
+    assert torch.equal(model.weight, engine.module.model.weight)
+    load_moments(folder, 5.0, engine, engine.module.model)
+    steps = [record["step"].item() for record in engine.optimizer.state.values()]
+    assert steps == [5.0, 5.0]
 
 
 def test_saving_again_under_the_same_name_replaces(tmp_path: Path):
@@ -135,7 +278,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_and_says_so(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(store.os, "fsync", full)
+    monkeypatch.setattr(commit.os, "fsync", full)
     with pytest.raises(SaveError, match="No space left.*step-00000001 before it is untouched"):
         save(tmp_path, 2, "last")
     monkeypatch.undo()
@@ -153,7 +296,7 @@ def test_a_file_that_the_disk_changed_is_not_committed(
         if os.fstat(descriptor).st_size > 500 and os.path.isfile(f"/proc/self/fd/{descriptor}"):
             os.ftruncate(descriptor, 400)
 
-    monkeypatch.setattr(store.os, "fsync", lose_the_end)
+    monkeypatch.setattr(commit.os, "fsync", lose_the_end)
     with pytest.raises(SaveError, match="does not read back"):
         save(tmp_path, 1, "last")
 
@@ -164,15 +307,12 @@ def test_a_checkpoint_holds_no_code_and_one_with_code_is_refused(tmp_path: Path)
     torch.save(
         {"a": print}, folder / "rank-00000.safetensors"
     )  # a pickle under the name of a tensor file
-    entry = store._write(
-        folder / "rank-00000.safetensors", (folder / "rank-00000.safetensors").read_bytes()
-    )
+    path = folder / "rank-00000.safetensors"
+    entry = commit.write_file(path, [path.read_bytes()])
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"][entry.pop("name")] = entry
     (folder / "manifest.json").write_text(json.dumps(manifest))
     verify(folder)
-    from launch.checkpoints.tensors import load_weights
-
     with pytest.raises(ConfigError, match="no safetensors file"):
         load_weights(folder, {"weight": [2, 3], "bias": [2]}, torch.nn.Linear(3, 2))
 
@@ -208,8 +348,6 @@ def test_a_state_of_another_kind_is_refused(
 
 
 def test_weights_of_another_model_are_refused_by_parameter(tmp_path: Path):
-    from launch.checkpoints.tensors import load_weights
-
     folder = save(tmp_path, 1)
     shapes = read_state(folder).shapes
     with pytest.raises(
@@ -271,8 +409,6 @@ def contents(runs: list[Run], run_dir: Path, copies: Path) -> None:
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
     """All of a checkpoint, put together."""
-    from launch.checkpoints.tensors import StoredTensors
-
     (path,) = folder.glob("checkpoints/step-*")
     state, stored = read_state(path), StoredTensors(path)
     whole = {f"buffer {name}": stored.whole("buffer", name) for name in stored.names("buffer")}
@@ -327,26 +463,44 @@ def die_while_saving(run: Run, run_dir: Path, rank: int, moment: str) -> None:
     init_processes(lost_after=12)
     with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as session:
         next(fit(session))
+        session.checkpoints.wait()
         if distributed.rank() == rank:
             owner, name = {
-                "write": (store, "_write"),
-                "flush": (store, "sync_folder"),
+                "write": (store, "write_file"),
+                "moments": (store, "write_file"),
+                "flush": (commit, "sync_folder"),
+                "link": (os, "link"),
                 "replace": (os, "replace"),
+                "point": (store, "point"),
             }[moment]
             real = getattr(owner, name)
 
             def die(*arguments: Any) -> Any:
-                if moment == "write":
-                    arguments[0].write_bytes(arguments[1][: len(arguments[1]) // 2])
+                if moment == "moments" and not arguments[0].name.startswith("moments"):
+                    return real(*arguments)
+                if moment in ("write", "moments"):
+                    body = b"".join(arguments[1])
+                    arguments[0].write_bytes(body[: len(body) // 2])
                 os.kill(os.getpid(), signal.SIGKILL)
                 return real(*arguments)
 
             setattr(owner, name, die)
         session.progress.step += 100
-        Checkpoints(run_dir, session.progress).save(session.engine, session.task, "last")
+        session.begin_save("last", "best")
+        session.checkpoints.wait()
 
 
-@pytest.mark.parametrize(("rank", "moment"), [(1, "write"), (0, "flush"), (0, "replace")])
+@pytest.mark.parametrize(
+    ("rank", "moment"),
+    [
+        (1, "moments"),
+        (0, "flush"),
+        pytest.param(1, "write", marks=pytest.mark.slow),
+        pytest.param(0, "link", marks=pytest.mark.slow),
+        pytest.param(0, "replace", marks=pytest.mark.slow),
+        pytest.param(0, "point", marks=pytest.mark.slow),
+    ],
+)
 def test_a_rank_killed_while_saving_leaves_the_checkpoint_before_it(
     data: Path, tmp_path: Path, rank: int, moment: str
 ):
@@ -361,3 +515,6 @@ def test_a_rank_killed_while_saving_leaves_the_checkpoint_before_it(
     assert found is not None
     assert complaints == []
     assert read_state(found).progress.epoch == 1
+    best, complaints = plain(tmp_path / "run", 0).find("best")
+    assert best is not None
+    assert complaints == []

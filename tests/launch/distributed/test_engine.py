@@ -10,6 +10,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -20,6 +21,7 @@ from ranks import run_ranks
 from small_models import small_run
 from torch import nn
 
+from core import distributed
 from core.dropout import SampleDropout, sample_masks
 from core.losses.supcon import SupCon
 from core.losses.uncertainty import Uncertainty
@@ -27,11 +29,17 @@ from core.models.hscl import HSCL
 from core.recompute import recompute_layers
 from launch.config import ConfigError, Run
 from launch.engine import processes
-from launch.engine.deepspeed_config import deepspeed_config, num_micro_batches, refuse_impossible
+from launch.engine.deepspeed_config import (
+    deepspeed_config,
+    num_micro_batches,
+    refuse_impossible,
+    with_stage,
+)
 from launch.engine.optimizer import learning_rate_factor
 from launch.engine.processes import refuse_stale_build_lock
 
-RUN = Run(model="hscl", options=None, batch_size=30)
+RUN = Run(model="hscl", options=None, batch_size=30, zero_stage=1)
+PARAMETERS = 1000  # of a model
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +79,9 @@ def test_every_stage_runs_in_both_precisions(stage: int, precision: str):
 
 
 def test_the_configuration_leaves_no_default_that_matters():
-    config = deepspeed_config(replace(RUN, max_micro_batch=8, zero_stage=3, offload=True))
+    config = deepspeed_config(
+        replace(RUN, max_micro_batch=8, zero_stage=3, offload=True), PARAMETERS
+    )
     assert config["train_micro_batch_size_per_gpu"] == 8
     assert config["gradient_accumulation_steps"] == 4
     assert config["gradient_clipping"] == 0.0
@@ -80,6 +90,55 @@ def test_the_configuration_leaves_no_default_that_matters():
     assert zero["stage"] == 3
     assert zero["offload_optimizer"]["device"] == "cpu"
     assert isinstance(zero["overlap_comm"], bool)
+    assert config["timers"] == {"throughput": {"enabled": False}}  # they would wait for a GPU
+
+
+@pytest.mark.parametrize(
+    ("parameters", "bucket"), [(1, 128), (265_001, 265_088), (10**9, 500_000_000)]
+)
+def test_buffers_hold_no_more_than_the_model(parameters: int, bucket: int):
+    zero = deepspeed_config(RUN, parameters)["zero_optimization"]
+    assert zero["reduce_bucket_size"] == zero["allgather_bucket_size"] == bucket
+
+
+@pytest.mark.parametrize(
+    ("gpu", "ranks", "parameters", "changes", "stage"),
+    [
+        (False, 1, 10**6, {}, 1),
+        (False, 4, 10**10, {}, 1),
+        (True, 1, 10**6, {}, 0),
+        (True, 1, 10**10, {}, 0),  # there is nobody to share with
+        (True, 1, 10**6, {"offload": True}, 1),
+        (True, 8, 10**8, {}, 0),
+        (True, 8, 2 * 10**9, {}, 1),
+        (True, 8, 35 * 10**8, {}, 2),
+        (True, 8, 10**10, {}, 3),
+        (True, 8, 10**10, {"compile": True}, 2),
+        (True, 8, 10**10, {"precision": "fp16"}, 0),
+        (True, 8, 10**10, {"zero_stage": 1}, 1),
+    ],
+)
+def test_the_stage_follows_from_ranks_and_parameters_unless_given(
+    monkeypatch: pytest.MonkeyPatch,
+    gpu: bool,
+    ranks: int,
+    parameters: int,
+    changes: dict[str, Any],
+    stage: int,
+):
+    device = SimpleNamespace(total_memory=80 * 10**9)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: device)
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
+    run = replace(RUN, **{"zero_stage": "auto"} | changes)
+    assert with_stage(run, parameters).zero_stage == stage
+
+
+def test_the_stage_of_a_file_counts_where_the_run_names_none(tmp_path: Path):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": 2}}))
+    run = with_stage(replace(RUN, zero_stage="auto", deepspeed=str(path)), PARAMETERS)
+    assert deepspeed_config(run, PARAMETERS)["zero_optimization"]["stage"] == 2
 
 
 @pytest.mark.parametrize(("most", "parts"), [(0, 1), (30, 1), (29, 2), (8, 4), (1, 30)])
@@ -90,7 +149,7 @@ def test_micro_batches_follow_from_the_largest_one(most: int, parts: int):
 def with_file(tmp_path: Path, body: dict[str, Any]) -> dict[str, Any]:
     path = tmp_path / "ds.json"
     path.write_text(json.dumps(body))
-    return deepspeed_config(replace(RUN, deepspeed=str(path)))
+    return deepspeed_config(replace(RUN, deepspeed=str(path)), PARAMETERS)
 
 
 def test_a_file_is_laid_over_and_auto_leaves_ours(tmp_path: Path):

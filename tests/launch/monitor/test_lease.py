@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import resource
@@ -11,9 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,7 +23,7 @@ from paths import ROOT
 from ranks import run_ranks
 from training_runs import environment
 
-from core.command import RANK_LOST, Refused
+from core.command import NO_ROOM, RANK_LOST, Refused
 from launch.monitor import lease
 from launch.monitor.lease import NAME, Holder, InUse, held, held_by_first_rank
 
@@ -225,6 +227,35 @@ def hold_on_ranks(folder: Path) -> str:
         said = str(error)
     shutdown_processes()
     return said
+
+
+def meet_a_full_disk(folder: Path) -> list[Any]:
+    """How each of several ranks ends when rank 0 has no room for its file."""
+    from launch.engine.processes import init_processes, shutdown_processes
+    from launch.monitor.rank_command import run_rank
+
+    init_processes()
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+
+    def work() -> None:
+        with held_by_first_rank(folder):
+            pass
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, most))
+    try:
+        with redirect_stderr(io.StringIO()) as heard:
+            code = run_rank(work)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    shutdown_processes()
+    return [code, heard.getvalue()]
+
+
+def test_without_room_every_rank_ends_alike_and_one_says_why(tmp_path: Path):
+    first, second = run_ranks(2, tmp_path / "ranks", meet_a_full_disk, tmp_path)
+    assert (first[0], second[0]) == (NO_ROOM, NO_ROOM)
+    assert f"{tmp_path / NAME}: a file may not become as large" in first[1]
+    assert second[1] == ""
 
 
 def test_rank_0_asks_for_all_and_all_hear_the_refusal(

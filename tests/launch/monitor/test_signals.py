@@ -65,7 +65,7 @@ def signalled(run: Run, place: str, number: int, times: int = 1) -> None:
     elif place == "step":
         before(loop, "mean_over_ranks")
     elif place == "save":
-        before(Checkpoints, "save")
+        before(Checkpoints, "begin")
     elif place == "evaluation":
         real_forward = sentiment.SentimentTask.evaluate
 

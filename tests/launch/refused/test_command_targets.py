@@ -19,6 +19,7 @@ from data_shards.convert import main as convert
 from data_shards.synthetic import main as synthetic
 from launch.align import main as align
 from launch.export import main as export
+from launch.predict import main as predict
 from launch.robustness import main as robustness
 
 NOWHERE = Path("/proc/concord")  # takes no files, not even from root
@@ -28,6 +29,10 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], Words]] = {
     "synthetic": (synthetic, lambda folder, out: [str(out)]),
     "convert": (convert, lambda folder, out: [str(folder / "none.pkl"), "--out", str(out)]),
     "export": (export, lambda folder, out: [str(folder / "none"), "--out", str(out)]),
+    "predict": (
+        predict,
+        lambda folder, out: [str(folder / "none"), "new.csv", "--out", f"{out}.csv"],
+    ),
     "align": (align, lambda folder, out: [str(folder / "none"), "--out", str(out)]),
     "robustness": (robustness, lambda folder, out: [str(folder / "none"), "--out", str(out)]),
 }

@@ -60,9 +60,17 @@ def test_a_search_whose_changes_no_longer_fit_names_its_file(tmp_path: Path):
     write_search(read_search(words))
     path = tmp_path / "search" / "search.json"
     content = json.loads(path.read_text())
-    path.write_text(json.dumps(content | {"changes": {"epochs": "many"}}))
-    with pytest.raises(ConfigError, match="search.json"):
-        load_search(tmp_path / "search")
+    for odd, reason in (
+        ({"changes": {"epochs": "many"}}, "epochs='many'"),
+        ({"trials": 0}, "trials=0: at least 1"),
+        ({"trials": "x" * 5000}, "trials=x{80}:"),
+        ({"cpus": 0}, "cpus=0: a process needs some part of a CPU"),
+        ({"\ud800": 3}, "settings="),
+        ({"recipe": None}, "recipe=None: "),
+    ):
+        path.write_text(json.dumps(content | odd))
+        with pytest.raises(ConfigError, match=f"search.json cannot be read: .*{reason}"):
+            load_search(tmp_path / "search")
 
 
 @pytest.mark.parametrize("body", [b"{", b"\xff", b"[1]"])

@@ -116,11 +116,12 @@ def test_settings_of_a_run_that_cannot_be(tmp_path: Path, settings: dict[str, An
     content = json.loads(path.read_text())
     content["run"] |= settings
     path.write_text(json.dumps(content))
-    with pytest.raises(ConfigError, match="config.json cannot be read"):
-        read_run(tmp_path)
+    for door in (lambda: read_run(tmp_path), lambda: find_run(run)):
+        with pytest.raises(ConfigError, match=f"{path} cannot be read"):
+            door()
 
 
-RUN = Run(model="hscl", options=None, batch_size=30)
+RUN = Run(model="hscl", options=None, batch_size=30, zero_stage=1)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +152,7 @@ def test_a_deepspeed_file_of_odd_kinds(tmp_path: Path, content: str, reason: str
     path = tmp_path / "ds.json"
     path.write_text(content)
     with pytest.raises(ConfigError) as refusal:
-        deepspeed_config(replace(RUN, deepspeed=str(path)))
+        deepspeed_config(replace(RUN, deepspeed=str(path)), 1000)
     assert reason in str(refusal.value)
     assert str(path) in str(refusal.value)
 
@@ -160,7 +161,7 @@ def test_a_deepspeed_file_of_odd_kinds(tmp_path: Path, content: str, reason: str
 def test_a_deepspeed_file_that_may_be(tmp_path: Path, content: str):
     path = tmp_path / "ds.json"
     path.write_text(content)
-    assert deepspeed_config(replace(RUN, deepspeed=str(path)))["fp16"] == {"enabled": False}
+    assert deepspeed_config(replace(RUN, deepspeed=str(path)), 1000)["fp16"] == {"enabled": False}
 
 
 @pytest.mark.parametrize(
@@ -174,9 +175,9 @@ def test_a_deepspeed_file_that_may_be(tmp_path: Path, content: str):
     ],
 )
 def test_what_deepspeed_itself_cannot_use_names_the_file(odd: dict[str, Any]):
-    _refuse_odd_settings("ds.json", deepspeed_config(RUN))
+    _refuse_odd_settings("ds.json", deepspeed_config(RUN, 1000))
     with pytest.raises(ConfigError, match="deepspeed=ds.json: DeepSpeed cannot use it"):
-        _refuse_odd_settings("ds.json", deepspeed_config(RUN) | odd)
+        _refuse_odd_settings("ds.json", deepspeed_config(RUN, 1000) | odd)
 
 
 class Engine:
@@ -342,14 +343,18 @@ def test_tensors_that_are_odd_although_their_hash_is_right(
     ],
 )
 def test_a_last_batch_of_one_sample_before_a_batch_norm(
-    coded_shards: Path, samples: int, changes: dict[str, Any], is_refused: bool
+    coded_shards: Path,
+    samples: int,
+    changes: dict[str, Any],
+    is_refused: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     norm, drop = changes.pop("norm", "batch"), changes.pop("drop", False)
     run = small_run("tfr_net", coded_shards, **changes)
     run = replace(run, loading=replace(run.loading, drop_last=drop))
     run = replace(run, options=small_options("tfr_net", norm=norm))
     task = build_task(run)
-    task.data = replace(task.data, num_train=samples)
+    monkeypatch.setattr(task, "train_samples", lambda: samples)
     model = build_model(run, task.data)
     if is_refused:
         with pytest.raises(ConfigError, match="for the last batch.*options.norm=layer"):

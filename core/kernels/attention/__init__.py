@@ -1,0 +1,1 @@
+"""Attention whose dropout belongs to the sample as one operator, in memory linear in the length."""

@@ -1,0 +1,1 @@
+"""Dropout by sample as one operator: its bits, and the kernel that draws, multiplies and scales."""

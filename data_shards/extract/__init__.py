@@ -1,0 +1,1 @@
+"""Clips to features: ``concord extract``, and the recipe by which new clips are treated alike."""

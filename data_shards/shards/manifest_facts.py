@@ -1,0 +1,78 @@
+"""What may stand in those parts of a manifest whose keys differ between data sets.
+
+``tokenizer``, ``source`` and ``extras`` are dictionaries that each layout fills as it needs. What
+some command reads from them is declared here; other keys may hold any JSON.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    StringConstraints,
+    ValidationError,
+)
+
+LARGEST_ID = 2**24  # of a token, exclusive; a model has a vector for each id
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Facts(BaseModel):
+    """Facts of any names, of which those declared have these types."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class TokenizerFacts(_Facts):
+    """Of the tokenizer that made the token ids."""
+
+    name: str = ""
+    vocab_size: Annotated[int, Field(ge=0, le=LARGEST_ID)] = 0
+    sha256: str = ""  # of the vocabulary
+    special: dict[str, NonNegativeInt | None] = {}
+
+
+class SourceFacts(_Facts):
+    """Of the raw data and the conversion."""
+
+    file: str = ""
+    sha256: str | None = None
+    files: dict[str, Any] = {}  # of an alignment folder
+    dataset: str | None = None
+    assumed: str = ""
+    left_out: list[str] = Field([], alias="left out")
+    no_arrays: dict[str, NonNegativeInt] = Field({}, alias="no arrays")
+    without_suffix: NonNegativeInt = Field(0, alias="members without suffix")
+
+
+class ExtraFacts(_Facts):
+    """Further files of the folder, and facts that only one task needs."""
+
+    codebook: Sha256 = Field("", alias="codebook.npz")
+    noted: list[str] = []
+
+
+KINDS: dict[str, type[_Facts]] = {
+    "tokenizer": TokenizerFacts,
+    "source": SourceFacts,
+    "extras": ExtraFacts,
+}
+
+
+def first_odd_fact(facts: dict[str, Any]) -> tuple[str, ValidationError] | None:
+    """The first part of a manifest that holds something of another kind, and what is wrong there.
+
+    Args:
+        facts: part -> what the manifest says there.
+    """
+    for part, said in facts.items():
+        try:
+            KINDS[part].model_validate(said)
+        except ValidationError as error:
+            return part, error
+    return None
