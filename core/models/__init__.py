@@ -54,7 +54,7 @@ MODELS: dict[str, type[Model[Any, Any]]] = {
     "mult": MulT,
     "self_mm": SelfMM,
     "tate": TATE,
-    "tfn": TFN,
     "tetfn": TETFN,
+    "tfn": TFN,
     "tfr_net": TFRNet,
 }

@@ -95,6 +95,9 @@ class AlignmentTask:
     def steps(self, epoch: int) -> int:
         return self._sampler.steps
 
+    def end_epoch(self, epoch: int, model: Model, run_dir: Path) -> None:
+        """Nothing is kept of entities."""
+
     def train_samples(self) -> int:
         return len(self.links)
 

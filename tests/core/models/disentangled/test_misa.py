@@ -11,7 +11,7 @@ import torch
 from contracts import gradients, losses_of, rows, still
 from golden import TO_1E_7, fill, fill_attention, fill_linear, fill_norm, wave
 from small_models import small_options
-from torch import Tensor
+from torch import Tensor, nn
 
 from core.batch import Utterances
 from core.losses.subspaces import central_moment_discrepancy, soft_orthogonality
@@ -41,8 +41,9 @@ def golden_parts() -> tuple[Parts, Tensor]:
     """The parts, and what their fusion gives."""
     subspaces = Subspaces(WIDTHS, 4, rebuilds=True).double()
     for number, m in enumerate(WIDTHS):
-        linear, _, norm = subspaces.project[m]
-        fill_norm(norm, fill_linear(linear, 4 * number))
+        project = subspaces.project[m]
+        assert isinstance(project, nn.Sequential)
+        fill_norm(project[2], fill_linear(project[0], 4 * number))
         fill_linear(subspaces.private[m], 12 + 2 * number)
         fill_linear(subspaces.rebuild[m], 20 + 2 * number)
     fill_linear(subspaces.shared, 18)
