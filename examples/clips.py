@@ -26,9 +26,9 @@ from scipy.ndimage import map_coordinates
 from data_shards import synthetic
 from data_shards.synthetic import Utterance, utterance, vocabulary
 
-SHARES = {"train": 48, "valid": 12, "test": 12}
+SHARES = {"train": 96, "valid": 24, "test": 12}
 FRESH = 24  # clips that are made after training, of other speakers
-# Of the demo's adjectives, so few that 48 clips show each of them often enough to learn it.
+# Of the demo's adjectives, so few that 96 clips show each of them often enough to learn it.
 ADJECTIVES = {"terrible", "awful", "bad", "boring", "nice", "good", "great", "wonderful"}
 FPS = 12
 FACE = (slice(0, 300), slice(90, 390))  # of the astronaut's picture
