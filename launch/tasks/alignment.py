@@ -32,6 +32,7 @@ from data_shards.shards.manifest import DataError, Manifest
 from launch.config import ConfigError, Run
 from launch.reports.plots import COLORS, figure, save
 from launch.tasks.alignment_options import alignment_options
+from launch.tasks.predictions import write_table
 from launch.tasks.task import (
     EvaluationResult,
     check_needed_splits,
@@ -93,6 +94,9 @@ class AlignmentTask:
 
     def steps(self, epoch: int) -> int:
         return self._sampler.steps
+
+    def end_epoch(self, epoch: int, model: Model, run_dir: Path) -> None:
+        """Nothing is kept of entities."""
 
     def train_samples(self) -> int:
         return len(self.links)
@@ -258,9 +262,7 @@ class AlignmentTask:
             "predicted": self.graphs.ids(links[best, 1]),
             "similarity": similarity.cpu().numpy(),
         }
-        import pandas as pd  # with the first table: it takes a second
-
-        pd.DataFrame(table).to_csv(run_dir / "predictions.csv", index=False)
+        write_table(run_dir / "predictions.csv", table)
         return EvaluationResult(scores, [_draw(run_dir, split, ranks)], self._remarks())
 
     def _remarks(self) -> list[str]:
@@ -384,9 +386,8 @@ def _contains(pairs: Tensor, asked: Tensor, num_entities: int) -> Tensor:
 
 def _draw(run_dir: Path, split: str, ranks: tuple[np.ndarray, np.ndarray]) -> tuple[str, str]:
     drawing, axes = figure(6, 3.8)
-    for directed, name, color in zip(
-        ranks, ("left to right", "right to left"), COLORS[:2], strict=True
-    ):
+    names = ("left to right", "right to left")
+    for directed, name, color in zip(ranks, names, COLORS[:2], strict=True):
         share = np.arange(1, len(directed) + 1) / len(directed)
         axes.plot(np.sort(directed), share, label=name, color=color)
     axes.set(

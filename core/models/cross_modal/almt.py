@@ -86,7 +86,7 @@ class ALMT(Model[Utterances, Sentiment]):
             plain=config.residual == "plain",
             ones=config.hyper_start == "ones",
         )
-        self.predict = nn.Linear(config.width, data.num_classes or 1)
+        self.predict = nn.Linear(config.width, data.num_outputs)
 
     def forward(self, batch: Utterances) -> Sentiment:
         frames, mask = self.inputs(batch)

@@ -51,6 +51,7 @@ class BBFN(Model[Utterances, Output]):
     """
 
     task = "sentiment"
+    aligned = True
 
     @validated_dataclass(frozen=True)
     class Config:
@@ -90,7 +91,7 @@ class BBFN(Model[Utterances, Output]):
         for m in self.others:
             self.pairs[m] = Pair(config)
         fused_width = 2 * len(self.others) * config.width
-        self.predict = ResidualHead(fused_width, config.out_dropout, data.num_classes or 1)
+        self.predict = ResidualHead(fused_width, config.out_dropout, data.num_outputs)
 
     def _freeze(self, number: int) -> None:
         if not number:

@@ -124,7 +124,7 @@ class LNLN(Model[Utterances, Output]):
             plain=False,
             ones=config.hyper_start == "ones",
         )
-        self.predict = nn.Linear(width, data.num_classes or 1)
+        self.predict = nn.Linear(width, data.num_outputs)
 
     def forward(self, batch: Utterances) -> Output:
         frames, mask = self.inputs(batch)

@@ -67,7 +67,7 @@ class MAGBert(Model[Utterances, Sentiment]):
             nn.Linear(width, width),
             nn.Tanh(),
             nn.Dropout(config.head_dropout),
-            nn.Linear(width, data.num_classes or 1),
+            nn.Linear(width, data.num_outputs),
         )
 
     def forward(self, batch: Utterances) -> Sentiment:

@@ -87,7 +87,7 @@ class MulT(Model[Utterances, Sentiment]):
         self.first = self._convolutions(widths)
         self._make_encoders()
         fused_width = len(self.modalities) * (len(self.modalities) - 1) * config.width
-        self.predict = ResidualHead(fused_width, config.out_dropout, data.num_classes or 1)
+        self.predict = ResidualHead(fused_width, config.out_dropout, data.num_outputs)
 
     def _convolutions(self, widths: dict[str, int]) -> nn.ModuleDict:
         """Those of the modalities that have another width than the model; others stay as they

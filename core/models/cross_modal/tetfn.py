@@ -42,8 +42,8 @@ class TETFN(UnimodalTasks):
     maxima, and the last frame that exists is read, not the last one of padding; convolutions keep
     the length of what they read; the video has a kernel of its own, where the code gives it the
     sound's; generated labels are limited to half of the label range, not to 3 everywhere. What
-    ``SelfMM`` says of the label memory holds here too. Labels that are classes have no unimodal
-    labels to generate: the fused head learns alone then.
+    ``SelfMM`` says of the label memory holds here too. Labels that are classes or vectors have
+    no unimodal labels to generate: the fused head learns alone then.
     """
 
     task = "sentiment"
@@ -136,17 +136,16 @@ class TETFN(UnimodalTasks):
         config, width = self.config, self.config.width
         fused_width = len(self.modalities) * (len(self.modalities) - 1) * width
         heads = {
-            FUSION: Head(
-                fused_width, config.post_fusion, config.drop_fusion, data.num_classes or 1
-            ),
+            FUSION: Head(fused_width, config.post_fusion, config.drop_fusion, data.num_outputs),
             "text": Head(width, config.post_text, config.drop_text),
             "audio": Head(width, config.post_audio, config.drop_audio),
             "vision": Head(width, config.post_vision, config.drop_vision),
         }
-        views = [FUSION] if data.num_classes else [FUSION, *self.modalities]
+        is_score = data.num_outputs == 1 and not data.num_classes
+        views = [FUSION, *self.modalities] if is_score else [FUSION]
         self.heads = nn.ModuleDict({view: heads[view] for view in views})
         self.memory = None
-        if not data.num_classes:
+        if is_score:
             low, high = data.label_range
             self.memory = LabelMemory(
                 data.num_train,
@@ -225,7 +224,7 @@ class TETFN(UnimodalTasks):
 
     def remarks(self) -> list[str]:
         if self.memory is None:
-            return ["labels are classes, so tetfn generates no unimodal labels"]
+            return ["labels are no scores, so tetfn generates no unimodal labels"]
         return []
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:

@@ -88,7 +88,8 @@ def mosi_utterance() -> Run:
 
 
 def demo() -> Run:
-    """MAG-BERT on the generated data of ``python -m data_shards.synthetic``.
+    """MAG-BERT on the generated data of ``python -m data_shards.synthetic``. Test MAE 0.394, Corr
+    0.910 with seed 1111.
 
     deepspeed launch/train.py mag_bert/demo data=demo/shards
     """
