@@ -68,7 +68,6 @@ class MISA(Model[Utterances, Output]):
     """
 
     task = "sentiment"
-    takes_targets = True
 
     @validated_dataclass(frozen=True)
     class Config(FusionOptions):
@@ -103,7 +102,7 @@ class MISA(Model[Utterances, Output]):
                 self.encoders[m] = UtteranceEncoder(data.features[m])
                 widths[m] = 4 * data.features[m]
         self.subspaces = Subspaces(widths, config.width, rebuilds=config.reconstruction > 0)
-        self.fuse = Fusion(len(widths), config, data.num_outputs)
+        self.fuse = Fusion(len(widths), config, data.num_classes or 1)
         self.pairs = list(combinations(self.modalities, 2))
         draws_together = config.similarity > 0 and len(self.pairs) > 0
         self.compares_moments = draws_together and config.similar == "cmd"

@@ -95,7 +95,7 @@ def test_human_labels_of_a_modality_that_a_sample_lacks_are_not_learnt(
 
 def test_data_without_human_labels_are_refused(spec: DataSpec) -> None:
     with pytest.raises(ValueError, match="human labels of text, audio, vision, .* no modality"):
-        SelfMM(SelfMM.Config(labels="human"), spec)
+        SelfMM(SelfMM.Config(labels="human"), replace(spec, unimodal_labels=()))
     only_text = replace(spec, unimodal_labels=("text",))
     SelfMM(SelfMM.Config(labels="human", tasks=("text",)), only_text)
 
