@@ -6,7 +6,7 @@ A clip of 640 x 360 at 25 pictures a second in H.264 and AAC is made in ``work``
 and a voice of changing pitch. Then, each in a process of one thread, of which the CPU seconds
 count: decoding alone, eGeMAPS, and ``face68`` with 10 pictures a second, once with tracking (a
 search in every tenth picture) and once with a search in each. Decoding is part of all of them; the
-fastest of the repeats counts. A second, longer clip shows what memory its features need.
+fastest of the repeats counts.
 
 The table is printed, written into ``docs/clips.md``, and saved with machine and versions as
 ``benchmarks/results/clips.json``.
@@ -32,7 +32,6 @@ from launch.reports.tables import markdown_table  # noqa: E402
 RESULTS = ROOT / "benchmarks" / "results" / "clips.json"
 DEFAULTS = {"work": "", "seconds": "40", "repeats": "2"}
 WIDTH, HEIGHT, FPS, RATE = 640, 360, 25, 44_100
-LONGER = 4  # times, for memory
 MEASURED = {
     "decoding sound": ("sound", ""),
     "decoding pictures, 10 a second": ("pictures", ""),
@@ -77,7 +76,7 @@ def make_clip(path: Path, seconds: int) -> Path:
 
 
 def in_process(path: Path, what: str, words: str) -> dict[str, float]:
-    """CPU seconds and largest memory in MiB of a process that does one clip."""
+    """CPU seconds of a process that does one clip."""
     script = str(ROOT / "benchmarks" / "clips_measured.py")
     command = [sys.executable, script, str(path), what, words]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -93,29 +92,17 @@ def main() -> None:
     work.mkdir(parents=True, exist_ok=True)
     seconds, repeats = int(own["seconds"]), int(own["repeats"])
     clip = make_clip(work / f"clip{seconds}.mp4", seconds)
-    longer = make_clip(work / f"clip{LONGER * seconds}.mp4", LONGER * seconds)
     rows: dict[str, Any] = {}
     for name, (what, words) in MEASURED.items():
         fastest = min((in_process(clip, what, words) for _ in range(repeats)), key=_seconds)
         rows[name] = {
             "times_real_time": seconds / fastest["seconds"],
             "cpu_seconds": fastest["seconds"],
-            "mib": fastest["mib"],
-            "mib_of_longer": in_process(longer, what, words)["mib"],
         }
-    result = {"made_by": made_by(), "clip_seconds": seconds, "longer": LONGER, "rows": rows}
+    result = {"made_by": made_by(), "clip_seconds": seconds, "rows": rows}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    header = ["", "times real time", "MiB", f"MiB, {LONGER} times as long"]
-    lines = []
-    for name, row in rows.items():
-        lines.append(
-            [
-                name,
-                f"{row['times_real_time']:.0f}",
-                f"{row['mib']:.0f}",
-                f"{row['mib_of_longer']:.0f}",
-            ]
-        )
+    header = ["", "times real time"]
+    lines = [[name, f"{row['times_real_time']:.0f}"] for name, row in rows.items()]
     table = markdown_table(header, lines)
     print(table)
     paste(table, "clips", ROOT / "docs" / "clips.md")

@@ -75,7 +75,8 @@ class Utterances(Batch):
     data, and the model hides what is dropped.
     """
 
-    # (B,) float32 score in DataSpec.label_range, or the class number for classification
+    # (B,) float32 score in DataSpec.label_range, or the class number for classification; (B, K)
+    # where the data have K targets
     label: Tensor
     # modality -> (B, T, D) float32 or (B, T) int64, zero where padded
     frames: dict[str, Tensor]

@@ -32,7 +32,7 @@ class Output:
 class Sentiment(Output):
     """Of utterances."""
 
-    score: Tensor  # (B,) predicted score, or (B, classes) logits
+    score: Tensor  # (B,) predicted score, (B, K) of K targets, or (B, classes) logits
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,7 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
     """
 
     task: ClassVar[TaskName]
+    takes_targets: ClassVar[bool] = False  # whether it may learn several scores at once
     Config: ClassVar[type]
     # whether sound and video are read at the words: aligned to them, or averaged by word
     aligned: ClassVar[bool] = False
@@ -184,6 +185,11 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
     def update_memory_bank(self, rows: Mapping[str, Tensor]) -> None:
         """Called once per training step with the rows of the whole global batch, equal on every
         rank."""
+
+    def sample_record(self) -> dict[str, Tensor]:
+        """Name -> (N,) number for each sample of the train split, by its number, equal on every
+        rank; nan where there is none. Kept as a file of each epoch in the run directory."""
+        return {}
 
     def report(self) -> dict[str, float]:
         """Name -> number about the model's inner state, logged once per epoch."""

@@ -46,6 +46,7 @@ from data_shards.sources import mmsa, table
 from data_shards.sources.graphs import knowledge_graphs
 from data_shards.sources.raw_dataset import KNOWN_LABELS, Options, RawDataset, TextChoice
 from data_shards.sources.rename import parse_renaming, rename
+from data_shards.sources.table_targets import parse_targets
 
 CONVERTER = 2  # raise it when the same input gives other bytes than before
 SHARD_SIZE = 512
@@ -121,6 +122,11 @@ def convert(
     options = options or Options()
     _check_target(out)
     dataset = read(raw, options)
+    if options.targets and not dataset.labels.names:
+        raise DataError(
+            f"{raw} is no table, and --targets names columns of one; leave it out, or write a table "
+            "(docs/data.md)"
+        )
     if options.rename:
         dataset = rename(dataset, options.rename)
     if dataset.task == "sentiment":
@@ -287,6 +293,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="LOW:HIGH[:STEP]",
         help="label range and annotation step, such as -3:3:1/3",
     )
+    parser.add_argument(
+        "--targets",
+        metavar="A,B,...",
+        help="columns of a table that together are the label: several scores to learn at once",
+    )
     parser.add_argument("--text", choices=get_args(TextChoice), default="auto")
     parser.add_argument(
         "--tokenizer", metavar="DIR", help="folder of a transformers tokenizer, for the raw text"
@@ -328,6 +339,7 @@ def _main(arguments: argparse.Namespace) -> None:
         max_tokens=arguments.max_tokens,
         rename=parse_renaming(arguments.rename) or None,
         entities=entities,
+        targets=parse_targets(arguments.targets),
     )
     manifest = convert(
         arguments.raw,

@@ -2,7 +2,8 @@
 it as well.
 
 Also looks for leakage: a video, or nearly the same id, in more than one split makes test scores
-meaningless; so does a link between two graphs.
+meaningless; so does a link between two graphs, and so do features that were made with the labels of
+one split and not of another.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from core.command import run
 from data_shards.inspecting.contents import Contents, examine
 from data_shards.inspecting.graph_contents import GraphContents, examine_graphs
 from data_shards.inspecting.graph_report import render_graphs
+from data_shards.inspecting.label_leakage import leakage_lines
 from data_shards.inspecting.report_lines import (
     SHOWN,
     checksum_lines,
@@ -59,11 +61,14 @@ def render(contents: Contents) -> str:
     lines += [*_field_lines(contents), ""]
     if any(split.labels for split in contents.splits.values()):
         lines += [*_label_histogram(contents), ""]
+    if any(split.targets for split in contents.splits.values()):
+        lines += [*_target_lines(contents), ""]
     lines += repair_lines(manifest)
     lines += _empty_samples(contents)
     lines += _fitness(contents)
     lines += _published_split(contents)
     lines += _leakage(contents)
+    lines += leakage_lines(contents.mean_frames)
     lines += checksum_lines(manifest, contents.corrupt)
     return "\n".join(lines)
 
@@ -82,6 +87,8 @@ def _label_line(labels: Labels) -> str:
     if labels.kind == "classes":
         return f"labels: classes {', '.join(labels.names)}"
     step = f", annotated in steps of {labels.resolution:.3g}" if labels.resolution else ""
+    if labels.names:
+        step += f", of {len(labels.names)} targets: {', '.join(labels.names)}"
     return f"labels: scores from {labels.low:g} to {labels.high:g}{step}"
 
 
@@ -141,6 +148,19 @@ def _label_histogram(contents: Contents) -> list[str]:
             column.append(f"{bar} {count}".strip())
         columns.append(column)
     return text_table(list(zip(*columns, strict=True)))
+
+
+def _target_lines(contents: Contents) -> list[str]:
+    """Of labels that are vectors: mean and range of each target, by split."""
+    rows: list[tuple[str, ...]] = [("target", "split", "mean", "deviation", "lowest", "highest")]
+    for number, name in enumerate(contents.manifest.labels.names):
+        for split_name, split in contents.splits.items():
+            if not split.targets:
+                continue
+            values = np.stack(split.targets)[:, number]
+            numbers = (values.mean(), values.std(), values.min(), values.max())
+            rows.append((name, split_name, *[f"{value:.3f}" for value in numbers]))
+    return text_table(rows)
 
 
 def _label_bins(labels: Labels) -> tuple[list[str], np.ndarray]:

@@ -99,6 +99,7 @@ def fit(session: TrainingSession) -> Iterator[dict[str, float]]:
         }
         record = {"epoch": epoch, **losses, **scores, **speed, **memory(), **model.report()}
         session.log.event("epoch", progress.step, record)
+        task.end_epoch(epoch, model, session.run_dir)
         progress.epoch, progress.epoch_steps, progress.sums = epoch + 1, 0, {}
         progress.finished = bool(run.patience) and epoch - progress.best_epoch >= run.patience
         watchdog.report_phase("saving")

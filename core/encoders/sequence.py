@@ -118,3 +118,25 @@ class BiGRU(nn.Module):
             packed_states, batch_first=True, total_length=frames.shape[1]
         )
         return states * mask[..., None]
+
+
+class BiLSTM(nn.Module):
+    """A bidirectional LSTM: its states, zero at padding, and what each direction ends with."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.lstm = nn.LSTM(width, hidden, batch_first=True, bidirectional=True)
+
+    def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """States (B, T, 2 hidden), and the last state forwards and the first one backwards, (B, 2,
+        hidden), zero for a sample without frames."""
+        length = lengths(mask)
+        packed = pack_padded_sequence(
+            frames, length.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
+        )
+        packed_states, (ends, _) = self.lstm(packed)
+        states, _ = pad_packed_sequence(
+            packed_states, batch_first=True, total_length=frames.shape[1]
+        )
+        ends = ends.transpose(0, 1) * (length > 0)[:, None, None]
+        return states * mask[..., None], ends

@@ -3,7 +3,7 @@ averaging."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,31 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None]:
         gradient = upstream[0][ctx.local] * distributed.world_size()
         return forbid_double_backward(gradient, *ctx.saved_tensors, *upstream), None
+
+
+def gather_by_name(
+    rows: Mapping[str, Tensor], facts: Mapping[str, Tensor], weight: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Rows of all ranks by name, for losses that every rank then computes whole, in one message.
+
+    Args:
+        rows: name -> (B, D), each with its own D; ranks may hold different numbers of samples.
+        facts: name -> (B,), numbers or bools about the same samples, without gradient.
+        weight: (B,) samples of weight 0 are left out.
+
+    Returns:
+        The rows, (n, D), and the facts, (n,) as the rows' type: a bool is 0 or 1.
+
+    Raises:
+        RowError: on every rank, if a row that takes part is not finite on any rank.
+    """
+    columns = torch.stack([fact[weight > 0] for fact in facts.values()], dim=1)
+    kept, sizes = select_rows(weight, *rows.values(), normalize=False)
+    widths = [part.shape[1] for part in kept]
+    joined = torch.cat([*kept, columns.to(kept[0].dtype)], dim=1)
+    parts = gather_for_global_loss(joined, sizes).split([*widths, len(facts)], dim=1)
+    by_name = dict(zip(rows, parts, strict=False))
+    return by_name, dict(zip(facts, parts[-1].detach().unbind(1), strict=True))
 
 
 def local_slice(sizes: Sequence[int]) -> slice:

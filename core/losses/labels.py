@@ -17,9 +17,13 @@ def task_loss(score: Tensor, label: Tensor, squared: bool = False) -> Tensor:
     cross-entropy of a class.
 
     Args:
-        score: (B,) for regression, (B, classes) logits for classification.
+        score: (B,) for regression, (B, K) for K targets, (B, classes) logits for classification.
+        label: (B,), or (B, K), of which each sample's mean counts.
         squared: the squared error in the place of the absolute one.
     """
+    if label.ndim == 2:
+        errors = score.float() - label
+        return (errors**2 if squared else errors.abs()).mean(1)
     if score.ndim == 2:
         return F.cross_entropy(score.float(), label.long(), reduction="none")
     error = score.float() - label

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from core.metrics.declared import score_text
+from core.metrics.f1 import f1
 
 
 def scores(
@@ -28,18 +29,18 @@ def scores(
         raise ValueError(
             f"scores need (N,) classes or (N, classes) logits for N labels, got {predicted.shape} for {truth.shape}"
         )
-    classes: list[int] | None = None  # those that occur
+    classes: np.ndarray | None = None  # those that occur
     if num_classes is None:
         num_classes = int(max(predicted.max(), truth.max())) + 1
     else:
-        classes = list(range(num_classes))
+        classes = np.arange(num_classes)
     _refuse_other_numbers("prediction", predicted, num_classes)
     _refuse_other_numbers("label", truth, num_classes)
     predicted, truth = predicted.astype(np.int64), truth.astype(np.int64)
     return {
         "Accuracy": float((predicted == truth).mean()),
-        "Macro_F1": _f1(truth, predicted, classes, "macro"),
-        "Weighted_F1": _f1(truth, predicted, classes, "weighted"),
+        "Macro_F1": f1(truth, predicted, "macro", classes),
+        "Weighted_F1": f1(truth, predicted, "weighted", classes),
     }
 
 
@@ -77,9 +78,3 @@ def _refuse_other_numbers(name: str, values: np.ndarray, num_classes: int) -> No
         raise ValueError(
             f"{name} {wrong[0]} is {values[wrong[0]]}, no class number in 0..{num_classes - 1}"
         )
-
-
-def _f1(truth: np.ndarray, predicted: np.ndarray, classes: list[int] | None, average: str) -> float:
-    from sklearn.metrics import f1_score  # with the first evaluation: it takes seconds
-
-    return float(f1_score(truth, predicted, labels=classes, average=average, zero_division=0))

@@ -215,6 +215,26 @@ def mutual_nearest(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([row[mutual], partner[mutual]], 1), similarity[mutual]
 
 
+def greedy_pairs(left: Tensor, right: Tensor, wanted: int) -> Tensor:
+    """(<= wanted, 2) rows of left and right, most similar first, each row in one pair at most.
+
+    Mutual nearest neighbours are exactly the pairs that the greedy choice makes next among their
+    rows, so rounds of them give the greedy result without sorting all pairs.
+    """
+    open_left = torch.arange(len(left), device=left.device)
+    open_right = torch.arange(len(right), device=right.device)
+    pairs, scores = open_left.new_empty(0, 2), left.new_empty(0)
+    while len(open_left) and len(open_right):
+        found, similarity = mutual_nearest(left[open_left], right[open_right])
+        if len(scores) >= wanted and scores.topk(wanted).values[-1] >= similarity.max():
+            break  # nothing that is left can be among the first ``wanted``
+        new = torch.stack([open_left[found[:, 0]], open_right[found[:, 1]]], 1)
+        pairs, scores = torch.cat([pairs, new]), torch.cat([scores, similarity])
+        open_left = open_left[~torch.isin(open_left, new[:, 0])]
+        open_right = open_right[~torch.isin(open_right, new[:, 1])]
+    return pairs[scores.argsort(descending=True, stable=True)[:wanted]]
+
+
 def unit(rows: Tensor) -> Tensor:
     """Rows of length one, at least float32; a row of zeros stays zero."""
     return unit_rows(rows.detach())

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from core.metrics.declared import score_text
+from core.metrics.f1 import f1
 
 Array = NDArray[np.float64]
 
@@ -174,9 +175,7 @@ def _weighted_f1(prediction: NDArray, label: NDArray) -> float:
     """F1 per class, weighted by the class's share of the *truth*."""
     if not len(label):
         return 0.0
-    from sklearn.metrics import f1_score  # with the first evaluation: it takes seconds
-
-    return float(f1_score(label, prediction, average="weighted", zero_division=0))
+    return f1(label, prediction, "weighted")
 
 
 def _checked(prediction: ArrayLike, label: ArrayLike) -> tuple[Array, Array]:

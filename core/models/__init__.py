@@ -13,6 +13,8 @@ from core.models.cross_modal.lnln import LNLN
 from core.models.cross_modal.mag_bert import MAGBert
 from core.models.cross_modal.mult import MulT
 from core.models.cross_modal.tetfn import TETFN
+from core.models.disentangled.misa import MISA
+from core.models.disentangled.mmim import MMIM
 from core.models.fusion.ef_lstm import EFLSTM
 from core.models.fusion.graph_mfn import GraphMFN
 from core.models.fusion.lf_dnn import LFDNN
@@ -44,13 +46,15 @@ MODELS: dict[str, type[Model[Any, Any]]] = {
     "mclea": MCLEA,
     "meaformer": MEAformer,
     "mfn": MFN,
+    "misa": MISA,
     "mlf_dnn": MLFDNN,
     "mlmf": MLMF,
+    "mmim": MMIM,
     "mtfn": MTFN,
     "mult": MulT,
     "self_mm": SelfMM,
     "tate": TATE,
-    "tfn": TFN,
     "tetfn": TETFN,
+    "tfn": TFN,
     "tfr_net": TFRNet,
 }

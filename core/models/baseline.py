@@ -25,6 +25,7 @@ class Baseline(Model[Utterances, Sentiment]):
     """
 
     task = "sentiment"
+    takes_targets = True
 
     @validated_dataclass(frozen=True)
     class Config:
@@ -46,7 +47,7 @@ class Baseline(Model[Utterances, Sentiment]):
         if config.hidden:
             layers += [nn.Linear(width, config.hidden), nn.ReLU(), nn.Dropout(config.dropout)]
             width = config.hidden
-        self.predict = nn.Sequential(*layers, nn.Linear(width, data.num_classes or 1))
+        self.predict = nn.Sequential(*layers, nn.Linear(width, data.num_outputs))
 
     def forward(self, batch: Utterances) -> Sentiment:
         frames, mask = self.inputs(batch)
@@ -57,7 +58,7 @@ class Baseline(Model[Utterances, Sentiment]):
                 summaries.append(hidden[:, 0])
             else:
                 summaries.append(masked_mean(frames[m], mask[m]))
-        score = self.predict(torch.cat(summaries, dim=1)).float()  # (B, classes or 1)
+        score = self.predict(torch.cat(summaries, dim=1)).float()  # (B, outputs)
         return Sentiment(score=score.squeeze(1))
 
     def losses(self, output: Sentiment, batch: Utterances) -> dict[str, Tensor]:

@@ -49,6 +49,7 @@ class CENet(Model[Utterances, Output]):
     """
 
     task = "sentiment"
+    takes_targets = True
     entropy: Tensor
 
     @validated_dataclass(frozen=True)
@@ -110,7 +111,7 @@ class CENet(Model[Utterances, Output]):
             nn.Linear(width, width),
             nn.Tanh(),
             nn.Dropout(config.dropout),
-            nn.Linear(width, 1),
+            nn.Linear(width, data.num_outputs),
         )
         self.register_buffer("entropy", torch.zeros(len(self.memories), 2), persistent=False)
 

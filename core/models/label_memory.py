@@ -64,6 +64,8 @@ class LabelMemory(nn.Module):
             # it
             human = torch.zeros(3, dtype=torch.float64)
             self.register_buffer(f"human_{view}", human, persistent=False)
+        # view -> (N,) scores of this epoch, nan as long as there is none; part of no checkpoint
+        self._scores: dict[str, Tensor] = {}
 
     def of(self, quantity: Quantity, view: str) -> Tensor:
         """The buffer of a quantity and a view."""
@@ -168,6 +170,34 @@ class LabelMemory(nn.Module):
         for view in self.views:
             self.of("generated", view).zero_()
             self.of("human", view).zero_()
+        self._scores.clear()
+
+    @torch.no_grad()
+    def record(self, index: Tensor, scores: Mapping[str, Tensor]) -> None:
+        """Keep what each view's head answered in this epoch: view -> (B,)."""
+        for view, score in scores.items():
+            if view not in self._scores:
+                everyone = torch.full_like(self.of("labels", view), torch.nan)
+                self._scores[view] = everyone
+            self._scores[view][index] = score
+
+    @torch.no_grad()
+    def keep_human(self, view: str, index: Tensor, label: Tensor) -> None:
+        """Remember human labels (B,) of a view, nan where there is none, as they are."""
+        self.of("labels", view)[index] = label - self.middle
+        self.of("visits", view)[index] += 1
+
+    def sample_record(self) -> dict[str, Tensor]:
+        """``label_VIEW`` and ``score_VIEW`` of every view, (N,) each: the labels as they are now,
+        and the scores of this epoch; nan for samples that a view has not met."""
+        found = {}
+        for view in (FUSION, *self.views):
+            visited = self.of("visits", view) > 0
+            labels = self.of("labels", view) + self.middle
+            found[f"label_{view}"] = torch.where(visited, labels, torch.nan)
+            if view in self._scores:
+                found[f"score_{view}"] = self._scores[view]
+        return found
 
     @torch.no_grad()
     def compare(self, view: str, index: Tensor, label: Tensor, human: Tensor) -> None:

@@ -4,6 +4,7 @@ way."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from pydantic import NonNegativeFloat, PositiveInt
@@ -21,6 +22,7 @@ from core.encoders.inputs import (
     has_frames,
     in_order,
     refuse_classes,
+    refuse_without_unimodal_labels,
 )
 from core.encoders.sequence import LSTMEncoder
 from core.encoders.text import TextConfig, TextEncoder, decayed
@@ -39,6 +41,11 @@ class SelfMM(UnimodalTasks):
     instead of making them nan; labels count from the middle of their range; a modality that a
     sample lacks keeps its label, so its head learns nothing from that sample; features are
     standardised.
+
+    ``tasks`` says which modalities have a task of their own beside the common one, as the paper's
+    ablation does (M, M+T, M+T+A, ...); what the fused head reads stays the same. With
+    ``labels="human"`` these tasks learn what people said of each modality alone (CH-SIMS), by plain
+    absolute error; no label is generated then.
     """
 
     task = "sentiment"
@@ -47,6 +54,12 @@ class SelfMM(UnimodalTasks):
     @validated_dataclass(frozen=True)
     class Config:
         modalities: tuple[Modality, ...] = MODALITIES
+        # which of them have a task of their own: [] for none (M), text (M+T), text,audio, ...
+        tasks: tuple[Modality, ...] = MODALITIES
+        # what these tasks learn: labels generated along the way, or human ones that the data have
+        labels: Literal["generated", "human"] = "generated"
+        # of each epoch a file in the run directory: generated labels and scores of each sample
+        record: bool = True
         audio_hidden: PositiveInt = 16  # of the LSTM
         vision_hidden: PositiveInt = 32
         audio_out: PositiveInt = 16  # width of the modality's representation
@@ -84,11 +97,16 @@ class SelfMM(UnimodalTasks):
         if self.text is not None:
             width["text"] = self.text.width
         heads = _heads(config, width, sum(width[m] for m in self.modalities))
-        self.heads = nn.ModuleDict({view: heads[view] for view in (FUSION, *self.modalities)})
+        tasks = _tasks(config)
+        self.heads = nn.ModuleDict({view: heads[view] for view in (FUSION, *tasks)})
+        self.learns_human_labels = config.labels == "human"
+        if self.learns_human_labels:
+            refuse_without_unimodal_labels(data, "self_mm with labels=human", self.tasks)
+        self.record = config.record
         low, high = data.label_range
         self.memory = LabelMemory(
             data.num_train,
-            {view: heads[view].width for view in (FUSION, *self.modalities)},
+            {view: heads[view].width for view in (FUSION, *self.tasks)},
             limit=config.label_limit or (high - low) / 2,
             middle=(high + low) / 2,
             squared=config.squared,
@@ -133,6 +151,17 @@ class FrameEncoder(nn.Module):
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         state = self.dropout(self.last(frames, mask))
         return self.out(state)
+
+
+def _tasks(config: SelfMM.Config) -> list[str]:
+    """The modalities with a task of their own; by default all that are read."""
+    unread = [m for m in config.tasks if m not in config.modalities]
+    if unread and set(config.tasks) != set(MODALITIES):
+        raise ValueError(
+            f"options.tasks={','.join(config.tasks)} names {unread[0]}, which "
+            f"options.modalities={','.join(config.modalities)} leaves out"
+        )
+    return in_order(m for m in config.tasks if m in config.modalities)
 
 
 def _heads(config: SelfMM.Config, width: Mapping[str, int], fused_width: int) -> dict[str, Head]:

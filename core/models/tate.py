@@ -59,6 +59,7 @@ class TATE(Model[Utterances, Output]):
     """
 
     task = "sentiment"
+    takes_targets = True
 
     @validated_dataclass(frozen=True)
     class Config:
@@ -99,7 +100,7 @@ class TATE(Model[Utterances, Output]):
             self.decoder = Block(tagged_width, config.heads, config.dropout)
         self.pool = Pool(tagged_width)
         self.narrow = nn.Linear(tagged_width, config.width, bias=False)
-        self.answer = Answer(config.width, data.num_classes or 1)
+        self.answer = Answer(config.width, data.num_outputs)
         for name, module in self.named_children():
             if name != "text":
                 for parameter in module.parameters():
@@ -136,7 +137,7 @@ class TATE(Model[Utterances, Output]):
         joint = torch.cat([tokens, tag_of_tokens], dim=2) * mask[..., None]
         hidden = self.joint(joint, mask)
         pooled = self.pool(hidden, mask)
-        answer, squares = self.answer(self.narrow(pooled))  # (B, classes or 1)
+        answer, squares = self.answer(self.narrow(pooled))  # (B, outputs)
         decoded = self.decoder(hidden, mask) if self.decoder is not None else None
         is_taught = self.training and self.config.teacher != ""
         return Output(

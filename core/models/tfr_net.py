@@ -56,6 +56,7 @@ class TFRNet(Model[Utterances, Output]):
     """
 
     task = "sentiment"
+    takes_targets = True
 
     @validated_dataclass(frozen=True)
     class Config:
@@ -108,7 +109,7 @@ class TFRNet(Model[Utterances, Output]):
         self.drop_text = nn.Dropout(config.text_dropout)
         self._make_encoders(widths)
         self._make_rebuilding(widths)
-        self._make_fusion()
+        self._make_fusion(data.num_outputs)
 
     def _make_encoders(self, widths: dict[str, int]) -> None:
         config, width = self.config, self.config.width
@@ -142,7 +143,7 @@ class TFRNet(Model[Utterances, Output]):
         for m in self.weight:
             self.restore[m] = nn.Linear(enhanced_width, widths[m])
 
-    def _make_fusion(self) -> None:
+    def _make_fusion(self, num_outputs: int) -> None:
         config = self.config
         hidden = by_modality(config.fusion_hidden)
         enhanced_width = config.width * len(self.modalities)
@@ -156,7 +157,7 @@ class TFRNet(Model[Utterances, Output]):
             nn.Linear(fused_width, config.hidden),
             nn.LeakyReLU(),
             nn.Dropout(config.class_dropout),
-            nn.Linear(config.hidden, 1),
+            nn.Linear(config.hidden, num_outputs),
         )
 
     def _others(self, modality: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What TFR-Net is built of: its gate, SimAM, and the central moment discrepancy."""
+"""What TFR-Net is built of: its gate, SimAM, and the central moment discrepancy of summed powers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from core.encoders.sequence import BiGRU, masked_max
+from core.losses.subspaces import distance
 
 SIMAM_LAMBDA = 1e-4
 
@@ -43,17 +44,6 @@ def simam(x: Tensor, mask: Tensor) -> Tensor:
     return x * kept * (squared / (4 * (variance + SIMAM_LAMBDA)) + 0.5).sigmoid()
 
 
-def central_moment_discrepancy(left: Tensor, right: Tensor) -> Tensor:
-    """CMD (Zellinger et al., ICLR 2017, arXiv:1702.08811): how far two sets of rows are apart in
-    their moments.
-
-    Sum of the distances between means and central moments 2 and 3 of (n, D) and (m, D) rows, as a
-    scalar, float64. Without the paper's scaling by powers of the range, as MISA's code and those
-    that took it over compute it.
-    """
-    return discrepancy_of_moments(power_sums(left) / len(left), power_sums(right) / len(right))
-
-
 def power_sums(rows: Tensor) -> Tensor:
     """(..., 3, D) float64, sums of first, second and third powers of (..., n, D) rows.
 
@@ -65,9 +55,10 @@ def power_sums(rows: Tensor) -> Tensor:
 
 
 def discrepancy_of_moments(left: Tensor, right: Tensor) -> Tensor:
-    """The central moment discrepancy of two sets of rows, given (3, D) means of their powers."""
+    """The central moment discrepancy of two sets of rows (``core.losses.subspaces``), with moments
+    1 to 3, given (3, D) means of their powers."""
     pairs = zip(_central_moments(left), _central_moments(right), strict=True)
-    distances = [_norm(of_left - of_right) for of_left, of_right in pairs]
+    distances = [distance(of_left, of_right) for of_left, of_right in pairs]
     return torch.stack(distances).sum()
 
 
@@ -75,7 +66,3 @@ def _central_moments(raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The mean and the central moments 2 and 3, each (D,)."""
     mean, square, cube = raw
     return mean, square - mean**2, cube - 3 * mean * square + 2 * mean**3
-
-
-def _norm(x: Tensor) -> Tensor:
-    return torch.sqrt(x.square().sum() + 1e-12)  # a root whose gradient is finite at zero

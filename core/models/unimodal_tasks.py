@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from core.batch import Utterances
-from core.losses.labels import task_loss
+from core.losses.labels import task_loss, unimodal_loss
 from core.model import Model, Sentiment
-from core.models.label_memory import LabelMemory
+from core.models.label_memory import FUSION, LabelMemory
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,24 @@ class UnimodalTasks(Model[Utterances, Output]):
     modalities: list[str]
     heads: nn.ModuleDict  # modality or "fusion" -> Head
     memory: LabelMemory | None  # None: the fused head alone learns
+    learns_human_labels: bool = False  # of each modality, in the place of generated ones
+    record: bool = False  # whether labels and scores of each sample are kept for the run directory
+
+    @property
+    def tasks(self) -> list[str]:
+        """The modalities with a task of their own."""
+        return [view for view in self.heads if view != FUSION]
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
         losses = {"task": batch.mean(task_loss(output.score, batch.label))}
         if not self.training or self.memory is None:
             return losses  # the memory is of the train split
+        if self.learns_human_labels:
+            for m, score in output.views.items():
+                # nothing is learnt from a modality that the sample lacks
+                human = batch.unimodal_labels[m].masked_fill(~output.has_modality[m], torch.nan)
+                losses[m] = batch.mean(unimodal_loss(score, human))
+            return losses
         for m, score in output.views.items():
             target = self.memory.labels(m, batch.index, batch.label)
             # nothing new where it equals the human label
@@ -46,17 +59,24 @@ class UnimodalTasks(Model[Utterances, Output]):
 
     def resting_losses(self) -> set[str]:
         # generated labels are the human ones until each sample's second visit
-        return set(self.modalities) if self.epoch == 0 else set()
+        is_first = self.epoch == 0 and not self.learns_human_labels
+        return set(self.tasks) if is_first else set()
 
     def memory_bank_rows(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
         if not self.training or self.memory is None:
             return {}
         rows = {"index": batch.index, "label": batch.label}
-        for m in self.modalities:
+        if self.record:
+            rows[f"score_{FUSION}"] = output.score.detach().float()
+            for m, score in output.views.items():
+                rows[f"score_{m}"] = score.detach()
+        for m in self.tasks:
             if m in batch.unimodal_labels:
                 rows[f"human_{m}"] = batch.unimodal_labels[m]
-        for m, has in output.has_modality.items():
-            rows[f"has_{m}"] = has.float()
+        if self.learns_human_labels:
+            return rows
+        for m in self.tasks:
+            rows[f"has_{m}"] = output.has_modality[m].float()
         for view, hidden in output.hidden.items():
             rows[f"hidden_{view}"] = hidden.detach()
         return rows
@@ -65,15 +85,29 @@ class UnimodalTasks(Model[Utterances, Output]):
         if self.memory is None:
             return
         index, label = rows["index"], rows["label"]
+        if self.record:
+            self.memory.record(index, {view: rows[f"score_{view}"] for view in self.heads})
+        if self.learns_human_labels:
+            for m in self.tasks:
+                self.memory.keep_human(m, index, rows[f"human_{m}"])
+            self.memory.keep_human(FUSION, index, label)
+            return
         hidden = {view: rows[f"hidden_{view}"] for view in self.heads}
-        has_modality = {m: rows[f"has_{m}"] > 0 for m in self.modalities}
+        has_modality = {m: rows[f"has_{m}"] > 0 for m in self.tasks}
         self.memory.update(index, label, hidden, has_modality)
-        for m in self.modalities:
+        for m in self.tasks:
             if f"human_{m}" in rows:
                 self.memory.compare(m, index, label, rows[f"human_{m}"])
 
+    def sample_record(self) -> dict[str, Tensor]:
+        if self.memory is None or not self.record:
+            return {}
+        return self.memory.sample_record()
+
     def report(self) -> dict[str, float]:
-        return {} if self.memory is None else self.memory.report()
+        if self.memory is None or self.learns_human_labels:
+            return {}
+        return self.memory.report()
 
     def begin_epoch(self, epoch: int) -> None:
         super().begin_epoch(epoch)

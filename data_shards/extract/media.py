@@ -282,7 +282,7 @@ def _samples(resampler: Any, frame: Any) -> Iterator[np.ndarray]:
     for resampled in resampler.resample(frame):
         samples = resampled.to_ndarray().reshape(-1)
         if not np.isfinite(samples).all():
-            raise Unreadable("damaged: samples that are no numbers")
+            raise Unreadable("damaged or encrypted: samples that are no numbers")
         yield samples
 
 
@@ -335,7 +335,7 @@ def _timed(container: Any, stream: Any, limits: Limits) -> Iterator[_Shown]:
     for number, frame in enumerate(container.decode(stream)):
         time = expected if frame.time is None else frame.time - origin
         if frame.is_corrupt:
-            raise Unreadable(f"damaged: at {time:.1f} s")
+            raise Unreadable(f"damaged or encrypted: at {time:.1f} s")
         if time > limits.seconds + PREROLL and time - expected > BREAK:
             raise Unreadable(f"too long: time stamps jump to {time:.0f} s")
         if frame.width * frame.height > limits.pixels:

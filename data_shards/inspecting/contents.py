@@ -8,9 +8,11 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from core.command import Refused
+from data_shards.inspecting.label_leakage import MeanFrames
 from data_shards.reading.open_shards import OpenShard
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
@@ -27,6 +29,8 @@ class SplitContents:
     lengths: dict[str, list[int]] = field(default_factory=dict)
     present: Counter[str] = field(default_factory=Counter)  # field -> samples that have it
     labels: list[float] = field(default_factory=list)
+    # (K,) of each sample, where a label is a vector
+    targets: list[np.ndarray] = field(default_factory=list)
     samples: int = 0
     texts: int = 0
     empty: int = 0  # samples without any modality
@@ -45,6 +49,7 @@ class Contents:
     # simplified id -> (split, id) of each sample
     ids: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
     videos: dict[str, set[str]] = field(default_factory=dict)  # video -> splits
+    mean_frames: MeanFrames = field(default_factory=MeanFrames)
 
     def shared_videos(self) -> list[str]:
         """Videos that are in more than one split."""
@@ -72,6 +77,8 @@ def examine(source: str | Path, progress: bool = False) -> Contents:
     store = open_store(source)
     manifest = parse_manifest(store.read_manifest(), f"{store.name}/manifest.json")
     contents = Contents(store.name, manifest)
+    if manifest.labels.kind == "classes":
+        contents.mean_frames.num_classes = len(manifest.labels.names)
     if manifest.task == "sentiment":
         try:
             check_manifest(manifest, f"{store.name}/manifest.json")
@@ -108,7 +115,11 @@ def _add_shard(contents: Contents, split: str, reader: Reader, number: int) -> N
                 contents.unfit.append(str(error))
         if target in arrays and arrays[target].size == 1:
             found.labels.append(arrays[target].item())
+        elif target in arrays and arrays[target].ndim == 1:
+            found.targets.append(np.array(arrays[target]))
         record = reader.record(number, row)
+        if contents.manifest.task == "sentiment":
+            contents.mean_frames.add(split, arrays, record, contents.manifest.samples(split))
         found.samples += 1
         found.texts += "text" in record
         name = str(record["id"])

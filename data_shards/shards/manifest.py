@@ -99,7 +99,8 @@ class Labels:
     low: float = -3.0
     high: float = 3.0
     resolution: float | None = None  # annotated in multiples of this (1/5, 1/3); None: any float
-    names: tuple[str, ...] = ()  # class names, for "classes"
+    # of classes their names; of scores the targets where a label is a vector, one number for each
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

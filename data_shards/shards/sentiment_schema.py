@@ -71,8 +71,12 @@ def field_of(name: str, dtype: str, shape: tuple[int, ...]) -> Field:
     return Field(dtype, (None, *shape[1:]))
 
 
-def check_field(name: str, field: Field, where: str) -> None:
-    """DataError unless a model can take the field as it is."""
+def check_field(name: str, field: Field, where: str, targets: int = 0) -> None:
+    """DataError unless a model can take the field as it is.
+
+    Args:
+        targets: how many numbers a label is; 0 where it is no vector.
+    """
     kind = np.dtype(field.dtype).kind
     found = f"{where}: {name!r} is {field.dtype} of shape {_shown(field.shape)}"
     advice = _LEAVE_OUT.format(name=quote(name))
@@ -80,7 +84,10 @@ def check_field(name: str, field: Field, where: str) -> None:
         raise DataError(
             f"{found}; a class is one whole number: write np.int64(NUMBER), or call it 'label' if it is a score"
         )
-    if name == "label" and (kind not in "fiu" or field.shape):
+    expected = (targets,) if targets else ()
+    if name == "label" and (kind not in "fiu" or field.shape != expected):
+        if targets:
+            raise DataError(f"{found}; it has {targets} targets, so labels are ({targets},)")
         raise DataError(f"{found}; a label is one number: write np.float32(SCORE)")
     if name.startswith(VIEW) and (kind != "f" or field.shape):
         raise DataError(f"{found}; a label of one modality is one float: {advice}")
@@ -112,8 +119,9 @@ def check_fields(fields: Mapping[str, Field], labels: Labels, where: str) -> Non
             f"{where} holds {targets[0]!r}, but its labels are said to be {labels.kind}; "
             "convert the data again, or remove the manifest and index the tars again"
         )
+    num_targets = len(labels.names) if labels.kind == "regression" else 0
     for name, field in fields.items():
-        check_field(name, field, where)
+        check_field(name, field, where, num_targets)
 
 
 def check_manifest(manifest: Manifest, where: str) -> None:
@@ -142,6 +150,9 @@ def check_sample(arrays: Mapping[str, np.ndarray], rules: Rules, where: str) -> 
         of_field = f"{where}: {name}"
         if name == "class":
             _check_class(array, labels, of_field)
+        elif name == "label" and array.ndim:
+            for number, value in enumerate(array.reshape(-1)):
+                check_label(value, labels, f"{of_field}, target {number}")
         elif is_label(name):
             check_label(array[()], labels, of_field)
         elif are_token_ids(name, array.dtype.name):

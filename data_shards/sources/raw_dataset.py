@@ -55,6 +55,7 @@ class Options:
     max_tokens: int | None = None
     rename: dict[str, str] | None = None  # modality of the raw data -> its name in the shards
     entities: EntityOptions | None = None  # of an alignment folder
+    targets: tuple[str, ...] | None = None  # columns of a table that together are the label
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
@@ -35,6 +35,7 @@ from data_shards.sources.raw_dataset import (
 )
 from data_shards.sources.table_arrays import is_reference, load_array, load_token_ids, resolve
 from data_shards.sources.table_rows import Row, read_rows
+from data_shards.sources.table_targets import target_values, target_vector
 from data_shards.sources.tokens import TextKind, Tokenizer, chosen_text, from_bert
 
 FEATURES = "text_features"  # the column whose arrays become the field "text"
@@ -59,12 +60,13 @@ class Content:
     def used_columns(self) -> set[str]:
         """The columns that become part of a sample; others are kept as they stand in the table."""
         named = {"id", "split", "label", "class", "text", "tokens", FEATURES}
-        return named | self.modalities.keys() | set(self.views)
+        targets = self.labels.names if self.labels.kind == "regression" else ()
+        return named | self.modalities.keys() | set(self.views) | set(targets)
 
 
 def read(raw: Path, options: Options) -> RawDataset:
     """A table, every row of it checked; arrays are opened later."""
-    survey = _Survey(raw)
+    survey = _Survey(raw, options.targets or ())
     for row in read_rows(raw):
         survey.add(row)
     if not survey.counts:
@@ -107,8 +109,9 @@ def read(raw: Path, options: Options) -> RawDataset:
 class _Survey:
     """Checks rows one by one and remembers what holds for all."""
 
-    def __init__(self, table: Path):
+    def __init__(self, table: Path, targets: tuple[str, ...] = ()):
         self.table = table
+        self.targets = targets
         self.folder = table.parent
         self.counts: Counter[str] = Counter()  # split -> rows
         self.columns: set[str] = set()
@@ -131,12 +134,7 @@ class _Survey:
             )
         self.counts[split] += 1
         self.columns |= row.cells.keys()
-        if ("label" in row.cells) == ("class" in row.cells):
-            raise DataError(f"{row.where}: needs either a label or a class")
-        if "class" in row.cells:
-            self.classes.add(str(row.cells["class"]))
-        else:
-            self.label_values[row.number("label")] += 1
+        self._add_label(row)
         if "tokens" in row.cells:
             largest = int(load_token_ids(self.folder, row).max(initial=0))
             self.largest_token = max(self.largest_token, largest)
@@ -144,6 +142,17 @@ class _Survey:
             if column.startswith("label_"):
                 _check_field_name(row, column)
             self._add_frames(row, column, value)
+
+    def _add_label(self, row: Row) -> None:
+        if self.targets:
+            self.label_values.update(target_values(row, self.targets))
+            return
+        if ("label" in row.cells) == ("class" in row.cells):
+            raise DataError(f"{row.where}: needs either a label or a class")
+        if "class" in row.cells:
+            self.classes.add(str(row.cells["class"]))
+        else:
+            self.label_values[row.number("label")] += 1
 
     def _add_frames(self, row: Row, column: str, value: Any) -> None:
         """A column is a modality from the first cell on that points to an array."""
@@ -169,7 +178,8 @@ class _Survey:
         low, high = min(self.label_values), max(self.label_values)
         seen = f" (labels are from {low:g} to {high:g})"
         labels = stated_labels(self.table, options, options.dataset, seen)
-        return known_resolution(labels, np.array(list(self.label_values.elements())))
+        labels = known_resolution(labels, np.array(list(self.label_values.elements())))
+        return replace(labels, names=self.targets)
 
     def _class_labels(self, options: Options) -> Labels:
         if self.label_values:
@@ -202,7 +212,7 @@ def _fields(
     if labels.kind == "classes":
         fields["class"] = Field("int64", ())
     else:
-        fields["label"] = Field("float32", ())
+        fields["label"] = Field("float32", (len(labels.names),) if labels.names else ())
     for view in views:
         fields[view] = Field("float32", ())
     return fields
@@ -265,6 +275,8 @@ def _sample(content: Content, row: Row, repairs: Counter[str]) -> Sample:
     if content.labels.kind == "classes":
         number = content.labels.names.index(str(cells["class"]))
         arrays["class"] = np.array(number, "<i8")
+    elif content.labels.names:
+        arrays["label"] = target_vector(row, content.labels)
     else:
         arrays["label"] = _label(content, row, "label")
     for view in content.views:

@@ -43,9 +43,19 @@ class Answer:
 
 
 class Scorer:
-    """A model on its device."""
+    """A model on its device.
+
+    Raises:
+        Refused: a model that answers several numbers.
+    """
 
     def __init__(self, trained: TrainedModel, device: torch.device | None = None):
+        targets = trained.data.target_names
+        if targets:
+            raise Refused(
+                f"this model scores {', '.join(targets)} together, and new clips can be scored with "
+                "one label only; train a model for each of them, or use evaluate"
+            )
         self.trained = trained
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = trained.model.to(self.device).eval()

@@ -4,6 +4,7 @@ folder."""
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from launch.reports.tables import score_table
 from launch.run_directory import CONFIG
 from launch.tasks.build import build_model, sketch_model
 from launch.tasks.data_record import refuse_other_data
+from launch.tasks.target_scores import of_targets, without_targets
 from launch.tasks.task import EvaluationResult, Task
 from launch.tasks.training_facts import write_facts
 
@@ -75,11 +77,13 @@ def finish(
         write_facts(run_dir, task.facts())
         epochs = read_events(run_dir)["epoch"]
         plots = [_draw_losses(run_dir, epochs), *final.plots]
-        text = _report(run, scores, progress.best_epoch, epochs, plots, final.remarks)
+        targets = task.data.target_names
+        text = _report(run, scores, progress.best_epoch, epochs, plots, final.remarks, targets)
         write_atomically(run_dir / "report.md", text)
         for split, values in scores.items():
             log.event(split, progress.step, values)
-            numbers = [f"{name} {metric_of(name).text(value)}" for name, value in values.items()]
+            shown = without_targets(values, targets)
+            numbers = [f"{name} {metric_of(name).text(value)}" for name, value in shown.items()]
             log.say(f"{split:>5}: {'  '.join(numbers)}")
         for remark in final.remarks:
             log.say(remark)
@@ -148,7 +152,11 @@ def _report(
     epochs: list[dict[str, Any]],
     plots: list[tuple[str, str]],
     remarks: list[str],
+    targets: Sequence[str],
 ) -> str:
+    last = scores.get("test", scores["valid"])
+    by_target = of_targets(last, targets)
+    tables = [score_table("target", by_target), ""] if targets else []
     seconds = sum(event["seconds"] for event in epochs)
     waiting = sum(event["seconds"] * event["data_wait"] for event in epochs)
     wait = waiting / max(seconds, 1e-9)
@@ -160,8 +168,9 @@ def _report(
         f"validation {run.select} at epoch {best_epoch + 1} of {len(epochs)}; the test split was "
         "evaluated once, after that.",
         "",
-        score_table("split", scores),
+        score_table("split", {name: without_targets(of, targets) for name, of in scores.items()}),
         "",
+        *tables,
         f"Training took {seconds:.0f} s, {epochs[-1]['samples_per_second']:.0f} samples/s in the "
         f"last epoch, {wait:.1%} of the time waiting for data.",
         "",

@@ -18,6 +18,7 @@ from core.files import sha256_of_bytes
 from core.metrics.declared import shown_metrics
 from core.metrics.ranking import (
     all_ranks,
+    greedy_pairs,
     mutual_nearest,
     nearest,
     ranks_among,
@@ -32,6 +33,7 @@ from data_shards.shards.manifest import DataError, Manifest
 from launch.config import ConfigError, Run
 from launch.reports.plots import COLORS, figure, save
 from launch.tasks.alignment_options import alignment_options
+from launch.tasks.predictions import write_table
 from launch.tasks.task import (
     EvaluationResult,
     check_needed_splits,
@@ -93,6 +95,9 @@ class AlignmentTask:
 
     def steps(self, epoch: int) -> int:
         return self._sampler.steps
+
+    def end_epoch(self, epoch: int, model: Model, run_dir: Path) -> None:
+        """Nothing is kept of entities."""
 
     def train_samples(self) -> int:
         return len(self.links)
@@ -258,9 +263,7 @@ class AlignmentTask:
             "predicted": self.graphs.ids(links[best, 1]),
             "similarity": similarity.cpu().numpy(),
         }
-        import pandas as pd  # with the first table: it takes a second
-
-        pd.DataFrame(table).to_csv(run_dir / "predictions.csv", index=False)
+        write_table(run_dir / "predictions.csv", table)
         return EvaluationResult(scores, [_draw(run_dir, split, ranks)], self._remarks())
 
     def _remarks(self) -> list[str]:
@@ -345,26 +348,6 @@ class AlignmentTask:
         return torch.tensor(links, dtype=torch.int64, device=self.device).reshape(-1, 2)
 
 
-def greedy_pairs(left: Tensor, right: Tensor, wanted: int) -> Tensor:
-    """(<= wanted, 2) rows of left and right, most similar first, each row in one pair at most.
-
-    Mutual nearest neighbours are exactly the pairs that the greedy choice makes next among their
-    rows, so rounds of them give the greedy result without sorting all pairs.
-    """
-    open_left = torch.arange(len(left), device=left.device)
-    open_right = torch.arange(len(right), device=right.device)
-    pairs, scores = open_left.new_empty(0, 2), left.new_empty(0)
-    while len(open_left) and len(open_right):
-        found, similarity = mutual_nearest(left[open_left], right[open_right])
-        if len(scores) >= wanted and scores.topk(wanted).values[-1] >= similarity.max():
-            break  # nothing that is left can be among the first ``wanted``
-        new = torch.stack([open_left[found[:, 0]], open_right[found[:, 1]]], 1)
-        pairs, scores = torch.cat([pairs, new]), torch.cat([scores, similarity])
-        open_left = open_left[~torch.isin(open_left, new[:, 0])]
-        open_right = open_right[~torch.isin(open_right, new[:, 1])]
-    return pairs[scores.argsort(descending=True, stable=True)[:wanted]]
-
-
 def _ranked_names(csls: int) -> list[str]:
     """Names of the scores of aligned pairs: plain, and with CSLS where it is asked for."""
     plain = _directed_names("")
@@ -384,9 +367,8 @@ def _contains(pairs: Tensor, asked: Tensor, num_entities: int) -> Tensor:
 
 def _draw(run_dir: Path, split: str, ranks: tuple[np.ndarray, np.ndarray]) -> tuple[str, str]:
     drawing, axes = figure(6, 3.8)
-    for directed, name, color in zip(
-        ranks, ("left to right", "right to left"), COLORS[:2], strict=True
-    ):
+    names = ("left to right", "right to left")
+    for directed, name, color in zip(ranks, names, COLORS[:2], strict=True):
         share = np.arange(1, len(directed) + 1) / len(directed)
         axes.plot(np.sort(directed), share, label=name, color=color)
     axes.set(

@@ -68,7 +68,8 @@ def _width(found: Field) -> str:
 def _meaning(labels: Labels) -> str:
     if labels.kind == "classes":
         return f"classes {', '.join(labels.names)}"
-    return f"scores from {labels.low:g} to {labels.high:g}"
+    of = f" of {', '.join(labels.names)}" if labels.names else ""
+    return f"scores from {labels.low:g} to {labels.high:g}{of}"
 
 
 def record_of(task: Task) -> DataRecord:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from core.metrics.regression import correlation
 from data_shards.shards.manifest import Labels
 from launch.reports.plots import INK, figure, save
 
@@ -22,8 +25,8 @@ class Predictions:
     """Of all samples of a split, in the split's order, the same on every rank."""
 
     index: np.ndarray  # (N,) number of the sample in the split
-    prediction: np.ndarray  # (N,) scores, or (N, classes) logits
-    label: np.ndarray  # (N,)
+    prediction: np.ndarray  # (N,) scores, (N, K) of K targets, or (N, classes) logits
+    label: np.ndarray  # (N,), or (N, K)
 
     @staticmethod
     def of(index: np.ndarray, prediction: np.ndarray, label: np.ndarray) -> Predictions:
@@ -37,34 +40,85 @@ class Predictions:
         return self.prediction.argmax(-1)
 
 
-def write_predictions(path: Path, ids: list[str], predictions: Predictions, labels: Labels) -> None:
-    """One row per sample: id, label, prediction, and the probability of each class where there are
-    classes."""
-    import pandas as pd
-    from scipy.special import softmax
+def write_predictions(
+    path: Path,
+    records: Sequence[Mapping[str, Any]],
+    predictions: Predictions,
+    labels: Labels,
+) -> None:
+    """One row per sample: id, label, prediction, the probability of each class where there are
+    classes, and the transcript where there are transcripts.
 
-    table = pd.DataFrame({"id": ids, "label": predictions.label})
-    if labels.kind == "classes":
-        probabilities = softmax(predictions.prediction, axis=-1)
+    Args:
+        records: what the shards say of each sample, as ``Stream.records`` gives it.
+    """
+    import pandas as pd
+
+    ids = [str(record["id"]) for record in records]
+    table = pd.DataFrame({"id": ids})
+    if labels.kind != "classes" and labels.names:
+        for number, name in enumerate(labels.names):
+            table[f"label_{name}"] = predictions.label[:, number]
+            table[f"prediction_{name}"] = predictions.prediction[:, number]
+    elif labels.kind == "classes":
+        probabilities = _softmax(predictions.prediction)
         table["label"] = [labels.names[int(label)] for label in predictions.label]
         table["prediction"] = [labels.names[number] for number in predictions.classes]
         for number, name in enumerate(labels.names):
             table[f"p_{name}"] = probabilities[:, number]
     else:
+        table["label"] = predictions.label
         table["prediction"] = predictions.prediction
         table["error"] = predictions.prediction - predictions.label
+    if any("text" in record for record in records):
+        table["text"] = [record.get("text", "") for record in records]
     table.to_csv(path, index=False)
+
+
+def write_table(path: Path, columns: Mapping[str, Any]) -> None:
+    """Columns of equal length as CSV."""
+    import pandas as pd
+
+    pd.DataFrame(columns).to_csv(path, index=False)
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    """(N, classes) probabilities."""
+    shares = np.exp(logits - logits.max(-1, keepdims=True))
+    return shares / shares.sum(-1, keepdims=True)
 
 
 def draw(
     run_dir: Path, split: str, predictions: Predictions, labels: Labels
 ) -> list[tuple[str, str]]:
     """Plots of one split's predictions: (caption, file name)."""
+    if labels.kind != "classes" and labels.names:
+        return [_draw_targets(run_dir, split, predictions, labels)]
     plots = []
     if labels.kind != "classes":
         plots.append(_draw_scatter(run_dir, split, predictions, labels))
     plots.append(_draw_confusion(run_dir, split, predictions, labels))
     return plots
+
+
+def _draw_targets(
+    run_dir: Path, split: str, predictions: Predictions, labels: Labels
+) -> tuple[str, str]:
+    found = []
+    for number in range(len(labels.names)):
+        found.append(
+            correlation(
+                predictions.prediction[:, number].astype(np.float64),
+                predictions.label[:, number].astype(np.float64),
+            )
+        )
+    drawing, axes = figure(6.0, 1.2 + 0.3 * len(labels.names))
+    axes.barh(range(len(found)), found)
+    axes.set_yticks(range(len(found)), labels.names)
+    axes.invert_yaxis()
+    axes.set(xlabel="Corr", title="Correlation by target")
+    caption = f"Correlation of predicted with true scores by target, on the {split} split."
+    return caption, save(drawing, run_dir / f"{split}_targets.png")
 
 
 def _draw_scatter(
@@ -95,7 +149,6 @@ def _draw_scatter(
 def _draw_confusion(
     run_dir: Path, split: str, predictions: Predictions, labels: Labels
 ) -> tuple[str, str]:
-    from sklearn.metrics import ConfusionMatrixDisplay, confusion_matrix
 
     if labels.kind == "classes":
         names = list(labels.names)
@@ -104,22 +157,18 @@ def _draw_confusion(
         names = _class_names(labels)
         truth = _class_numbers(predictions.label, labels)
         answer = _class_numbers(predictions.prediction, labels)
-    counts = confusion_matrix(truth, answer, labels=range(len(names)))
+    counts = np.zeros((len(names), len(names)), np.int64)  # true, predicted
+    np.add.at(counts, (truth, answer), 1)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     drawing, axes = figure(5.6, 5.0)
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     short = max(map(len, names)) < 4
-    display = ConfusionMatrixDisplay(shares, display_labels=names)
-    display.plot(
-        ax=axes,
-        cmap="Blues",
-        colorbar=False,
-        xticks_rotation=0 if short else 30,
-        im_kw={"vmin": 0, "vmax": 1},
-        text_kw={"fontsize": 8},
-    )
+    axes.set_xticks(range(len(names)), names, rotation=0 if short else 30)
+    axes.set_yticks(range(len(names)), names)
     # the shade is the share of the true class, the number a count
-    for text, count, share in zip(display.text_.flat, counts.flat, shares.flat, strict=True):
-        text.set(text=str(count), color="white" if share > 0.55 else INK)
+    for (row, column), count in np.ndenumerate(counts):
+        color = "white" if shares[row, column] > 0.55 else INK
+        axes.text(column, row, str(count), color=color, fontsize=8, ha="center", va="center")
     axes.set(xlabel="predicted class", ylabel="true class", title="Confusion by class")
     axes.grid(False)
     caption = f"Confusion by class on the {split} split: counts, shaded by share of the true class."

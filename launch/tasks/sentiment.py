@@ -17,8 +17,6 @@ from core.encoders.inputs import MODALITIES
 from core.metrics import classification
 from core.metrics.classification import scores as class_scores
 from core.metrics.declared import shown_metrics
-from core.metrics.regression import collapsed, constant_baselines
-from core.metrics.regression import scores as sentiment_scores
 from core.model import DataSpec, Model
 from data_shards.batches import utterances
 from data_shards.missing import apply_missing_mask, refuse_unknown_names
@@ -31,6 +29,8 @@ from launch.engine.deepspeed_config import num_micro_batches
 from launch.tasks.data_spec import in_roles, names_by_field, sentiment_spec
 from launch.tasks.length_buckets import with_bucket_lengths
 from launch.tasks.predictions import Predictions, draw, write_predictions
+from launch.tasks.sample_record import write_sample_record
+from launch.tasks.target_scores import target_baselines, target_collapses, target_scores
 from launch.tasks.task import (
     EvaluationResult,
     check_needed_splits,
@@ -47,6 +47,11 @@ def by_sign(manifest: Manifest) -> Manifest:
         raise ConfigError(
             "classes=sign makes classes of scores, but the labels are classes already; use "
             "classes=given"
+        )
+    if manifest.labels.names:
+        raise ConfigError(
+            "classes=sign makes classes of one score, but the data have the targets "
+            f"{', '.join(manifest.labels.names)}; use classes=given"
         )
     return replace(
         manifest, labels=Labels(kind="classes", names=("negative", "neutral", "positive"))
@@ -71,6 +76,11 @@ class SentimentTask:
         folder = None if "://" in run.data else Path(run.data)
         self.names = names_by_field(self.manifest.fields, run.roles)
         self.data: DataSpec = sentiment_spec(self.manifest, folder, self.names)
+        if self.data.target_names and run.metrics == "classes":
+            raise ConfigError(
+                f"metrics=classes scores one class, but {run.data} has the targets "
+                f"{', '.join(self.data.target_names)}; use metrics=mosi, sims, phq or mmmo"
+            )
         refuse_unknown_names(run.missing, self.data.features)
         self._waited = 0.0
         # opened once: the manifest is parsed and shards are hashed for the first evaluation only
@@ -115,6 +125,10 @@ class SentimentTask:
 
     def begin_epoch(self, epoch: int, model: Model) -> None:
         """Nothing here depends on the model."""
+
+    def end_epoch(self, epoch: int, model: Model, run_dir: Path) -> None:
+        if distributed.rank() == 0:
+            write_sample_record(run_dir, epoch, model.sample_record(), self.train.ids)
 
     def batches(self, epoch: int) -> Iterator[list[Batch]]:
         for micro_batches in self.train.epoch(epoch):
@@ -181,13 +195,17 @@ class SentimentTask:
         return remarks
 
     def score_names(self) -> list[str]:
-        return shown_metrics(self.run.metrics)
+        shown = shown_metrics(self.run.metrics)
+        of_targets = [f"{target}/{name}" for target in self.data.target_names for name in shown]
+        return [*shown, *of_targets]
 
     def score(self, predictions: Predictions) -> dict[str, float]:
-        """The metrics of the run."""
+        """The metrics of the run; of several targets their mean, and those of each."""
         if self.run.metrics == "classes":
             return class_scores(predictions.prediction, predictions.label)
-        return sentiment_scores(predictions.prediction, predictions.label, self.run.metrics)
+        return target_scores(
+            predictions.prediction, predictions.label, self.run.metrics, self.data.target_names
+        )
 
     def evaluate(self, model: Model, split: str, device: torch.device) -> dict[str, float]:
         return self.score(self.predict(model, split, device))
@@ -199,8 +217,8 @@ class SentimentTask:
         scores = self.score(predictions)
         if distributed.rank() > 0:
             return EvaluationResult(scores)
-        ids = self.ids(split, predictions.index)
-        write_predictions(run_dir / "predictions.csv", ids, predictions, self.manifest.labels)
+        records = self._evaluated(split).records(predictions.index)
+        write_predictions(run_dir / "predictions.csv", records, predictions, self.manifest.labels)
         plots = draw(run_dir, split, predictions, self.manifest.labels)
         return EvaluationResult(scores, plots, self._remarks(predictions, split))
 
@@ -211,19 +229,21 @@ class SentimentTask:
                 "The data are synthetic: generated to try the software, they say nothing about "
                 "people."
             )
+        prediction, label = predictions.prediction, predictions.label
         if self.run.metrics == "classes":
-            warning = classification.collapsed(predictions.prediction, predictions.label)
+            warning = classification.collapsed(prediction, label)
+            warnings = [warning] if warning else []
         else:
-            warning = collapsed(predictions.prediction, predictions.label, self.run.metrics)
-        if warning:
-            remarks.append(f"On {split}, {warning}")
-        return remarks
+            targets = self.data.target_names
+            warnings = target_collapses(prediction, label, self.run.metrics, targets)
+        return remarks + [f"On {split}, {warning}" for warning in warnings]
 
     def constant_baselines(self, split: str) -> dict[str, dict[str, float]]:
         if self.run.metrics == "classes":
             return {}
         labels = [arrays.arrays["label"].float().numpy() for arrays in self._arrays(split)]
-        return constant_baselines(np.concatenate(labels), self.run.metrics)
+        targets = self.data.target_names
+        return target_baselines(np.concatenate(labels), self.run.metrics, targets)
 
     def whole_split(self, split: str) -> Iterator[Utterances]:
         """All samples of a split in file order, on this process alone, nothing dropped."""
@@ -245,7 +265,7 @@ class SentimentTask:
     def _constant_scores(self, label: np.ndarray) -> dict[str, dict[str, float]]:
         if self.run.metrics == "classes":
             return classification.constant_baselines(label, self.data.num_classes)
-        return constant_baselines(label, self.run.metrics)
+        return target_baselines(label, self.run.metrics, self.data.target_names)
 
     def splits(self) -> list[str]:
         return known_splits(self.manifest.splits)

@@ -55,6 +55,11 @@ class Task(Protocol):
         """Told before each epoch, in case the data depend on the model (new links, say)."""
         ...
 
+    def end_epoch(self, epoch: int, model: Model, run_dir: Path) -> None:
+        """Told after each epoch; rank 0 writes what the model keeps of each sample into
+        ``run_dir``."""
+        ...
+
     def remarks(self, model: Model) -> list[str]:
         """Sentences about data that this training leaves out, said once before it."""
         ...

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
 from core.metrics import classification, regression
+from core.metrics.f1 import f1
 
 
 def rounded(values: dict[str, float]) -> dict[str, float]:
@@ -160,3 +163,17 @@ def test_one_class_for_all_is_called_collapsed() -> None:
     assert warning is not None
     assert "Accuracy 0.6667" in warning
     assert classification.collapsed([1, 0, 1], [0, 1, 1], 3) is None
+
+
+@pytest.mark.parametrize("average", ["macro", "weighted"])
+def test_f1_is_that_of_scikit_learn_to_the_bit(average: Literal["macro", "weighted"]) -> None:
+    from sklearn.metrics import f1_score
+
+    rng = np.random.default_rng(0)
+    for size in range(1, 40):
+        truth, answer = rng.integers(0, 5, (2, size))
+        for classes in (None, np.arange(6)):
+            wanted = f1_score(truth, answer, labels=classes, average=average, zero_division=0)
+            assert f1(truth, answer, average, classes) == wanted
+        wanted = f1_score(truth > 2, answer > 2, average=average, zero_division=0)
+        assert f1(truth > 2, answer > 2, average) == wanted

@@ -151,6 +151,24 @@ SPACES: dict[str, Space] = {
         "options.drop_audio": choice(0.0, 0.1),
         "options.drop_vision": choice(0.0, 0.1),
     },
+    # MISA's and MMIM's weights are the lists of MMSA's config_tune
+    "misa": {
+        "batch_size": choice(32, 64, 128),
+        "optim.groups.main.lr": RATE,
+        "optim.groups.text.lr": RATE,
+        "options.width": choice(64, 128, 256),
+        "options.dropout": choice(0.0, 0.2, 0.5),
+        "options.difference": choice(0.1, 0.3, 0.5),
+        "options.similarity": choice(0.5, 0.8, 1.0),
+        "options.reconstruction": choice(0.5, 0.8, 1.0),
+    },
+    "mmim": {
+        "optim.groups.main.lr": RATE,
+        "optim.groups.text.lr": RATE,
+        "optim.groups.mmilb.lr": RATE,
+        "options.alpha": choice(0.0, 0.1, 0.2, 0.3, 0.4),
+        "options.beta": choice(0.0, 0.1, 0.2, 0.3, 0.4),
+    },
     # every value that a published table of settings has (TFR-Net, MMSA, EMT-DLFR)
     "tfr_net": {
         "batch_size": choice(16, 24),

@@ -87,7 +87,10 @@ class GatedMemory(nn.Module):
     """A memory over S steps: what it keeps and what it takes up are gated by the step and by
     itself; (B, memory) behind each sample's last step.
 
-    Only the gates see the memory, so all else is computed for all steps at once.
+    A gate is the sigmoid of two layers on the step and the memory, side by side. The first layer's
+    columns are split: only the memory's part is left to the loop over steps, and all else is
+    computed for all steps at once. The loop calls no module, for ranks that share parameters gather
+    them at each call, and the numbers of their steps differ.
 
     Args:
         width: of what a step shows to the gates and proposes from.
@@ -98,10 +101,23 @@ class GatedMemory(nn.Module):
         self, width: int, proposal_hidden: int, proposal_dropout: float, config: MemoryOptions
     ):
         super().__init__()
-        self.size = config.memory
-        self.propose = two_layers(width, proposal_hidden, config.memory, proposal_dropout)
-        self.retain = Gate(width, config.memory, config.retain_hidden, config.retain_dropout)
-        self.update = Gate(width, config.memory, config.update_hidden, config.update_dropout)
+        size = config.memory
+        self.size = size
+        self.propose = two_layers(width, proposal_hidden, size, proposal_dropout)
+        self.retain_shown = nn.Linear(width, config.retain_hidden)
+        self.retain_memory = nn.Parameter(torch.empty(config.retain_hidden, size))
+        self.retain_dropout = nn.Dropout(config.retain_dropout)
+        self.retain_out = nn.Parameter(torch.empty(size, config.retain_hidden))
+        self.retain_bias = nn.Parameter(torch.empty(size))
+        self.update_shown = nn.Linear(width, config.update_hidden)
+        self.update_memory = nn.Parameter(torch.empty(config.update_hidden, size))
+        self.update_dropout = nn.Dropout(config.update_dropout)
+        self.update_out = nn.Parameter(torch.empty(size, config.update_hidden))
+        self.update_bias = nn.Parameter(torch.empty(size))
+        of_one_layer = (*self.retain_shown.parameters(), *self.update_shown.parameters())
+        uniform(width + size, *of_one_layer, self.retain_memory, self.update_memory)
+        uniform(config.retain_hidden, self.retain_out, self.retain_bias)
+        uniform(config.update_hidden, self.update_out, self.update_bias)
 
     def forward(self, shown: Tensor, clock: Tensor) -> Tensor:
         """
@@ -110,43 +126,28 @@ class GatedMemory(nn.Module):
             clock: (B, S) bool, True where a sample has a step; the memory holds still elsewhere.
         """
         proposed = torch.tanh(self.propose(shown))  # (B, S, memory)
-        retain_shown, retain_kept = self.retain.prepare(shown)
-        update_shown, update_kept = self.update.prepare(shown)
+        retain_shown, update_shown = self.retain_shown(shown), self.update_shown(shown)
+        # the factors of dropout, other ones at every step
+        retain_kept = self.retain_dropout(torch.ones_like(retain_shown))
+        update_kept = self.update_dropout(torch.ones_like(update_shown))
         memory = shown.new_zeros(len(shown), self.size)
         for step in range(shown.shape[1]):
-            retained = self.retain(retain_shown[:, step], memory, retain_kept[:, step])
-            updated = self.update(update_shown[:, step], memory, update_kept[:, step])
+            hidden = torch.relu(retain_shown[:, step] + F.linear(memory, self.retain_memory))
+            hidden = hidden * retain_kept[:, step]
+            retained = F.linear(hidden, self.retain_out, self.retain_bias).sigmoid()
+            hidden = torch.relu(update_shown[:, step] + F.linear(memory, self.update_memory))
+            hidden = hidden * update_kept[:, step]
+            updated = F.linear(hidden, self.update_out, self.update_bias).sigmoid()
             changed = retained * memory + updated * proposed[:, step]
             memory = torch.where(clock[:, step, None], changed, memory)
         return memory
 
 
-class Gate(nn.Module):
-    """sigmoid of two layers on a step and the memory, side by side.
-
-    The first layer's columns are split, so that the step's part is computed for all steps at once.
-    """
-
-    def __init__(self, width: int, memory: int, hidden: int, dropout: float):
-        super().__init__()
-        self.shown = nn.Linear(width, hidden)
-        self.memory = nn.Linear(memory, hidden, bias=False)
-        self.dropout = nn.Dropout(dropout)
-        self.out = nn.Linear(hidden, memory)
-        bound = 1 / math.sqrt(width + memory)  # of one layer on both
-        for parameter in (self.shown.weight, self.shown.bias, self.memory.weight):
-            nn.init.uniform_(parameter, -bound, bound)
-
-    def prepare(self, shown: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, S, hidden) each: what the steps give to the first layer, and the dropout's factors,
-        other ones at every step."""
-        projected = self.shown(shown)
-        return projected, self.dropout(torch.ones_like(projected))
-
-    def forward(self, projected: Tensor, memory: Tensor, kept: Tensor) -> Tensor:
-        """(B, memory), from one step of what ``prepare`` gave."""
-        hidden = torch.relu(projected + self.memory(memory)) * kept
-        return self.out(hidden).sigmoid()
+def uniform(inputs: int, *parameters: nn.Parameter) -> None:
+    """Draw parameters of a layer of so many inputs, as torch's own layers do."""
+    bound = 1 / math.sqrt(inputs)
+    for parameter in parameters:
+        nn.init.uniform_(parameter, -bound, bound)
 
 
 def two_layers(width: int, hidden: int, out: int, dropout: float) -> nn.Sequential:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
 from pydantic import PositiveInt
 from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from core.batch import Utterances
 from core.dropout import Probability
@@ -23,20 +23,23 @@ from core.models.fusion.gated_memory import (
     side_by_side,
     step_before,
     two_layers,
+    uniform,
 )
 
 
 class SteppedLSTM(nn.Module):
-    """A one-directional LSTM that also gives the cells of every step, which torch's does not."""
+    """A one-directional LSTM that also gives the cells of every step, which torch's does not.
+
+    The loop over steps calls no module, as in ``GatedMemory``.
+    """
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.hidden = hidden
         self.input = nn.Linear(width, 4 * hidden)
-        self.state = nn.Linear(hidden, 4 * hidden)
-        bound = 1 / math.sqrt(hidden)  # torch's
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        self.state_weight = nn.Parameter(torch.empty(4 * hidden, hidden))
+        self.state_bias = nn.Parameter(torch.empty(4 * hidden))
+        uniform(hidden, *self.parameters())
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """States and cells, (B, S, hidden), of (B, S, D) frames."""
@@ -44,7 +47,8 @@ class SteppedLSTM(nn.Module):
         state = cell = projected.new_zeros(len(frames), self.hidden)
         states, cells = [], []
         for of_frame in projected.unbind(1):
-            let_in, kept, new, out = (of_frame + self.state(state)).chunk(4, dim=1)
+            of_state = F.linear(state, self.state_weight, self.state_bias)
+            let_in, kept, new, out = (of_frame + of_state).chunk(4, dim=1)
             cell = kept.sigmoid() * cell + let_in.sigmoid() * new.tanh()
             state = out.sigmoid() * cell.tanh()
             states.append(state)

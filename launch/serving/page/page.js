@@ -140,15 +140,17 @@ function showCurve(points) {
   const isClasses = about.classes.length > 0;
   const [low, high] = isClasses ? [0, 1] : [about.low, about.high];
   const end = points[points.length - 1].end;
-  const x = (seconds) => 34 + (seconds / end) * 556;
+  const width = byId("curve").clientWidth || 600;  // one unit is one pixel: letters stay legible
+  const right = width - 10;
+  const x = (seconds) => 34 + (seconds / end) * (right - 34);
   const y = (value) => 150 - ((Math.min(high, Math.max(low, value)) - low) / (high - low)) * 130;
-  const drawing = svg("svg", { viewBox: "0 0 600 180", role: "img", "aria-label": "the value over time; the table below has its numbers" });
+  const drawing = svg("svg", { viewBox: `0 0 ${width} 180`, role: "img", "aria-label": "the value over time; the table below has its numbers" });
   for (const value of [low, (low + high) / 2, high]) {
-    drawing.append(svg("line", { class: "axis", x1: 34, x2: 590, y1: y(value), y2: y(value) }));
+    drawing.append(svg("line", { class: "axis", x1: 34, x2: right, y1: y(value), y2: y(value) }));
     drawing.append(svg("text", { x: 2, y: y(value) + 4 }, value));
   }
   drawing.append(svg("text", { x: 34, y: 172 }, "0 s"));
-  drawing.append(svg("text", { x: 590, y: 172, "text-anchor": "end" }, `${end.toFixed(0)} s`));
+  drawing.append(svg("text", { x: right, y: 172, "text-anchor": "end" }, `${end.toFixed(0)} s`));
   const known = points.filter((point) => point.value !== null);
   const places = known.map((point) => `${x((point.start + point.end) / 2)},${y(point.value)}`);
   drawing.append(svg("polyline", { class: "path", points: places.join(" ") }));

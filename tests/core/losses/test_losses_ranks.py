@@ -11,13 +11,30 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from core.kernels.supcr.grouping import RowError
+from core.losses.gather_rows import gather_by_name
 from core.losses.info_nce import ICL
 from core.losses.inter_modal import IAL
+from core.losses.subspaces import central_moment_discrepancy, soft_orthogonality
 from core.losses.supcon import SupCon
 from core.losses.supcr import SupCR
 from core.losses.supcr_ranks import supcr_across_ranks
 
 torch.set_num_threads(1)
+
+
+class Subspaces(torch.nn.Module):
+    """What draws two halves of the rows together and holds them apart, and a sum by label."""
+
+    def forward(
+        self, features: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        halves = {"left": features[:, :2], "right": features[:, 2:]}
+        rows, facts = gather_by_name(halves, {"label": labels, "odd": labels % 2 == 1}, weight)
+        left, right = rows["left"], rows["right"][:, :2]
+        correlation = soft_orthogonality(left, rows["right"])
+        odd = facts["odd"] > 0
+        by_label = (facts["label"][odd] * right[odd, 0]).sum()
+        return central_moment_discrepancy(left, right, 5) + correlation + by_label
 
 
 def cases() -> dict[str, Any]:
@@ -36,6 +53,7 @@ def cases() -> dict[str, Any]:
         "icl log_mean": ICL(0.2, form="log_mean", learnable=True),
         "ial": IAL(0.5, learnable=True),
         "ial released": IAL(0.5, scale="released"),
+        "subspaces": Subspaces(),
     }
 
 

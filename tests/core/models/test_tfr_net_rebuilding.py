@@ -13,8 +13,9 @@ from tfr_nets import SMALL, build, counted, damaged
 
 from core.batch import Utterances
 from core.encoders.cross_attention import positions
+from core.losses.subspaces import central_moment_discrepancy
 from core.model import DataSpec
-from core.models.tfr_net_layers import central_moment_discrepancy
+from core.models.tfr_net_layers import discrepancy_of_moments, power_sums
 
 MakeUtterances = Callable[..., Utterances]
 Array = np.ndarray
@@ -146,6 +147,8 @@ def test_moment_discrepancy_has_its_golden_value() -> None:
     right = torch.tensor([[0.0, 1], [2, 2], [4, 6]])
     assert float(central_moment_discrepancy(left, right)) == pytest.approx(9.414213, abs=1e-5)
     assert float(restated_discrepancy(left.numpy(), right.numpy())) == pytest.approx(9.414213)
+    means = [power_sums(rows) / len(rows) for rows in (left, right)]
+    assert float(discrepancy_of_moments(*means)) == pytest.approx(9.414213, abs=1e-5)
     same = left.clone().requires_grad_()
     central_moment_discrepancy(same, left).backward()
     assert same.grad is not None

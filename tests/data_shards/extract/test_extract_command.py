@@ -288,6 +288,6 @@ def test_words_of_the_command_that_have_no_effect_are_refused(tmp_path: Path, ca
     (tmp_path / "out" / "mine.txt").write_text("mine")
     assert main(base) == REFUSED
     assert "holds no features" in capsys.readouterr().err
-    base[1] = str(tmp_path / "nowhere")
-    assert main(base) == REFUSED
+    words = ["extract", str(tmp_path / "nowhere"), "--out", str(tmp_path / "other")]
+    assert main([*words, "--audio", "none"]) == REFUSED
     assert "does not exist" in capsys.readouterr().err

@@ -25,6 +25,7 @@ from raw_tables import (
 
 from data_shards.convert import convert
 from data_shards.inspecting.contents import examine
+from data_shards.inspecting.label_leakage import leakage_lines
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
 from data_shards.shards.label_statistics import known_resolution
@@ -221,14 +222,19 @@ def _example(name: str, *arguments: Any) -> None:
 )
 def test_mosi_at_utterance_level_comes_in_through_a_table(tmp_path: Path) -> None:
     source = SHARED_DATA / "mosi_utterance" / "mosi_utterance.npz"
-    _example("mosi_utterance.py", source, tmp_path, "--split", "bclstm")
+    _example("mosi_utterance.py", source, tmp_path)
     manifest = convert(tmp_path / "mosi.csv", tmp_path / "out", Options(dataset="mosi"))
     report = examine(tmp_path / "out")
     assert report.shared_videos() == report.like_ids() == report.corrupt == []
-    assert manifest.samples("test") == 752
-    assert manifest.samples("train") + manifest.samples("valid") == 1447
+    assert manifest.samples("train") == 1447
+    assert manifest.samples("test") + manifest.samples("valid") == 752
+    validation = [video for video, splits in report.videos.items() if splits == {"valid"}]
+    assert len(validation) == 10
     means = {split: np.mean(found.labels) for split, found in report.splits.items()}
-    assert means["valid"] == pytest.approx(means["train"], abs=0.1)
+    assert means["valid"] == pytest.approx(means["test"], abs=0.1)
+    said = leakage_lines(report.mean_frames)
+    assert not any(line.startswith("LEAKAGE") for line in said)
+    assert any(line.startswith("WARNING: 'vision' finds the labels of held-out") for line in said)
     found = samples(tmp_path / "out", manifest)
     with np.load(source) as npz:
         for i in (0, 1000, 2198):

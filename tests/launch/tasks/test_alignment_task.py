@@ -16,12 +16,13 @@ from ranks import run_ranks
 from small_models import small_options
 
 from core import distributed
+from core.metrics.ranking import greedy_pairs
 from core.models.mclea import MCLEA
 from core.models.meaformer import MEAformer
 from launch.align import predict
 from launch.config import ConfigError, Run, load_recipe, override, recipe_names
 from launch.engine.optimizer import learning_rate_factor
-from launch.tasks.alignment import AlignmentTask, greedy_pairs
+from launch.tasks.alignment import AlignmentTask
 from launch.tasks.alignment_options import AlignmentOptions
 from launch.tasks.build import build_task
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.batch import Utterances
 from core.model import DataSpec
-from core.models.fusion.gated_memory import Gate, two_layers
+from core.models.fusion.gated_memory import GatedMemory, two_layers
 from core.models.fusion.graph_mfn import FusionGraph, GraphFusion, GraphMFN
 
 MakeUtterances = Callable[..., Utterances]
@@ -35,14 +35,18 @@ NODES = ["text_audio", "text_vision", "audio_vision", "text_audio_vision"]
 
 
 @torch.no_grad()
-def fill_gate(gate: Gate, k: int) -> None:
-    """One layer on step and memory side by side, whose columns are split here."""
-    hidden, width = gate.shown.weight.shape
-    whole = filled(k, (hidden, width + gate.memory.weight.shape[1]))
-    gate.shown.weight.copy_(whole[:, :width])
-    gate.memory.weight.copy_(whole[:, width:])
-    gate.shown.bias.copy_(filled(k + 1, gate.shown.bias.shape))
-    fill_linear(gate.out, k + 2)
+def fill_gate(memory: GatedMemory, gate: str, k: int) -> None:
+    """One layer on step and memory side by side, whose columns are split here, and one behind."""
+    of_memory = memory.get_parameter(f"{gate}_memory")
+    shown = memory.get_submodule(f"{gate}_shown")
+    hidden, width = shown.weight.shape
+    whole = filled(k, (hidden, width + of_memory.shape[1]))
+    shown.weight.copy_(whole[:, :width])
+    of_memory.copy_(whole[:, width:])
+    shown.bias.copy_(filled(k + 1, (hidden,)))
+    for number, name in enumerate((f"{gate}_out", f"{gate}_bias"), k + 2):
+        parameter = memory.get_parameter(name)
+        parameter.copy_(filled(number, parameter.shape))
 
 
 def golden_fusion() -> tuple[GraphFusion, nn.Module]:
@@ -53,8 +57,8 @@ def golden_fusion() -> tuple[GraphFusion, nn.Module]:
     for k, layer in zip((12, 14, 16), fusion.pairs.values(), strict=True):
         fill_linear(layer, k)
     fill(fusion.memory.propose.parameters(), 18)
-    fill_gate(fusion.memory.retain, 22)
-    fill_gate(fusion.memory.update, 26)
+    fill_gate(fusion.memory, "retain", 22)
+    fill_gate(fusion.memory, "update", 26)
     for k, node in zip((40, 44, 48, 52), NODES, strict=True):
         fill(fusion.graph.nodes[node].parameters(), k, scale=0.1)
     fill(fusion.graph.readout.parameters(), 56, scale=0.1)

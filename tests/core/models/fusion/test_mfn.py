@@ -6,14 +6,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import pytest
 import torch
-from golden import TO_1E_7, fill, fill_linear, filled, wave
+from golden import TO_1E_7, fill, filled, wave
 from small_models import small_options
 from torch import Tensor, nn
 
 from core.batch import Utterances
 from core.model import DataSpec
-from core.models.fusion.gated_memory import Gate, two_layers
+from core.models.fusion.gated_memory import GatedMemory, two_layers
 from core.models.fusion.mfn import MFN, MemoryFusion, SteppedLSTM
 
 MakeUtterances = Callable[..., Utterances]
@@ -41,20 +42,24 @@ def frames() -> dict[str, Tensor]:
 def fill_lstm(lstm: SteppedLSTM, k: int) -> None:
     """In torch's order: weights of input and state, then their biases."""
     lstm.input.weight.copy_(filled(k, lstm.input.weight.shape))
-    lstm.state.weight.copy_(filled(k + 1, lstm.state.weight.shape))
+    lstm.state_weight.copy_(filled(k + 1, lstm.state_weight.shape))
     lstm.input.bias.copy_(filled(k + 2, lstm.input.bias.shape))
-    lstm.state.bias.copy_(filled(k + 3, lstm.state.bias.shape))
+    lstm.state_bias.copy_(filled(k + 3, lstm.state_bias.shape))
 
 
 @torch.no_grad()
-def fill_gate(gate: Gate, k: int) -> None:
-    """One layer on step and memory side by side, whose columns are split here."""
-    hidden, width = gate.shown.weight.shape
-    whole = filled(k, (hidden, width + gate.memory.weight.shape[1]))
-    gate.shown.weight.copy_(whole[:, :width])
-    gate.memory.weight.copy_(whole[:, width:])
-    gate.shown.bias.copy_(filled(k + 1, gate.shown.bias.shape))
-    fill_linear(gate.out, k + 2)
+def fill_gate(memory: GatedMemory, gate: str, k: int) -> None:
+    """One layer on step and memory side by side, whose columns are split here, and one behind."""
+    of_memory = memory.get_parameter(f"{gate}_memory")
+    shown = memory.get_submodule(f"{gate}_shown")
+    hidden, width = shown.weight.shape
+    whole = filled(k, (hidden, width + of_memory.shape[1]))
+    shown.weight.copy_(whole[:, :width])
+    of_memory.copy_(whole[:, width:])
+    shown.bias.copy_(filled(k + 1, (hidden,)))
+    for number, name in enumerate((f"{gate}_out", f"{gate}_bias"), k + 2):
+        parameter = memory.get_parameter(name)
+        parameter.copy_(filled(number, parameter.shape))
 
 
 def golden_fusion() -> tuple[MemoryFusion, nn.Module]:
@@ -63,8 +68,8 @@ def golden_fusion() -> tuple[MemoryFusion, nn.Module]:
         fill_lstm(lstm, k)
     fill(fusion.attend.parameters(), 12)
     fill(fusion.memory.propose.parameters(), 16)
-    fill_gate(fusion.memory.retain, 20)
-    fill_gate(fusion.memory.update, 24)
+    fill_gate(fusion.memory, "retain", 20)
+    fill_gate(fusion.memory, "update", 24)
     predict = two_layers(10, 4, 1, 0.0).double()
     fill(predict.parameters(), 28)
     return fusion, predict
@@ -94,9 +99,9 @@ def test_golden_values_with_true_lengths() -> None:
 def test_the_lstm_is_torchs() -> None:
     ours, torchs = SteppedLSTM(3, 4), nn.LSTM(3, 4, batch_first=True)
     torchs.weight_ih_l0.copy_(ours.input.weight)
-    torchs.weight_hh_l0.copy_(ours.state.weight)
+    torchs.weight_hh_l0.copy_(ours.state_weight)
     torchs.bias_ih_l0.copy_(ours.input.bias)
-    torchs.bias_hh_l0.copy_(ours.state.bias)
+    torchs.bias_hh_l0.copy_(ours.state_bias)
     x = torch.randn(2, 5, 3)
     states, cells = ours(x)
     wanted, (_, last_cell) = torchs(x)
@@ -104,13 +109,39 @@ def test_the_lstm_is_torchs() -> None:
     torch.testing.assert_close(cells[:, -1], last_cell[0])
 
 
+@torch.no_grad()
 def test_dropout_in_the_gates_is_another_one_at_every_step() -> None:
-    gate = Gate(3, 2, 40, 0.5)
-    _, kept = gate.prepare(torch.randn(2, 6, 3))
+    config = MFN.Config(**SIZES | {"retain_hidden": 1, "memory": 1}, retain_dropout=0.5)
+    memory = GatedMemory(3, 2, 0.0, config)
+    dropped = []
+    memory.retain_dropout.register_forward_hook(lambda *found: dropped.append(found[2]))
+    memory(torch.randn(4, 30, 3), torch.ones(4, 30, dtype=torch.bool))
+    (kept,) = dropped
+    assert kept.shape == (4, 30, 1)
     assert set(kept.unique().tolist()) == {0.0, 2.0}
-    assert not torch.equal(kept[:, 0], kept[:, 1])
-    _, kept = gate.eval().prepare(torch.randn(2, 6, 3))
-    assert kept.unique().tolist() == [1.0]
+    assert (kept[:, 1:] != kept[:, :-1]).any(1).all()
+    memory.eval()(torch.randn(4, 30, 3), torch.ones(4, 30, dtype=torch.bool))
+    assert dropped[1].unique().tolist() == [1.0]
+
+
+@pytest.mark.parametrize("module", ["lstm", "memory"])
+def test_loops_call_no_module(module: str) -> None:
+    """Ranks that share parameters gather them at each call, and have different numbers of steps."""
+    made: nn.Module = SteppedLSTM(3, 4)
+    if module == "memory":
+        made = GatedMemory(3, 2, 0.0, MFN.Config(**SIZES))
+    calls = []
+    for part in made.modules():
+        part.register_forward_hook(lambda *_: calls.append(1))
+    counts = []
+    for steps in (2, 9):
+        calls.clear()
+        inputs: tuple[Tensor, ...] = (torch.randn(2, steps, 3),)
+        if module == "memory":
+            inputs += (torch.ones(2, steps, dtype=torch.bool),)
+        made(*inputs)
+        counts.append(len(calls))
+    assert counts[0] == counts[1]
 
 
 @torch.no_grad()

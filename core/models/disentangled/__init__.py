@@ -1,0 +1,1 @@
+"""Models that take representations apart or hold them to the information that they share."""
