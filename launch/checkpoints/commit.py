@@ -15,7 +15,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -39,15 +39,25 @@ class SaveError(RuntimeError):
 
 
 class Background(threading.Thread):
-    """Work beside the training; ``finish`` waits for it and raises what it raised."""
+    """Work beside the training; ``finish`` waits for it and raises what it raised.
+
+    One follows the other, in the order in which they were made, which is that of every rank: all of
+    them talk to the other ranks over the same group.
+    """
+
+    _latest: ClassVar[Background | None] = None
 
     def __init__(self, work: Callable[[], None]):
         super().__init__(name="checkpoint", daemon=True)
         self._work = work
+        self._before, Background._latest = Background._latest, self
         self.error: BaseException | None = None
         self.start()
 
     def run(self) -> None:
+        if self._before is not None:
+            self._before.join()
+            self._before = None
         try:
             self._work()
         except BaseException as error:  # raised where it is waited for

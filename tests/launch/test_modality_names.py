@@ -102,10 +102,11 @@ def test_what_nobody_reads_is_said(faces: Path) -> None:
 
 @pytest.mark.parametrize("model", SENTIMENT)
 def test_frames_of_any_name_are_dropped(model: str, faces: Path) -> None:
-    run = run_of(model, faces, "missing.protocol=frames", "missing.rate=1", "roles.vision=face")
+    every_frame = ("missing.protocol=frames", "missing.rate=1", "missing.train=fixed")
+    run = run_of(model, faces, *every_frame, "roles.vision=face")
     batch = first_batch(build_task(run))
     assert not batch.present["vision"].any()
-    named = run_of("baseline", faces, "missing.protocol=frames", "missing.rate=1")
+    named = run_of("baseline", faces, *every_frame)
     assert not first_batch(build_task(named)).present["face"].any()
 
 

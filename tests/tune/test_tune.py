@@ -194,7 +194,7 @@ def test_a_grid_is_searched_whole_unless_told_otherwise(tmp_path: Path):
 def test_a_search_is_kept_and_found_again_where_its_folder_is(tmp_path: Path):
     search = read_search([*KNOWN, f"run_dir={tmp_path / 'a'}", "trials=5"])
     write_search(search)
-    with pytest.raises(ConfigError, match="resume="):
+    with pytest.raises(ConfigError, match="--resume "):
         write_search(search)
     (tmp_path / "a").rename(tmp_path / "b")
     again = load_search(tmp_path / "b")

@@ -109,7 +109,8 @@ def test_a_killed_run_goes_on_with_the_rest_on_another_number_of_ranks(data: Pat
             for folder in (tmp_path / "run/checkpoints").glob("step-*")
         ]
         start = max(saved, default=0)
-        assert 0 <= kill_at - start < run.save_every
+        # a checkpoint that was under way is lost too
+        assert 0 <= kill_at - start < 2 * run.save_every
     run_ranks(1, tmp_path / "last", watched, run, str(tmp_path / "seen-last"))
     found = batches(tmp_path / "seen-last")
     assert min(found) == start

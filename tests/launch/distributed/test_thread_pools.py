@@ -22,8 +22,11 @@ import torch
 def seconds():
     found = {}
     for thread in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{thread}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
+        try:
+            with open(f"/proc/self/task/{thread}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+        except OSError:  # it has ended
+            continue
         found[thread] = int(fields[11]) + int(fields[12])
     return found
 
