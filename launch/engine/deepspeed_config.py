@@ -36,7 +36,12 @@ def _largest_micro_batch(run: Run) -> int:
 
 
 def refuse_impossible(
-    run: Run, *, gpu: bool, frozen: bool = False, batch_norm: bool = False
+    run: Run,
+    *,
+    gpu: bool,
+    frozen: bool = False,
+    batch_norm: bool = False,
+    both_ways: bool = False,
 ) -> None:
     """Raise for what cannot be done together, with the reason. ``docs/scaling.md`` has this as a
     table.
@@ -45,6 +50,7 @@ def refuse_impossible(
         frozen: some of the model's parameters are not trained.
         batch_norm: the model has a BatchNorm, which torch cannot synchronise on every device, nor
             over micro-batches.
+        both_ways: the model has recurrent layers of two directions.
     """
     if batch_norm and (distributed.world_size() > 1 or num_micro_batches(run) > 1):
         raise ConfigError(
@@ -52,6 +58,13 @@ def refuse_impossible(
             "sees at a time (BatchNorm), so its result would depend on the number of processes "
             "and micro-batches; use one process and max_micro_batch=0, or the model's other norm "
             "(options.norm=layer)"
+        )
+    if both_ways and not gpu and run.zero_stage == 2 and distributed.world_size() > 1:
+        raise ConfigError(
+            f"model {run.model!r} does not train on a CPU with zero_stage=2 and several processes: "
+            "that stage sums gradients in the order in which they come, and those of recurrent "
+            "layers of two directions come in an order that depends on the lengths, which differ "
+            "between processes; use zero_stage=1 or 3"
         )
     if run.precision == "fp16" and not gpu:
         raise ConfigError("precision=fp16 needs a GPU; use precision=bf16 or precision=fp32 here")

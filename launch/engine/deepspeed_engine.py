@@ -142,9 +142,16 @@ def start(model: Model, run: Run) -> Engine:
 
     frozen = any(not parameter.requires_grad for parameter in model.parameters())
     batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
+    recurrent = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
     parameters = sum(parameter.numel() for parameter in model.parameters())
     run = with_stage(run, parameters, frozen=frozen)
-    refuse_impossible(run, gpu=torch.cuda.is_available(), frozen=frozen, batch_norm=batch_norm)
+    refuse_impossible(
+        run,
+        gpu=torch.cuda.is_available(),
+        frozen=frozen,
+        batch_norm=batch_norm,
+        both_ways=any(module.bidirectional for module in recurrent),
+    )
     step = TrainStep(model, run.seed)
     if run.recompute and not recompute_layers(model):
         raise ConfigError(

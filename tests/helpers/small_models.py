@@ -11,6 +11,8 @@ from core.models import MODELS
 from launch.config import Group, Optim, Run
 
 SENTIMENT = [name for name, kind in MODELS.items() if kind.task == "sentiment"]
+# with recurrent layers of two directions, which stage 2 refuses on a CPU with several processes
+BOTH_WAYS = {"bbfn", "misa", "mmim", "tfr_net"}
 ALIGNMENT = [name for name, kind in MODELS.items() if kind.task == "alignment"]
 
 SMALL_SUBNETS = {"text_hidden": 8, "audio_hidden": 6, "vision_hidden": 8}

@@ -75,11 +75,14 @@ def _table(rows: Any, kind: str) -> bytes:
 
 
 def _column(cells: list[Any]) -> pyarrow.Array:
+    """The cells as Parquet can hold them, which a record without fields cannot."""
     cells = [None if cell == "" else cell for cell in cells]
     try:
-        return pyarrow.array(cells)
+        column = pyarrow.array(cells)
+        pyarrow.parquet.write_table(pyarrow.table({"cells": column}), io.BytesIO())
     except (pyarrow.ArrowException, OverflowError, UnicodeEncodeError):
         return pyarrow.array([ascii(cell) for cell in cells])
+    return column
 
 
 class Tables:

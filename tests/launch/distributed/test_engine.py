@@ -18,13 +18,15 @@ import pytest
 import torch
 from rank_trainings import partitioned, train_all, train_one
 from ranks import run_ranks
-from small_models import small_run
+from small_models import BOTH_WAYS, SENTIMENT, small_options, small_run
 from torch import nn
 
 from core import distributed
 from core.dropout import SampleDropout, sample_masks
 from core.losses.supcon import SupCon
 from core.losses.uncertainty import Uncertainty
+from core.model import DataSpec
+from core.models import MODELS
 from core.models.hscl import HSCL
 from core.recompute import recompute_layers
 from launch.config import ConfigError, Run
@@ -68,6 +70,28 @@ def test_batch_norm_is_refused_where_it_would_see_a_part_of_the_batch():
     refuse_impossible(RUN, gpu=False, batch_norm=True)
     with pytest.raises(ConfigError, match="number of processes and micro-batches"):
         refuse_impossible(replace(RUN, max_micro_batch=8), gpu=False, batch_norm=True)
+
+
+def test_recurrence_both_ways_is_refused_where_gradients_come_in_another_order(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    run = replace(RUN, zero_stage=2)
+    refuse_impossible(run, gpu=False, both_ways=True)
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    with pytest.raises(ConfigError, match=r"an order that depends on the lengths.*zero_stage=1"):
+        refuse_impossible(run, gpu=False, both_ways=True)
+    refuse_impossible(run, gpu=True, both_ways=True)
+    refuse_impossible(replace(run, zero_stage=3), gpu=False, both_ways=True)
+
+
+def test_the_models_with_recurrence_both_ways_are_known(spec: DataSpec):
+    found = set()
+    for name in SENTIMENT:
+        model = MODELS[name](small_options(name), spec)
+        layers = [module for module in model.modules() if isinstance(module, nn.RNNBase)]
+        if any(layer.bidirectional for layer in layers):
+            found.add(name)
+    assert found == BOTH_WAYS
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
