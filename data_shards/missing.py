@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
 
 from core.batch import Utterances
+from core.command import Refused
 from core.names import refusal
 from data_shards.shards.manifest import DataError
 
@@ -76,7 +77,7 @@ class Missing:
 
 
 def refuse_unknown_names(settings: Missing, known: Iterable[str]) -> None:
-    """DataError where the settings name a modality that the data does not have.
+    """Refused where the settings name a modality that the data does not have.
 
     The sets that stand there by default are looked at only when something is to be dropped by them.
     """
@@ -91,7 +92,7 @@ def refuse_unknown_names(settings: Missing, known: Iterable[str]) -> None:
     for setting, names in named.items():
         refused = refusal(setting, names, known, "the data has")
         if refused:
-            raise DataError(refused)
+            raise Refused(refused)
 
 
 def apply_missing_mask(

@@ -16,7 +16,7 @@ from launch.config import Run, override
 from launch.engine.processes import init_processes, shutdown_processes
 from launch.monitor.rank_command import run_rank
 from launch.reports.report import best_model
-from launch.run_directory import CONFIG, recorded_run, recorded_settings
+from launch.run_directory import CONFIG, naming_settings, recorded_run, recorded_settings
 from launch.tasks.build import build_task
 
 DESCRIPTION = "Score a finished run again, from its best checkpoint alone."
@@ -31,10 +31,11 @@ def evaluate(run_dir: Path, changes: list[str], split: str) -> dict[str, float]:
     """Scores of the best epoch on ``split``."""
     run = override(read_run(run_dir), changes)
     threads.use(run.threads)
-    task = build_task(run)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model, _ = best_model(run, run_dir, task, device)
-    return task.evaluate(model, split, device)
+    with naming_settings(run_dir):
+        task = build_task(run)
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        model, _ = best_model(run, run_dir, task, device)
+        return task.evaluate(model, split, device)
 
 
 def main(arguments: list[str] | None = None) -> int:

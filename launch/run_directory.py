@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -62,6 +64,19 @@ def find_run(run: Run) -> tuple[Run, Path]:
             "give the same values to go on with it, or another run_dir"
         )
     return run, Path(folder)
+
+
+@contextmanager
+def naming_settings(run_dir: Path) -> Iterator[None]:
+    """Have a refusal of what a run's settings ask for, or of what its model answers, name their
+    file."""
+    try:
+        yield
+    except Refused as error:
+        is_about_settings = isinstance(error, ConfigError) or type(error) is Refused
+        if not is_about_settings or str(run_dir) in str(error):
+            raise
+        raise ConfigError(f"{run_dir / CONFIG}: {error}", error.table) from None
 
 
 def recorded_settings(run_dir: Path) -> dict[str, Any]:

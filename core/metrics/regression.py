@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from core.command import Refused
 from core.metrics.declared import score_text
 from core.metrics.f1 import f1
 
@@ -186,7 +187,7 @@ def _checked(prediction: ArrayLike, label: ArrayLike) -> tuple[Array, Array]:
         is_finite = np.isfinite(values)
         if not is_finite.all():
             first = int(np.flatnonzero(~is_finite)[0])
-            raise ValueError(
+            raise Refused(
                 f"{name} {first} of {len(values)} is {values[first]}; scores need finite numbers"
             )
     if len(predictions) != len(labels) or not len(predictions):

@@ -23,7 +23,7 @@ from launch.checkpoints.progress import Progress
 from launch.config import ConfigError, Run, override
 from launch.evaluate import read_run
 from launch.reports.report import best_weights
-from launch.run_directory import CONFIG
+from launch.run_directory import CONFIG, naming_settings
 from launch.tasks.build import build_task
 from launch.tasks.data_record import DataRecord, read_record, record_of, refuse_other_data
 from launch.tasks.spec_record import NAME as SPEC
@@ -140,7 +140,8 @@ def open_run(run_dir: Path, changes: Sequence[str] = ()) -> TrainedRun:
     record, spec = read_record(run_dir), read_spec(run_dir)
     names_data = any(change.startswith("data=") for change in changes)
     if record is None or spec is None or names_data:
-        task = build_task(run)
+        with naming_settings(run_dir):
+            task = build_task(run)
         refuse_other_data(run_dir, task, run.data)
         record, spec = record_of(task), spec_of(task)
         model, progress = best_weights(run, run_dir, spec.data, CPU)

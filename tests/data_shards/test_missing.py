@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from core.batch import Utterances
+from core.command import Refused
 from data_shards.missing import Missing, apply_missing_mask
 from data_shards.shards.manifest import DataError
 
@@ -192,7 +193,7 @@ def test_wrong_settings_are_refused(make_utterances: MakeUtterances) -> None:
         Missing(protocol="blocks", rng="numpy_legacy")
     with pytest.raises(DataError, match="needs missing.legacy_length.text"):
         apply_missing_mask(batch, replace(FRAMES, rng="numpy_legacy"), split="train", epoch=0)
-    with pytest.raises(DataError, match="names smell"):
+    with pytest.raises(Refused, match="names smell"):
         apply_missing_mask(
             batch, Missing(protocol="modality", rate=0.5, sets=("smell",)), split="train", epoch=0
         )

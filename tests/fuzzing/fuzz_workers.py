@@ -20,6 +20,9 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+# a case may name a model of a hub, which is looked up, unless one is to work without a network
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 DOORS = ("pickles", "tables", "graphs", "shards", "tars", "runs", "words")
 CHUNK = 40  # cases that a worker takes at a time
 SILENCE = 150.0  # seconds that a worker may be at one case before it is ended

@@ -13,10 +13,11 @@ import torch
 from raw_tables import write_csv
 from small_models import SENTIMENT, small_run
 
+from core.command import Refused
 from core.model import DataSpec
 from data_shards.codebook import write as write_codebook
 from data_shards.convert import convert
-from data_shards.shards.manifest import DataError, Labels
+from data_shards.shards.manifest import Labels
 from data_shards.sources.raw_dataset import Options
 from launch.config import ConfigError, Roles, Run, load_recipe, override
 from launch.tasks.build import build_model, build_task
@@ -136,7 +137,7 @@ def test_names_that_are_none_are_refused_with_the_nearest(
         run = run_of(model, faces, change)
         build_model(run, build_task(run).data)
 
-    with pytest.raises((ConfigError, DataError), match=message):
+    with pytest.raises(Refused, match=message):
         start()
 
 
