@@ -59,7 +59,8 @@ def _asking_file() -> str:
     """The innermost file of the project on the stack, outside of the tests."""
     for frame in reversed(traceback.extract_stack()):
         path = Path(frame.filename)
-        if path.is_relative_to(ROOT) and not path.is_relative_to(ROOT / "tests"):
+        is_own = path.is_relative_to(ROOT) and "site-packages" not in path.parts
+        if is_own and not path.is_relative_to(ROOT / "tests"):
             return path.relative_to(ROOT).as_posix()
     return "elsewhere"
 
