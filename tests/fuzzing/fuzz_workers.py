@@ -20,9 +20,6 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-# a case may name a model of a hub, which is looked up, unless one is to work without a network
-os.environ["HF_HUB_OFFLINE"] = "1"
-
 DOORS = ("pickles", "tables", "graphs", "shards", "tars", "runs", "words")
 CHUNK = 40  # cases that a worker takes at a time
 SILENCE = 150.0  # seconds that a worker may be at one case before it is ended
@@ -154,6 +151,9 @@ class _Worker:
 
 def _work(pipe: Connection, at: Any, scratch: Path) -> None:
     """Of a worker: run the chunks that come through the pipe, until it is closed."""
+    # a case may name a model of a hub, which would be looked up; set before anything is imported, and
+    # in the worker only: tests of the hub share the process that starts the workers
+    os.environ["HF_HUB_OFFLINE"] = "1"
     from fuzzing import Watch
 
     os.fsync = lambda descriptor: None  # nothing here must outlast a power cut
