@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.dropout import SampleDropout
-from core.kernels.attention import attention_op
+from core.kernels.attention import attention_op, narrow_attention
 
 
 class Attention(nn.Module):
@@ -21,6 +21,7 @@ class Attention(nn.Module):
         head_width: of each head; None: the heads share the width out among them.
         out_bias: of the output projection; None: as ``bias``.
         scale: of the scores before the softmax; None: one over the root of a head's width.
+        layer: the class of the projections of queries, keys and values.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Attention(nn.Module):
         head_width: int | None = None,
         out_bias: bool | None = None,
         scale: float | None = None,
+        layer: type[nn.Linear] = nn.Linear,
     ):
         super().__init__()
         if head_width is None and width % heads:
@@ -46,9 +48,9 @@ class Attention(nn.Module):
         self.scale = scale
         # a module of its own, so that its masks can be tied to the samples
         self.dropout = nn.Dropout(dropout)
-        self.query = nn.Linear(width, inner, bias=bias)
-        self.key = nn.Linear(key_width, inner, bias=bias)
-        self.value = nn.Linear(key_width, inner, bias=bias)
+        self.query = layer(width, inner, bias=bias)
+        self.key = layer(key_width, inner, bias=bias)
+        self.value = layer(key_width, inner, bias=bias)
         self.out = nn.Linear(inner, width, bias=out_bias) if out else nn.Identity()
 
     def forward(
@@ -77,7 +79,7 @@ class Attention(nn.Module):
         if attn_mask is not None:
             allowed = allowed & attn_mask
         sees_any = allowed.any(2, keepdim=True)
-        if not is_fused(query, key, value, self.dropout):
+        if not is_fused(query, key, value, allowed[:, None], self.dropout):
             # softmax over nothing would be NaN, so such a query looks at everything, and is zeroed
             # below
             allowed = allowed | ~sees_any
@@ -104,19 +106,22 @@ def attend(
 
     ``allowed`` is boolean or added to the scores. torch's fused kernels draw dropout from their
     process's generator, so they serve only where nothing is dropped. Masks that belong to the
-    sample (``core.dropout``) are drawn inside this project's kernel on a GPU; elsewhere the scores
-    are written out.
+    sample (``core.dropout``) are drawn inside this project's kernels, on a GPU and for narrow heads
+    on a CPU; elsewhere the scores are written out.
     """
-    if not _drops(dropout):
-        return F.scaled_dot_product_attention(query, key, value, allowed, scale=scale)
     if scale is None:
         scale = query.shape[-1] ** -0.5
-    if is_fused(query, key, value, dropout):
-        assert isinstance(dropout, SampleDropout)
-        states = dropout.states_of(query)
-        return attention_op.fused_attention(
-            query, key, value, allowed, scale, states, dropout.layer, dropout.p
-        )
+    drops = _drops(dropout)
+    if is_fused(query, key, value, allowed, dropout):
+        states, layer, p = None, 0, 0.0
+        if drops:
+            assert isinstance(dropout, SampleDropout)
+            states, layer, p = dropout.states_of(query), dropout.layer, dropout.p
+        on_gpu = attention_op.serves(query, key, value, p)
+        kernel = attention_op.fused_attention if on_gpu else narrow_attention.narrow_attention
+        return kernel(query, key, value, allowed, scale, states, layer, p)
+    if not drops:
+        return F.scaled_dot_product_attention(query, key, value, allowed, scale=scale)
     # in place where the backward pass does not ask for what was there: these are the largest
     # tensors of a model
     score = (query @ key.transpose(-1, -2)).mul_(scale)  # (B, h, T, S)
@@ -127,15 +132,18 @@ def attend(
     return dropout(score.softmax(-1)).to(value.dtype) @ value
 
 
-def is_fused(query: Tensor, key: Tensor, value: Tensor, dropout: nn.Module) -> bool:
-    """Whether ``attend`` is this project's kernel, in which a query that may look at nothing gives
-    zeros."""
-    return (
-        isinstance(dropout, SampleDropout)
-        and _drops(dropout)
-        and attention_op.serves(query, key, value, dropout.p)
-        and dropout.states_of(query) is not None
-    )
+def is_fused(
+    query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, dropout: nn.Module
+) -> bool:
+    """Whether ``attend`` is one of this project's kernels, in which a query that may look at
+    nothing gives zeros."""
+    drops = _drops(dropout)
+    if drops and not (isinstance(dropout, SampleDropout) and dropout.states_of(query) is not None):
+        return False
+    p = float(dropout.p) if drops else 0.0
+    if attention_op.serves(query, key, value, p):
+        return drops  # elsewhere torch's kernels are as good
+    return narrow_attention.serves(query, key, value, allowed, p)
 
 
 def _drops(dropout: nn.Module) -> bool:

@@ -7,9 +7,11 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from core.encoders.attention import TransformerLayer
+from core.kernels.recurrence import gru
 
 
 def lengths(mask: Tensor) -> Tensor:
@@ -108,16 +110,56 @@ class BiGRU(nn.Module):
 
     def __init__(self, width: int, hidden: int, layers: int):
         super().__init__()
-        self.gru = nn.GRU(width, hidden, layers, batch_first=True, bidirectional=True)
+        self.gru = GRU(width, hidden, layers, batch_first=True, bidirectional=True)
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
+        return self.gru(frames, mask)
+
+
+class GRU(nn.GRU):
+    """A bidirectional GRU of padded sequences. On a CPU both directions of a layer are one compiled
+    loop over existing frames; torch goes from frame to frame there, with a dozen operators at each.
+    """
+
+    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
+        """(B, T, 2 hidden), zero at padding, of (B, T, width) and the mask (B, T)."""
+        if not gru.serves(frames):
+            return self._packed(frames, mask) * mask[..., None]
+        with torch.autocast("cpu", enabled=False):
+            if frames.dtype in (torch.float16, torch.bfloat16):
+                frames = frames.float()
+            return self._in_loops(frames, mask) * mask[..., None]
+
+    def _packed(self, frames: Tensor, mask: Tensor) -> Tensor:
         length = lengths(mask).clamp(min=1).cpu()
         packed = pack_padded_sequence(frames, length, batch_first=True, enforce_sorted=False)
-        packed_states, _ = self.gru(packed)
+        packed_states, _ = super().forward(packed)
         states, _ = pad_packed_sequence(
             packed_states, batch_first=True, total_length=frames.shape[1]
         )
-        return states * mask[..., None]
+        return states
+
+    def _in_loops(self, frames: Tensor, mask: Tensor) -> Tensor:
+        length = lengths(mask)
+        starts = F.pad(length.cumsum(0), (1, 0))
+        within = torch.arange(frames.shape[1]) < length[:, None]
+        rows = frames[within]  # (N, width)
+        for number in range(self.num_layers):
+            if number and self.dropout:
+                rows = F.dropout(rows, self.dropout, self.training)
+            input_weight, input_bias = self._of_both("ih", number)
+            weight, bias = self._of_both("hh", number)
+            inputs = F.linear(rows, input_weight.flatten(0, 1), input_bias.flatten())
+            rows = gru.bidirectional(inputs.unflatten(1, (2, -1)), weight, bias, starts)
+        states = rows.new_zeros(*mask.shape, rows.shape[1])
+        return states.masked_scatter(within[..., None], rows)
+
+    def _of_both(self, part: str, layer: int) -> tuple[Tensor, Tensor]:
+        """(2, 3 hidden, ...) weight and (2, 3 hidden) bias of both directions."""
+        ways = ("", "_reverse")
+        weights = [getattr(self, f"weight_{part}_l{layer}{way}") for way in ways]
+        biases = [getattr(self, f"bias_{part}_l{layer}{way}") for way in ways]
+        return torch.stack(weights), torch.stack(biases)
 
 
 class BiLSTM(nn.Module):

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 
 from core.dropout import Probability
+from core.encoders import packed_text
 from core.encoders.attention import attend
 from core.encoders.pretrained import Source, load_config, load_model
 from core.model import DataSpec
@@ -122,12 +123,18 @@ class TextEncoder(nn.Module):
             self.backbone.requires_grad_(False).eval()
 
     def forward(
-        self, frames: Tensor, mask: Tensor, change: HiddenChange | None = None, layer: int = 0
+        self,
+        frames: Tensor,
+        mask: Tensor,
+        change: HiddenChange | None = None,
+        layer: int = 0,
+        first_only: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Hidden states and mask.
 
         ``change`` is applied to the hidden states before encoder layer ``layer``. What it adds may
         come from elsewhere than the text, so rows without text are then not zeroed.
+        ``first_only``: the caller reads only the first hidden state; others may be left out.
         """
         if self.backbone is None:
             return frames, mask
@@ -141,7 +148,7 @@ class TextEncoder(nn.Module):
             inputs = {"input_ids": frames.masked_fill(~mask, self.pad_id)}
         attended = mask.clone()
         attended[:, :1] |= ~has_text  # softmax over nothing would be NaN
-        hidden = self._encode(inputs, attended, change, layer)
+        hidden = self._encode(inputs, attended, change, layer, first_only)
         if change is None:
             hidden = hidden * has_text[..., None]
         return hidden, mask
@@ -152,9 +159,15 @@ class TextEncoder(nn.Module):
         attended: Tensor,
         change: HiddenChange | None,
         layer: int,
+        first_only: bool,
     ) -> Tensor:
         """Hidden states of the backbone, with ``change`` in place while it runs."""
         needs_gradient = change is not None or not self.frozen
+        if packed_text.serves(self.backbone, attended):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and needs_gradient):
+                return packed_text.encode(
+                    self.backbone, inputs, attended, change, layer, first_only
+                )
         hook = None if change is None else self._hook(change, layer)
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled() and needs_gradient):

@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import core.kernels.attention
 from core.batch import Batch
 from core.dropout import sample_masks
-from core.kernels.attention import attention_op
+from core.kernels.attention import attention_op, narrow_attention
 from core.kernels.dropout import dropout_op
+from core.kernels.recurrence import gru
 from core.model import Model
 
 # these give memory or another view of it, and compute nothing
@@ -59,6 +60,8 @@ def as_on_a_gpu() -> Iterator[None]:
     launches = SimpleNamespace(Drawing=_together, forward=_no_attention, backward=_no_gradients)
     with (
         mock.patch.object(attention_op, "runs_kernel", return_value=True),
+        mock.patch.object(narrow_attention, "serves", return_value=False),
+        mock.patch.object(gru, "serves", return_value=False),
         mock.patch.object(core.kernels.attention, "attention_launch", launches, create=True),
         mock.patch.object(dropout_op, "drop", dropout_op.dropout),
     ):
