@@ -26,8 +26,10 @@ OCTAVE_HIGH = np.float32(0.693359375)
 OCTAVE_LOW = np.float32(math.log(2) - 0.693359375)
 # of the Taylor series: within log(2) / 2 of zero, what is left out is less than a rounding
 C2, C3, C4, C5, C6, C7 = (np.float32(1 / math.factorial(order)) for order in range(2, 8))
-ONE, HALF = np.float32(1), np.float32(0.5)
-EXPONENT_OF_ONE, EXPONENT_BITS = np.int32(127), np.int32(23)
+ONE = np.float32(1)
+# a float32 is bits of an exponent, 127 for one, before 23 bits behind the point
+EXPONENT_OF_ONE, BITS_BEHIND = np.int32(127), np.int32(23)
+ROUNDED = np.float32(127.5)
 
 
 def exponential(x: Any) -> Any:
@@ -55,7 +57,8 @@ def _exponential(x: Any) -> Implementation:
 def _exponential_of_float32(x: Any) -> Any:
     x = LOWEST if x < LOWEST else x
     x = HIGHEST if x > HIGHEST else x
-    octaves = np.floor(x * PER_OCTAVE + HALF)
+    exponent = np.int32(x * PER_OCTAVE + ROUNDED)  # of the nearest power of two; it is positive
+    octaves = np.float32(np.int32(exponent - EXPONENT_OF_ONE))
     rest = x - octaves * OCTAVE_HIGH
     rest = rest - octaves * OCTAVE_LOW
     series = C6 + rest * C7
@@ -64,8 +67,7 @@ def _exponential_of_float32(x: Any) -> Any:
     series = C3 + rest * series
     series = C2 + rest * series
     series = ONE + rest * (ONE + rest * series)
-    exponent = np.int32(np.int32(octaves) + EXPONENT_OF_ONE)
-    return series * np.int32(exponent << EXPONENT_BITS).view(np.float32)
+    return series * np.int32(exponent << BITS_BEHIND).view(np.float32)
 
 
 @overload(sigmoid, jit_options=IN_ORDER, strict=False)

@@ -134,6 +134,7 @@ def test_what_is_done_once_a_batch_is_the_plain_form(
         torch.testing.assert_close(gradient, plain_gradients[name], rtol=1e-6, atol=1e-6, msg=name)
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("front", ["codes", "mlp"])
 def test_hidden_states_agree_to_rounding(front: str, spec: DataSpec, batch: Utterances) -> None:
     torch.manual_seed(5)
