@@ -150,6 +150,7 @@ def measure_own(row: str) -> dict[str, float]:
     """Two epochs in this process."""
     from launch import loop
     from launch.config import load_recipe, override
+    from launch.engine.processes import init_processes, shutdown_processes
 
     _, recipe, clips, width, batch, settings = ROWS[row]
     speeds = []
@@ -162,6 +163,7 @@ def measure_own(row: str) -> dict[str, float]:
         return samples
 
     loop._train_epoch = timed
+    init_processes()
     with tempfile.TemporaryDirectory() as folder:
         words = [f"data={BUILD / f'{clips}-shards'}", f"run_dir={folder}/run", "epochs=2"]
         words += [f"batch_size={batch}", f"options.text.source={BUILD / f'bert-{width}'}"]
@@ -169,6 +171,7 @@ def measure_own(row: str) -> dict[str, float]:
         with loop.prepare(run, quiet=True) as session:
             for _ in loop.fit(session):
                 pass
+    shutdown_processes()
     return {"samples_per_second": speeds[-1], "peak_mib": peak_mib()}
 
 

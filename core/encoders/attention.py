@@ -70,27 +70,94 @@ class Attention(nn.Module):
             attn_mask: (T, S), True where a query may look at a key; used where there is a ``mask``.
         """
         query = self._split_heads(self.query(x))
+        if values is None and projects_few(self.key, self.value, query, keys):
+            return self._join_heads(*self._of_few(query, keys, mask, attn_mask))
         key = self._split_heads(self.key(keys))
         value = self._split_heads(self.value(keys if values is None else values))
         if mask is None:
             mixed = attend(query, key, value, None, self.dropout, self.scale)  # (B, h, T, d)
             return self._join_heads(mixed)
-        allowed = mask[:, None]  # (B, 1 or T, S)
-        if attn_mask is not None:
-            allowed = allowed & attn_mask
-        sees_any = allowed.any(2, keepdim=True)
+        allowed, sees_any = _pairs(mask, attn_mask)
         if not is_fused(query, key, value, allowed[:, None], self.dropout):
             # softmax over nothing would be NaN, so such a query looks at everything, and is zeroed
             # below
             allowed = allowed | ~sees_any
         mixed = attend(query, key, value, allowed[:, None], self.dropout, self.scale)
-        return self._join_heads(mixed) * sees_any
+        return self._join_heads(mixed, sees_any)
+
+    def _of_few(
+        self, query: Tensor, keys: Tensor, mask: Tensor | None, attn_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """What few queries see, (B, h, T, d), and which see anything."""
+        allowed = sees_any = None
+        if mask is not None:
+            pairs, sees_any = _pairs(mask, attn_mask)
+            allowed = (pairs | ~sees_any)[:, None]
+        mixed = attend_few(query, keys, self.key, self.value, allowed, self.dropout, self.scale)
+        return mixed, sees_any
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, h, T, d)
 
-    def _join_heads(self, x: Tensor) -> Tensor:
-        return self.out(x.transpose(1, 2).flatten(2))
+    def _join_heads(self, x: Tensor, sees_any: Tensor | None = None) -> Tensor:
+        joined = self.out(x.transpose(1, 2).flatten(2))
+        return joined if sees_any is None else joined * sees_any
+
+
+def _pairs(mask: Tensor, attn_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(B, 1 or T, S) which pairs are allowed, and (B, 1 or T, 1) which queries see anything."""
+    allowed = mask[:, None]
+    if attn_mask is not None:
+        allowed = allowed & attn_mask
+    return allowed, allowed.any(2, keepdim=True)
+
+
+def projects_few(key_layer: nn.Linear, value_layer: nn.Linear, query: Tensor, keys: Tensor) -> bool:
+    """Whether ``attend_few`` is for these (B, h, T, d) queries on (B, S, key_width) keys: on a CPU,
+    where there is less to do if the weights of keys and values are multiplied with the queries and
+    with what they see, and not with all keys."""
+    heads, few = query.shape[1:3]
+    length, width = keys.shape[1], key_layer.out_features
+    return (
+        query.device.type == "cpu"
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and few * (width + length * heads) < length * width
+        # the third stage of ZeRO marks weights that are there in their layers' calls alone
+        and not any(hasattr(layer.weight, "ds_id") for layer in (key_layer, value_layer))
+    )
+
+
+def attend_few(
+    query: Tensor,
+    keys: Tensor,
+    key_layer: nn.Linear,
+    value_layer: nn.Linear,
+    allowed: Tensor | None,
+    dropout: nn.Module,
+    scale: float | None = None,
+) -> Tensor:
+    """``attend`` of (B, h, T, d) queries on what two layers make of (B, S, width) keys, which are
+    never made: q (e Wk) is (q Wk) e, and share (e Wv) is (share e) Wv. Every query sees a key."""
+    if scale is None:
+        scale = query.shape[-1] ** -0.5
+    heads, few = query.shape[1:3]
+    # the biases are weights of a feature that is one everywhere
+    features = F.pad(keys, (0, 1), value=1.0)  # (B, S, width + 1)
+    asked = torch.einsum("bhtd,hdk->bhtk", query * scale, _by_head(key_layer, heads))
+    score = asked.flatten(1, 2) @ features.transpose(1, 2)
+    score = score.unflatten(1, (heads, few))  # (B, h, T, S)
+    if allowed is not None:
+        score = score.masked_fill(~allowed, -math.inf)
+    share = dropout(score.softmax(-1))
+    read = (share.flatten(1, 2) @ features).unflatten(1, (heads, few))
+    return torch.einsum("bhtk,hdk->bhtd", read, _by_head(value_layer, heads))
+
+
+def _by_head(layer: nn.Linear, heads: int) -> Tensor:
+    """(h, d, width + 1), the weight and the bias of each head's outputs."""
+    bias = layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias
+    return torch.cat([layer.weight, bias[:, None]], dim=1).unflatten(0, (heads, -1))
 
 
 def attend(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from core.dropout import token_rows
-from core.encoders.attention import attend
+from core.encoders.attention import attend, attend_few, projects_few
 
 NARROWEST = 64  # of hidden states, below which copies cost what products save
 
@@ -115,14 +115,22 @@ def _through(
         own, wanted = hidden, tokens
     module = layer.attention.self
     heads = module.num_attention_heads
-    mixed = attend(
-        _split_heads(wanted.pad(module.query(own)), heads),
-        _split_heads(tokens.pad(module.key(hidden)), heads),
-        _split_heads(tokens.pad(module.value(hidden)), heads),
-        tokens.exists[:, None, None],
-        module.dropout,
-        module.scaling,
-    )
+    query = _split_heads(wanted.pad(module.query(own)), heads)
+    allowed = tokens.exists[:, None, None]
+    if projects_few(module.key, module.value, query, tokens.exists):
+        mixed = attend_few(
+            query,
+            tokens.pad(hidden),
+            module.key,
+            module.value,
+            allowed,
+            module.dropout,
+            module.scaling,
+        )
+    else:
+        key, value = module.key(hidden), module.value(hidden)
+        key, value = (_split_heads(tokens.pad(part), heads) for part in (key, value))
+        mixed = attend(query, key, value, allowed, module.dropout, module.scaling)
     seen = wanted.pack(mixed.transpose(1, 2).flatten(2))
     with token_rows(wanted.sample, wanted.place):
         attended = layer.attention.output(seen, own)

@@ -93,7 +93,9 @@ class Codes(nn.Module):
         """(B, T) int64, the number of the centre that each frame is nearest to."""
         with torch.autocast(frames.device.type, enabled=False):
             # the squared distance but for a term that all centres share
-            distance = self.centres.square().sum(1) - 2 * frames.to(self.centres.dtype) @ self.centres.T
+            distance = (
+                self.centres.square().sum(1) - 2 * frames.to(self.centres.dtype) @ self.centres.T
+            )
             return distance.argmin(-1)
 
 
