@@ -37,40 +37,50 @@ def count_keys(allowed: Any, counts: Any) -> None:
         if row >= rows:
             counts[row] = counts[0]
             continue
-        line = allowed[row]
         count = columns
-        while count > 0 and not line[count - 1]:
+        while count > 0 and not allowed[row, count - 1]:
             count -= 1
         counts[row] = count
 
 
 @register_jitable
-def score_row(scores: Any, query: Any, keys: Any, scale: Any, count: int) -> None:
-    """Of one query with ``count`` keys (d, S)."""
+def score_row(scores: Any, query: Any, row: int, keys: Any, scale: Any, count: int) -> None:
+    """Of the query (T, d) of that row with ``count`` keys (d, S)."""
+    value = query[row, 0] * scale
     for j in range(count):
-        scores[j] = 0
-    for channel in range(len(query)):
-        value = query[channel] * scale
-        line = keys[channel]
+        scores[j] = value * keys[0, j]
+    for channel in range(1, query.shape[1]):
+        value = query[row, channel] * scale
         for j in range(count):
-            scores[j] += value * line[j]
+            scores[j] += value * keys[channel, j]
 
 
 @register_jitable(fastmath=NUMBERS_ALONE)
-def highest_of(scores: Any, line: Any, count: int) -> Any:
+def highest_of(scores: Any, allowed: Any, row: int, count: int) -> Any:
     """Of the scores with keys that are allowed; the last one is."""
     last = scores[count - 1]
     highest = last
     for j in range(count):
-        highest = max(highest, scores[j] if line[j] else last)
+        score = scores[j] if allowed[row, j] else last
+        highest = score if score > highest else highest
     return highest
 
 
 @register_jitable
-def draw_row(factors: Any, start: Any, low: Any, high: Any, bound: Any, kept: Any) -> None:
+def share_row(scores: Any, allowed: Any, row: int, shift: Any, count: int, zero: Any) -> None:
+    """The exponentials of scores less ``shift``, in their place; zero where nothing is allowed."""
+    for j in range(count):
+        scores[j] = exponential(scores[j] - shift)
+    for j in range(count):
+        scores[j] = scores[j] if allowed[row, j] else zero
+
+
+@register_jitable
+def draw_row(
+    factors: Any, start: Any, low: Any, high: Any, bound: Any, kept: Any, zero: Any, count: int
+) -> None:
     """What dropout multiplies each share with: zero or ``kept``."""
-    zero = kept - kept
-    for j in range(len(factors)):
+    for j in range(count):
         position = np.uint32(start + np.uint32(np.uint32(j) * KEY))
         factors[j] = kept if keeps(position, low, high, bound) else zero
 
@@ -101,7 +111,6 @@ def attend(
         norms: (B, h, T), filled in: the logarithm of the sum of exponentials.
     """
     heads, rows, columns = query.shape[1], query.shape[2], key.shape[3]
-    channels = value.shape[2]
     scores = np.empty(columns, query.dtype)
     factors = np.empty(columns, query.dtype)
     counts = np.empty(rows, np.int64)
@@ -112,32 +121,31 @@ def attend(
         may_look = allowed[min(sample, len(allowed) - 1)]
         count_keys(may_look, counts)
         for head in range(heads):
-            keys, values = key[sample, head], value[sample, head]
+            asked, keys, values = query[sample, head], key[sample, head], value[sample, head]
+            out, norm = mixed[sample, head], norms[sample, head]
             for row in range(rows):
-                out, count = mixed[sample, head, row], counts[row]
-                out[:] = 0
-                norms[sample, head, row] = 0
+                count = counts[row]
                 if count == 0:
+                    norm[row] = zero
+                    for channel in range(out.shape[1]):
+                        out[row, channel] = zero
                     continue
-                line = may_look[min(row, len(may_look) - 1)]
-                score_row(scores, query[sample, head, row], keys, scale, count)
-                highest = highest_of(scores, line, count)
+                place = min(row, len(may_look) - 1)
+                score_row(scores, asked, row, keys, scale, count)
+                highest = highest_of(scores, may_look, place, count)
+                share_row(scores, may_look, place, highest, count, zero)
+                start = np.uint32(np.uint32(head) * HEAD + np.uint32(row) * QUERY)
+                draw_row(factors, start, low, high, bound, kept, zero, count)
                 total = zero
                 for j in range(count):
-                    share = exponential(scores[j] - highest) if line[j] else zero
-                    scores[j] = share
-                    total += share
-                norms[sample, head, row] = highest + np.log(total)
-                start = np.uint32(np.uint32(head) * HEAD + np.uint32(row) * QUERY)
-                draw_row(factors[:count], start, low, high, bound, kept)
-                for j in range(count):
+                    total += scores[j]
                     scores[j] *= factors[j]
-                for channel in range(channels):
+                norm[row] = highest + np.log(total)
+                for channel in range(out.shape[1]):
                     found = zero
-                    seen = values[channel]
                     for j in range(count):
-                        found += scores[j] * seen[j]
-                    out[channel] = found / total
+                        found += scores[j] * values[channel, j]
+                    out[row, channel] = found / total
 
 
 @loop("samples")
@@ -167,7 +175,6 @@ def attend_back(
         of_query, of_key, of_value: gradients, filled in; the latter two are given as zeros.
     """
     heads, rows, columns = query.shape[1], query.shape[2], key.shape[3]
-    width, channels = query.shape[3], value.shape[2]
     shares = np.empty(columns, query.dtype)
     dropped = np.empty(columns, query.dtype)
     wanted = np.empty(columns, query.dtype)
@@ -180,39 +187,39 @@ def attend_back(
         may_look = allowed[min(sample, len(allowed) - 1)]
         count_keys(may_look, counts)
         for head in range(heads):
-            keys, values = key[sample, head], value[sample, head]
-            to_keys, to_values = of_key[sample, head], of_value[sample, head]
+            asked, keys, values = query[sample, head], key[sample, head], value[sample, head]
+            to_query, to_keys = of_query[sample, head], of_key[sample, head]
+            to_values, above = of_value[sample, head], upstream[sample, head]
+            out, norm = mixed[sample, head], norms[sample, head]
             for row in range(rows):
-                asked, to_query = query[sample, head, row], of_query[sample, head, row]
-                above, count = upstream[sample, head, row], counts[row]
-                to_query[:] = 0
+                count = counts[row]
                 if count == 0:
+                    for channel in range(asked.shape[1]):
+                        to_query[row, channel] = zero
                     continue
-                line = may_look[min(row, len(may_look) - 1)]
-                norm = norms[sample, head, row]
-                score_row(shares, asked, keys, scale, count)
-                for j in range(count):
-                    shares[j] = exponential(shares[j] - norm) if line[j] else zero
+                place = min(row, len(may_look) - 1)
+                score_row(shares, asked, row, keys, scale, count)
+                share_row(shares, may_look, place, norm[row], count, zero)
                 start = np.uint32(np.uint32(head) * HEAD + np.uint32(row) * QUERY)
-                draw_row(factors[:count], start, low, high, bound, kept)
+                draw_row(factors, start, low, high, bound, kept, zero, count)
                 for j in range(count):
-                    wanted[j] = 0
                     dropped[j] = shares[j] * factors[j]
+                    wanted[j] = zero
                 common = zero
-                for channel in range(channels):
-                    gradient = above[channel]
-                    common += gradient * mixed[sample, head, row, channel]
-                    seen, to_seen = values[channel], to_values[channel]
+                for channel in range(out.shape[1]):
+                    gradient = above[row, channel]
+                    common += gradient * out[row, channel]
                     for j in range(count):
-                        wanted[j] += gradient * seen[j]
-                        to_seen[j] += gradient * dropped[j]
+                        wanted[j] += gradient * values[channel, j]
+                    for j in range(count):
+                        to_values[channel, j] += gradient * dropped[j]
                 for j in range(count):
                     shares[j] *= (wanted[j] * factors[j] - common) * scale
-                for channel in range(width):
+                for channel in range(asked.shape[1]):
                     found = zero
-                    number = asked[channel]
-                    seen, to_seen = keys[channel], to_keys[channel]
+                    number = asked[row, channel]
                     for j in range(count):
-                        found += shares[j] * seen[j]
-                        to_seen[j] += number * shares[j]
-                    to_query[channel] = found
+                        found += shares[j] * keys[channel, j]
+                    for j in range(count):
+                        to_keys[channel, j] += number * shares[j]
+                    to_query[row, channel] = found
