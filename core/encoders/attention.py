@@ -123,9 +123,15 @@ def projects_few(key_layer: nn.Linear, value_layer: nn.Linear, query: Tensor, ke
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and few * (width + length * heads) < length * width
-        # the third stage of ZeRO marks weights that are there in their layers' calls alone
-        and not any(hasattr(layer.weight, "ds_id") for layer in (key_layer, value_layer))
+        and _is_plain(key_layer)
+        and _is_plain(value_layer)
     )
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether a layer does nothing but multiply with a weight that is there. One with an adapter
+    does more; the third stage of ZeRO marks weights that are there in their layers' calls alone."""
+    return type(layer) is nn.Linear and not hasattr(layer.weight, "ds_id")
 
 
 def attend_few(

@@ -4,6 +4,7 @@ over time."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from core.encoders.attention import TransformerLayer
-from core.kernels.recurrence import gru
+from core.kernels.gru import bidirectional
 
 
 def lengths(mask: Tensor) -> Tensor:
@@ -113,31 +114,31 @@ class BiGRU(nn.Module):
         self.gru = GRU(width, hidden, layers, batch_first=True, bidirectional=True)
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        return self.gru(frames, mask)
-
-
-class GRU(nn.GRU):
-    """A bidirectional GRU of padded sequences. On a CPU both directions of a layer are one compiled
-    loop over existing frames; torch goes from frame to frame there, with a dozen operators at each.
-    """
-
-    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:  # type: ignore[override]
-        """(B, T, 2 hidden), zero at padding, of (B, T, width) and the mask (B, T)."""
-        if not gru.serves(frames):
-            return self._packed(frames, mask) * mask[..., None]
-        with torch.autocast("cpu", enabled=False):
-            if frames.dtype in (torch.float16, torch.bfloat16):
-                frames = frames.float()
-            return self._in_loops(frames, mask) * mask[..., None]
-
-    def _packed(self, frames: Tensor, mask: Tensor) -> Tensor:
+        if bidirectional.serves(frames):
+            return self.gru(frames, mask) * mask[..., None]
         length = lengths(mask).clamp(min=1).cpu()
         packed = pack_padded_sequence(frames, length, batch_first=True, enforce_sorted=False)
-        packed_states, _ = super().forward(packed)
+        packed_states, _ = self.gru(packed)
         states, _ = pad_packed_sequence(
             packed_states, batch_first=True, total_length=frames.shape[1]
         )
-        return states
+        return states * mask[..., None]
+
+
+class GRU(nn.GRU):
+    """A bidirectional GRU that takes padded sequences with their mask on a CPU. There both
+    directions of a layer are one compiled loop over existing frames; torch goes from frame to
+    frame, with a dozen operators at each.
+    """
+
+    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Any:  # type: ignore[override]
+        """(B, T, 2 hidden) of (B, T, width) and the mask (B, T); without a mask as torch's."""
+        if mask is None:
+            return super().forward(frames)
+        with torch.autocast("cpu", enabled=False):
+            if frames.dtype in (torch.float16, torch.bfloat16):
+                frames = frames.float()
+            return self._in_loops(frames, mask)
 
     def _in_loops(self, frames: Tensor, mask: Tensor) -> Tensor:
         length = lengths(mask)
@@ -150,7 +151,9 @@ class GRU(nn.GRU):
             input_weight, input_bias = self._of_both("ih", number)
             weight, bias = self._of_both("hh", number)
             inputs = F.linear(rows, input_weight.flatten(0, 1), input_bias.flatten())
-            rows = gru.bidirectional(inputs.unflatten(1, (2, -1)), weight, bias, starts)
+            rows = bidirectional.run_bidirectional(
+                inputs.unflatten(1, (2, -1)), weight, bias, starts
+            )
         states = rows.new_zeros(*mask.shape, rows.shape[1])
         return states.masked_scatter(within[..., None], rows)
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrize
 
 from core.dropout import number_dropouts, sample_masks
 from core.encoders import attention as home
@@ -59,3 +61,5 @@ def test_many_queries_and_weights_kept_elsewhere_take_the_plain_way() -> None:
         assert not home.projects_few(attention.key, attention.value, few, keys)
     attention.value.weight.ds_id = 1  # as ZeRO's third stage marks it
     assert not home.projects_few(attention.key, attention.value, few, keys)
+    adapted = parametrize.register_parametrization(nn.Linear(WIDTH, WIDTH), "weight", nn.Tanh())
+    assert not home.projects_few(attention.key, adapted, few, keys)

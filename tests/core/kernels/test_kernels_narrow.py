@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from core.dropout import SampleDropout, keep_mask, sample_masks
 from core.encoders.attention import Attention, attend
-from core.encoders.sequence import GRU
+from core.encoders.sequence import BiGRU
 from core.kernels.attention import narrow_attention
 from core.kernels.compiled_loop import compiled
+from core.kernels.gru import bidirectional
 from core.kernels.vector_math import exponential, sigmoid, tanh
 
 LAYER, RATE = 5, 0.3
@@ -102,41 +103,45 @@ def test_a_query_without_keys_gives_zeros_in_a_whole_attention() -> None:
 
 
 @pytest.mark.parametrize("layers", [1, 3])
-def test_the_loops_of_a_gru_are_torchs(layers: int) -> None:
+def test_the_loops_of_a_gru_are_torchs(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(5)
-    gru = GRU(6, 4, layers, batch_first=True, bidirectional=True).double()
+    encoder = BiGRU(6, 4, layers).double()
     mask = torch.arange(9) < torch.tensor([9, 0, 5, 1])[:, None]
     mask[0, 3] = False  # a hole
     frames = torch.randn(4, 9, 6, dtype=torch.float64)
     upstream = torch.randn(4, 9, 8, dtype=torch.float64)
-    results: list[dict[str, Any]] = []
-    for once in (gru, lambda x, m: gru._packed(x, m) * m[..., None]):
-        gru.zero_grad()
+
+    def run() -> dict[str, Any]:
+        encoder.zero_grad()
         leaf = frames.clone().requires_grad_()
-        states = once(leaf, mask)
+        states = encoder(leaf, mask)
         states.backward(upstream)
-        gradients = {name: p.grad for name, p in gru.named_parameters()}
-        results.append({"states": states.detach(), "frames": leaf.grad, **gradients})
-    for name, wanted in results[1].items():
-        torch.testing.assert_close(results[0][name], wanted, rtol=1e-10, atol=1e-12, msg=name)
+        gradients = {name: p.grad for name, p in encoder.named_parameters()}
+        return {"states": states.detach(), "frames": leaf.grad, **gradients}
+
+    found = run()
+    monkeypatch.setattr(bidirectional, "serves", lambda frames: False)
+    wanted = run()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12, msg=name)
 
 
 def test_a_gru_of_samples_without_frames_has_gradients_of_zero() -> None:
-    gru = GRU(3, 2, 1, batch_first=True, bidirectional=True)
-    states = gru(torch.randn(2, 4, 3), torch.zeros(2, 4, dtype=torch.bool))
+    encoder = BiGRU(3, 2, 1)
+    states = encoder(torch.randn(2, 4, 3), torch.zeros(2, 4, dtype=torch.bool))
     states.sum().backward()
     assert not states.any()
-    for parameter in gru.parameters():
+    for parameter in encoder.parameters():
         assert parameter.grad is not None
         assert not parameter.grad.any()
 
 
 def test_a_gru_takes_half_precision() -> None:
-    gru = GRU(3, 2, 1, batch_first=True, bidirectional=True)
+    encoder = BiGRU(3, 2, 1)
     frames, mask = torch.randn(2, 4, 3), torch.ones(2, 4, dtype=torch.bool)
     with torch.autocast("cpu", torch.bfloat16):
-        states = gru(frames.bfloat16(), mask)
-    torch.testing.assert_close(states, gru(frames, mask), rtol=2e-2, atol=2e-2)
+        states = encoder(frames.bfloat16(), mask)
+    torch.testing.assert_close(states, encoder(frames, mask), rtol=2e-2, atol=2e-2)
 
 
 def each(x: Any, out: Any) -> None:

@@ -13,7 +13,7 @@ def serves(frames: Tensor) -> bool:
     return frames.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def bidirectional(inputs: Tensor, weight: Tensor, bias: Tensor, starts: Tensor) -> Tensor:
+def run_bidirectional(inputs: Tensor, weight: Tensor, bias: Tensor, starts: Tensor) -> Tensor:
     """(N, 2 H), the states of both directions at the N frames of all sequences.
 
     Args:
@@ -30,7 +30,7 @@ def bidirectional(inputs: Tensor, weight: Tensor, bias: Tensor, starts: Tensor) 
 class _Bidirectional(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor, starts: Tensor) -> Tensor:
-        from core.kernels.recurrence import gru_loops  # which brings numba
+        from core.kernels.gru import gru_loops  # which brings numba
 
         count, width = len(inputs), weight.shape[2]
         states = inputs.new_empty(count, 2, width)
@@ -48,7 +48,7 @@ class _Bidirectional(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        from core.kernels.recurrence import gru_loops
+        from core.kernels.gru import gru_loops
 
         weight, starts, states, kept = ctx.saved_tensors
         input_gradients = states.new_empty(len(states), 2, weight.shape[1])
