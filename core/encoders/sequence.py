@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from core.encoders.attention import TransformerLayer
-from core.kernels.gru import bidirectional
+from core.kernels.recurrent import layers_in_loops
 
 
 def lengths(mask: Tensor) -> Tensor:
@@ -99,10 +99,13 @@ class LSTMEncoder(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.lstm = nn.LSTM(width, hidden, batch_first=True)
+        self.lstm = LSTM(width, hidden, batch_first=True)
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        states, _ = self.lstm(frames)  # (B, T, hidden)
+        if layers_in_loops.serves(frames):
+            states = self.lstm(frames, mask)  # (B, T, hidden)
+        else:
+            states, _ = self.lstm(frames)
         return last_frame(states, mask)
 
 
@@ -114,7 +117,7 @@ class BiGRU(nn.Module):
         self.gru = GRU(width, hidden, layers, batch_first=True, bidirectional=True)
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        if bidirectional.serves(frames):
+        if layers_in_loops.serves(frames):
             return self.gru(frames, mask) * mask[..., None]
         length = lengths(mask).clamp(min=1).cpu()
         packed = pack_padded_sequence(frames, length, batch_first=True, enforce_sorted=False)
@@ -126,43 +129,48 @@ class BiGRU(nn.Module):
 
 
 class GRU(nn.GRU):
-    """A bidirectional GRU that takes padded sequences with their mask on a CPU. There both
-    directions of a layer are one compiled loop over existing frames; torch goes from frame to
-    frame, with a dozen operators at each.
-    """
+    """A bidirectional GRU that may be given padded sequences with their mask, on a CPU."""
 
     def forward(self, frames: Tensor, mask: Tensor | None = None) -> Any:  # type: ignore[override]
         """(B, T, 2 hidden) of (B, T, width) and the mask (B, T); without a mask as torch's."""
-        if mask is None:
-            return super().forward(frames)
-        with torch.autocast("cpu", enabled=False):
-            if frames.dtype in (torch.float16, torch.bfloat16):
-                frames = frames.float()
-            return self._in_loops(frames, mask)
+        return super().forward(frames) if mask is None else _in_loops(self, frames, mask)
 
-    def _in_loops(self, frames: Tensor, mask: Tensor) -> Tensor:
-        length = lengths(mask)
-        starts = F.pad(length.cumsum(0), (1, 0))
-        within = torch.arange(frames.shape[1]) < length[:, None]
-        rows = frames[within]  # (N, width)
-        for number in range(self.num_layers):
-            if number and self.dropout:
-                rows = F.dropout(rows, self.dropout, self.training)
-            input_weight, input_bias = self._of_both("ih", number)
-            weight, bias = self._of_both("hh", number)
-            inputs = F.linear(rows, input_weight.flatten(0, 1), input_bias.flatten())
-            rows = bidirectional.run_bidirectional(
-                inputs.unflatten(1, (2, -1)), weight, bias, starts
-            )
-        states = rows.new_zeros(*mask.shape, rows.shape[1])
-        return states.masked_scatter(within[..., None], rows)
 
-    def _of_both(self, part: str, layer: int) -> tuple[Tensor, Tensor]:
-        """(2, 3 hidden, ...) weight and (2, 3 hidden) bias of both directions."""
-        ways = ("", "_reverse")
-        weights = [getattr(self, f"weight_{part}_l{layer}{way}") for way in ways]
-        biases = [getattr(self, f"bias_{part}_l{layer}{way}") for way in ways]
-        return torch.stack(weights), torch.stack(biases)
+class LSTM(nn.LSTM):
+    """An LSTM that may be given padded sequences with their mask, on a CPU."""
+
+    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Any:  # type: ignore[override]
+        """(B, T, hidden) of (B, T, width) and the mask (B, T); without a mask as torch's."""
+        return super().forward(frames) if mask is None else _in_loops(self, frames, mask)
+
+
+@torch.autocast("cpu", enabled=False)
+def _in_loops(network: nn.RNNBase, frames: Tensor, mask: Tensor) -> Tensor:
+    """States (B, T, directions * hidden) of a GRU or an LSTM, zero behind the last frame. Each
+    layer is one compiled loop over the frames before; torch goes from frame to frame there, with a
+    dozen operators at each."""
+    run = layers_in_loops.run_gru if network.mode == "GRU" else layers_in_loops.run_lstm
+    if frames.dtype in (torch.float16, torch.bfloat16):
+        frames = frames.float()
+    length = lengths(mask)
+    starts = F.pad(length.cumsum(0), (1, 0))
+    within = torch.arange(frames.shape[1]) < length[:, None]
+    rows = frames[within]  # (N, width)
+    for number in range(network.num_layers):
+        input_weight, input_bias = _of_directions(network, "ih", number)
+        weight, bias = _of_directions(network, "hh", number)
+        inputs = F.linear(rows, input_weight.flatten(0, 1), input_bias.flatten())
+        rows = run(inputs.unflatten(1, weight.shape[:2]), weight, bias, starts).flatten(1)
+    states = rows.new_zeros(*mask.shape, rows.shape[1])
+    return states.masked_scatter(within[..., None], rows)
+
+
+def _of_directions(network: nn.RNNBase, part: str, layer: int) -> tuple[Tensor, Tensor]:
+    """(directions, gates * hidden, ...) weight and (directions, gates * hidden) bias."""
+    ways = ("", "_reverse") if network.bidirectional else ("",)
+    weights = [getattr(network, f"weight_{part}_l{layer}{way}") for way in ways]
+    biases = [getattr(network, f"bias_{part}_l{layer}{way}") for way in ways]
+    return torch.stack(weights), torch.stack(biases)
 
 
 class BiLSTM(nn.Module):

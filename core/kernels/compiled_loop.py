@@ -95,8 +95,9 @@ def size_of(units: Units, arguments: Arguments) -> tuple[int, int]:
         return len(arguments["mask"]), arguments["mask"].size
     if units == "out rows":
         return len(arguments["out"]), arguments["out"].size
-    if units == "sequences":  # each of them in both directions
-        return 2 * (len(arguments["starts"]) - 1), arguments["kept"].size
+    if units == "sequences":  # each direction of each of them
+        ways = arguments["states"].shape[1]
+        return ways * (len(arguments["starts"]) - 1), arguments["kept"].size
     if units == "samples":
         return len(arguments["query"]), arguments["query"].size * arguments["key"].shape[2]
     rows, columns = arguments["tile"].shape

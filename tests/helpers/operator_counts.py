@@ -20,7 +20,7 @@ from core.batch import Batch
 from core.dropout import sample_masks
 from core.kernels.attention import attention_op, narrow_attention
 from core.kernels.dropout import dropout_op
-from core.kernels.gru import bidirectional
+from core.kernels.recurrent import layers_in_loops
 from core.model import Model
 
 # these give memory or another view of it, and compute nothing
@@ -61,7 +61,7 @@ def as_on_a_gpu() -> Iterator[None]:
     with (
         mock.patch.object(attention_op, "runs_kernel", return_value=True),
         mock.patch.object(narrow_attention, "serves", return_value=False),
-        mock.patch.object(bidirectional, "serves", return_value=False),
+        mock.patch.object(layers_in_loops, "serves", return_value=False),
         mock.patch.object(core.kernels.attention, "attention_launch", launches, create=True),
         mock.patch.object(dropout_op, "drop", dropout_op.dropout),
     ):

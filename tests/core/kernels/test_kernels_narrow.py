@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from core.dropout import SampleDropout, keep_mask, sample_masks
 from core.encoders.attention import Attention, attend
-from core.encoders.sequence import BiGRU
+from core.encoders.sequence import BiGRU, LSTMEncoder
 from core.kernels.attention import narrow_attention
 from core.kernels.compiled_loop import compiled
-from core.kernels.gru import bidirectional
+from core.kernels.recurrent import layers_in_loops
 from core.kernels.vector_math import exponential, sigmoid, tanh
 
 LAYER, RATE = 5, 0.3
@@ -102,25 +102,33 @@ def test_a_query_without_keys_gives_zeros_in_a_whole_attention() -> None:
     assert not seen[1].any()
 
 
-@pytest.mark.parametrize("layers", [1, 3])
-def test_the_loops_of_a_gru_are_torchs(layers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+ENCODERS = {
+    "gru": lambda: BiGRU(6, 4, 1),
+    "gru of three layers": lambda: BiGRU(6, 4, 3),
+    "lstm": lambda: LSTMEncoder(6, 5),
+}
+
+
+@pytest.mark.parametrize("kind", list(ENCODERS))
+def test_the_loops_of_recurrent_layers_are_torchs(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(5)
-    encoder = BiGRU(6, 4, layers).double()
+    encoder = ENCODERS[kind]().double()
     mask = torch.arange(9) < torch.tensor([9, 0, 5, 1])[:, None]
     mask[0, 3] = False  # a hole
     frames = torch.randn(4, 9, 6, dtype=torch.float64)
-    upstream = torch.randn(4, 9, 8, dtype=torch.float64)
 
     def run() -> dict[str, Any]:
         encoder.zero_grad()
         leaf = frames.clone().requires_grad_()
         states = encoder(leaf, mask)
-        states.backward(upstream)
+        (states.sin() * torch.arange(states.shape[-1])).sum().backward()
         gradients = {name: p.grad for name, p in encoder.named_parameters()}
         return {"states": states.detach(), "frames": leaf.grad, **gradients}
 
     found = run()
-    monkeypatch.setattr(bidirectional, "serves", lambda frames: False)
+    monkeypatch.setattr(layers_in_loops, "serves", lambda frames: False)
     wanted = run()
     for name, value in wanted.items():
         torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12, msg=name)

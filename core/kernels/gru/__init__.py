@@ -1,1 +1,0 @@
-"""GRUs on a CPU: one compiled loop per layer in place of a dozen operators a frame."""
