@@ -148,6 +148,7 @@ def train_plain(
 PEERS: dict[str, Any] = {
     "self_mm_128": train_self_mm,
     "self_mm_768": train_self_mm,
+    "self_mm_bf16": train_self_mm,
     "tfr_net": train_tfr_net,
     "cenet_same": partial(train_plain, CENet, 2.0),
     "cenet_recipe": partial(train_plain, CENet, 2.0),
