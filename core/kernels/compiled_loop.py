@@ -99,7 +99,7 @@ def size_of(units: Units, arguments: Arguments) -> tuple[int, int]:
         ways = arguments["states"].shape[1]
         return ways * (len(arguments["starts"]) - 1), arguments["kept"].size
     if units == "samples":
-        return len(arguments["query"]), arguments["query"].size * arguments["key"].shape[2]
+        return len(arguments["query"]), arguments["norms"].size * arguments["key"].shape[3]
     rows, columns = arguments["tile"].shape
     count = {
         "rows": rows,

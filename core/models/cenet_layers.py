@@ -115,8 +115,9 @@ class Perceptron(nn.Module):
 
     def halfway(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """(B, T, width) behind the first layer, and the second one as a map."""
-        first, relu, second = self.layers
-        return relu(first(frames)), second(None, "map")
+        first, _, second = self.layers
+        # in place: nothing asks for what was there, and these are the largest tensors
+        return first(frames).relu_(), second(None, "map")
 
 
 def look_at_codes(
