@@ -112,9 +112,9 @@ class SampleDropout(nn.Module):
         if not self.training or self.p == 0:
             return x
         if _tokens is not None and _masks is not None:
-            states = _masks.states[_tokens.sample]
+            of_rows = _masks.states[_tokens.sample]
             rows = x.flatten(0, -2)  # (N, width)
-            dropped = dropout_op.drop_tokens(rows, states, _tokens.place, self.layer, self.p)
+            dropped = dropout_op.drop_tokens(rows, of_rows, _tokens.place, self.layer, self.p)
             return dropped.view(x.shape)
         states = self.states_of(x)
         if states is None:

@@ -213,7 +213,7 @@ def is_fused(
     drops = _drops(dropout)
     if drops and not (isinstance(dropout, SampleDropout) and dropout.states_of(query) is not None):
         return False
-    p = float(dropout.p) if drops else 0.0
+    p: float = getattr(dropout, "p", 0.0) if drops else 0.0
     if attention_op.serves(query, key, value, p):
         return drops  # elsewhere torch's kernels are as good
     return narrow_attention.serves(query, key, value, allowed, p)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.dropout import token_rows
 from core.encoders.attention import attend, attend_few, projects_few
@@ -59,7 +59,7 @@ def serves(backbone: Any, exists: Tensor) -> bool:
     )
 
 
-def _is_changed(encoder: nn.Module) -> bool:
+def _is_changed(encoder: Any) -> bool:
     """Whether somebody has put something in the place of a layer's forward, as ``core.recompute``
     does."""
     return any("forward" in layer.__dict__ for layer in encoder.layer)

@@ -144,23 +144,23 @@ class LSTM(nn.LSTM):
         return super().forward(frames) if mask is None else _in_loops(self, frames, mask)
 
 
-@torch.autocast("cpu", enabled=False)
 def _in_loops(network: nn.RNNBase, frames: Tensor, mask: Tensor) -> Tensor:
     """States (B, T, directions * hidden) of a GRU or an LSTM, zero behind the last frame. Each
     layer is one compiled loop over the frames before; torch goes from frame to frame there, with a
     dozen operators at each."""
-    run = layers_in_loops.run_gru if network.mode == "GRU" else layers_in_loops.run_lstm
-    if frames.dtype in (torch.float16, torch.bfloat16):
-        frames = frames.float()
     length = lengths(mask)
     starts = F.pad(length.cumsum(0), (1, 0))
     within = torch.arange(frames.shape[1]) < length[:, None]
     rows = frames[within]  # (N, width)
-    for number in range(network.num_layers):
-        input_weight, input_bias = _of_directions(network, "ih", number)
-        weight, bias = _of_directions(network, "hh", number)
-        inputs = F.linear(rows, input_weight.flatten(0, 1), input_bias.flatten())
-        rows = run(inputs.unflatten(1, weight.shape[:2]), weight, bias, starts).flatten(1)
+    if rows.dtype in (torch.float16, torch.bfloat16):
+        rows = rows.float()
+    run = layers_in_loops.run_gru if network.mode == "GRU" else layers_in_loops.run_lstm
+    with torch.autocast("cpu", enabled=False):
+        for number in range(network.num_layers):
+            input_weight, input_bias = _of_directions(network, "ih", number)
+            weight, bias = _of_directions(network, "hh", number)
+            inputs = F.linear(rows, input_weight.flatten(0, 1), input_bias.flatten())
+            rows = run(inputs.unflatten(1, weight.shape[:2]), weight, bias, starts).flatten(1)
     states = rows.new_zeros(*mask.shape, rows.shape[1])
     return states.masked_scatter(within[..., None], rows)
 

@@ -4,7 +4,7 @@ after reading from a learnt memory (CENet: Wang et al., IEEE TMM 2022)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
@@ -193,7 +193,7 @@ class CENet(Model[Utterances, Output]):
         """What the text finds in a modality."""
         memory = self.memories[m] if m in self.memories else None
         places = 0 if self.config.frame_mask else max(self.longest[m], mask.shape[1])
-        look = look_at_codes if self.config.front == "codes" else look_at_frames
+        look: Any = look_at_codes if self.config.front == "codes" else look_at_frames
         return look(self.fronts[m], self.attend[m], memory, hidden, frames, mask, places)
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:

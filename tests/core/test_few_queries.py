@@ -59,7 +59,8 @@ def test_many_queries_and_weights_kept_elsewhere_take_the_plain_way() -> None:
     assert not home.projects_few(attention.key, attention.value, many, keys)
     with torch.autocast("cpu", torch.bfloat16):
         assert not home.projects_few(attention.key, attention.value, few, keys)
-    attention.value.weight.ds_id = 1  # as ZeRO's third stage marks it
+    weight: Any = attention.value.weight
+    weight.ds_id = 1  # as ZeRO's third stage marks it
     assert not home.projects_few(attention.key, attention.value, few, keys)
     adapted = parametrize.register_parametrization(nn.Linear(WIDTH, WIDTH), "weight", nn.Tanh())
     assert not home.projects_few(attention.key, adapted, few, keys)

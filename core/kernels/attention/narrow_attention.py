@@ -90,12 +90,12 @@ class _NarrowAttention(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         from core.kernels.attention import narrow_loops
 
-        *inputs, mixed, norms = ctx.saved_tensors
-        query, key, value = inputs[:3]
+        query, key, value, allowed, states, mixed, norms = ctx.saved_tensors
+        given = _given(query, key, value, allowed, states, ctx.scale, ctx.layer, ctx.p)
         of_query = torch.empty_like(query)
         of_key, of_value = torch.zeros_like(key), torch.zeros_like(value)
         narrow_loops.attend_back(
-            **_given(*inputs, ctx.scale, ctx.layer, ctx.p),
+            **given,
             mixed=mixed.numpy(),
             norms=norms.numpy(),
             upstream=upstream[0].contiguous().numpy(),

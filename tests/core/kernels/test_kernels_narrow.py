@@ -49,7 +49,7 @@ def masks(samples: int, rows: int, columns: int) -> dict[str, Tensor | None]:
 @pytest.mark.parametrize("kind", ["none", "frames", "causal", "frames and causal", "holes"])
 def test_narrow_attention_is_softmax_and_dropout_over_all_pairs(kind: str, p: float) -> None:
     torch.manual_seed(3)
-    inputs = [torch.randn(3, 2, n, 5, dtype=torch.float64) for n in (7, 37, 37)]
+    inputs: Any = [torch.randn(3, 2, n, 5, dtype=torch.float64) for n in (7, 37, 37)]
     allowed = masks(3, 7, 37)[kind]
     dropout = SampleDropout(p, LAYER).train()
     upstream = torch.randn(3, 2, 7, 5, dtype=torch.float64)
@@ -60,7 +60,7 @@ def test_narrow_attention_is_softmax_and_dropout_over_all_pairs(kind: str, p: fl
             lambda q, k, v: attend(q, k, v, allowed, dropout, 0.4),
             lambda q, k, v: plain(q, k, v, allowed, p),
         ):
-            leaves = [part.clone().requires_grad_() for part in inputs]
+            leaves: Any = [part.clone().requires_grad_() for part in inputs]
             mixed = once(*leaves)
             mixed.backward(upstream)
             results.append([mixed.detach(), *(leaf.grad for leaf in leaves)])
@@ -70,9 +70,9 @@ def test_narrow_attention_is_softmax_and_dropout_over_all_pairs(kind: str, p: fl
 
 def test_narrow_attention_in_float32_is_as_exact_as_torch() -> None:
     torch.manual_seed(4)
-    exact = [torch.randn(2, 3, n, 8, dtype=torch.float64) * 3 for n in (40, 300, 300)]
+    exact: Any = [torch.randn(2, 3, n, 8, dtype=torch.float64) * 3 for n in (40, 300, 300)]
     wanted = plain(*exact, None, 0.0)
-    rough = [part.float() for part in exact]
+    rough: Any = [part.float() for part in exact]
     found = attend(*rough, None, nn.Identity(), 0.4)
     by_torch = plain(*rough, None, 0.0)
     error = float((found - wanted).abs().max())
@@ -80,14 +80,14 @@ def test_narrow_attention_in_float32_is_as_exact_as_torch() -> None:
 
 
 def test_what_is_no_number_stays_seen() -> None:
-    inputs = [torch.randn(1, 1, n, 4) for n in (3, 6, 6)]
+    inputs: Any = [torch.randn(1, 1, n, 4) for n in (3, 6, 6)]
     inputs[1][0, 0, 2, 1] = math.nan
     assert attend(*inputs, None, nn.Identity()).isnan().all()
 
 
 def test_wide_heads_and_added_masks_are_left_to_torch() -> None:
-    wide = [torch.randn(1, 1, 4, 33) for _ in range(3)]
-    narrow = [torch.randn(1, 1, 4, 8) for _ in range(3)]
+    wide: Any = [torch.randn(1, 1, 4, 33) for _ in range(3)]
+    narrow: Any = [torch.randn(1, 1, 4, 8) for _ in range(3)]
     assert not narrow_attention.serves(*wide, None, 0.0)
     assert narrow_attention.serves(*narrow, None, 0.0)
     assert not narrow_attention.serves(*narrow, torch.zeros(1, 1, 4, 4), 0.0)
@@ -162,10 +162,10 @@ def each(x: Any, out: Any) -> None:
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
 def test_exponentials_are_exact_to_the_last_digits(kind: type) -> None:
     x = np.concatenate([np.linspace(-86, 87, 4001), np.linspace(-1, 1, 2001)]).astype(kind)
-    out = np.empty((3, len(x)), kind)
+    out: Any = np.empty((3, len(x)), kind)
     compiled(each)(x, out)
-    exact = x.astype(np.longdouble)
-    digit = np.finfo(kind).eps
+    exact: Any = x.astype(np.longdouble)
+    digit = float(np.finfo(kind).eps)
     np.testing.assert_allclose(out[0], np.exp(exact), rtol=4 * digit)
     np.testing.assert_allclose(out[1], 1 / (1 + np.exp(-exact)), rtol=6 * digit)
     np.testing.assert_allclose(out[2], np.tanh(exact), rtol=0, atol=4 * digit)
