@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import core.kernels.attention
 from core.batch import Batch
 from core.dropout import sample_masks
+from core.encoders import attention, packed_text
 from core.kernels.attention import attention_op, narrow_attention
 from core.kernels.dropout import dropout_op
 from core.kernels.recurrent import layers_in_loops
@@ -61,6 +62,8 @@ def as_on_a_gpu() -> Iterator[None]:
     with (
         mock.patch.object(attention_op, "runs_kernel", return_value=True),
         mock.patch.object(narrow_attention, "serves", return_value=False),
+        mock.patch.object(attention, "projects_few", return_value=False),
+        mock.patch.object(packed_text, "serves", return_value=False),
         mock.patch.object(layers_in_loops, "serves", return_value=False),
         mock.patch.object(core.kernels.attention, "attention_launch", launches, create=True),
         mock.patch.object(dropout_op, "drop", dropout_op.dropout),
