@@ -67,6 +67,16 @@ def same_masks() -> AbstractContextManager[None]:
 
 
 @contextmanager
+def _drawing(masks: _Masks | None) -> Iterator[None]:
+    global _masks
+    previous, _masks = _masks, masks
+    try:
+        yield
+    finally:
+        _masks = previous
+
+
+@contextmanager
 def token_rows(sample: Tensor, place: Tensor) -> Iterator[None]:
     """Within this block the rows of matrices (N, width), or (1, N, width), are tokens of these
     samples at these places of padded sequences (B, T, width), whose masks are theirs; on a CPU
@@ -77,16 +87,6 @@ def token_rows(sample: Tensor, place: Tensor) -> Iterator[None]:
         yield
     finally:
         _tokens = previous
-
-
-@contextmanager
-def _drawing(masks: _Masks | None) -> Iterator[None]:
-    global _masks
-    previous, _masks = _masks, masks
-    try:
-        yield
-    finally:
-        _masks = previous
 
 
 def keep_mask(shape: torch.Size, p: float, layer: int, device: torch.device) -> Tensor:
