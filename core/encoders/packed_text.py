@@ -115,7 +115,8 @@ def _through(
         own, wanted = hidden, tokens
     module = layer.attention.self
     heads = module.num_attention_heads
-    query = _split_heads(wanted.pad(module.query(own)), heads)
+    with token_rows(wanted.sample, wanted.place):  # an adapter may have dropouts, too
+        query = _split_heads(wanted.pad(module.query(own)), heads)
     allowed = tokens.exists[:, None, None]
     if projects_few(module.key, module.value, query, tokens.exists):
         mixed = attend_few(
@@ -128,7 +129,8 @@ def _through(
             module.scaling,
         )
     else:
-        key, value = module.key(hidden), module.value(hidden)
+        with token_rows(tokens.sample, tokens.place):
+            key, value = module.key(hidden), module.value(hidden)
         key, value = (_split_heads(tokens.pad(part), heads) for part in (key, value))
         mixed = attend(query, key, value, allowed, module.dropout, module.scaling)
     seen = wanted.pack(mixed.transpose(1, 2).flatten(2))
