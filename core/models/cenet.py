@@ -128,7 +128,7 @@ class CENet(Model[Utterances, Output]):
         """What brings sound and video into the text encoder."""
         config, width = self.config, self.text.width
         self.fronts = nn.ModuleDict({m: _front(m, width, config, data) for m in others})
-        self.attend: Any = nn.ModuleDict()  # of ``Attention``
+        self.attend = nn.ModuleDict()
         for m in others:
             self.attend[m] = Attention(
                 width, 1, out=False, scale=config.scale or None, layer=Affine
@@ -179,9 +179,7 @@ class CENet(Model[Utterances, Output]):
         with torch.autocast(hidden.device.type, enabled=False):
             if hidden.dtype in (torch.float16, torch.bfloat16):
                 hidden = hidden.float()
-            looks = {}
-            for m in self.fronts:
-                looks[m] = self._look(m, hidden, text_mask, frames[m], mask[m])
+            looks = {m: self._look(m, hidden, frames[m], mask[m]) for m in self.fronts}
             mixed, enhanced = self.mix([look.values for look in looks.values()])
             enhanced = hidden + enhanced
             for look, values in zip(looks.values(), mixed, strict=True):
@@ -191,17 +189,12 @@ class CENet(Model[Utterances, Output]):
                 entropy[m] = look.entropy
         return enhanced
 
-    def _look(
-        self, m: str, hidden: Tensor, text_mask: Tensor, frames: Tensor, mask: Tensor
-    ) -> Look:
+    def _look(self, m: str, hidden: Tensor, frames: Tensor, mask: Tensor) -> Look:
         """What the text finds in a modality."""
-        front, attend = self.fronts[m], self.attend[m]
         memory = self.memories[m] if m in self.memories else None
         places = 0 if self.config.frame_mask else max(self.longest[m], mask.shape[1])
-        if isinstance(front, Codes):
-            return look_at_codes(front, attend, memory, hidden, frames, mask, places)
-        assert isinstance(front, Perceptron)
-        return look_at_frames(front, attend, memory, hidden, text_mask, frames, mask, places)
+        look: Any = look_at_codes if self.config.front == "codes" else look_at_frames
+        return look(self.fronts[m], self.attend[m], memory, hidden, frames, mask, places)
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
         if self.training and output.entropy:

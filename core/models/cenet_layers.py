@@ -25,9 +25,6 @@ from core.encoders.affine import (
     shares_of_words,
 )
 from core.encoders.attention import Attention
-from core.encoders.sequence import lengths
-
-NUM_GROUPS = 4  # of samples of like length
 
 
 @dataclass(frozen=True)
@@ -116,14 +113,11 @@ class Perceptron(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         return self.layers(frames)
 
-    @property
-    def second(self) -> nn.Module:
-        return self.layers[2]
-
-    def halfway(self, frames: Tensor) -> Tensor:
-        """(B, T, width) behind the first layer."""
+    def halfway(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, T, width) behind the first layer, and the second one as a map."""
+        first, _, second = self.layers
         # in place: nothing asks for what was there, and these are the largest tensors
-        return self.layers[0](frames).relu_()
+        return first(frames).relu_(), second(None, "map")
 
 
 def look_at_codes(
@@ -161,66 +155,11 @@ def look_at_frames(
     attend: Attention,
     memory: nn.Module | None,
     hidden: Tensor,
-    text_mask: Tensor,
     frames: Tensor,
     mask: Tensor,
     places: int,
 ) -> Look:
-    """As ``look_at_codes``, at frames that are all different; zero where the text is padding.
-
-    On a CPU samples of like length go together, so that a short one is not as much work as the
-    longest of the batch.
-    """
-    to_keys = None if memory is not None else front.second(None, "map")
-    readers = readers_of_frames(attend, to_keys)
-    reads, entropies = [], []
-    groups = _groups_by_length(mask)
-    for group in groups:
-        text_length, length = _longest(text_mask[group]), _longest(mask[group])
-        read, entropy = _look_at_group(
-            front,
-            memory,
-            affine(hidden[group, :text_length], readers),
-            frames[group, :length],
-            mask[group, :length],
-            places,
-        )
-        reads.append(F.pad(read, (0, 0, 0, hidden.shape[1] - text_length)))
-        entropies.append(entropy)
-    order = torch.cat(groups).argsort()
-    entropy = None if memory is None else torch.stack(entropies).sum(0)
-    return Look(torch.cat(reads)[order], attend.value(to_keys, "map"), entropy)
-
-
-def _groups_by_length(mask: Tensor) -> tuple[Tensor, ...]:
-    """The numbers of all samples (B,), in parts. In one where lengths must not be asked for."""
-    if mask.device.type != "cpu" or torch.compiler.is_compiling():
-        return (torch.arange(len(mask), device=mask.device),)
-    return lengths(mask).argsort().chunk(NUM_GROUPS)
-
-
-def _longest(mask: Tensor) -> int:
-    """The greatest length of some samples, at least 1; the padded one where it must not be asked
-    for."""
-    if mask.device.type != "cpu" or torch.compiler.is_compiling():
-        return mask.shape[1]
-    return max(1, int(lengths(mask).max()))
-
-
-def _look_at_group(
-    front: Perceptron,
-    memory: nn.Module | None,
-    query: Tensor,
-    frames: Tensor,
-    mask: Tensor,
-    places: int,
-) -> tuple[Tensor, Tensor]:
-    """What is read of the features of each frame, and of the constant, (B, T, n + 1); and (2,) the
-    entropy and the number of reads, zero without a memory.
-
-    Args:
-        query: (B, T, n + 1), what a score takes of these.
-    """
+    """As ``look_at_codes``, at frames that are all different."""
     log_counts = None
     missing = max(0, places - mask.shape[1])
     if missing:  # one frame of zeros stands for them all
@@ -228,14 +167,16 @@ def _look_at_group(
         log_counts = torch.ones(mask.shape[1], dtype=frames.dtype, device=frames.device)
         log_counts[-1] = missing
         log_counts = log_counts.log()
+    to_keys, entropy = None, None
     if memory is None:
-        seen = front.halfway(frames)
-        entropy = torch.zeros(2, device=frames.device)
+        seen, to_keys = front.halfway(frames)
     else:
         seen, share = memory(front(frames))
         entropy = torch.stack([(entropy_of(share) * mask).sum(), mask.sum()])
+    query = affine(hidden, readers_of_frames(attend, to_keys))
     share = shares_of_frames(query, seen, None if places else mask, log_counts)
-    return torch.cat([share @ seen, share.sum(2, keepdim=True)], dim=2), entropy
+    read = torch.cat([share @ seen, share.sum(2, keepdim=True)], dim=2)
+    return Look(read, attend.value(to_keys, "map"), entropy)
 
 
 def entropy_of(share: Tensor) -> Tensor:
