@@ -126,15 +126,12 @@ def shares_of_frames(
         mask: (B, S), True at frames that exist; None: all do.
         log_counts: (S,), the logarithm of how often a frame counts; None: once.
     """
-    # frames come first: the gradient of the largest tensor here is then made as it is wanted. The
-    # constant moves no softmax; it stays, so that what it is made of has a gradient
-    constant, features = query[..., -1:].transpose(1, 2), query[..., :-1].transpose(1, 2)
-    score = torch.baddbmm(constant, frames, features)  # (B, S, T)
+    # the constant moves no softmax; it stays, so that what it is made of has a gradient
+    score = torch.baddbmm(query[..., -1:], query[..., :-1], frames.transpose(1, 2))
     if log_counts is not None:
-        score = score + log_counts[:, None]
+        score = score + log_counts
     if mask is None:
-        return score.softmax(1).transpose(1, 2)
+        return score.softmax(-1)
     sees_any = mask.any(1)[:, None, None]
-    hidden = ~mask[..., None] & sees_any
-    share = score.masked_fill_(hidden, -torch.inf).softmax(1) * sees_any
-    return share.transpose(1, 2)
+    hidden = ~mask[:, None] & sees_any
+    return score.masked_fill_(hidden, -torch.inf).softmax(-1) * sees_any
