@@ -7,9 +7,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from core.encoders.attention import TransformerLayer
+from core.kernels.recurrence import recur
 
 
 def lengths(mask: Tensor) -> Tensor:
@@ -99,7 +99,7 @@ class LSTMEncoder(nn.Module):
         self.lstm = nn.LSTM(width, hidden, batch_first=True)
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        states, _ = self.lstm(frames)  # (B, T, hidden)
+        states, _ = recur(self.lstm, frames)  # (B, T, hidden)
         return last_frame(states, mask)
 
 
@@ -111,12 +111,7 @@ class BiGRU(nn.Module):
         self.gru = nn.GRU(width, hidden, layers, batch_first=True, bidirectional=True)
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        length = lengths(mask).clamp(min=1).cpu()
-        packed = pack_padded_sequence(frames, length, batch_first=True, enforce_sorted=False)
-        packed_states, _ = self.gru(packed)
-        states, _ = pad_packed_sequence(
-            packed_states, batch_first=True, total_length=frames.shape[1]
-        )
+        states, _ = recur(self.gru, frames, lengths(mask).clamp(min=1))
         return states * mask[..., None]
 
 
@@ -131,12 +126,6 @@ class BiLSTM(nn.Module):
         """States (B, T, 2 hidden), and the last state forwards and the first one backwards, (B, 2,
         hidden), zero for a sample without frames."""
         length = lengths(mask)
-        packed = pack_padded_sequence(
-            frames, length.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
-        )
-        packed_states, (ends, _) = self.lstm(packed)
-        states, _ = pad_packed_sequence(
-            packed_states, batch_first=True, total_length=frames.shape[1]
-        )
+        states, ends = recur(self.lstm, frames, length.clamp(min=1))
         ends = ends.transpose(0, 1) * (length > 0)[:, None, None]
         return states * mask[..., None], ends

@@ -19,7 +19,7 @@ from core.files import sha256_of_file
 from launch.checkpoints import commit, store
 from launch.checkpoints.snapshot import HostMemory, take
 from launch.checkpoints.store import SaveError, read_state, verify
-from launch.checkpoints.tensors import StoredTensors, load_moments, load_weights
+from launch.checkpoints.tensors import StoredTensors, load_moments, load_weights, snapshot_sizes
 
 
 def test_the_newest_and_the_best_stay(tmp_path: Path):
@@ -122,6 +122,33 @@ def test_leaving_waits_for_the_checkpoint_under_way(
         if error is not None:
             raise error
     assert plain_checkpoints(tmp_path, 9).find("last") == (folder, [])
+
+
+def test_a_snapshot_lies_where_memory_was_reserved_and_the_next_one_too():
+    memory, tensor = HostMemory(), torch.randn(1000)
+    memory.reserve({"x": 4096})  # more than is needed
+    memory.finish_reserving()
+    reserved = memory.take("x", 4096)
+    for _ in range(2):
+        taken = take("x", {"a": tensor}, memory)
+        assert taken.body.data_ptr() == reserved.data_ptr()
+        assert torch.equal(taken.body.view(torch.float32), tensor)
+        tensor = tensor * 2
+    larger = take("x", {"a": torch.zeros(2000)}, memory)
+    assert len(larger.body) == 8000
+
+
+def test_a_run_reserves_what_its_first_checkpoint_takes(tmp_path: Path):
+    engine, checkpoints = PlainEngine(), plain_checkpoints(tmp_path, 1)
+    checkpoints.reserve(engine)
+    checkpoints.memory.finish_reserving()
+    sizes = snapshot_sizes(engine, engine.module.model)
+    assert not engine.optimizer.state  # no moments were made for it
+    reserved = {file: checkpoints.memory.take(file, size) for file, size in sizes.items()}
+    folder = checkpoints.save(engine, NoPosition(), "last")
+    for file, body in reserved.items():
+        written = (folder / file).read_bytes()
+        assert written.endswith(body.numpy().tobytes())
 
 
 def test_the_files_are_what_the_safetensors_library_reads(tmp_path: Path):

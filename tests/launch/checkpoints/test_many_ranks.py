@@ -16,8 +16,9 @@ from ranks import Ranks, run_ranks
 from small_models import small_run
 
 from launch.checkpoints import commit, store
+from launch.checkpoints.snapshot import HostMemory
 from launch.checkpoints.store import Checkpoints, SaveError, read_state
-from launch.checkpoints.tensors import StoredTensors
+from launch.checkpoints.tensors import StoredTensors, snapshot_sizes, snapshots
 from launch.config import Run
 
 
@@ -71,6 +72,9 @@ def contents(runs: list[Run], run_dir: Path, copies: Path) -> None:
         with prepare(replace(run, run_dir=str(run_dir)), quiet=True) as session:
             if session.progress.step == 0:
                 next(fit(session))
+            taken = snapshots(session.engine, session.model, HostMemory())
+            sizes = {file: len(snapshot.body) for file, snapshot in taken.items()}
+            assert snapshot_sizes(session.engine, session.model) == sizes
             Checkpoints(copies / str(place), session.progress).save(
                 session.engine, session.task, "last"
             )

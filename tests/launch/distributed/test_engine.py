@@ -53,6 +53,8 @@ def data(coded_shards: Path) -> Path:
         ({"precision": "fp16", "zero_stage": 2}, True, False, "never lowers the scale"),
         ({"offload": True, "zero_stage": 0}, True, False, "needs zero_stage=1, 2 or 3"),
         ({"compile": True, "zero_stage": 3}, True, False, "break the graph"),
+        ({"compile": True, "cuda_graphs": True}, False, False, "cuda_graphs=true needs a GPU"),
+        ({"cuda_graphs": True}, True, False, "what compile=true makes"),
         ({"recompute": True, "zero_stage": 3}, True, True, "frozen"),
     ],
 )
