@@ -60,10 +60,13 @@ class HostMemory:
     def reserve(self, sizes: Mapping[str, int]) -> None:
         """Have memory of these sizes (file -> bytes) ready for the first snapshot, by a thread
         beside whatever comes next."""
+        device = torch.cuda.current_device() if self._pinned else -1
 
         def touch_pages() -> None:
-            with suppress(RuntimeError):  # no room, which ``take`` finds as well and says
+            # a thread begins with the first GPU; this process may use another
+            with suppress(RuntimeError), torch.cuda.device(device):
                 for file, size in sizes.items():
+                    # no room is a RuntimeError, which the first snapshot meets as well and raises
                     self.take(file, size).zero_()
 
         thread = threading.Thread(target=touch_pages, name="checkpoint memory", daemon=True)
