@@ -53,13 +53,17 @@ class WeightCasts:
         if not (self._units and torch.is_autocast_enabled(device.type)):
             yield
             return
-        groups = [group for unit in self._units for group in unit.parameters()]
-        sizes = [len(group) for group in groups]
+        sizes: list[int] = []
+        parameters: list[nn.Parameter] = []
+        for unit in self._units:
+            for group in unit.parameters():
+                sizes.append(len(group))
+                parameters += group
         dtype = torch.get_autocast_dtype(device.type)
-        cast = iter(_CastTogether.apply(dtype, sizes, *itertools.chain(*groups)))
+        cast = iter(_CastTogether.apply(dtype, sizes, *parameters))
         try:
             for unit in self._units:
-                unit.cast = [next(cast) for _ in unit.parameters()]
+                unit.cast = list(itertools.islice(cast, len(unit.parameters())))
             yield
         finally:
             for unit in self._units:
@@ -108,10 +112,14 @@ def _layers_of_same_input(module: nn.Module) -> list[nn.Linear]:
     """The three layers of a self-attention of transformers, if it is one and they can be joined."""
     if not type(module).__module__.startswith("transformers."):
         return []
-    layers = [getattr(module, name, None) for name in SAME_INPUT]
-    found = [layer for layer in layers if type(layer) is nn.Linear and _learns(layer)]
+    found = []
+    for name in SAME_INPUT:
+        layer = getattr(module, name, None)
+        if type(layer) is nn.Linear and _learns(layer):
+            found.append(layer)
     inputs = {(layer.in_features, layer.bias is None) for layer in found}
-    return found if len(found) == len(SAME_INPUT) and len(inputs) == 1 else []
+    can_be_joined = len(found) == len(SAME_INPUT) and len(inputs) == 1
+    return found if can_be_joined else []
 
 
 def _learns(layer: nn.Linear) -> bool:

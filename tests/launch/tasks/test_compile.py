@@ -24,6 +24,11 @@ from core.model import Alignment, DataSpec
 from launch.config import Run
 from launch.engine.compilation import allow_compiled_rnn, map_output, saying_what_compiles
 
+# attention, hooks in the text encoder, recurrence one way, both ways, at the words
+ONE_OF_EACH = ["baseline", "cenet", "ef_lstm", "misa", "self_mm"]
+OTHERS = sorted(set(SENTIMENT) - set(ONE_OF_EACH))
+DEEP = pytest.mark.deep
+
 
 @pytest.fixture
 def contract(name: str, spec: DataSpec, make_utterances: Callable[..., Utterances]) -> Contract:
@@ -31,7 +36,7 @@ def contract(name: str, spec: DataSpec, make_utterances: Callable[..., Utterance
 
 
 @pytest.mark.slow  # the compiler's first part takes its time
-@pytest.mark.parametrize("name", sorted(SENTIMENT))
+@pytest.mark.parametrize("name", ONE_OF_EACH + [pytest.param(name, marks=DEEP) for name in OTHERS])
 def test_a_model_is_one_graph(contract: Contract):
     batches = [contract.make(8, seed=0), contract.make(8, seed=1), contract.make(5, seed=2)]
     model = number_dropouts(contract.warm(batches[0]))
