@@ -94,7 +94,7 @@ def _measure_step(name: str, precision: str, size: int, rehearse: bool) -> Resul
         session.progress.step += 1
 
     _forget_peak()
-    seconds = _median_seconds(step, 2 if rehearse else REPEATS)
+    seconds = _median_seconds(step, 2, warm_up=1) if rehearse else _median_seconds(step, REPEATS)
     with FlopCounterMode(display=False) as counter:
         step()
     flops = counter.get_total_flops()
@@ -116,9 +116,9 @@ def _measure_step(name: str, precision: str, size: int, rehearse: bool) -> Resul
     return result
 
 
-def _median_seconds(act: Callable[[], object], repeats: int) -> float:
+def _median_seconds(act: Callable[[], object], repeats: int, warm_up: int = WARM_UP) -> float:
     """Of one call, the device's work included."""
-    for _ in range(WARM_UP):
+    for _ in range(warm_up):
         act()
     _synchronize()
     times = []

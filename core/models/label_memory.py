@@ -231,14 +231,17 @@ class LabelMemory(nn.Module):
         return found
 
     @torch.no_grad()
-    def compare(self, view: str, index: Tensor, label: Tensor, human: Tensor) -> None:
-        """Count how far the labels of a batch are from human unimodal ones, (B,), nan where there
-        is none."""
-        known = human.isfinite()
-        made = (self.labels(view, index, label) - human).abs()
-        multimodal = (label - human).abs()
-        sums = [torch.where(known, distance, 0).sum() for distance in (made, multimodal)]
-        self.of("human", view).add_(torch.stack([known.sum(), *sums]).double())
+    def compare(self, index: Tensor, label: Tensor, human: Mapping[str, Tensor]) -> None:
+        """Count how far the labels of a batch are from human unimodal ones, view -> (B,), nan where
+        there is none."""
+        views = list(human)
+        wanted = torch.stack(list(human.values()))  # (V, B)
+        known = wanted.isfinite()
+        sums = [known.sum(1)]
+        for labels in (self.labels_of(views, index, label), label):
+            sums.append(torch.where(known, (labels - wanted).abs(), 0).sum(1))
+        for view, counts in zip(views, torch.stack(sums, dim=1).double(), strict=True):
+            self.of("human", view).add_(counts)
 
     def report(self) -> dict[str, float]:
         """Per view, what became of its labels.

@@ -99,9 +99,9 @@ class UnimodalTasks(Model[Utterances, Output]):
         hidden = {view: rows[f"hidden_{view}"] for view in self.heads}
         has_modality = {m: rows[f"has_{m}"] > 0 for m in self.tasks}
         self.memory.update(index, label, hidden, has_modality)
-        for m in self.tasks:
-            if f"human_{m}" in rows:
-                self.memory.compare(m, index, label, rows[f"human_{m}"])
+        human = {m: rows[f"human_{m}"] for m in self.tasks if f"human_{m}" in rows}
+        if human:
+            self.memory.compare(index, label, human)
 
     def sample_record(self) -> dict[str, Tensor]:
         if self.memory is None or not self.record:
