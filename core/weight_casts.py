@@ -54,7 +54,7 @@ class WeightCasts:
             yield
             return
         sizes: list[int] = []
-        parameters: list[nn.Parameter] = []
+        parameters: list[Tensor] = []
         for unit in self._units:
             for group in unit.parameters():
                 sizes.append(len(group))
@@ -81,7 +81,7 @@ class _Unit:
         for number, layer in enumerate(layers):
             layer.forward = partial(self._forward, number)  # type: ignore[method-assign]
 
-    def parameters(self) -> list[list[nn.Parameter]]:
+    def parameters(self) -> list[list[Tensor]]:
         """Weights, and biases where there are some."""
         found = [[layer.weight for layer in self.layers]]
         if self.layers[0].bias is not None:

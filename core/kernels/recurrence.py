@@ -21,18 +21,17 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 
-def recur(
-    layer: nn.LSTM | nn.GRU, frames: Tensor, length: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def recur(layer: nn.Module, frames: Tensor, length: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """States (B, T, directions * hidden), and what each layer and direction ends with (layers *
     directions, B, hidden).
 
     Args:
-        layer: ``batch_first``, with biases, without dropout.
+        layer: an LSTM or GRU, ``batch_first``, with biases, without dropout.
         frames: (B, T, D).
         length: (B,) frames of each sample, 1 or more, behind which nothing is read; states are zero
             there. None: all are read.
     """
+    assert isinstance(layer, nn.RNNBase)
     if becomes_compiled():
         weights = [weight for group in layer.all_weights for weight in group]
         states, ends = recurrence(
@@ -159,7 +158,7 @@ def _compute(
 ) -> tuple[Tensor, Tensor]:
     """By the functions that torch's modules call."""
     start = frames.new_zeros((layers * (2 if both_ways else 1), len(frames), hidden))
-    function = torch.lstm if mode == "LSTM" else torch.gru
+    function: Any = torch.lstm if mode == "LSTM" else torch.gru
     before = (start, start) if mode == "LSTM" else start
     learns = torch.is_grad_enabled()
     if length is None:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.model import Model, Output
+from core.model import Model, Output, OutputType
 from launch.config import Run
 
 TensorFunction = Callable[[Tensor], Tensor]
@@ -25,7 +25,7 @@ def compile_model(model: Model, run: Run) -> None:
         model.compile()
         return
     model.compile(mode="reduce-overhead")
-    play_back = model._compiled_call_impl
+    play_back: Any = model._compiled_call_impl
 
     def call(*inputs: Any, **options: Any) -> Output:
         # what a graph gives lies in memory that its next call writes to, before the loop has read
@@ -42,7 +42,7 @@ def allow_compiled_rnn() -> None:
     torch._dynamo.config.allow_rnn = True
 
 
-def map_output(output: Output, change: TensorFunction) -> Output:
+def map_output(output: OutputType, change: TensorFunction) -> OutputType:
     """The same output with ``change`` applied to every tensor."""
     changed = {field.name: _map(getattr(output, field.name), change) for field in fields(output)}
     return replace(output, **changed)

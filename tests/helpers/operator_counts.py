@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -104,7 +104,8 @@ def count_training_step(model: Model, batch: Batch, precision: str) -> OperatorC
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     batch = replace(batch, loss_denominators=model.loss_denominators(batch))
     counter = OperatorCounter()
-    for step, counting in enumerate((nullcontext(), counter)):
+    contexts: tuple[AbstractContextManager[Any], ...] = (nullcontext(), counter)
+    for step, counting in enumerate(contexts):
         with counting:
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 losses, rows = whole(batch, step)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from launch.checkpoints.commit import Pointer
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import Checkpoints
 
@@ -35,8 +36,9 @@ class NoPosition:
         return {}
 
 
-def save_step(folder: Path, step: int, *pointers: str, keep: int = 2) -> Path:
-    return plain_checkpoints(folder, step, keep).save(PlainEngine(), NoPosition(), *pointers)
+def save_step(folder: Path, step: int, *pointers: Pointer, keep: int = 2) -> Path:
+    checkpoints = plain_checkpoints(folder, step, keep)
+    return checkpoints.save(PlainEngine(), NoPosition(), *pointers)  # type: ignore[arg-type]
 
 
 def names_in(folder: Path) -> list[str]:

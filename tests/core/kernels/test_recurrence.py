@@ -33,9 +33,11 @@ def results(
     leaf = frames.clone().requires_grad_()
     states, ends = run(layer, leaf, length)
     (states.square().sum() + ends.sin().sum()).backward()
-    gradients = [parameter.grad for parameter in layer.parameters()]
-    assert all(gradient is not None for gradient in gradients)
-    return [states.detach(), ends.detach(), leaf.grad, *gradients]
+    gradients = []
+    for tensor in (leaf, *layer.parameters()):
+        assert tensor.grad is not None
+        gradients.append(tensor.grad)
+    return [states.detach(), ends.detach(), *gradients]
 
 
 @pytest.mark.parametrize("kind", LAYERS)
