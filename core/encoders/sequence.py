@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from core.encoders.attention import TransformerLayer
+from core.kernels.recurrence import recur
 from core.kernels.recurrent import layers_in_loops
 
 
@@ -105,7 +105,7 @@ class LSTMEncoder(nn.Module):
         if layers_in_loops.serves(frames):
             states = self.lstm(frames, mask)  # (B, T, hidden)
         else:
-            states, _ = self.lstm(frames)
+            states, _ = recur(self.lstm, frames)
         return last_frame(states, mask)
 
 
@@ -119,12 +119,7 @@ class BiGRU(nn.Module):
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
         if layers_in_loops.serves(frames):
             return self.gru(frames, mask) * mask[..., None]
-        length = lengths(mask).clamp(min=1).cpu()
-        packed = pack_padded_sequence(frames, length, batch_first=True, enforce_sorted=False)
-        packed_states, _ = self.gru(packed)
-        states, _ = pad_packed_sequence(
-            packed_states, batch_first=True, total_length=frames.shape[1]
-        )
+        states, _ = recur(self.gru, frames, lengths(mask).clamp(min=1))
         return states * mask[..., None]
 
 
@@ -184,12 +179,6 @@ class BiLSTM(nn.Module):
         """States (B, T, 2 hidden), and the last state forwards and the first one backwards, (B, 2,
         hidden), zero for a sample without frames."""
         length = lengths(mask)
-        packed = pack_padded_sequence(
-            frames, length.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
-        )
-        packed_states, (ends, _) = self.lstm(packed)
-        states, _ = pad_packed_sequence(
-            packed_states, batch_first=True, total_length=frames.shape[1]
-        )
+        states, ends = recur(self.lstm, frames, length.clamp(min=1))
         ends = ends.transpose(0, 1) * (length > 0)[:, None, None]
         return states * mask[..., None], ends

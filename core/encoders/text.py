@@ -104,6 +104,8 @@ class TextEncoder(nn.Module):
         self.frozen = config.frozen and self.pretrained
         self.project: nn.Linear | None = None
         self.backbone: Any = None  # a transformers model
+        # while the backbone runs: what changes hidden states, and the layer before which
+        self._change: tuple[HiddenChange, nn.Module] | None = None
         _refuse_mismatch(config.source, features, pretrained=self.pretrained)
         if config.source == "given":
             self.width = features
@@ -121,6 +123,8 @@ class TextEncoder(nn.Module):
             self.backbone.embeddings.word_embeddings = None  # features come instead
         if self.frozen:
             self.backbone.requires_grad_(False).eval()
+        for layer in self._layers() or ():
+            layer.register_forward_pre_hook(self._change_hidden)
 
     def forward(
         self,
@@ -168,31 +172,36 @@ class TextEncoder(nn.Module):
                 return packed_text.encode(
                     self.backbone, inputs, attended, change, layer, first_only
                 )
-        hook = None if change is None else self._hook(change, layer)
+        self._change = None if change is None else (change, self.layers[layer])
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled() and needs_gradient):
                 output = self.backbone(**inputs, attention_mask=attended.long())
         finally:
-            if hook is not None:
-                hook.remove()
+            self._change = None
         return output.last_hidden_state
 
-    def _hook(self, change: HiddenChange, layer: int) -> torch.utils.hooks.RemovableHandle:
-        def before(module: nn.Module, inputs: tuple) -> tuple:
-            return (change(inputs[0]), *inputs[1:])
-
-        return self.layers[layer].register_forward_pre_hook(before)
+    def _change_hidden(self, module: nn.Module, inputs: tuple) -> tuple | None:
+        """In front of every layer; a hook that stays, for one that comes and goes cannot be
+        compiled."""
+        if self._change is None or module is not self._change[1]:
+            return None
+        change, _ = self._change
+        return (change(inputs[0]), *inputs[1:])
 
     @property
     def layers(self) -> nn.ModuleList:
         """The encoder layers, of a backbone that has them where BERT and its relatives do."""
-        found = getattr(getattr(self.backbone, "encoder", None), "layer", None)
-        if not isinstance(found, nn.ModuleList):
+        found = self._layers()
+        if found is None:
             raise ValueError(
                 "cannot change hidden states inside the text encoder, because it has no layers where BERT has them; "
                 "use text.source=small, a BERT or a RoBERTa"
             )
         return found
+
+    def _layers(self) -> nn.ModuleList | None:
+        found = getattr(getattr(self.backbone, "encoder", None), "layer", None)
+        return found if isinstance(found, nn.ModuleList) else None
 
     def train(self, mode: bool = True) -> TextEncoder:
         super().train(mode)

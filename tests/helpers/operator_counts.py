@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +23,7 @@ from core.kernels.attention import attention_op, narrow_attention
 from core.kernels.dropout import dropout_op
 from core.kernels.recurrent import layers_in_loops
 from core.model import Model
+from launch.engine.deepspeed_engine import TrainStep
 
 # these give memory or another view of it, and compute nothing
 _NO_WORK = {"_unsafe_view", "_reshape_alias", "detach", "lift_fresh", "empty", "empty_like"}
@@ -98,4 +99,26 @@ def count_step(model: Model, batch: Batch) -> OperatorCounter:
         rows = model.global_batch_rows(output)
         losses |= model.global_batch_losses(rows, batch.target, batch.weight)
         torch.stack(list(losses.values())).sum().backward()
+    return counter
+
+
+def count_training_step(model: Model, batch: Batch, precision: str) -> OperatorCounter:
+    """Operators of a whole step of one process at stage 0, as the engine takes it: with casts, memory
+    banks and a fused optimiser. The second step is counted: the first makes the optimiser's
+    moments."""
+    whole = TrainStep(model, seed=7, cast_together=precision == "bf16")
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    batch = replace(batch, loss_denominators=model.loss_denominators(batch))
+    counter = OperatorCounter()
+    contexts: tuple[AbstractContextManager[Any], ...] = (nullcontext(), counter)
+    for step, counting in enumerate(contexts):
+        with counting:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                losses, rows = whole(batch, step)
+            torch.stack(list(losses.values())).sum().backward()
+            with torch.no_grad():
+                if rows:
+                    model.update_memory_bank(rows)
+            optimizer.step()
+            optimizer.zero_grad()
     return counter
