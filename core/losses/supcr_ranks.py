@@ -4,7 +4,7 @@ Every rank needs the others' rows and labels, and, for the gradient its rows get
 other ranks' anchors, the others' weights W, (n, U). Gathering those instead of summing gradients
 leaves every rank with the whole gradient of its own rows. ``ring`` passes rows and weights from
 rank to rank, so that no rank ever holds all of them. With more labels than buckets are good for,
-ranks compute gradients for all rows and sum them.
+ranks compute gradients for all rows and sum them; on a GPU at any temperature.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from core.kernels.supcr.grouping import (
     RowError,
     SortedRows,
     group_starts,
+    in_range,
     invert,
     largest_exponent,
     loss_type,
@@ -102,10 +103,12 @@ def _rank_loss_and_gradient(
     exponent = _largest_exponent_of_ranks(features, temperature)
     rows = features.detach().to(working_type(features, exponent, n))
     table = tabulate_labels(labels)
-    path: dispatch.Path = "torch"
-    if table.well_separated:
-        path = dispatch.choose_path(rows, exponent, n, len(table), alone=False)
-    if ring and path == "torch":
+    separated = table.well_separated
+    path = dispatch.choose_path(
+        rows, exponent, n, len(table), alone=False, well_separated=separated
+    )
+    sums_are_right = separated and in_range(rows.dtype, exponent, n)
+    if ring and (path == "torch" or not sums_are_right):
         raise ValueError(
             f"SupCR cannot pass rows round a ring with exponents up to {exponent:g} of two, at temperature "
             f"{temperature:g} on {rows.device.type}, or with labels next to equal; use ring=False"

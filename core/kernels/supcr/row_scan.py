@@ -15,6 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from core.kernels.supcr.label_search import facing_column, last_tie
 from core.kernels.supcr.tile_products import LOG_OF_ZERO, add_logarithms, sum_logarithms
 
 
@@ -42,77 +43,6 @@ def running_sums(numbers, carried, REVERSE: tl.constexpr, LOG: tl.constexpr):
     else:
         sums = tl.cumsum(numbers, axis=1, reverse=REVERSE)
         return sums + carried[:, None], carried + tl.sum(numbers, axis=1)
-
-
-@triton.jit
-def search(
-    values, value, distance, low, high, wanted, steps, LEFT: tl.constexpr, FARTHER: tl.constexpr
-):
-    """Where the columns from ``low`` to ``high``, all of one side, change from one kind to another.
-
-    FARTHER: on the left the first that is nearer than ``distance``, on the right the first that is
-    at least as far. Otherwise: on the left the first that is at most as far, on the right the first
-    that is farther.
-    """
-    for _ in range(steps):
-        searching = wanted & (low < high)
-        middle = (low + high) // 2
-        other = tl.load(values + middle, mask=searching, other=0.0)
-        if LEFT:
-            of_middle = value - other
-            is_beyond = of_middle < distance if FARTHER else of_middle <= distance
-        else:
-            of_middle = other - value
-            is_beyond = of_middle >= distance if FARTHER else of_middle > distance
-        high = tl.where(searching & is_beyond, middle, high)
-        low = tl.where(searching & (is_beyond == 0), middle + 1, low)
-    return low
-
-
-@triton.jit
-def last_tie(
-    values,
-    first,
-    last,
-    value,
-    distance,
-    columns,
-    begin,
-    end,
-    wanted,
-    LEFT: tl.constexpr,
-    UPWARDS: tl.constexpr,
-):
-    """The last column of the same distance on the same side, going up or down.
-
-    These are those of equal label, and those whose distance is rounded to the same number.
-    """
-    if UPWARDS:
-        found = tl.load(last + columns, mask=wanted, other=1) - 1
-        following = found + 1
-        within = wanted & (following < end)
-    else:
-        found = tl.load(first + columns, mask=wanted, other=0)
-        following = found - 1
-        within = wanted & (following >= begin)
-    other = tl.load(values + following, mask=within, other=0.0)
-    of_following = value - other if LEFT else other - value
-    is_tie = within & (of_following == distance)
-    while tl.max(tl.max(is_tie.to(tl.int32), axis=1), axis=0) > 0:
-        if UPWARDS:
-            end_of_tie = tl.load(last + following, mask=is_tie, other=1)
-            found = tl.where(is_tie, end_of_tie - 1, found)
-            following = found + 1
-            within = is_tie & (following < end)
-        else:
-            start_of_tie = tl.load(first + following, mask=is_tie, other=0)
-            found = tl.where(is_tie, start_of_tie, found)
-            following = found - 1
-            within = is_tie & (following >= begin)
-        other = tl.load(values + following, mask=within, other=0.0)
-        of_following = value - other if LEFT else other - value
-        is_tie = within & (of_following == distance)
-    return found
 
 
 @triton.jit
@@ -198,22 +128,8 @@ def _sum_outwards(
             LEFT=LEFT,
             UPWARDS=LEFT,
         )
-        if LEFT:
-            low, high = side_border, tl.zeros_like(side_border) + num_columns
-        else:
-            low, high = tl.zeros_like(side_border), side_border
-        low = tl.where(taken, low, 0)
-        high = tl.where(taken, high, 0)
-        facing = search(
-            values,
-            value,
-            distance,
-            low,
-            high,
-            taken,
-            search_steps,
-            LEFT=not LEFT,
-            FARTHER=True,
+        facing = facing_column(
+            values, value, distance, side_border, taken, num_columns, search_steps, LEFT, True
         )
         if LEFT:
             has_facing = taken & (facing < num_columns)
@@ -279,22 +195,8 @@ def _write_weights(
             LEFT=LEFT,
             UPWARDS=not LEFT,
         )
-        if LEFT:
-            low, high = side_border, tl.zeros_like(side_border) + num_columns
-        else:
-            low, high = tl.zeros_like(side_border), side_border
-        low = tl.where(taken, low, 0)
-        high = tl.where(taken, high, 0)
-        facing = search(
-            values,
-            value,
-            distance,
-            low,
-            high,
-            taken,
-            search_steps,
-            LEFT=not LEFT,
-            FARTHER=False,
+        facing = facing_column(
+            values, value, distance, side_border, taken, num_columns, search_steps, LEFT, False
         )
         if LEFT:
             facing -= 1

@@ -16,13 +16,15 @@ import torch
 import triton
 from torch import Tensor
 
-from core.kernels.supcr import scan_kernels as kernels
-from core.kernels.supcr.grouping import LARGEST_EXPONENT
+from core.kernels.supcr import scan_gradients, scan_kernels
+from core.kernels.supcr.grouping import LARGEST_EXACT_INTEGER, LARGEST_EXPONENT
 
 STRIP_ELEMENTS = 2**23  # of the strip, and of each of two scratch tensors: 100 MB together
 NARROWEST, BLOCK_WIDTH = 16, 128  # features that tensor cores take at least; multiplied at once
+LINE_ELEMENTS = 32
 MOST_SPLITS = 64
 COLUMNS_PER_SPLIT = 1024
+LABEL_TYPES = (torch.int32, torch.int64, torch.float32, torch.float64)
 LARGEST_WEIGHT = 16384.0  # of the gradient's matrix in float16; its elements reach n - 1
 
 log = logging.getLogger(__name__)
@@ -50,8 +52,8 @@ class Tiles:
 # No timing chose these: they fit the registers of capabilities 8.0 and 9.0, and whoever calls first
 # waits for one compilation each.
 PREPARE = Tiles(rows=16, columns=128, warps=4)
-WHOLE_SCAN = Tiles(rows=16, columns=128, warps=8)
-WHOLE_GRADIENT = Tiles(rows=32, columns=32, warps=4)
+WHOLE_SCAN = Tiles(rows=16, columns=64, warps=8)
+WHOLE_GRADIENT = Tiles(rows=32, columns=32, warps=8)
 EXPONENTS = Tiles(rows=64, columns=64, warps=8)
 STRIP_SCAN = Tiles(rows=1, columns=1024, warps=8)
 ANCHOR_GRADIENT = Tiles(rows=64, columns=32, warps=8, stages=2)
@@ -72,7 +74,9 @@ class Prepared:
 
     @staticmethod
     def of(rows: Tensor, labels: Tensor) -> Prepared:
-        """Sorted and split (n, D) float32 rows with (n,) float64 labels."""
+        """Sorted and split (n, D) float32 rows with (n,) labels."""
+        if labels.dtype not in LABEL_TYPES:
+            labels = labels.double()
         n, width = rows.shape
         padded = padded_width(width)
         indices = rows.new_empty(3, n, dtype=torch.int32)
@@ -80,17 +84,18 @@ class Prepared:
             high=rows.new_empty(n, padded, dtype=torch.float16),
             low=rows.new_empty(n, padded, dtype=torch.float16),
             lengths=rows.new_empty(n),
-            values=labels.new_empty(n),
+            values=rows.new_empty(n, dtype=torch.float64),
             first=indices[0],
             last=indices[1],
             order=indices[2],
         )
-        kernels.prepare_kernel[(triton.cdiv(n, PREPARE.rows),)](
+        scan_kernels.prepare_kernel[(triton.cdiv(n, PREPARE.rows),)](
             features=rows.contiguous(),
             labels=labels.contiguous(),
+            label_limit=math.inf if labels.is_floating_point() else float(LARGEST_EXACT_INTEGER),
             num_rows=n,
             width=width,
-            padded_width=padded,
+            WIDTH=padded,
             BLOCK_D=block_width(padded),
             **vars(prepared),
             **PREPARE.options,
@@ -118,7 +123,12 @@ def padded_width(width: int) -> int:
 
 
 def block_width(padded: int) -> int:
-    """Features multiplied at once."""
+    """Features of rows that one step multiplies with those of columns."""
+    return padded if padded <= BLOCK_WIDTH else BLOCK_WIDTH // 2
+
+
+def output_width(padded: int) -> int:
+    """Features of the gradient that one program computes."""
     return min(padded, BLOCK_WIDTH)
 
 
@@ -136,21 +146,21 @@ def whole_loss_and_gradient(
 
     Args:
         rows: (n, D) float32.
-        labels: (n,) float64.
+        labels: (n,) numbers.
     """
     n, width = rows.shape
     _say_once(width, exact)
     prepared = Prepared.of(rows, labels)
-    scratch = rows.new_empty(3, n, n)
+    scratch = rows.new_empty(3, n, line_width(n))
     losses = rows.new_empty(n, dtype=torch.float64)
     longest = rows.new_empty(())
     _scan(prepared, None, 0, n, scratch, losses, longest, temperature, exact, similarity_share=1.0)
     if not wants_gradient:
         return (losses.sum() * (math.log(2) / (n * (n - 1)))).float(), None
     gradient, loss = torch.empty_like(rows), rows.new_empty(())
-    block = block_width(prepared.padded_width)
+    block = output_width(prepared.padded_width)
     grid = (triton.cdiv(n, WHOLE_GRADIENT.rows), prepared.padded_width // block)
-    kernels.whole_gradient_kernel[grid](
+    scan_gradients.whole_gradient_kernel[grid](
         weights=scratch[0],
         order=prepared.order,
         losses=losses,
@@ -160,8 +170,9 @@ def whole_loss_and_gradient(
         gradient_scale=1 / (temperature * n * (n - 1)),
         loss_scale=1 / (n * (n - 1)),
         num_rows=n,
+        line_width=scratch.shape[2],
         width=width,
-        padded_width=prepared.padded_width,
+        WIDTH=prepared.padded_width,
         BLOCK_OUT=block,
         EXACT=exact,
         **prepared.operands,
@@ -212,7 +223,7 @@ def accumulate(
     losses = columns.new_empty(m, dtype=torch.float64)
     longest = prepared.lengths.max()
     height = min(m, strip_height(n))
-    scratch = columns.new_empty(3, height, n)
+    scratch = columns.new_empty(3, height, line_width(n))
     strip = _Strip(prepared, places, anchor_of, longest, exact)
     for begin in range(0, m, height):
         size = min(height, m - begin)
@@ -234,6 +245,11 @@ def accumulate(
     return losses.sum() * math.log(2)
 
 
+def line_width(n: int) -> int:
+    """Elements from one row of a strip to the next, so that all rows are aligned alike."""
+    return math.ceil(n / LINE_ELEMENTS) * LINE_ELEMENTS
+
+
 def strip_height(n: int) -> int:
     """Rows of a strip, a multiple of 16."""
     return max(16, STRIP_ELEMENTS // n // 16 * 16)
@@ -250,17 +266,17 @@ class _Strip:
     exact: bool
 
     def exponents(self, out: Tensor, begin: int, size: int, temperature: float) -> None:
-        """(size, n) log2 e of the strip's anchors, into ``out``."""
+        """(size, line width) log2 e of the strip's anchors, into ``out``."""
         n = len(self.prepared.order)
         grid = (triton.cdiv(n, EXPONENTS.columns), triton.cdiv(size, EXPONENTS.rows))
-        kernels.exponents_kernel[grid](
+        scan_kernels.exponents_kernel[grid](
             places=self.places,
             exponents=out,
             exponent_scale=1 / temperature,
             first_anchor=begin,
             num_anchors=size,
             num_columns=n,
-            width=self.prepared.padded_width,
+            line_width=out.shape[1],
             **_features(self.prepared, self.exact),
             **self.prepared.operands,
             **EXPONENTS.options,
@@ -269,7 +285,7 @@ class _Strip:
     def add_gradient(self, weights: Tensor, begin: int, size: int, gradient: Tensor) -> None:
         """Adds to ``gradient`` what comes of the strip's weights."""
         n, padded = len(self.prepared.order), self.prepared.padded_width
-        block = block_width(padded)
+        block = output_width(padded)
         splits = max(1, min(MOST_SPLITS, n // COLUMNS_PER_SPLIT))
         columns_per_split = math.ceil(n / splits / ANCHOR_GRADIENT.columns)
         columns_per_split *= ANCHOR_GRADIENT.columns
@@ -283,16 +299,17 @@ class _Strip:
             "shrink": shrink,
             "num_anchors": size,
             "num_columns": n,
-            "padded_width": padded,
+            "line_width": weights.shape[1],
+            "WIDTH": padded,
             "BLOCK_OUT": block,
             "EXACT": self.exact,
         }
         grid = (triton.cdiv(size, ANCHOR_GRADIENT.rows), splits, padded // block)
-        kernels.anchor_gradient_kernel[grid](
+        scan_gradients.anchor_gradient_kernel[grid](
             columns_per_split=columns_per_split, **shared, **ANCHOR_GRADIENT.options
         )
         candidates = (triton.cdiv(n, CANDIDATE_GRADIENT.rows), padded // block)
-        kernels.candidate_gradient_kernel[candidates](
+        scan_gradients.candidate_gradient_kernel[candidates](
             places=self.places,
             anchor_of=self.anchor_of,
             order=self.prepared.order,
@@ -322,7 +339,7 @@ def _scan(
     ``places``."""
     n = len(prepared.order)
     tiles = WHOLE_SCAN if places is None else STRIP_SCAN
-    kernels.scan_kernel[(triton.cdiv(size, tiles.rows),)](
+    scan_kernels.scan_kernel[(triton.cdiv(size, tiles.rows),)](
         places=prepared.order if places is None else places,
         exponents=scratch[0],
         denominators=scratch[1],
@@ -335,7 +352,7 @@ def _scan(
         first_anchor=begin,
         num_anchors=size,
         num_columns=n,
-        width=prepared.padded_width,
+        line_width=scratch.shape[2],
         search_steps=n.bit_length(),
         WHOLE=places is None,
         **_features(prepared, exact),
@@ -348,8 +365,7 @@ def _scan(
 def _features(prepared: Prepared, exact: bool) -> dict[str, Any]:
     """The constants that say how rows are multiplied."""
     padded = prepared.padded_width
-    block = block_width(padded)
-    return {"BLOCK_D": block, "NARROW": block == padded, "EXACT": exact}
+    return {"WIDTH": padded, "BLOCK_D": block_width(padded), "EXACT": exact}
 
 
 @cache

@@ -15,7 +15,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+INFINITY = tl.constexpr(float("inf"))
+LENGTH_EXPONENT = tl.constexpr(6)  # operands are rows of length 2**6 to 2**7
+LOG2_E = tl.constexpr(1.4426950408889634)
 LOG_OF_ZERO = tl.constexpr(float("-inf"))  # of an empty sum
+
+
+@triton.jit
+def power_of_two(exponent):
+    """2**exponent as float32, for whole numbers from -126 to 127."""
+    return ((exponent + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def operand_exponent(length):
+    """The whole number k for which a row of this length is 2**k times its operand."""
+    bits = length.to(tl.int32, bitcast=True) >> 23
+    return tl.maximum(bits - 127 - LENGTH_EXPONENT, -126)
 
 
 @triton.jit
@@ -41,7 +57,7 @@ def sum_logarithms(logarithms):
 
 
 @triton.jit
-def load_rows(base, index, valid, first, width: tl.constexpr, stride):
+def load_rows(base, index, valid, first, width: tl.constexpr, stride: tl.constexpr):
     """(len(index), width) of a matrix with ``stride`` columns, from column ``first``; zeros where
     not valid."""
     columns = first + tl.arange(0, width)
@@ -80,38 +96,85 @@ def products(
     low,
     columns,
     valid,
-    width,
+    WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr,
-    NARROW: tl.constexpr,
     EXACT: tl.constexpr,
 ):
-    """Inner products of rows and columns over ``width`` features, BLOCK_D at a time.
+    """Inner products of rows and columns over WIDTH features, BLOCK_D at a time.
 
     Args:
         left_high, left_low: the rows' first BLOCK_D features, loaded once; all that is needed where
-            NARROW says that there are no more.
+            there are no more.
         row_high, row_low, rows, row_valid: where to load the rows from otherwise.
     """
-    right = tl.trans(load_rows(high, columns, valid, 0, BLOCK_D, width))
-    right_low = right
-    if EXACT:
-        right_low = tl.trans(load_rows(low, columns, valid, 0, BLOCK_D, width))
-    total = multiply(left_high, left_low, right, right_low, EXACT)
-    if not NARROW:
-        for first in range(BLOCK_D, width, BLOCK_D):
-            left = load_rows(row_high, rows, row_valid, first, BLOCK_D, width)
-            right = tl.trans(load_rows(high, columns, valid, first, BLOCK_D, width))
+    if BLOCK_D == WIDTH:
+        right = tl.trans(load_rows(high, columns, valid, 0, BLOCK_D, WIDTH))
+        right_low = right
+        if EXACT:
+            right_low = tl.trans(load_rows(low, columns, valid, 0, BLOCK_D, WIDTH))
+        return multiply(left_high, left_low, right, right_low, EXACT)
+    else:
+        total = tl.zeros((rows.shape[0], columns.shape[0]), dtype=tl.float32)
+        for first in range(0, WIDTH, BLOCK_D):
+            left = load_rows(row_high, rows, row_valid, first, BLOCK_D, WIDTH)
+            right = tl.trans(load_rows(high, columns, valid, first, BLOCK_D, WIDTH))
             rest, right_low = left, right
             if EXACT:
-                rest = load_rows(row_low, rows, row_valid, first, BLOCK_D, width)
-                right_low = tl.trans(load_rows(low, columns, valid, first, BLOCK_D, width))
+                rest = load_rows(row_low, rows, row_valid, first, BLOCK_D, WIDTH)
+                right_low = tl.trans(load_rows(low, columns, valid, first, BLOCK_D, WIDTH))
             total += multiply(left, rest, right, right_low, EXACT)
-    return total
+        return total
+
+
+@triton.jit
+def exponent_tile(
+    rows,
+    row_valid,
+    columns,
+    left_high,
+    left_low,
+    high,
+    low,
+    lengths,
+    exponent_scale,
+    num_columns,
+    WIDTH: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    EXACT: tl.constexpr,
+):
+    """log2 e of sorted rows and columns; ``exponent_scale`` is 1 / T."""
+    valid = columns < num_columns
+    tile = products(
+        left_high=left_high,
+        left_low=left_low,
+        row_high=high,
+        row_low=low,
+        rows=rows,
+        row_valid=row_valid,
+        high=high,
+        low=low,
+        columns=columns,
+        valid=valid,
+        WIDTH=WIDTH,
+        BLOCK_D=BLOCK_D,
+        EXACT=EXACT,
+    )
+    of_rows = power_of_two(operand_exponent(tl.load(lengths + rows, mask=row_valid, other=0.0)))
+    of_columns = power_of_two(operand_exponent(tl.load(lengths + columns, mask=valid, other=0.0)))
+    return tile * (of_rows * (exponent_scale * LOG2_E))[:, None] * of_columns[None, :]
 
 
 @triton.jit
 def weighted_sum(
-    weights, high, low, columns, valid, first, width, EXACT: tl.constexpr, BLOCK_OUT: tl.constexpr
+    weights,
+    high,
+    low,
+    columns,
+    valid,
+    first,
+    WIDTH: tl.constexpr,
+    EXACT: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
 ):
     """(rows, BLOCK_OUT) sum over a tile's columns of weights times their features, from feature
     ``first``.
@@ -120,8 +183,59 @@ def weighted_sum(
         weights: (rows, columns) float32, small enough for float16.
     """
     weight_high, weight_low = split(weights)
-    right = load_rows(high, columns, valid, first, BLOCK_OUT, width)
+    right = load_rows(high, columns, valid, first, BLOCK_OUT, WIDTH)
     right_low = right
     if EXACT:
-        right_low = load_rows(low, columns, valid, first, BLOCK_OUT, width)
+        right_low = load_rows(low, columns, valid, first, BLOCK_OUT, WIDTH)
     return multiply(weight_high, weight_low, right, right_low, EXACT)
+
+
+@triton.jit
+def relative_scale(lengths, columns, valid, longest):
+    """What operands of the columns are to be multiplied with so that all have the scale of the
+    longest row's."""
+    of_columns = operand_exponent(tl.load(lengths + columns, mask=valid, other=0.0))
+    difference = of_columns - operand_exponent(longest)
+    return power_of_two(tl.minimum(tl.maximum(difference, -126), 0))
+
+
+@triton.jit
+def length_of(features, rows, row_valid, width, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Lengths of (n, width) float32 rows, no number for those that are not finite."""
+    squares = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    for begin in range(0, width, BLOCK_D):
+        feature = begin + tl.arange(0, BLOCK_D)
+        within = row_valid[:, None] & (feature < width)[None, :]
+        at = features + rows.to(tl.int64)[:, None] * width + feature[None, :]
+        part = tl.load(at, mask=within, other=0.0)
+        squares += tl.sum(part * part, axis=1)
+    length = tl.sqrt(squares)
+    return tl.where(length < INFINITY, length, float("nan"))
+
+
+@triton.jit
+def write_operands(
+    features,
+    rows,
+    row_valid,
+    length,
+    high,
+    low,
+    places,
+    width,
+    WIDTH: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Rows as float16 operands, ``high`` and ``low``, at ``places``; a power of two for each row
+    gives it a length from 2**6 to 2**7, where what is left over is no subnormal number."""
+    scale = power_of_two(tl.minimum(-operand_exponent(length), 126))
+    for begin in range(0, WIDTH, BLOCK_D):
+        feature = begin + tl.arange(0, BLOCK_D)
+        within = row_valid[:, None] & (feature < width)[None, :]
+        at = features + rows.to(tl.int64)[:, None] * width + feature[None, :]
+        part = tl.load(at, mask=within, other=0.0) * scale[:, None]
+        part_high, part_low = split(part)
+        to = places.to(tl.int64)[:, None] * WIDTH + feature[None, :]
+        to_valid = row_valid[:, None] & (feature < WIDTH)[None, :]
+        tl.store(high + to, part_high, mask=to_valid)
+        tl.store(low + to, part_low, mask=to_valid)
