@@ -203,7 +203,7 @@ def _ring_shards(
     anchors: SortedRows, table: LabelTable, sizes: Sequence[int], weights: Tensor | None
 ) -> Iterator[_Shard]:
     """One rank's rows after another, this rank's first; each step passes the block at hand on to
-    the next rank.
+    the next rank while this rank works on it.
 
     Args:
         weights: (B, U), of this rank's anchors; they travel beside the rows.
@@ -218,6 +218,10 @@ def _ring_shards(
     block[: len(payload)] = payload
     groups_of_ranks = table.groups.split(list(sizes))
     for step in range(num_ranks):
+        # On its way while this rank works on the same block.
+        transfer = None
+        if step < num_ranks - 1:
+            transfer = _Transfer.start(block, to=next_rank, sender=previous_rank)
         origin = (rank - step) % num_ranks
         groups = groups_of_ranks[origin].sort().values
         received = block[: sizes[origin]]
@@ -230,14 +234,27 @@ def _ring_shards(
             self_column = groups.new_full((len(anchors),), -1)
         column_weights = None if weights is None else received[:, width:].T.contiguous()
         yield _Shard(columns, self_column, column_weights)
-        if step < num_ranks - 1:
-            block = _pass_on(block, to=next_rank, sender=previous_rank)
+        if transfer is not None:
+            block = transfer.finish()
 
 
-def _pass_on(block: Tensor, *, to: int, sender: int) -> Tensor:
-    received = torch.empty_like(block)
-    send = dist.P2POp(dist.isend, block, to)
-    receive = dist.P2POp(dist.irecv, received, sender)
-    for transfer in dist.batch_isend_irecv([send, receive]):
-        transfer.wait()
-    return received
+@dataclass(frozen=True)
+class _Transfer:
+    """A block that goes to one rank while another comes."""
+
+    sent: Tensor  # held until it has gone
+    received: Tensor
+    parts: list[dist.Work]
+
+    @staticmethod
+    def start(block: Tensor, *, to: int, sender: int) -> _Transfer:
+        received = torch.empty_like(block)
+        send = dist.P2POp(dist.isend, block, to)
+        receive = dist.P2POp(dist.irecv, received, sender)
+        return _Transfer(block, received, dist.batch_isend_irecv([send, receive]))
+
+    def finish(self) -> Tensor:
+        """The block that came."""
+        for part in self.parts:
+            part.wait()
+        return self.received

@@ -28,7 +28,7 @@ from core.kernels.supcr.tile_products import (
 
 LN_2 = tl.constexpr(0.6931471805599453)
 # Probabilities may be as small as 1 / n: this power of two keeps their digits in float16.
-WEIGHT_EXPONENT = tl.constexpr(13)
+WEIGHT_SCALE = tl.constexpr(8192.0)
 
 
 @triton.jit
@@ -217,8 +217,8 @@ def softmax_gradient_kernel(
         joint_left_low = load_rows(joint_low, rows, anchor_valid, 0, JOINT_BLOCK_D, JOINT_WIDTH)
     greatest_length = tl.load(longest)
     upstream_exponent = (tl.load(greatest_upstream).to(tl.int32, bitcast=True) >> 23) - 127
-    boost = power_of_two(tl.minimum(tl.maximum(-upstream_exponent, -126), 126))
-    boost *= power_of_two(WEIGHT_EXPONENT)
+    boost = power_of_two(tl.minimum(tl.maximum(-upstream_exponent, -126), 100))
+    boost *= WEIGHT_SCALE
     of_anchor = tl.load(upstream + rows, mask=anchor_valid, other=0.0)
     anchor_sum = tl.load(log_sums + rows, mask=anchor_valid, other=0.0) * LOG2_E
     total = tl.zeros((BLOCK_M, BLOCK_OUT), dtype=tl.float32)

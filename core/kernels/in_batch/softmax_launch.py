@@ -10,17 +10,24 @@ import triton
 from torch import Tensor
 
 from core.kernels.in_batch import softmax_kernels as kernels
-from core.kernels.supcr.scan_launch import Tiles, block_width, output_width, padded_width
+from core.kernels.supcr.scan_launch import (
+    BLOCK_WIDTH,
+    Tiles,
+    block_width,
+    output_width,
+    padded_width,
+)
 
 RANGE_COLUMNS = 16384  # that one launch adds up, before it adds to the gradient
 
 # They fit the registers of capabilities 8.0 and 9.0; no timing chose them.
 OPERANDS = Tiles(rows=32, columns=0, warps=4)
-SUMS = Tiles(rows=64, columns=64, warps=8, stages=2)
+SUMS = Tiles(rows=64, columns=32, warps=8, stages=2)
 GRADIENT = Tiles(rows=64, columns=32, warps=8, stages=2)
 # Two pairs of operands leave less room.
-JOINT_SUMS = Tiles(rows=32, columns=32, warps=4)
-JOINT_GRADIENT = Tiles(rows=32, columns=32, warps=4)
+JOINT_BLOCK_WIDTH = 64
+JOINT_SUMS = Tiles(rows=32, columns=32, warps=8)
+JOINT_GRADIENT = Tiles(rows=32, columns=32, warps=8)
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,7 @@ def _pair(columns: Tensor, joint_columns: Tensor | None) -> dict[str, Any]:
     view = Operands.of(columns)
     joint = view if joint_columns is None else Operands.of(joint_columns)
     width, joint_width = view.high.shape[1], joint.high.shape[1]
+    widest = BLOCK_WIDTH if joint_columns is None else JOINT_BLOCK_WIDTH
     return {
         "high": view.high,
         "low": view.low,
@@ -133,7 +141,7 @@ def _pair(columns: Tensor, joint_columns: Tensor | None) -> dict[str, Any]:
         "num_columns": len(columns),
         "WIDTH": width,
         "JOINT_WIDTH": joint_width,
-        "BLOCK_D": block_width(width),
-        "JOINT_BLOCK_D": block_width(joint_width),
+        "BLOCK_D": min(block_width(width), widest),
+        "JOINT_BLOCK_D": min(block_width(joint_width), widest),
         "JOINT": joint_columns is not None,
     }

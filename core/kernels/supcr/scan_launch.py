@@ -20,7 +20,8 @@ from core.kernels.supcr import scan_gradients, scan_kernels
 from core.kernels.supcr.grouping import LARGEST_EXACT_INTEGER, LARGEST_EXPONENT
 
 STRIP_ELEMENTS = 2**23  # of the strip, and of each of two scratch tensors: 100 MB together
-NARROWEST, BLOCK_WIDTH = 16, 128  # features that tensor cores take at least; multiplied at once
+NARROWEST = 16  # features that tensor cores take at least
+BLOCK_WIDTH, WIDE_BLOCK = 128, 32  # features multiplied at once: all, or of wider rows so many
 LINE_ELEMENTS = 32
 MOST_SPLITS = 64
 COLUMNS_PER_SPLIT = 1024
@@ -54,7 +55,7 @@ class Tiles:
 PREPARE = Tiles(rows=16, columns=128, warps=4)
 WHOLE_SCAN = Tiles(rows=16, columns=64, warps=8)
 WHOLE_GRADIENT = Tiles(rows=32, columns=32, warps=8)
-EXPONENTS = Tiles(rows=64, columns=64, warps=8)
+EXPONENTS = Tiles(rows=64, columns=32, warps=8)
 STRIP_SCAN = Tiles(rows=1, columns=1024, warps=8)
 ANCHOR_GRADIENT = Tiles(rows=64, columns=32, warps=8, stages=2)
 CANDIDATE_GRADIENT = Tiles(rows=64, columns=32, warps=8, stages=2)
@@ -124,7 +125,7 @@ def padded_width(width: int) -> int:
 
 def block_width(padded: int) -> int:
     """Features of rows that one step multiplies with those of columns."""
-    return padded if padded <= BLOCK_WIDTH else BLOCK_WIDTH // 2
+    return padded if padded <= BLOCK_WIDTH else WIDE_BLOCK
 
 
 def output_width(padded: int) -> int:

@@ -82,7 +82,9 @@ class Operand:
     def block_width(self) -> int:
         """Features multiplied at once: as many as leave the registers room."""
         widest = 128 if self.exact else 256
-        return self.width if self.width <= widest else 64
+        if self.width <= widest:
+            return self.width
+        return 32 if self.exact else 64
 
     @property
     def output_width(self) -> int:

@@ -4,6 +4,7 @@ compiled for GPUs that need not be there."""
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import pytest
@@ -70,10 +71,10 @@ def assert_definition(
     loss = fused_supcr(features, labels, temperature, path=path, fast=fast)
     (loss * 3).backward()
     assert features.grad.dtype == features.dtype
-    half = features.dtype in (torch.float16, torch.bfloat16)
+    half = {torch.float16: 2e-3, torch.bfloat16: 5e-3}.get(features.dtype, 0.0)
     log = temperature < 0.013  # above 100 in the exponent float32 has fewer digits left
-    tolerance = 2e-3 if fast or half else 1e-5 if log else 2e-6
-    assert loss.item() == pytest.approx(expected.item(), rel=2e-5 if fast else 1e-6, abs=1e-6)
+    tolerance = half or (2e-3 if fast else 1e-5 if log else 2e-6)
+    assert loss.item() == pytest.approx(expected.item(), rel=2e-4 if fast else 1e-6, abs=1e-6)
     error = (features.grad.double() / 3 - wide.grad).norm()
     assert error <= tolerance * wide.grad.norm() + 2e-6
     return features.grad
@@ -160,9 +161,13 @@ def test_no_gradient_is_computed_where_none_is_wanted():
         assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
 
 
+NOT_A_NUMBER = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of the interpreter
+
+
 @interpreted
+@NOT_A_NUMBER
 @pytest.mark.parametrize("where", ["row", "label"])
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", [math.nan, -math.inf])
 def test_what_is_not_finite_shows_in_everything_and_is_named_on_demand(where, bad):
     from core.kernels.supcr.op import name_what_is_not_finite, supcr_op
 
@@ -177,6 +182,7 @@ def test_what_is_not_finite_shows_in_everything_and_is_named_on_demand(where, ba
 
 
 @interpreted
+@NOT_A_NUMBER
 def test_integers_that_float64_cannot_hold_make_no_loss():
     from core.kernels.supcr.op import supcr_op
 
@@ -186,37 +192,41 @@ def test_integers_that_float64_cannot_hold_make_no_loss():
 
 
 class Operators(TorchDispatchMode):
-    """The names of torch's operators that are not views or empty memory."""
+    """The names of torch's operators that are neither views nor empty memory, and of the kernels
+    launched; what the interpreter does inside of a kernel does not count."""
 
-    FREE = ("empty", "select", "view", "detach", "unbind", "slice", "t", "new_empty", "empty_like")
+    FREE = ("empty", "new_empty", "empty_like", "select", "view", "detach", "unbind", "slice")
 
-    def __init__(self) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *modules: Any) -> None:
         super().__init__()
         self.names: list[str] = []
+        self.launched: list[str] = []
+        self.is_inside = False
+        for module in modules:
+            for name in [name for name in vars(module) if name.endswith("_kernel")]:
+                monkeypatch.setattr(module, name, Counted(self, name, getattr(module, name)))
 
     def __torch_dispatch__(self, function: Any, types: Any, inputs: Any = (), options: Any = None):
         name = function.overloadpacket.__name__
-        if name not in self.FREE:
+        if name not in self.FREE and not self.is_inside:
             self.names.append(name)
         return function(*inputs, **(options or {}))
 
 
-def count_launches(monkeypatch: pytest.MonkeyPatch, *modules: Any) -> list[str]:
-    """A list that grows by the name of each kernel of the modules that is launched."""
-    launched: list[str] = []
+class Counted:
+    """A kernel whose launches are counted."""
 
-    class Counted:
-        def __init__(self, name: str, kernel: Any):
-            self.name, self.kernel = name, kernel
+    def __init__(self, operators: Operators, name: str, kernel: Any):
+        self.operators, self.name, self.kernel = operators, name, kernel
 
-        def __getitem__(self, grid: Any) -> Any:
-            launched.append(self.name)
-            return self.kernel[grid]
+    def __getitem__(self, grid: Any) -> Any:
+        def launch(**arguments: Any) -> None:
+            self.operators.launched.append(self.name)
+            self.operators.is_inside = True
+            self.kernel[grid](**arguments)
+            self.operators.is_inside = False
 
-    for module in modules:
-        for name in [name for name in vars(module) if name.endswith("_kernel")]:
-            monkeypatch.setattr(module, name, Counted(name, getattr(module, name)))
-    return launched
+        return launch
 
 
 @interpreted
@@ -225,67 +235,65 @@ def test_few_rows_are_three_launches_and_wait_for_nothing(labels, monkeypatch):
     """An operator of torch would be a launch too; one that reads a number, a wait."""
     from core.kernels.supcr import scan_gradients, scan_kernels, scan_launch
 
-    launched = count_launches(monkeypatch, scan_gradients, scan_kernels)
     rows = unit_rows(20, 8).float()
-    with Operators() as asked:
+    with Operators(monkeypatch, scan_gradients, scan_kernels) as asked:
         loss, gradient = scan_launch.whole_loss_and_gradient(rows, labels, 0.1, True, True)
-    assert launched == ["prepare_kernel", "scan_kernel", "whole_gradient_kernel"]
+    assert asked.launched == ["prepare_kernel", "scan_kernel", "whole_gradient_kernel"]
     assert asked.names == []
     assert loss.isfinite()
     assert gradient.isfinite().all()
 
 
-@interpreted
-def test_strips_take_memory_that_does_not_grow_with_the_labels(monkeypatch):
-    """All tensors that are made, whether or not any is freed in between."""
-    from core.kernels.supcr import scan_gradients, scan_kernels, scan_launch
+class Silent:
+    """A kernel that does nothing."""
 
-    class Silent:
-        def __getitem__(self, grid: Any) -> Any:
-            return lambda **arguments: None
+    def __getitem__(self, grid: Any) -> Any:
+        return lambda **arguments: None
+
+
+class Memory(TorchDispatchMode):
+    """The most bytes that tensors held at once, of those that were made meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.held = self.most = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, inputs: Any = (), options: Any = None):
+        found = function(*inputs, **(options or {}))
+        is_new = isinstance(found, Tensor) and not function.is_view
+        if is_new and not any(found is each for each in inputs):
+            size = found.untyped_storage().nbytes()
+            self.held += size
+            self.most = max(self.most, self.held)
+            weakref.finalize(found, self.forget, size)
+        return found
+
+    def forget(self, size: int) -> None:
+        self.held -= size
+
+
+@interpreted
+def test_strips_take_less_than_200_megabytes_for_any_labels(monkeypatch):
+    """At n = 65,536 and D = 128, the gradient included. Nothing is computed: the kernels keep
+    still."""
+    from core.kernels.supcr import scan_gradients, scan_kernels, scan_launch
 
     for module in (scan_gradients, scan_kernels):
         for name in [name for name in vars(module) if name.endswith("_kernel")]:
             monkeypatch.setattr(module, name, Silent())
-    made: list[int] = []
+    prepare = scan_launch.Prepared.of
 
-    class Memory(TorchDispatchMode):
-        def __torch_dispatch__(
-            self, function: Any, types: Any, inputs: Any = (), options: Any = None
-        ):
-            found = function(*inputs, **(options or {}))
-            if isinstance(found, Tensor) and function.overloadpacket.__name__ in Operators.FREE[
-                :1
-            ] + (
-                "new_empty",
-                "empty_like",
-                "zeros_like",
-                "full_like",
-            ):
-                made.append(found.untyped_storage().nbytes())
-            return found
+    def prepare_in_order(rows: Tensor, labels: Tensor) -> Any:
+        prepared = prepare(rows, labels)
+        prepared.order.copy_(torch.arange(len(rows)))
+        return prepared
 
-    n, width = 65536, 128
-    rows = torch.zeros((), dtype=torch.float32).expand(n, width)
-    monkeypatch.setattr(scan_launch.Prepared, "of", staticmethod(lambda r, y: empty_prepared(r)))
-    with Memory():
-        scan_launch.loss_and_gradient(rows, torch.empty(n), 0.1, True, True)
-    strip = max(made)
-    assert strip <= 3 * 4 * scan_launch.STRIP_ELEMENTS
-    once = [size for size in made if size > 2**20]
-    operands = 2 * n * width * 2
-    parts = 64 * 128 * width * 4  # of one strip, freed before the next
-    assert sum(set(once)) + operands <= 200e6 + parts
-
-
-def empty_prepared(rows: Tensor) -> Any:
-    """What sorting would leave, without sorting: in the order the rows come."""
-    from core.kernels.supcr.scan_launch import Prepared
-
-    n = len(rows)
-    numbers = torch.arange(n, dtype=torch.int32)
-    half = torch.zeros((), dtype=torch.float16).expand(n, rows.shape[1])
-    return Prepared(half, half, torch.ones(n), numbers.double(), numbers, numbers + 1, numbers)
+    monkeypatch.setattr(scan_launch.Prepared, "of", prepare_in_order)
+    rows, labels = torch.zeros(65536, 128), torch.zeros(65536)
+    with Memory() as memory:
+        scan_launch.loss_and_gradient(rows, labels, 0.1, True, True)
+    strip = 3 * 4 * scan_launch.STRIP_ELEMENTS
+    assert strip < memory.most <= 200e6
 
 
 @interpreted
@@ -399,6 +407,7 @@ def test_losses_have_gradients_by_rows_and_temperature_through_the_kernels(monke
 
 
 @interpreted
+@NOT_A_NUMBER
 def test_rows_that_are_not_finite_show_in_the_softmax(monkeypatch):
     from core.kernels import in_batch_softmax
 
@@ -470,7 +479,8 @@ def check_softmax(target: int, width: int, joint: bool) -> None:
     from core.kernels.in_batch import softmax_launch as launches
     from core.kernels.supcr.scan_launch import block_width, output_width
 
-    block = block_width(width)
+    widest = launches.JOINT_BLOCK_WIDTH if joint else width
+    block = min(block_width(width), widest)
     shape = {
         "BLOCK_D": block,
         "JOINT_BLOCK_D": block,
@@ -489,7 +499,7 @@ def check_softmax(target: int, width: int, joint: bool) -> None:
 @pytest.mark.parametrize("target", [80, 90])
 def test_kernels_compile_for_gpus_without_spills(target):
     check_scan(target, 128, exact=True)
-    check_softmax(target, 128, joint=False)
+    check_softmax(target, 128, joint=True)
 
 
 @compiled
