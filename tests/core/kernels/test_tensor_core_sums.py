@@ -144,16 +144,13 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     ("n", "temperature", "limit"),
     [
         (300, 0.05, 2e-6),
-        (4096, 0.1, 2e-6),
         (16384, 0.05, 2e-6),
-        (131072, 0.1, 2e-6),
         (131072, 0.05, 2e-6),
         (16384, 0.005, 1e-5),
     ],
 )
 def test_the_gradient_is_exact_at_any_size(kind, n, temperature, limit):
     found, carried = errors(kind, n, temperature)
-    print(kind, n, temperature, found, carried)
     assert found <= limit
     if n == 16384 and temperature == 0.05:  # what the care is for
         assert carried > 2 * limit
