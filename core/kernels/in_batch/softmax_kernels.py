@@ -31,7 +31,7 @@ LN_2 = tl.constexpr(0.6931471805599453)
 WEIGHT_SCALE = tl.constexpr(8192.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def operands_kernel(
     features,
     high,
@@ -72,7 +72,7 @@ def log_of(largest, total):
     return tl.where(total == 0, LOG_OF_ZERO, largest + tl.log2(tl.where(total == 0, 1.0, total)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_anchors", "num_columns"])
 def softmax_sums_kernel(
     high,
     low,
@@ -168,7 +168,7 @@ def pair_weights(exponents, counts, of_anchor, of_column, anchor_sum, column_sum
     return as_anchor * of_anchor[:, None] + as_candidate * of_column[None, :]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_anchors", "num_columns", "first_column", "end_column"])
 def softmax_gradient_kernel(
     high,
     low,

@@ -17,7 +17,7 @@ from core.kernels.supcr.tile_products import (
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def whole_gradient_kernel(
     weights,
     high,
@@ -73,7 +73,7 @@ def whole_gradient_kernel(
         tl.store(loss, (tl.sum(sums) * LN_2 * loss_scale).to(tl.float32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_anchors", "num_columns", "columns_per_split"])
 def anchor_gradient_kernel(
     weights,
     high,
@@ -115,7 +115,7 @@ def anchor_gradient_kernel(
     tl.store(parts + line[:, None] * WIDTH + features[None, :], total, mask=anchor_valid[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_anchor", "num_anchors", "num_columns", "num_splits"])
 def candidate_gradient_kernel(
     weights,
     high,

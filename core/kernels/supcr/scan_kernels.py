@@ -3,8 +3,9 @@
 the matrix from exponents to the gradient's weights.
 
 Every kernel works on sorted rows: row p has the p-th label. No output has two writers, so the bits
-are the same every time. A row's ``length`` is not a number where the row or its label is not
-finite; all results are not numbers then.
+are the same every time. Numbers of rows are not specialised: one compilation serves all. A row's
+``length`` is not a number where the row or its label is not finite; all results are not numbers
+then.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def longest_of(lengths, count, BLOCK: tl.constexpr):
     return tl.max(longest)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def prepare_kernel(
     features,
     labels,
@@ -95,7 +96,7 @@ def prepare_kernel(
     tl.store(order + place, rows, mask=row_valid)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_anchor", "num_anchors", "num_columns"])
 def exponents_kernel(
     high,
     low,
@@ -142,7 +143,7 @@ def exponents_kernel(
     tl.store(to, tile, mask=anchor_valid[:, None] & (columns < num_columns)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_anchor", "num_anchors", "num_columns", "search_steps"])
 def scan_kernel(
     high,
     low,

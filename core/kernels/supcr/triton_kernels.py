@@ -228,7 +228,7 @@ def accumulate_kernel(
         right += take_right.to(right.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_column", "end_column", "columns_per_split", "num_labels"])
 def gradient_kernel(
     row_high,
     row_low,
