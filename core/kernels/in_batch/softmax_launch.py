@@ -13,6 +13,7 @@ from core.kernels.in_batch import softmax_kernels as kernels
 from core.kernels.supcr.scan_launch import (
     BLOCK_WIDTH,
     Tiles,
+    announce,
     block_width,
     output_width,
     padded_width,
@@ -69,6 +70,7 @@ def softmax_sums(
     latter two are empty memory without one."""
     found = columns.new_empty(3, len(self_column))
     if len(self_column) > 0:
+        announce("Softmaxes of a batch", padded_width(columns.shape[1]))
         tiles = SUMS if joint_columns is None else JOINT_SUMS
         kernels.softmax_sums_kernel[(triton.cdiv(len(self_column), tiles.rows),)](
             self_column=self_column.int(),

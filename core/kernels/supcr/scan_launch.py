@@ -150,7 +150,7 @@ def whole_loss_and_gradient(
         labels: (n,) numbers.
     """
     n, width = rows.shape
-    _say_once(width, exact)
+    announce("SupCR of few rows", padded_width(width), exact)
     prepared = Prepared.of(rows, labels)
     scratch = rows.new_empty(3, n, line_width(n))
     losses = rows.new_empty(n, dtype=torch.float64)
@@ -214,7 +214,7 @@ def accumulate(
     n, m = len(columns), len(self_column)
     if m == 0:
         return columns.new_zeros((), dtype=torch.float64)
-    _say_once(columns.shape[1], exact)
+    announce("SupCR of many labels", padded_width(columns.shape[1]), exact)
     prepared = Prepared.of(columns, labels)
     place_of_row = torch.empty_like(prepared.order)
     place_of_row[prepared.order.long()] = torch.arange(n, dtype=torch.int32, device=columns.device)
@@ -370,6 +370,8 @@ def _features(prepared: Prepared, exact: bool) -> dict[str, Any]:
 
 
 @cache
-def _say_once(width: int, exact: bool) -> None:
+def announce(kernels: str, width: int, exact: bool = True) -> None:
+    """One line in the log before the first launch of kernels that are compiled for rows of this
+    width."""
     mode = "exact" if exact else "fast"
-    log.info("SupCR's GPU kernels for %d features, %s: the first call compiles them", width, mode)
+    log.info("%s for %d features, %s: the first call compiles its kernels", kernels, width, mode)

@@ -21,6 +21,7 @@ from core.kernels.supcr.grouping import (
     largest_exponent,
     sort_by_label,
 )
+from core.kernels.supcr.scan_launch import announce
 
 TILE_COLUMNS = 64  # with few labels
 FEW_COLUMNS = 16  # of a tile with many labels: each label in a tile costs a pass over it
@@ -253,6 +254,7 @@ class _Launch:
         sums = self.columns.rows.new_full((num_labels, m), empty, dtype=torch.float32)
         if m == 0 or n == 0:
             return sums
+        announce("SupCR of few labels", self.left.width, self.left.exact)
         tiles = ColumnTiles.of(self.columns, self.splits)
 
         def grid(meta: dict[str, int]) -> tuple[int, int]:

@@ -232,6 +232,19 @@ class Counted:
 
 
 @interpreted
+def test_the_log_says_once_what_is_compiled(caplog):
+    from core.kernels.supcr import scan_launch
+
+    scan_launch.announce.cache_clear()
+    with caplog.at_level("INFO", logger=scan_launch.__name__):
+        for width in (16, 16, 32):
+            scan_launch.announce("SupCR", width)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2
+    assert "16 features, exact: the first call compiles" in lines[0]
+
+
+@interpreted
 @pytest.mark.parametrize("labels", [torch.arange(20) // 2, torch.randn(20)])
 def test_few_rows_are_three_launches_and_wait_for_nothing(labels, monkeypatch):
     """An operator of torch would be a launch too; one that reads a number, a wait."""
