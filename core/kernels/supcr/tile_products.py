@@ -201,15 +201,19 @@ def relative_scale(lengths, columns, valid, longest):
 
 @triton.jit
 def length_of(features, rows, row_valid, width, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Lengths of (n, width) float32 rows, no number for those that are not finite."""
+    """Lengths of (n, width) float32 rows, no number for those that are not finite; of rows so short
+    that their squares vanish the greatest element."""
     squares = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    greatest = tl.zeros((BLOCK_M,), dtype=tl.float32)
     for begin in range(0, width, BLOCK_D):
         feature = begin + tl.arange(0, BLOCK_D)
         within = row_valid[:, None] & (feature < width)[None, :]
         at = features + rows.to(tl.int64)[:, None] * width + feature[None, :]
         part = tl.load(at, mask=within, other=0.0)
         squares += tl.sum(part * part, axis=1)
+        greatest = tl.maximum(greatest, tl.max(tl.abs(part), axis=1))
     length = tl.sqrt(squares)
+    length = tl.where(length == 0, greatest, length)
     return tl.where(length < INFINITY, length, float("nan"))
 
 
