@@ -108,6 +108,24 @@ def test_the_fused_contrast_is_its_definition():
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("path", ["triton", "triton_scan", "triton_whole"])
+@pytest.mark.parametrize("kind", ["few", "distinct"])
+def test_every_way_of_the_contrast_is_exact_and_repeats_its_bits(path: str, kind: str):
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.nn.functional.normalize(torch.randn(1000, 100, generator=generator), dim=1)
+    labels = torch.randn(1000, generator=generator)
+    labels = labels if kind == "distinct" else labels.round()
+    wide = rows.double().requires_grad_()
+    fused_supcr(wide, labels, 0.05).backward()
+    gradients = []
+    for _ in range(2):
+        x = rows.cuda().requires_grad_()
+        fused_supcr(x, labels.cuda(), 0.05, path=path).backward()
+        gradients.append(x.grad.cpu())
+    assert torch.equal(*gradients)
+    assert (gradients[0] - wide.grad).norm() <= 2e-6 * wide.grad.norm()
+
+
 def test_a_snapshot_is_pinned_whole_and_kept_for_the_next():
     from launch.checkpoints.snapshot import finish_copies
 
