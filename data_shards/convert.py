@@ -279,7 +279,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "raw",
         type=Path,
-        help="an MMSA .pkl, a table (.csv, .jsonl, .parquet), or an alignment folder",
+        help="an MMSA .pkl, a .pkl of dialogues, a table (.csv, .jsonl, .parquet), or an alignment "
+        "folder",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
     parser.add_argument(
@@ -297,6 +298,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--targets",
         metavar="A,B,...",
         help="columns of a table that together are the label: several scores to learn at once",
+    )
+    parser.add_argument(
+        "--emotions",
+        type=int,
+        metavar="NUMBER",
+        help="classes of a file of dialogues: 4 or 6 of IEMOCAP, 3 or 7 of MELD (default: all)",
     )
     parser.add_argument("--text", choices=get_args(TextChoice), default="auto")
     parser.add_argument(
@@ -340,6 +347,7 @@ def _main(arguments: argparse.Namespace) -> None:
         rename=parse_renaming(arguments.rename) or None,
         entities=entities,
         targets=parse_targets(arguments.targets),
+        emotions=arguments.emotions,
     )
     manifest = convert(
         arguments.raw,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from data_shards.shards.label_statistics import known_resolution
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
 from data_shards.shards.sentiment_schema import check_label
 from data_shards.shards.split_names import SPLITS, split_called
+from data_shards.sources import dialogues, emotion_labels
 from data_shards.sources.mmsa_arrays import (
     SEQUENCES,
     Part,
@@ -81,8 +82,21 @@ class Content:
 
 
 def read(raw: Path, options: Options) -> RawDataset:
-    """An MMSA ``.pkl``, checked as far as that needs no look at every frame."""
+    """A ``.pkl``: an MMSA file, checked as far as that needs no look at every frame, or one of
+    dialogues."""
     loaded = load_pickle(raw)
+    if dialogues.is_dialogues(loaded):
+        return dialogues.read(raw, loaded, options)
+    if options.emotions is not None:
+        raise DataError(f"{raw} is no file of dialogues, whose classes --emotions chooses")
+    if emotion_labels.has_emotions(loaded):
+        plain, vectors = emotion_labels.separate(loaded, str(raw))
+        dataset = _of_splits(raw, plain, replace(options, labels=emotion_labels.LABELS))
+        return emotion_labels.put_together(dataset, vectors, options.name or raw.stem)
+    return _of_splits(raw, loaded, options)
+
+
+def _of_splits(raw: Path, loaded: Any, options: Options) -> RawDataset:
     parts, left_out = _parts(loaded, raw)
     widths = widths_of(parts)
     assumed = None if options.dataset else assumed_dataset(raw, widths)

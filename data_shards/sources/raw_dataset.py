@@ -56,6 +56,7 @@ class Options:
     rename: dict[str, str] | None = None  # modality of the raw data -> its name in the shards
     entities: EntityOptions | None = None  # of an alignment folder
     targets: tuple[str, ...] | None = None  # columns of a table that together are the label
+    emotions: int | None = None  # of a file of dialogues: how many classes of them
 
 
 @dataclass(frozen=True)

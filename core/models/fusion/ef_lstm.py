@@ -15,7 +15,6 @@ from core.encoders.clock import on_one_clock, word_states
 from core.encoders.inputs import MODALITIES, InputConfig, Inputs, Modality, groups, in_order
 from core.encoders.sequence import last_frame
 from core.encoders.text import TextConfig, TextEncoder
-from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 
 
@@ -33,7 +32,6 @@ class EFLSTM(Model[Utterances, Sentiment]):
     """
 
     task = "sentiment"
-    takes_targets = True
     aligned = True
 
     @validated_dataclass(frozen=True)
@@ -90,7 +88,7 @@ class EFLSTM(Model[Utterances, Sentiment]):
         return last_frame(states, clock)
 
     def losses(self, output: Sentiment, batch: Utterances) -> dict[str, Tensor]:
-        return {"task": batch.mean(task_loss(output.score, batch.label))}
+        return {"task": batch.mean(batch.errors(output.score))}
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         return groups(self, text=self.text.trained() if self.text is not None else [])
