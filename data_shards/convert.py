@@ -348,6 +348,7 @@ def _main(arguments: argparse.Namespace) -> None:
         entities=entities,
         targets=parse_targets(arguments.targets),
         emotions=arguments.emotions,
+        fold=arguments.fold,
     )
     manifest = convert(
         arguments.raw,

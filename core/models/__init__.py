@@ -15,6 +15,8 @@ from core.models.cross_modal.mult import MulT
 from core.models.cross_modal.tetfn import TETFN
 from core.models.disentangled.misa import MISA
 from core.models.disentangled.mmim import MMIM
+from core.models.entities.eva import EVA
+from core.models.entities.gcn_align import GCNAlign
 from core.models.fusion.ef_lstm import EFLSTM
 from core.models.fusion.graph_mfn import GraphMFN
 from core.models.fusion.lf_dnn import LFDNN
@@ -37,6 +39,8 @@ MODELS: dict[str, type[Model[Any, Any]]] = {
     "bbfn": BBFN,
     "cenet": CENet,
     "ef_lstm": EFLSTM,
+    "eva": EVA,
+    "gcn_align": GCNAlign,
     "graph_mfn": GraphMFN,
     "hscl": HSCL,
     "lf_dnn": LFDNN,

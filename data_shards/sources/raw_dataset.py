@@ -57,6 +57,7 @@ class Options:
     entities: EntityOptions | None = None  # of an alignment folder
     targets: tuple[str, ...] | None = None  # columns of a table that together are the label
     emotions: int | None = None  # of a file of dialogues: how many classes of them
+    fold: int | None = None  # of OpenEA's links; 1 where nothing is said
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ def _mosi_classes(number: int) -> LabelScheme:
     if number == 3:
         return LabelScheme(Labels(kind="classes", names=SIGN), _sign)
     limit = MOSI_LIMITS[number]
-    points = tuple(f"{point:+d}" for point in range(-limit, limit + 1))
+    points = tuple(f"{point:+d}" if point else "0" for point in range(-limit, limit + 1))
     names = Labels(kind="classes", names=points)
     return LabelScheme(names, lambda label: label.clamp(-limit, limit).round() + limit)
 

@@ -275,9 +275,7 @@ class SentimentTask:
         if thresholds is not None:
             tuned = zip(self.parts(), thresholds, strict=True)
             said = ", ".join(f"{name} {threshold:.3f}" for name, threshold in tuned)
-            remarks.append(
-                f"A label is answered from a probability on that validation set: {said}."
-            )
+            remarks.append(f"Thresholds of the labels' probabilities, tuned on validation: {said}.")
             answers = probabilities(prediction) >= thresholds
             warnings = multilabel.collapses(answers, label, self.parts())
         elif self.run.metrics == "classes":

@@ -30,6 +30,8 @@ SMALL_OPTIONS: dict[str, dict[str, Any]] = {
     "almt": {"width": 16, "heads": 2, "head_width": 8, "tokens": 4, "hyper_heads": 2},
     "bbfn": {"width": 8, "heads": 2, "levels": 2},
     "ef_lstm": {"hidden": 12},
+    "eva": {"graph_hidden": 12, "hidden": 8},
+    "gcn_align": {"graph_hidden": 12, "attribute_hidden": 8},
     "graph_mfn": SMALL_MEMORY | {"inner": 6, "graph_hidden": 10},
     "hscl": {"layers": 1, "projection_width": 8, "hidden": 8},
     "lf_dnn": SMALL_SUBNETS | {"text_out": 8},

@@ -244,6 +244,17 @@ SPACES: dict[str, Space] = {
         "options.temperature": loguniform(0.02, 0.5),
         "optim.groups.main.lr": RATE,
     },
+    "eva": {
+        "optim.groups.main.lr": RATE,
+        "options.graph_alpha": loguniform(1.0, 30.0),
+        "options.alpha": loguniform(1.0, 30.0),
+        "options.beta": loguniform(1.0, 30.0),
+    },
+    "gcn_align": {
+        "optim.groups.main.lr": RATE,
+        "options.margin": loguniform(0.5, 10.0),
+        "options.share": uniform(0.5, 0.95),
+    },
     "tate": {
         "optim.groups.main.lr": RATE,
     },

@@ -56,12 +56,12 @@ class MMIM(Model[Utterances, Output]):
 
     Differences from the released code: the log density has its determinant (parity:
     ``density=released``, whose first stage is best served by a variance without bound), and the
-    logarithm of its variance passes the tanh that the settings name and the code leaves out
-    (``density=full`` leaves it out too: then sound and video shrink to what the text predicts, and
-    gradients grow without end); a fused
-    vector chooses among inputs, as the paper has it (parity: ``candidates=predictions``); the
-    density and all the rest learn in one pass over the data, each by its own loss, with the
-    gradients of the released two stages; covariances have ``ridge`` added, where few rows gave
+    logarithm of its variance passes the tanh that the settings name and the code leaves out.
+    ``density=full`` leaves it out too, and its bound has no end: vectors that shrink gain by all
+    their numbers, and the entropy that should pay for it is of a code of a fourth of them, with
+    ``ridge`` below it. A fused vector chooses among inputs, as the paper has it (parity:
+    ``candidates=predictions``); the density and all the rest learn in one pass over the data, each
+    by its own loss, with the gradients of the released two stages; covariances have ``ridge`` added, where few rows gave
     -inf and nan. The code that entropies are of is a fixed random map, which is what it amounts to
     there, since neither stage trains it. Contrast and entropies see the whole global batch;
     remembered rows are the newest ones, also across epochs, and take part from the first step on.

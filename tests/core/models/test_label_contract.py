@@ -29,6 +29,7 @@ from core.models import MODELS
 
 SENTIMENT = sorted(name for name, model in MODELS.items() if model.task == "sentiment")
 NUMBER = 3  # of classes, and of labels
+WEIGH_THEIR_TASK = ("lnln", "mlf_dnn", "mlmf", "mtfn")  # among their losses
 
 every_sentiment_model = pytest.mark.parametrize("name", SENTIMENT)
 every_kind = pytest.mark.parametrize("kind", ["classes", "labels"])
@@ -88,8 +89,7 @@ def test_logits_are_learnt_by_weighted_cross_entropy(contract: Contract) -> None
     losses, found = gradients(model, [batch])
     assert all(value.isfinite() for value in losses.values())
     expected = batch.mean(plain_error(output.score, batch))
-    factor = {"lnln": 0.0, "mlf_dnn": 0.0, "mlmf": 0.0, "mtfn": 0.0}
-    if contract.name not in factor:  # these weigh the task among their losses
+    if contract.name not in WEIGH_THEIR_TASK:
         torch.testing.assert_close(losses["task"], expected.detach())
     for key, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -107,16 +107,17 @@ def test_a_batch_in_two_parts_is_the_same_batch(contract: Contract) -> None:
     assert_same(gradients(model, parts), gradients(model, [batch]))
 
 
-@every_sentiment_model
-@every_kind
+@pytest.mark.parametrize("name", ["cenet", "hscl", "self_mm", "tfr_net"])
+@pytest.mark.parametrize("kind", ["classes"])
 def test_a_few_steps_learn_what_is_there(contract: Contract) -> None:
+    """Of models that have more losses than the task's, or none of them for classes."""
     batch = contract.make()
     torch.manual_seed(1)
     model = build(contract.name, contract.data)
     still(model).train()
     before = task_of(model, batch)
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for _ in range(25):
+    for _ in range(20):
         optimizer.zero_grad()
         total(losses_of(model, [batch])).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
