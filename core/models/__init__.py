@@ -21,6 +21,7 @@ from core.models.fusion.ef_lstm import EFLSTM
 from core.models.fusion.graph_mfn import GraphMFN
 from core.models.fusion.lf_dnn import LFDNN
 from core.models.fusion.lmf import LMF
+from core.models.fusion.mfm import MFM
 from core.models.fusion.mfn import MFN
 from core.models.fusion.mlf_dnn import MLFDNN
 from core.models.fusion.mlmf import MLMF
@@ -49,6 +50,7 @@ MODELS: dict[str, type[Model[Any, Any]]] = {
     "mag_bert": MAGBert,
     "mclea": MCLEA,
     "meaformer": MEAformer,
+    "mfm": MFM,
     "mfn": MFN,
     "misa": MISA,
     "mlf_dnn": MLFDNN,

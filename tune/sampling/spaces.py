@@ -105,6 +105,12 @@ _FUSION: dict[str, Space] = {
     "mlmf": _SUBNETS | _LOW_RANK | _MULTI_TASK,
     "mfn": _MEMORY
     | {"options.attention_hidden": UNITS, "options.attention_dropout": STEPPED_DROPOUT},
+    "mfm": _MEMORY
+    | {
+        "options.factor": choice(16, 32, 64),
+        "options.rebuild": loguniform(0.01, 1.0),
+        "options.prior": loguniform(0.01, 1.0),
+    },
     "graph_mfn": _MEMORY
     | {
         "options.inner": choice(20, 32, 64, 128),

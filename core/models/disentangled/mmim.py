@@ -61,9 +61,10 @@ class MMIM(Model[Utterances, Output]):
     their numbers, and the entropy that should pay for it is of a code of a fourth of them, with
     ``ridge`` below it. A fused vector chooses among inputs, as the paper has it (parity:
     ``candidates=predictions``); the density and all the rest learn in one pass over the data, each
-    by its own loss, with the gradients of the released two stages; covariances have ``ridge`` added, where few rows gave
-    -inf and nan. The code that entropies are of is a fixed random map, which is what it amounts to
-    there, since neither stage trains it. Contrast and entropies see the whole global batch;
+    by its own loss, with the gradients of the released two stages; covariances have ``ridge``
+    added, where few rows gave -inf and nan. The code that entropies are of is a fixed random map,
+    which is what it amounts to there, since neither stage trains it. Contrast and entropies see the
+    whole global batch;
     remembered rows are the newest ones, also across epochs, and take part from the first step on.
     Of classes, each is a group for the entropies; where a label is a vector, all samples are one.
     Features are standardised. A sample without a modality takes no part in the terms of it. The
