@@ -57,40 +57,24 @@ class GCNAlign(Model[EntityGraph, Aligned]):
             )
         self.views = chosen_views(config.views or known, data)
         self.share = {"graph": config.share, "attribute": 1 - config.share}
-        self.networks = nn.ModuleDict()
+        self.encoders = nn.ModuleDict()
         if "graph" in self.views:
-            deviation = config.entity_scale / math.sqrt(data.num_train)
-            self.entity = nn.Parameter(torch.randn(data.num_train, config.graph_hidden) * deviation)
-            self.networks["graph"] = GCN(config.graph_hidden, config.layers)
+            self.encoders["graph"] = Structure(config, data)
         if "attribute" in self.views:
-            width = config.attribute_hidden
-            self.first = nn.Linear(data.features["attribute"], width, bias=False)
-            self.networks["attribute"] = GCN(width, config.layers)
+            self.encoders["attribute"] = Attributes(config, data)
         self.apart = Margin(config.margin)
 
     def forward(self, batch: EntityGraph) -> Aligned:
         # in training nobody asks for the entities without a link
         links_only = self.training or batch.links_only
         entities = batch.links if links_only else None
-        views = {view: self._embed(view, batch, entities) for view in self.views}
+        views = {view: encoder(batch, entities) for view, encoder in self.encoders.items()}
         present = {}
         for view, rows in views.items():
             present[view] = torch.ones(rows.shape[:-1], dtype=torch.bool, device=rows.device)
         weighted = [math.sqrt(self.share[view]) * unit_rows(rows) for view, rows in views.items()]
         joint = unit_rows(torch.cat(weighted, dim=-1))
         return Aligned(joint, views, present, links=None if links_only else batch.links)
-
-    def _embed(self, view: str, batch: EntityGraph, entities: Tensor | None) -> Tensor:
-        """(*entities, D), or (N, D) of all."""
-        # sums over hub entities need the digits that bfloat16 lacks
-        with torch.autocast(batch.edges.device.type, enabled=False):
-            if view == "graph":
-                features: Tensor = self.entity
-            else:
-                bags = batch.views[view] * batch.present[view].unsqueeze(-1)
-                features = self.first(bags)
-            rows: Tensor = self.networks[view](features, batch.edges, entities)
-        return rows
 
     def losses(self, output: Aligned, batch: EntityGraph) -> dict[str, Tensor]:
         return {}  # every loss needs the whole global batch
@@ -110,3 +94,45 @@ class GCNAlign(Model[EntityGraph, Aligned]):
         for view in self.views:
             losses[view] = self.apart(sides[f"{view}/left"], sides[f"{view}/right"], weight)
         return losses
+
+
+class Structure(nn.Module):
+    """A learnt vector of each entity, and convolutions over them.
+
+    The table is this module's and not the whole model's own: ZeRO-3 does not gather the latter's
+    parameters for the backward pass.
+    """
+
+    def __init__(self, config: GCNAlign.Config, data: DataSpec):
+        super().__init__()
+        deviation = config.entity_scale / math.sqrt(data.num_train)
+        self.entity = nn.Parameter(torch.randn(data.num_train, config.graph_hidden) * deviation)
+        self.convolve = GCN(config.graph_hidden, config.layers)
+
+    def forward(self, batch: EntityGraph, entities: Tensor | None) -> Tensor:
+        """(*entities, D), or (N, D) of all."""
+        return convolved(self.convolve, self.entity, batch, entities)
+
+
+class Attributes(nn.Module):
+    """Attributes through a linear map, and convolutions over them."""
+
+    def __init__(self, config: GCNAlign.Config, data: DataSpec):
+        super().__init__()
+        width = config.attribute_hidden
+        self.first = nn.Linear(data.features["attribute"], width, bias=False)
+        self.convolve = GCN(width, config.layers)
+
+    def forward(self, batch: EntityGraph, entities: Tensor | None) -> Tensor:
+        """(*entities, D), or (N, D) of all."""
+        bags = batch.views["attribute"] * batch.present["attribute"].unsqueeze(-1)
+        return convolved(self.convolve, self.first(bags).float(), batch, entities)
+
+
+def convolved(
+    network: nn.Module, features: Tensor, batch: EntityGraph, entities: Tensor | None
+) -> Tensor:
+    """Sums over hub entities need the digits that bfloat16 lacks."""
+    with torch.autocast(batch.edges.device.type, enabled=False):
+        rows: Tensor = network(features, batch.edges, entities)
+    return rows
