@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from data_shards.shards.label_statistics import known_resolution
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
 from data_shards.shards.sentiment_schema import check_label
 from data_shards.shards.split_names import SPLITS, split_called
-from data_shards.sources import dialogues, emotion_labels
 from data_shards.sources.mmsa_arrays import (
     SEQUENCES,
     Part,
@@ -35,7 +34,6 @@ from data_shards.sources.mmsa_arrays import (
     used_extent,
     widths_of,
 )
-from data_shards.sources.pickles import load_pickle
 from data_shards.sources.raw_dataset import (
     KnownDataset,
     Options,
@@ -81,22 +79,12 @@ class Content:
     tokenizer: Tokenizer | None
 
 
-def read(raw: Path, options: Options) -> RawDataset:
-    """A ``.pkl``: an MMSA file, checked as far as that needs no look at every frame, or one of
-    dialogues."""
-    loaded = load_pickle(raw)
-    if dialogues.is_dialogues(loaded):
-        return dialogues.read(raw, loaded, options)
-    if options.emotions is not None:
-        raise DataError(f"{raw} is no file of dialogues, whose classes --emotions chooses")
-    if emotion_labels.has_emotions(loaded):
-        plain, vectors = emotion_labels.separate(loaded, str(raw))
-        dataset = _of_splits(raw, plain, replace(options, labels=emotion_labels.LABELS))
-        return emotion_labels.put_together(dataset, vectors, options.name or raw.stem)
-    return _of_splits(raw, loaded, options)
+def read(raw: Path, loaded: Any, options: Options) -> RawDataset:
+    """An MMSA ``.pkl``, checked as far as that needs no look at every frame.
 
-
-def _of_splits(raw: Path, loaded: Any, options: Options) -> RawDataset:
+    Args:
+        loaded: what the pickle holds.
+    """
     parts, left_out = _parts(loaded, raw)
     widths = widths_of(parts)
     assumed = None if options.dataset else assumed_dataset(raw, widths)

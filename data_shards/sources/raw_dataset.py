@@ -83,6 +83,20 @@ class RawDataset:
     extraction: ExtractionRecipe | None = None  # how features were made from clips
 
 
+def refuse_idle_options(options: Options, dataset: RawDataset, raw: Path) -> None:
+    """DataError for an option that says nothing about such a file."""
+    layout = dataset.facts.get("layout")
+    if options.targets and layout != "table":
+        raise DataError(
+            f"{raw} is no table, and --targets names columns of one; leave it out, or write a table "
+            "(docs/data.md)"
+        )
+    if options.emotions is not None and layout != "dialogues":
+        raise DataError(f"{raw} is no file of dialogues, whose classes --emotions chooses")
+    if options.fold is not None and layout != "openea":
+        raise DataError(f"{raw} is no folder of OpenEA, whose links have folds; leave out --fold")
+
+
 def file_facts(path: Path) -> dict[str, Any]:
     """Name, size and SHA-256 of a file, as the manifest records its source."""
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256_of_file(path)}

@@ -118,8 +118,6 @@ def read(raw: Path, options: Options) -> RawDataset:
         raise DataError(f"--split-seed must lie between 0 and 2^32 - 1, got {entity_options.seed}")
     if openea.is_openea_folder(raw):
         return _of_openea(raw, options, entity_options)
-    if options.fold is not None:
-        raise DataError(f"{raw} is no folder of OpenEA, whose links have folds; leave out --fold")
     repairs: Counter[str] = Counter()
     noted: list[str] = []
     table = graph_files.read_entities(raw, entity_options.seed)

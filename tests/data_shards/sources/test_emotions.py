@@ -171,3 +171,12 @@ def test_a_pair_that_says_nothing_is_refused(tmp_path: Path) -> None:
     raw.write_bytes(pickle.dumps(content))
     with pytest.raises(DataError, match=r"valid, sample 2: happy is \[1.0, 1.0\]"):
         convert(raw, tmp_path / "shards", Options(text="features"))
+
+
+def test_options_of_other_layouts_are_refused(tmp_path: Path) -> None:
+    raw = tmp_path / "iemocap_data.pkl"
+    raw.write_bytes(pickle.dumps(of_mult()))
+    with pytest.raises(DataError, match="is no file of dialogues, whose classes --emotions"):
+        convert(raw, tmp_path / "shards", Options(text="features", emotions=4))
+    with pytest.raises(DataError, match="is no folder of OpenEA, whose links have folds"):
+        converted(tmp_path, of_iemocap(), fold=1)

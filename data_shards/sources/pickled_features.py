@@ -1,0 +1,27 @@
+"""Which of the layouts of features a ``.pkl`` is of: splits as MMSA has them, with labels of
+emotions as MulT's IEMOCAP has them, or dialogues."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from data_shards.sources import dialogues, emotion_labels, mmsa
+from data_shards.sources.pickles import load_pickle
+from data_shards.sources.raw_dataset import Options, RawDataset
+
+
+def read(raw: Path, options: Options) -> RawDataset:
+    """The file through the reader of its layout.
+
+    Raises:
+        DataError: it is of none, or breaks the rules of its own.
+    """
+    loaded = load_pickle(raw)
+    if dialogues.is_dialogues(loaded):
+        return dialogues.read(raw, loaded, options)
+    if emotion_labels.has_emotions(loaded):
+        plain, vectors = emotion_labels.separate(loaded, str(raw))
+        dataset = mmsa.read(raw, plain, replace(options, labels=emotion_labels.LABELS))
+        return emotion_labels.put_together(dataset, vectors, options.name or raw.stem)
+    return mmsa.read(raw, loaded, options)
