@@ -71,8 +71,12 @@ CHANGES: dict[str, list[str]] = {
     "meaformer": ["batch_size=512", "epochs=60"],
     "eva": [],
     "gcn_align": [],
+    "kecg": [],
 }
-READ = {"gcn_align": {"graph", "attribute"}}  # a model that does not read every view
+READ = {
+    "gcn_align": {"graph", "attribute"},
+    "kecg": {"graph"},
+}  # a model that does not read every view
 NAMES = "names"  # no model: how alike the letters of two names are, without any training
 HUGE_PAGES = {
     "THP_MEM_ALLOC_ENABLE": "1"

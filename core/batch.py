@@ -120,6 +120,8 @@ class EntityGraph(Batch):
     present: dict[str, Tensor]
     # encode the entities of the links alone, as training always does
     links_only: bool = False
+    # (T, 3) int64 head, relation, tail of both graphs, sorted by head; None: not known
+    triples: Tensor | None = None
 
 
 def _map(value: Any, change: TensorFunction) -> Any:

@@ -99,6 +99,8 @@ class DataSpec:
     unimodal_labels: tuple[str, ...] = ()
     # samples in the train split, or entities
     num_train: Size = 0
+    # of both graphs
+    num_relations: Size = 0
     # of the tokenizer that made the token ids
     vocab_size: Size = 0
     # of that tokenizer; stands for a token dropped by the missing-feature protocols

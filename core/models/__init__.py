@@ -17,6 +17,7 @@ from core.models.disentangled.misa import MISA
 from core.models.disentangled.mmim import MMIM
 from core.models.entities.eva import EVA
 from core.models.entities.gcn_align import GCNAlign
+from core.models.entities.kecg import KECG
 from core.models.fusion.ef_lstm import EFLSTM
 from core.models.fusion.graph_mfn import GraphMFN
 from core.models.fusion.lf_dnn import LFDNN
@@ -44,6 +45,7 @@ MODELS: dict[str, type[Model[Any, Any]]] = {
     "gcn_align": GCNAlign,
     "graph_mfn": GraphMFN,
     "hscl": HSCL,
+    "kecg": KECG,
     "lf_dnn": LFDNN,
     "lmf": LMF,
     "lnln": LNLN,

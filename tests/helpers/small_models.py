@@ -34,6 +34,7 @@ SMALL_OPTIONS: dict[str, dict[str, Any]] = {
     "gcn_align": {"graph_hidden": 12, "attribute_hidden": 8},
     "graph_mfn": SMALL_MEMORY | {"inner": 6, "graph_hidden": 10},
     "hscl": {"layers": 1, "projection_width": 8, "hidden": 8},
+    "kecg": {"graph_hidden": 12},
     "lf_dnn": SMALL_SUBNETS | {"text_out": 8},
     "lmf": SMALL_SUBNETS,
     "lnln": {

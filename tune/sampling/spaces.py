@@ -256,6 +256,12 @@ SPACES: dict[str, Space] = {
         "options.alpha": loguniform(1.0, 30.0),
         "options.beta": loguniform(1.0, 30.0),
     },
+    "kecg": {
+        "optim.groups.main.lr": RATE,
+        "options.margin": loguniform(0.5, 10.0),
+        "options.translation": loguniform(0.1, 10.0),
+        "options.translation_margin": loguniform(0.2, 5.0),
+    },
     "gcn_align": {
         "optim.groups.main.lr": RATE,
         "options.margin": loguniform(0.5, 10.0),
