@@ -1,5 +1,8 @@
-"""Which of the layouts of features a ``.pkl`` is of: splits as MMSA has them, with labels of
-emotions as MulT's IEMOCAP has them, or dialogues."""
+"""Which of the layouts of features a ``.pkl`` is of.
+
+Splits as MMSA has them are the usual one. The same with labels of emotions, two numbers for each,
+is MulT's IEMOCAP. One tuple of parts by dialogue is what work on emotions in conversation shares.
+"""
 
 from __future__ import annotations
 

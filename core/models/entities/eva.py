@@ -1,5 +1,4 @@
-"""EVA: entity visual alignment (Liu et al., "Visual Pivoting for (Unsupervised) Entity Alignment",
-AAAI 2021, arXiv:2009.13603)."""
+"""EVA: entity visual alignment (Liu et al., AAAI 2021, arXiv:2009.13603)."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""KECG, in its structure (Li et al., "Semi-supervised Entity Alignment via Joint Knowledge Embedding
-Model and Cross-graph Model", EMNLP 2019, D19-1274): one table of entities, which attention over both
-graphs and translations between them learn together."""
+"""KECG, in its structure (Li et al., EMNLP 2019, D19-1274): one table of entities, which attention
+over both graphs and translations between them learn together."""
 
 from __future__ import annotations
 

@@ -87,11 +87,11 @@ def test_the_joint_loss_of_eva_moves_the_weights_alone_as_released(
 def test_gcn_align_puts_its_views_together_by_their_share(make_graph: Make) -> None:
     spec, batch = make_graph()
     torch.manual_seed(0)
-    config = GCNAlign.Config(graph_hidden=6, attribute_hidden=4, share=0.7)
+    config = GCNAlign.Config(graph_hidden=32, attribute_hidden=24, share=0.7)
     model = GCNAlign(config, spec).eval()
     joint = model(batch).joint
-    torch.testing.assert_close(joint[:, :6].square().sum(1), torch.full((len(joint),), 0.7))
-    torch.testing.assert_close(joint[:, 6:].square().sum(1), torch.full((len(joint),), 0.3))
+    torch.testing.assert_close(joint[:, :32].square().sum(1), torch.full((len(joint),), 0.7))
+    torch.testing.assert_close(joint[:, 32:].square().sum(1), torch.full((len(joint),), 0.3))
 
 
 def test_gcn_align_reads_structure_alone_where_there_is_nothing_else(make_graph: Make) -> None:
