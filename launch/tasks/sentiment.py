@@ -45,7 +45,7 @@ from launch.tasks.task import (
 )
 from launch.tasks.training_facts import TrainingFacts, bounds_of
 
-OF_SCORES = ("mosi", "sims", "phq", "mmmo")
+OF_SCORES: tuple[str, ...] = ("mosi", "sims", "phq", "mmmo")
 # metrics -> those that are given of each class or label; of targets all are
 OF_PART = {"classes": ["F1", "Recall"], "labels": ["F1", "Weighted_acc"]}
 
@@ -86,11 +86,14 @@ class SentimentTask:
                 f"{', '.join(targets)}; use metrics=mosi, sims, phq or mmmo, or metrics=labels with "
                 "classes=present"
             )
-        learnt, fitting = "scores", OF_SCORES
+        learnt = "scores"
+        fitting = OF_SCORES
         if self.data.num_classes:
-            learnt, fitting = "classes", ("classes",)
+            learnt = "classes"
+            fitting = ("classes",)
         elif self.data.multilabel:
-            learnt, fitting = "labels that a sample has or lacks", ("labels",)
+            learnt = "labels that a sample has or lacks"
+            fitting = ("labels",)
         if metrics not in fitting:
             raise ConfigError(
                 f"metrics={metrics} is not of what is learnt from {self.run.data}, {learnt}; use "
@@ -263,7 +266,7 @@ class SentimentTask:
         return EvaluationResult(scores, plots, self._remarks(predictions, split, thresholds))
 
     def _remarks(
-        self, predictions: Predictions, split: str, thresholds: np.ndarray | None
+        self, predictions: Predictions, split: str, thresholds: np.ndarray | None = None
     ) -> list[str]:
         remarks = []
         if self.manifest.synthetic:

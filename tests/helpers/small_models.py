@@ -48,7 +48,7 @@ SMALL_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "mclea": {"graph_hidden": 12, "hidden": 8},
     "meaformer": {"hidden": 12, "feedforward": 16},
-    "mfm": SMALL_MEMORY | {"attention_hidden": 8, "factor": 6, "decoder_hidden": 6},
+    "mfm": SMALL_MEMORY | {"attention_hidden": 8, "factor": 16, "decoder_hidden": 6},
     "mfn": SMALL_MEMORY | {"attention_hidden": 8},
     "misa": {"width": 16, "feed": 16},
     "mlf_dnn": SMALL_SUBNETS | {"text_out": 8},

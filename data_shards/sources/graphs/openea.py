@@ -89,8 +89,8 @@ def read_triples(raw: Path, names: Names, table: EntityTable, noted: list[str]) 
     repeated = len(triples) - len(np.unique(triples, axis=0))
     if repeated:
         noted.append(f"{repeated} triples repeat another one, and count as often as they are there")
-    ends = table.rows(triples[:, [0, 2]])
-    return np.stack([ends[:, 0], triples[:, 1], ends[:, 1]], axis=1).astype("<i4")
+    rows = table.rows(triples[:, [0, 2]])
+    return np.stack([rows[:, 0], triples[:, 1], rows[:, 1]], axis=1).astype("<i4")
 
 
 def read_links(raw: Path, names: Names, table: EntityTable, fold: int) -> dict[str, np.ndarray]:
@@ -109,7 +109,8 @@ def read_links(raw: Path, names: Names, table: EntityTable, fold: int) -> dict[s
             f"{raw / FOLDS}"
         )
     known = set(map(tuple, everything.rows.tolist()))
-    links, where_of = {}, {}
+    links: dict[str, np.ndarray] = {}
+    where_of: dict[tuple[int, ...], str] = {}
     for split in SPLITS:
         listing = _listed(folder / f"{split}_links", names)
         check_links(listing, table.known)
