@@ -148,15 +148,19 @@ def mosi_utterance() -> Run:
 def demo() -> Run:
     """MISA on the generated data of ``python -m data_shards.synthetic``.
 
+    Nothing is rebuilt: what is rebuilt is what the encoders give, and a text encoder that begins
+    from nothing then soon gives the same for every sentence.
+
     deepspeed launch/train.py misa/demo data=demo/shards
     """
     options = MISA.Config(
         width=32,
         feed=64,
-        dropout=0.1,
-        difference=0.1,
-        similarity=0.1,
-        reconstruction=0.1,
+        dropout=0.3,
+        layer_dropout=0.1,
+        difference=0.01,
+        similarity=0.01,
+        reconstruction=0.0,
         text=TextConfig(source="small"),
     )
     return demo_run("misa", options)
