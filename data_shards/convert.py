@@ -42,9 +42,15 @@ from data_shards.shards.manifest import (
 )
 from data_shards.shards.sentiment_schema import check_fields
 from data_shards.shards.split_names import describe_missing
-from data_shards.sources import mmsa, table
+from data_shards.sources import pickled_features, table
 from data_shards.sources.graphs import knowledge_graphs
-from data_shards.sources.raw_dataset import KNOWN_LABELS, Options, RawDataset, TextChoice
+from data_shards.sources.raw_dataset import (
+    KNOWN_LABELS,
+    Options,
+    RawDataset,
+    TextChoice,
+    refuse_idle_options,
+)
 from data_shards.sources.rename import parse_renaming, rename
 from data_shards.sources.table_targets import parse_targets
 
@@ -55,8 +61,8 @@ LOCK_WAIT = 5.0  # seconds; processes of a killed conversion take a moment to en
 _WRITTEN = re.compile(r"\.?(?P<shard>[a-z_]+-\d{6})\.(tar|idx)(\.partial|\.staging)?")
 
 READERS: dict[str, Callable[[Path, Options], RawDataset]] = {
-    ".pkl": mmsa.read,
-    ".pickle": mmsa.read,
+    ".pkl": pickled_features.read,
+    ".pickle": pickled_features.read,
     ".csv": table.read,
     ".jsonl": table.read,
     ".ndjson": table.read,
@@ -122,11 +128,7 @@ def convert(
     options = options or Options()
     _check_target(out)
     dataset = read(raw, options)
-    if options.targets and not dataset.labels.names:
-        raise DataError(
-            f"{raw} is no table, and --targets names columns of one; leave it out, or write a table "
-            "(docs/data.md)"
-        )
+    refuse_idle_options(options, dataset, raw)
     if options.rename:
         dataset = rename(dataset, options.rename)
     if dataset.task == "sentiment":
@@ -279,7 +281,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "raw",
         type=Path,
-        help="an MMSA .pkl, a table (.csv, .jsonl, .parquet), or an alignment folder",
+        help="an MMSA .pkl, a .pkl of dialogues, a table (.csv, .jsonl, .parquet), or an alignment "
+        "folder",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
     parser.add_argument(
@@ -297,6 +300,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--targets",
         metavar="A,B,...",
         help="columns of a table that together are the label: several scores to learn at once",
+    )
+    parser.add_argument(
+        "--emotions",
+        type=int,
+        metavar="NUMBER",
+        help="classes of a file of dialogues: 4 or 6 of IEMOCAP, 3 or 7 of MELD (default: all)",
     )
     parser.add_argument("--text", choices=get_args(TextChoice), default="auto")
     parser.add_argument(
@@ -340,6 +349,8 @@ def _main(arguments: argparse.Namespace) -> None:
         rename=parse_renaming(arguments.rename) or None,
         entities=entities,
         targets=parse_targets(arguments.targets),
+        emotions=arguments.emotions,
+        fold=arguments.fold,
     )
     manifest = convert(
         arguments.raw,

@@ -92,6 +92,19 @@ class Roles:
 
 
 @dataclass(frozen=True)
+class ClassLoss:
+    """How classes, and several labels at once, count in the loss; nothing for scores."""
+
+    # how much each class counts: alike; by one over its share of the train split, or by the root of
+    # that. Of several labels: how much having one counts against lacking it
+    balance: Literal["none", "inverse", "root"] = "none"
+    # the same by numbers, one for each class or label in their order; empty: by balance
+    weights: tuple[PositiveFloat, ...] = ()
+    # exponent of the focal loss, which counts what is right already for little; 0: cross-entropy
+    focal: NonNegativeFloat = 0.0
+
+
+@dataclass(frozen=True)
 class Run:
     """A whole run: what is trained on which data, and how. ``options`` are the model's own."""
 
@@ -115,10 +128,12 @@ class Run:
     patience: NonNegativeInt = 8
     seed: NonNegativeInt = 1111  # of the order, the first weights, dropout and masks
     # which scores are computed: those of MOSI and MOSEI, CH-SIMS, depression, MMMO; of classes; of
-    # alignment
-    metrics: Literal["mosi", "sims", "phq", "mmmo", "classes", "alignment"] = "mosi"
-    # sign: scores become the classes negative, neutral and positive
-    classes: Literal["given", "sign"] = "given"
+    # several labels at once; of alignment
+    metrics: Literal["mosi", "sims", "phq", "mmmo", "classes", "labels", "alignment"] = "mosi"
+    # sign: scores become the classes negative, neutral and positive; a number: that many classes
+    # of them; present: each of several targets becomes a label that a sample has, above 0, or lacks
+    classes: Literal["given", "sign", "present", 2, 3, 5, 7] = "given"
+    class_loss: ClassLoss = ClassLoss()
     select: str = "MAE"  # validation score that picks the best epoch
     goal: Literal["min", "max"] = "min"  # whether the best is the lowest or the highest
     missing: Missing = Missing()

@@ -196,6 +196,9 @@ class AlignmentTask:
         """Views that are left out were chosen by name."""
         return []
 
+    def parts(self) -> tuple[str, ...]:
+        return ()
+
     def score_names(self) -> list[str]:
         return _ranked_names(self.options.csls) + _directed_names("all/")
 

@@ -11,12 +11,14 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from core.kernels.supcr.grouping import RowError
+from core.losses.entity_pairs import NCA, Margin, PairLoss
 from core.losses.gather_rows import gather_by_name
 from core.losses.info_nce import ICL
 from core.losses.inter_modal import IAL
 from core.losses.subspaces import central_moment_discrepancy, soft_orthogonality
 from core.losses.supcon import SupCon
 from core.losses.supcr import SupCR
+from core.losses.supcr_distances import SupCRByDistance
 from core.losses.supcr_ranks import supcr_across_ranks
 
 torch.set_num_threads(1)
@@ -53,6 +55,10 @@ def cases() -> dict[str, Any]:
         "icl log_mean": ICL(0.2, form="log_mean", learnable=True),
         "ial": IAL(0.5, learnable=True),
         "ial released": IAL(0.5, scale="released"),
+        "supcr of classes": SupCRByDistance(0.2, "classes"),
+        "supcr of vectors": SupCRByDistance(0.2, "vectors"),
+        "nca": NCA(4.0, 7.0),
+        "margin": Margin(0.8),
         "subspaces": Subspaces(),
     }
 
@@ -69,7 +75,9 @@ def inputs(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def value(
     loss: Any, features: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor
 ) -> torch.Tensor:
-    if isinstance(loss, ICL):
+    if isinstance(loss, SupCRByDistance) and loss.distance == "vectors":
+        return loss(features, torch.stack([labels, labels % 2], dim=1), weight)
+    if isinstance(loss, ICL | PairLoss):
         return loss(features[:, :3], features[:, 3:], weight)
     if isinstance(loss, IAL):
         return loss(
