@@ -75,6 +75,7 @@ class Stream:
             before it fails all the same.
         cache, cache_gb, options: for URLs, the local folder for shards, its bound, and fsspec's
             storage options.
+        connections: for URLs, requests under way at a time on this machine; 0: by latency.
         fields: which fields to read; all by default.
         keep_empty: off leaves out the samples that have none of the modalities that are read.
     """
@@ -101,6 +102,7 @@ class Stream:
         cache: Path | None = None,
         cache_gb: float = 50.0,
         options: dict[str, Any] | None = None,
+        connections: int = 0,
         fields: Sequence[str] | None = None,
         keep_empty: bool = True,
     ):
@@ -125,7 +127,7 @@ class Stream:
         self.pin_memory = pin_memory and torch.cuda.is_available()
         self.on_corrupt = on_corrupt
 
-        self.store = open_store(source, cache, cache_gb, options)
+        self.store = open_store(source, cache, cache_gb, options, connections)
         body = self.store.read_manifest()
         where = f"{self.store.name}/{MANIFEST}"
         self.manifest: Manifest = parse_manifest(body, where)
@@ -165,7 +167,7 @@ class Stream:
             self.manifest.fields,
             fields,
             keep=in_use,
-            threads=2 if prefetch else 0,
+            threads=self.store.openers if prefetch else 0,
         )
         self.skipped_shards = SkippedShards(split, samples, max_skipped_fraction)
         self.wait_seconds = 0.0  # spent waiting for data in epoch()

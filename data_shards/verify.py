@@ -26,6 +26,7 @@ from core.command import DAMAGED, DONE, Refused, run
 from core.files import sha256_of_file
 from data_shards.indexing.folder_indexer import left_out
 from data_shards.indexing.tar_indexer import index_tar
+from data_shards.reading.checked_files import CheckedFiles
 from data_shards.reading.open_shards import OpenShard
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import Folder
@@ -74,7 +75,8 @@ def verify(
 
 def check_shard(folder: Path, manifest: Manifest, shard: Shard, *, deep: bool) -> Finding:
     """One shard: as a reader checks it on first use, and with ``deep`` member by member."""
-    reader = Reader(Folder(folder), (shard,), manifest.fields, keep=1, threads=0)
+    hashed_anew = Folder(folder, CheckedFiles(None))
+    reader = Reader(hashed_anew, (shard,), manifest.fields, keep=1, threads=0)
     try:
         opened = reader.shard(0)
         if not deep:

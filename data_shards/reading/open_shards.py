@@ -158,6 +158,7 @@ class OpenShards:
 
     def _open_once(self, number: int) -> OpenShard:
         shard = self.shards[number]
+        self.store.fetch(shard)
         index = read_index(self.store, shard, self.known)
         file = self.store.open_tar(shard)
         try:
@@ -173,7 +174,7 @@ class OpenShards:
     def _check_tar(self, number: int, index: Index, file: IO[bytes]) -> None:
         """DataError unless the tar has the manifest's size and checksum.
 
-        The checksum of a file is computed once, and again when the file has changed.
+        The checksum of a file is computed once per machine, and again when the file has changed.
         """
         shard = self.shards[number]
         where = f"{self.store.name}/{shard.name}"
@@ -183,10 +184,24 @@ class OpenShards:
         identity = (status.st_ino, status.st_size, status.st_mtime_ns)
         if self.checked.get(number) == identity:
             return
+        known = self.store.checked_files
+        if not known.knows(status, shard.sha256):
+            with known.one_at_a_time(status):
+                # Another process may have done it meanwhile.
+                if not known.knows(status, shard.sha256):
+                    self._compare_checksum(where, shard, index, file)
+        self.checked[number] = identity
+
+    def _compare_checksum(self, where: str, shard: Shard, index: Index, file: IO[bytes]) -> None:
+        """DataError unless the tar has the manifest's checksum; recorded for all processes of this
+        machine."""
+        before = os.fstat(file.fileno())
         if sha256_of_open_file(file) != shard.sha256:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 raise DataError(describe_wrong_checksum(where, index, content))
-        self.checked[number] = identity
+        after = os.fstat(file.fileno())
+        if after.st_mtime_ns == before.st_mtime_ns:  # nobody wrote to it meanwhile
+            self.store.checked_files.add(after, shard.sha256)
 
 
 def read_index(store: Store, shard: Shard, fields: dict[str, Field]) -> Index:

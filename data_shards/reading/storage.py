@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from core.file_access.regular_files import open_regular_file, read_regular_file
+from data_shards.reading.checked_files import CheckedFiles
 from data_shards.shards.manifest import MANIFEST, DataError, Shard
 from data_shards.shards.writer import index_name
 
@@ -17,8 +18,16 @@ class Store(Protocol):
     """The files of one data set."""
 
     name: str  # folder or URL, as the user gave it
+    checked_files: CheckedFiles  # of this machine
+
+    @property
+    def openers(self) -> int:
+        """Shards that are worth opening at the same time."""
 
     def read_manifest(self) -> bytes: ...
+
+    def fetch(self, shard: Shard) -> None:
+        """Bring index and tar to this machine, both at a time, where they are elsewhere."""
 
     def read_index(self, shard: Shard) -> bytes: ...
 
@@ -42,11 +51,22 @@ class Store(Protocol):
 
 
 class Folder:
-    """A folder of this machine."""
+    """A folder of this machine.
 
-    def __init__(self, folder: Path):
+    Args:
+        checked_files: which files were compared with their checksum before; by default those that
+            the user's cache records.
+    """
+
+    openers = 2
+
+    def __init__(self, folder: Path, checked_files: CheckedFiles | None = None):
         self.folder = folder
         self.name = str(folder)
+        self.checked_files = checked_files or CheckedFiles.of_user()
+
+    def fetch(self, shard: Shard) -> None:
+        """All of it is here."""
 
     def read_manifest(self) -> bytes:
         try:
@@ -101,11 +121,12 @@ def open_store(
     cache: Path | None = None,
     cache_gb: float = 50.0,
     options: dict[str, Any] | None = None,
+    connections: int = 0,
 ) -> Store:
-    """The folder or URL ``source``. ``cache``, ``cache_gb`` and ``options`` (for fsspec) concern
-    URLs only."""
+    """The folder or URL ``source``. ``cache``, ``cache_gb``, ``options`` (for fsspec) and
+    ``connections`` concern URLs only."""
     if "://" not in str(source):
         return Folder(Path(source))
     from data_shards.reading.remote import Remote
 
-    return Remote(str(source), cache, cache_gb, options)
+    return Remote(str(source), cache, cache_gb, options, connections)
