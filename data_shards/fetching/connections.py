@@ -33,16 +33,17 @@ class Connections:
         self.most = most
         self._files: dict[int, int] = {}  # number -> descriptor
         self._free = list(range(most))
-        self._lock = Lock()
+        self._lock, self._turn = Lock(), Lock()
         weakref.finalize(self, _close_all, self._files)
 
     @contextmanager
     def one(self) -> Iterator[None]:
         """A connection, once one is free on this machine."""
-        number = self._take()
-        while number is None:
-            time.sleep(PAUSE)
+        with self._turn:  # one thread of a process looks for a free one
             number = self._take()
+            while number is None:
+                time.sleep(PAUSE)
+                number = self._take()
         try:
             yield
         finally:

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 from typing import Any
 
 import aiohttp
+from tenacity import RetryCallState
 
-from core.environment.credentials import Address, how_to_give
+from core.environment.credentials import Address, how_to_give, redact
 from data_shards.shards.manifest import DataError
+
+log = logging.getLogger(__name__)
 
 _RETRIED_STATUS = (408, 425, 429)  # answers of the 400s that another attempt may change
 _FINAL_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
@@ -69,3 +73,14 @@ def lacks_credentials(error: BaseException) -> bool:
     return module.startswith("google.auth") or (
         module.startswith("botocore") and "Credentials" in name
     )
+
+
+def say_fault(url: str, state: RetryCallState) -> None:
+    """Before a pause: what went wrong."""
+    fault = state.outcome.exception() if state.outcome else None
+    pause = state.next_action.sleep if state.next_action else 0.0
+    log.warning("%s: %s; trying again in %.1f s", url, describe_fault(fault), pause)
+
+
+def describe_fault(fault: BaseException | None) -> str:
+    return f"{type(fault).__name__}: {redact(str(fault))}"

@@ -13,6 +13,7 @@ from data_shards.reading.sampler import Rows
 from data_shards.reading.storage import Store
 from data_shards.shards.index_table import bytes_of
 from data_shards.shards.manifest import DataError, Field, Shard
+from data_shards.shards.shard_table import sample_counts
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,11 @@ class KeptRows:
     """The rows of each shard that take part, in their order; None: all do."""
 
     rows: Sequence[np.ndarray] | None
-    counts: tuple[int, ...]  # of each shard
+    counts: np.ndarray  # (S,) int64, of each of S shards
 
     @staticmethod
     def all_of(shards: Sequence[Shard]) -> KeptRows:
-        return KeptRows(None, tuple(shard.samples for shard in shards))
+        return KeptRows(None, sample_counts(shards))
 
     @staticmethod
     def with_any(
@@ -48,8 +49,8 @@ class KeptRows:
                 rows.append(np.arange(shard.samples))
             else:
                 rows.append(np.flatnonzero(bytes_of(index, modalities) > 0))
-        counts = tuple(len(kept) for kept in rows)
-        if not sum(counts):
+        counts = np.array([len(kept) for kept in rows], np.int64)
+        if not counts.any():
             raise DataError(
                 f"no sample of {store.name} has any of its modalities: {', '.join(modalities) or 'none'}"
             )

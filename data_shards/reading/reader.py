@@ -34,6 +34,7 @@ from data_shards.shards.index_table import (
     parse_json,
 )
 from data_shards.shards.manifest import DataError, Field, Shard
+from data_shards.shards.shard_table import sample_counts
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Reader:
         names = known if chosen is None else chosen
         self.fields = {name: known[name] for name in names}
         self.open_shards = OpenShards(store, shards, known, self.fields, keep=keep, threads=threads)
-        samples = np.array([shard.samples for shard in shards], np.int64)
+        samples = sample_counts(shards)
         self.starts = np.cumsum(samples) - samples  # index of each shard's first sample
         self._layouts = {name: _Layout.of(field) for name, field in self.fields.items()}
         self._buffers = BufferPool()

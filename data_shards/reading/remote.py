@@ -24,7 +24,6 @@ from urllib.parse import quote
 import aiohttp
 import fsspec
 from tenacity import (
-    RetryCallState,
     RetryError,
     Retrying,
     retry_if_exception,
@@ -43,14 +42,17 @@ from data_shards.fetching.connections import MOST, Connections, for_latency
 from data_shards.fetching.http_answers import PUBLISH_AGAIN, fetch_into, fetch_small, write_at
 from data_shards.fetching.protocol_options import (
     credential_options,
+    describe_fault,
     lacks_credentials,
     may_pass,
+    say_fault,
     time_limits,
 )
 from data_shards.fetching.unfinished import Unfinished
 from data_shards.reading.checked_files import CheckedFiles
 from data_shards.reading.shard_cache import ShardCache
 from data_shards.shards.manifest import MANIFEST, DataError, Shard
+from data_shards.shards.shard_table import TableFile
 from data_shards.shards.writer import index_name
 
 log = logging.getLogger(__name__)
@@ -152,6 +154,11 @@ class Remote:
         body = self._fetch_small(MANIFEST)
         self._latency = time.monotonic() - started
         return body
+
+    def open_table(self, table: TableFile) -> Path:
+        as_shard = Shard(table.file, table.shards, table.bytes, table.sha256, "")
+        self.open_tar(as_shard).close()  # whole, and compared with its checksum
+        return self.cached_path(as_shard)
 
     def shards_of_wrong_size(self, shards: Sequence[Shard]) -> list[int]:
         # Asking for ten thousand sizes would take minutes; each is known when its shard is fetched.
@@ -346,7 +353,7 @@ class Remote:
         """``fetch()``, repeated with growing pauses while the fault may pass and someone waits."""
         retrying = Retrying(
             retry=retry_if_exception(may_pass),
-            before_sleep=partial(_say_fault, url),
+            before_sleep=partial(say_fault, url),
             stop=stop_any(RETRY["stop"], stop_when_event_set(self._cancelled)),
             sleep=sleep_using_event(self._cancelled),
             wait=RETRY["wait"],
@@ -358,7 +365,7 @@ class Remote:
         except RetryError as error:
             last = error.last_attempt.exception()
             raise ConnectionError(
-                f"could not fetch {url}: {_text(last)}; what came is kept: run the same command again"
+                f"could not fetch {url}: {describe_fault(last)}; what came is kept: run the same command again"
             ) from None
         except FileNotFoundError:
             raise DataError(f"{url} does not exist; {PUBLISH_AGAIN}") from None
@@ -384,14 +391,3 @@ def _refuse_other_size(url: str, found: int | None, size: int) -> None:
         raise DataError(
             f"{url} is damaged: it has {found} bytes, not {size}; {PUBLISH_AGAIN}"
         ) from None
-
-
-def _say_fault(url: str, state: RetryCallState) -> None:
-    """Before a pause: what went wrong."""
-    fault = state.outcome.exception() if state.outcome else None
-    pause = state.next_action.sleep if state.next_action else 0.0
-    log.warning("%s: %s; trying again in %.1f s", url, _text(fault), pause)
-
-
-def _text(fault: BaseException | None) -> str:
-    return f"{type(fault).__name__}: {redact(str(fault))}"

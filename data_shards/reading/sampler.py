@@ -66,7 +66,7 @@ class Sampler:
         groups: most groups to make; see ``num_groups``.
     """
 
-    samples: tuple[int, ...]
+    samples: Sequence[int] | np.ndarray
     global_batch: int
     seed: int = 0
     shuffle: bool = True
@@ -87,7 +87,7 @@ class Sampler:
 
     @cached_property
     def num_samples(self) -> int:
-        return sum(self.samples)
+        return int(np.sum(self.samples, dtype=np.int64))
 
     @cached_property
     def total(self) -> int:

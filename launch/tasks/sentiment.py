@@ -121,7 +121,7 @@ class SentimentTask:
         return self.train.steps(epoch)
 
     def train_samples(self) -> int:
-        return sum(self.train.kept.counts)
+        return self.train.sampler.num_samples
 
     def begin_epoch(self, epoch: int, model: Model) -> None:
         """Nothing here depends on the model."""
