@@ -32,6 +32,7 @@ MAY_CHANGE = {
     "zero_stage",
     "offload",
     "threads",
+    "connections",
     "recompute",
     "compile",
     "deepspeed",

@@ -16,6 +16,7 @@ from core import distributed
 from core.batch import Batch
 from core.files import sha256_of_bytes
 from core.metrics.declared import shown_metrics
+from core.metrics.approximate import approximate_mutual_nearest
 from core.metrics.ranking import (
     all_ranks,
     greedy_pairs,
@@ -146,7 +147,11 @@ class AlignmentTask:
         on every rank."""
         joint = self.embed(model)
         left, right = self.open_entities(0), self.open_entities(1)
-        pairs, _ = mutual_nearest(joint[left], joint[right], divided=True)
+        if recall := self.options.recall:
+            sides = unit(joint[left]), unit(joint[right])
+            pairs, _, _ = approximate_mutual_nearest(*sides, recall, divided=True)
+        else:
+            pairs, _ = mutual_nearest(joint[left], joint[right], divided=True)
         found = torch.stack([left[pairs[:, 0]], right[pairs[:, 1]]], 1)
         # One rank decides: others may round differently.
         return distributed.gather_rows(found if distributed.rank() == 0 else found[:0])

@@ -114,6 +114,7 @@ class SentimentTask:
             max_skipped_fraction=run.max_skipped_fraction,
             cache=Path(run.cache) if run.cache else None,
             cache_gb=run.cache_gb,
+            connections=run.connections,
             keep_empty=loading.empty == "keep",
         )
 

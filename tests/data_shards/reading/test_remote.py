@@ -54,7 +54,8 @@ def test_a_broken_transfer_is_continued_by_the_next_run(server, tmp_path, monkey
     server.faults[TAR].extend(["", "", "", "dead"])
     with pytest.raises(ConnectionError, match="run the same command again"):
         read_all(server.url, tmp_path / "cache", connections=1)
-    assert sorted({*server.starts(TAR)}) == [0, 4096, 8192, 12288]
+    # the one behind it may have been asked for before the failure was known
+    assert sorted({*server.starts(TAR)})[:4] == [0, 4096, 8192, 12288]
     server.always.clear()
     size = (server.folder / TAR).stat().st_size
     (part,) = (tmp_path / "cache").glob(f"*.{size}.part")
