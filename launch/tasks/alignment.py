@@ -15,8 +15,8 @@ from torch import Tensor
 from core import distributed
 from core.batch import Batch
 from core.files import sha256_of_bytes
-from core.metrics.declared import shown_metrics
 from core.metrics.approximate import approximate_mutual_nearest
+from core.metrics.declared import shown_metrics
 from core.metrics.ranking import (
     all_ranks,
     greedy_pairs,
