@@ -76,6 +76,8 @@ class Stream:
         cache, cache_gb, options: for URLs, the local folder for shards, its bound, and fsspec's
             storage options.
         connections: for URLs, requests under way at a time on this machine; 0: by latency.
+        ranges: for URLs, fetch the samples alone of shards of which this rank needs less than a
+            quarter in an epoch. They are kept for the epoch only. Not with buckets or "skip".
         fields: which fields to read; all by default.
         keep_empty: off leaves out the samples that have none of the modalities that are read.
     """
@@ -103,6 +105,7 @@ class Stream:
         cache_gb: float = 50.0,
         options: dict[str, Any] | None = None,
         connections: int = 0,
+        ranges: bool = False,
         fields: Sequence[str] | None = None,
         keep_empty: bool = True,
     ):
@@ -126,6 +129,7 @@ class Stream:
         self.prefetch = prefetch
         self.pin_memory = pin_memory and torch.cuda.is_available()
         self.on_corrupt = on_corrupt
+        self.ranges = ranges and not bucket and on_corrupt == "fail"
 
         self.store = open_store(source, cache, cache_gb, options, connections)
         self.manifest, self.manifest_sha256 = open_manifest(self.store)
@@ -189,6 +193,10 @@ class Stream:
         in another epoch."""
         order = self.epoch_order(epoch)
         rest = range(self.next_step(epoch), self.sampler.steps)
+        if self.ranges:
+            count = self.ranks * self.micro_batches
+            parts = [Part(self._part_number(n), count) for n in range(self.micro_batches)]
+            self.reader.open_shards.need(self.kept.rows_of(order, parts))
         with Prefetcher(
             partial(self.make_step, order),
             partial(order.upcoming_shards, part=self.part),

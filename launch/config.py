@@ -103,6 +103,8 @@ class Run:
     cache_gb: PositiveFloat = 50.0  # most that remote shards may take there, in 10^9 bytes
     # requests for remote shards at a time, over all ranks of a machine; 0: by the server's latency
     connections: NonNegativeInt = 0
+    # fetch single samples of remote shards of which a rank needs less than a quarter
+    ranges: bool = False
     # what happens to a damaged shard; skip: it is left out, and counted
     on_corrupt: Literal["fail", "skip"] = "fail"
     # with skip: the share of a split's samples that may be left out

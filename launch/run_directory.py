@@ -33,6 +33,7 @@ MAY_CHANGE = {
     "offload",
     "threads",
     "connections",
+    "ranges",
     "recompute",
     "compile",
     "deepspeed",

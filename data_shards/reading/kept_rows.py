@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from core.command import Refused
 from data_shards.reading.open_shards import read_index
-from data_shards.reading.sampler import Rows
+from data_shards.reading.sampler import Epoch, Part, Rows
 from data_shards.reading.storage import Store
 from data_shards.shards.index_table import bytes_of
 from data_shards.shards.manifest import DataError, Field, Shard
@@ -65,6 +65,15 @@ class KeptRows:
             inside = rows.shard == number
             stored[inside] = self.rows[number][rows.row[inside]]
         return Rows(rows.shard, stored)
+
+    def rows_of(self, order: Epoch, parts: Sequence[Part]) -> Callable[[int], np.ndarray]:
+        """Shard number -> the rows, as they are stored, that these parts get in an epoch."""
+
+        def rows_of(number: int) -> np.ndarray:
+            rows = np.concatenate([order.rows_of(number, part) for part in parts])
+            return self.stored(Rows(np.full(len(rows), number), rows)).row
+
+        return rows_of
 
     def of_shard(self, number: int, values: np.ndarray) -> np.ndarray:
         """Of values for each sample of a shard, those of the samples that take part."""

@@ -144,7 +144,7 @@ class Reader:
 
     def iter_views(self, number: int, rows: Iterable[int]) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of samples of one shard, as ``views`` gives them."""
-        shard = self.shard(number)
+        shard = self.open_shards.whole(number)
         offset_columns = columns(shard.index.arrays)
         # Of each field: dtype, and its columns, the offset and then the shape up to ``stop``.
         present = []
@@ -166,7 +166,7 @@ class Reader:
     def record(self, number: int, row: int) -> dict[str, Any]:
         """The JSON of one sample, with at least its ``id``; ``text`` where there is a
         transcript."""
-        shard = self.shard(number)
+        shard = self.open_shards.whole(number)
         key = shard.index.key(row)
         numbers = shard.index.table[row].tolist()
         record: dict[str, Any] = {}
@@ -189,8 +189,8 @@ class Reader:
 
     def collate(self, rows: Rows, pin: bool = False) -> Arrays:
         """The samples of B rows as one padded batch."""
-        numbers = set(rows.shard.tolist())
-        with self.open_shards.in_use(numbers) as shards:
+        wanted = {number: rows.row[rows.shard == number] for number in set(rows.shard.tolist())}
+        with self.open_shards.in_use(wanted) as shards:
             file, offset, length = self._locate(shards, rows)
             arrays, batch_arrays = self._allocate(length, pin)
             failed = _loops().copy_rows(file, offset, length, batch_arrays)

@@ -9,12 +9,11 @@ in one place, ``_retry``.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
 from threading import Event
@@ -23,6 +22,7 @@ from urllib.parse import quote
 
 import aiohttp
 import fsspec
+import numpy as np
 from tenacity import (
     RetryError,
     Retrying,
@@ -38,6 +38,7 @@ from core.environment.caches import choose_caches, user_cache
 from core.environment.credentials import how_to_give, recall, redact
 from core.file_access.regular_files import SMALL, read_regular_file
 from core.files import sha256_of_bytes, write_atomically
+from data_shards.fetching.chunks import fetch_missing, running
 from data_shards.fetching.connections import MOST, Connections, for_latency
 from data_shards.fetching.http_answers import PUBLISH_AGAIN, fetch_into, fetch_small, write_at
 from data_shards.fetching.protocol_options import (
@@ -48,9 +49,11 @@ from data_shards.fetching.protocol_options import (
     say_fault,
     time_limits,
 )
+from data_shards.fetching.sample_ranges import file_of_rows
 from data_shards.fetching.unfinished import Unfinished
 from data_shards.reading.checked_files import CheckedFiles
 from data_shards.reading.shard_cache import ShardCache
+from data_shards.shards.index_table import Index
 from data_shards.shards.manifest import MANIFEST, DataError, Shard
 from data_shards.shards.shard_table import TableFile
 from data_shards.shards.writer import index_name
@@ -110,7 +113,7 @@ class Remote:
         self._connections = connections
         self._latency = 0.0  # seconds that the manifest took
         # Whether the server sends ranges; None: it is not known yet.
-        self._sends_ranges: bool | None = None
+        self._sends_ranges: bool | None = None if self.protocol in ("http", "https") else True
         self._is_http = self.protocol in ("http", "https")
         options = (
             time_limits(self.protocol, connections or MOST)
@@ -198,6 +201,23 @@ class Remote:
                 return file
             self._bring(shard, path)
 
+    def open_rows(self, shard: Shard, index: Index, rows: np.ndarray) -> IO[bytes] | None:
+        if self.cached_path(shard).exists() or self._sends_ranges is False:
+            return None
+
+        def fetch_all(ranges: Sequence[tuple[int, int]], file: int) -> None:
+            def fetch(wanted: tuple[int, int]) -> None:
+                position, stop = wanted
+                while position < stop:
+                    position = self._fetch_range(shard.name, position, stop, shard.bytes, file)
+
+            with running(self._threads, fetch, ranges) as started:
+                for wanted in ranges:
+                    started[wanted].result()
+
+        where = self._shown(shard.name)
+        return file_of_rows(self.cache.folder, index, rows, fetch_all, where)
+
     def discard_copy(self, shard: Shard) -> bool:
         path = self.cached_path(shard)
         self.cache.remove_unless(path, shard.sha256)
@@ -226,7 +246,8 @@ class Remote:
         self.cache.reserve(part, shard.bytes)
         with part.open("r+b") as file:
             download = Unfinished(file, shard.bytes, CHUNK)
-            sha256 = self._fetch_missing(shard, download)
+            fetch = partial(self._fetch_chunk, shard.name, download, self._times_cancelled)
+            sha256 = fetch_missing(download, fetch, self._threads, lambda: self._sends_ranges)
             if sha256 == shard.sha256:
                 download.finish()
                 # In the past, so that whatever writes to it from now on changes its time.
@@ -241,37 +262,6 @@ class Remote:
             )
         os.replace(part, path)
 
-    def _fetch_missing(self, shard: Shard, download: Unfinished) -> str:
-        """Fetch the chunks that are missing, many at a time; the SHA-256 of the whole, computed
-        while they come."""
-        begun = self._times_cancelled
-        fetch = partial(self._fetch_chunk, shard.name, download, begun)
-        missing = download.missing()
-        if missing and not self._is_http:
-            self._sends_ranges = True
-        if missing and self._sends_ranges is None:
-            fetch(missing.pop(0))  # a server that sends the whole is asked once
-            missing = download.missing()
-        chunks: dict[int, Future[None]] = {}
-        for number in missing if self._sends_ranges else ():
-            chunks[number] = self._threads.submit(fetch, number)
-        digest = hashlib.sha256()
-        try:
-            for number in range(download.chunks):
-                if number in chunks:
-                    chunks[number].result()
-                elif number in missing:
-                    fetch(number)
-                download.add_to(digest, number)
-        finally:
-            # None may write to the file after it is closed.
-            for future in chunks.values():
-                future.cancel()
-            for future in chunks.values():
-                if not future.cancelled():
-                    future.exception()
-        return digest.hexdigest()
-
     def _fetch_chunk(self, name: str, download: Unfinished, begun: int, number: int) -> None:
         """Fetch one chunk to its place; DataError when the file has another size."""
         first, stop = download.range(number)
@@ -281,27 +271,27 @@ class Remote:
         while position < stop:
             if begun != self._times_cancelled:
                 raise ConnectionError(f"gave up fetching {self._shown(name)}: nobody waits for it")
-            position = self._fetch_range(name, position, stop, download)
+            position = self._fetch_range(name, position, stop, download.size, download.descriptor)
         download.mark(0 if position > stop else first, position)
 
-    def _fetch_range(self, name: str, start: int, stop: int, download: Unfinished) -> int:
+    def _fetch_range(self, name: str, start: int, stop: int, size: int, descriptor: int) -> int:
         """Write bytes [start, stop) of a remote file, or all of it, to their place; where they
         end."""
         url, asked = self._shown(name), self._asked(name)
-        size = download.size
 
         def fetch() -> int:
             if self._is_http:
-                wanted, file = (start, stop), download.descriptor
-                end, sends_ranges = fetch_into(self.files, asked, url, wanted, size, file)
-                self._sends_ranges = sends_ranges
+                wanted = (start, stop)
+                end, self._sends_ranges = fetch_into(
+                    self.files, asked, url, wanted, size, descriptor
+                )
                 return end
             chunk: bytes = self.files.cat_file(asked, start=start, end=stop)
             if not 0 < len(chunk) <= stop - start:
                 raise ConnectionError(
                     f"asked for bytes {start} to {stop} of {url}, got {len(chunk)} bytes"
                 )
-            write_at(download.descriptor, chunk, start)
+            write_at(descriptor, chunk, start)
             return start + len(chunk)
 
         try:

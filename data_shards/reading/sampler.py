@@ -201,6 +201,16 @@ class Epoch:
         upcoming = np.concatenate([nothing, *at_hand, *following]).tolist()
         return list(dict.fromkeys(upcoming))[: self.sampler.shards_in_use(part)]
 
+    def rows_of(self, shard: int, part: Part) -> np.ndarray:
+        """The rows of a shard that ``part`` gets in this epoch, where there are no buckets."""
+        place = int(np.flatnonzero(self.shards == shard)[0])
+        rows = [np.empty(0, np.int64)]
+        for number in self.sampler.groups_of(part):
+            group = self._groups[number]
+            if group.first <= place <= group.last:
+                rows.append(group.rows_of(place, partial(self._share, number, part)))
+        return np.concatenate(rows)
+
     def _shard_at(self, position: int) -> int:
         """Which of ``self.shards`` holds the sample at this position of the row of all shards."""
         return int(np.searchsorted(self.ends, position, side="right"))
@@ -269,6 +279,21 @@ class _Group:
         """The shards of a window of this group; none behind the last."""
         first = self.first + window * self.sampler.group_window
         return self.epoch.shards[first : min(first + self.sampler.group_window, self.last + 1)]
+
+    def rows_of(self, place: int, share: Callable[[int], slice]) -> np.ndarray:
+        """The rows of the shard at this place of which a share of each batch consists."""
+        window = (place - self.first) // self.sampler.group_window
+        rows = self._window(window)
+        position = self._window_start(window) + np.arange(len(rows.shard))
+        full_end = self._consumed(self.sampler.total // self.sampler.global_batch)
+        end = self._consumed(self.sampler.steps)
+        of_full, of_last = share(self.batch_size), share(end - full_end)
+        offset = position % self.batch_size
+        is_taken = (offset >= of_full.start) & (offset < of_full.stop)
+        offset = position - full_end  # in the last batch, which is not full
+        is_taken_last = (offset >= of_last.start) & (offset < of_last.stop) & (position < end)
+        is_taken = np.where(position < full_end, is_taken, is_taken_last)
+        return rows.row[is_taken & (rows.shard == self.epoch.shards[place])]
 
     def _window_at(self, position: int) -> int:
         """The window that holds this position of the group's sequence."""

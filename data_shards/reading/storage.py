@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+import numpy as np
+
 from core.file_access.regular_files import open_regular_file, read_regular_file
 from core.files import sha256_of_bytes
 from data_shards.reading.checked_files import CheckedFiles
+from data_shards.shards.index_table import Index
 from data_shards.shards.manifest import (
     MANIFEST,
     DataError,
@@ -42,6 +45,10 @@ class Store(Protocol):
         """Bring index and tar to this machine, both at a time, where they are elsewhere."""
 
     def read_index(self, shard: Shard) -> bytes: ...
+
+    def open_rows(self, shard: Shard, index: Index, rows: np.ndarray) -> IO[bytes] | None:
+        """A file with holes that has these rows of the tar, compared with their checksums; None
+        where the whole tar is as near."""
 
     def open_tar(self, shard: Shard) -> IO[bytes]:
         """The shard, open on this machine; while it is open it is not removed."""
@@ -79,6 +86,9 @@ class Folder:
 
     def fetch(self, shard: Shard) -> None:
         """All of it is here."""
+
+    def open_rows(self, shard: Shard, index: Index, rows: np.ndarray) -> IO[bytes] | None:
+        return None
 
     def read_manifest(self) -> bytes:
         try:

@@ -115,6 +115,7 @@ class SentimentTask:
             cache=Path(run.cache) if run.cache else None,
             cache_gb=run.cache_gb,
             connections=run.connections,
+            ranges=run.ranges and shuffle,
             keep_empty=loading.empty == "keep",
         )
 

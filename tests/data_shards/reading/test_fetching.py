@@ -3,6 +3,7 @@ waits for what another fetches."""
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from pathlib import Path
@@ -11,12 +12,14 @@ import numpy as np
 import pytest
 from shard_server import INDEX, SIZES, TAR, Handler, Server, everything, read_all, serving
 
+from data_shards.fetching import sample_ranges
 from data_shards.fetching.connections import FEWEST, MOST, Connections, for_latency
 from data_shards.fetching.unfinished import Unfinished
 from data_shards.reading import remote
 from data_shards.reading.remote import Remote
 from data_shards.reading.sampler import Part, Sampler
-from data_shards.shards.manifest import read_manifest
+from data_shards.shards.index_table import END, START, Index
+from data_shards.shards.manifest import DataError, read_manifest
 from data_shards.stream import Stream
 
 TOGETHER = 4  # requests that must be under way at a time
@@ -169,3 +172,130 @@ def test_a_server_without_ranges_is_asked_once(server: Server, tmp_path: Path, m
     server.ranges = False
     assert read_all(server.url, tmp_path / "cache") == everything(server)
     assert server.starts(TAR) == [0]
+
+
+class Weighing(Handler):
+    """Adds up what is sent of tars."""
+
+    def _found(self, name: str, wanted: re.Match[str] | None) -> tuple[int, dict[str, str], bytes]:
+        found = super()._found(name, wanted)
+        if self.command == "GET" and name.endswith(".tar"):
+            self.server.weights.append(len(found[2]))  # type: ignore[attr-defined]
+        return found
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_rank_that_needs_few_samples_of_a_shard_fetches_those(
+    make_shards, tmp_path, monkeypatch, micro_batches
+):
+    make_shards(tmp_path / "origin", (30, 40, 30, 25))
+    monkeypatch.setattr(sample_ranges, "GAP", 0)
+    server = Server(tmp_path / "origin", Weighing)
+    server.weights = []  # type: ignore[attr-defined]
+    options = {"micro_batches": micro_batches}
+    with serving(server):
+        whole = [steps_of(server.url, tmp_path / "whole", rank, **options) for rank in range(8)]
+        of_whole = sum(server.weights)  # type: ignore[attr-defined]
+        server.weights.clear()  # type: ignore[attr-defined]
+        for rank in range(8):
+            cache = tmp_path / f"rank-{rank}"
+            assert steps_of(server.url, cache, rank, ranges=True, **options) == whole[rank]
+            assert not list(cache.glob("*.tar"))
+        of_ranks = sum(server.weights)  # type: ignore[attr-defined]
+    # Each of eight ranks fetches an eighth, twice: the next epoch needs other samples.
+    assert of_ranks < 2.2 * of_whole
+
+
+def steps_of(url: str, cache: Path, rank: int, **options) -> list[list[list[int]]]:
+    """The samples of this rank's micro-batches in two epochs."""
+    stream = Stream(
+        url, "train", global_batch=16, rank=rank, ranks=8, window=2, cache=cache, **options
+    )
+    found = []
+    for epoch in range(2):
+        for parts in stream.epoch(epoch):
+            for part in parts:
+                assert part.arrays["label"].tolist() == part.index.tolist()
+            found.append([part.index[part.weight > 0].tolist() for part in parts])
+    stream.close()
+    return found
+
+
+def test_other_samples_of_such_a_shard_can_be_read_too(make_shards, tmp_path):
+    make_shards(tmp_path / "origin", (30, 40))
+    with serving(Server(tmp_path / "origin")) as server:
+        stream = Stream(
+            server.url,
+            "train",
+            global_batch=16,
+            ranks=8,
+            window=2,
+            cache=tmp_path / "cache",
+            ranges=True,
+        )
+        steps = stream.epoch(0)
+        next(steps)
+        assert stream.ids(range(70)) == [f"id-{number}" for number in range(70)]
+        steps.close()  # type: ignore[attr-defined]
+        stream.close()
+
+
+def test_a_damaged_sample_is_found_where_it_is_fetched_by_itself(make_shards, tmp_path):
+    make_shards(tmp_path / "origin", (64,))
+    path = tmp_path / "origin" / "train-000000.tar"
+    body = bytearray(path.read_bytes())
+    for position in range(600, len(body), 4096):
+        body[position] ^= 1
+    path.write_bytes(body)
+    with serving(Server(tmp_path / "origin")) as server:
+        stream = Stream(
+            server.url,
+            "train",
+            global_batch=16,
+            ranks=8,
+            cache=tmp_path / "cache",
+            ranges=True,
+        )
+        with pytest.raises(
+            DataError, match=r"train-000000\.tar is damaged: the checksum of sample"
+        ):
+            list(stream.epoch(0))
+        stream.close()
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize("parts", [1, 3, 8, 20])
+def test_the_rows_of_a_part_are_those_of_its_batches(parts, groups, drop_last):
+    sampler = Sampler(
+        (7, 9, 1, 12, 8, 3, 5, 6, 11, 2, 9, 10, 4, 7, 8, 9, 6),
+        16,
+        window=4,
+        groups=groups,
+        drop_last=drop_last,
+    )
+    epoch = sampler.epoch(3, lambda shard: np.empty(0))
+    for number in range(parts):
+        part = Part(number, parts)
+        expected: dict[int, list[int]] = {shard: [] for shard in range(len(sampler.samples))}
+        for step in range(sampler.steps):
+            rows = epoch.batch(step, part)
+            for shard, row in zip(rows.shard.tolist(), rows.row.tolist(), strict=True):
+                expected[shard].append(row)
+        for shard, rows_of_shard in expected.items():
+            assert sorted(epoch.rows_of(shard, part).tolist()) == sorted(rows_of_shard)
+
+
+def test_samples_side_by_side_are_one_range(make_shards, tmp_path):
+    make_shards(tmp_path, (6,))
+    index = Index.from_bytes((tmp_path / "train-000000.idx").read_bytes(), "here")
+    starts, ends = index.table[:, START].tolist(), index.table[:, END].tolist()
+    rows = np.array([4, 0, 1])
+    assert sample_ranges.merged_ranges(index, rows) == [(starts[0], ends[4])]
+    assert merged_without_gap(index, rows) == [(starts[0], ends[1]), (starts[4], ends[4])]
+
+
+def merged_without_gap(index: Index, rows: np.ndarray) -> list[tuple[int, int]]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sample_ranges, "GAP", 0)
+        return sample_ranges.merged_ranges(index, rows)
