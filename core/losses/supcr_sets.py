@@ -115,16 +115,20 @@ class _Contrast:
         self.num_pairs = max(n * (n - 1), 1)
         self.sizes = sizes
         self.local = local_slice(sizes)
-        exponent = largest_exponent(all_rows, temperature)
-        dtype = working_type(all_rows, exponent, max(n, 1))
-        self.rows, self.all_rows = rows.to(dtype), all_rows.to(dtype)
+        self.rows, self.all_rows = rows, all_rows
         self.log_sum = rows.new_zeros((), dtype=torch.float64)
+        self.has_weights = False
+        if self.is_empty:
+            return
+        exponent = largest_exponent(all_rows, temperature)
+        dtype = working_type(all_rows, exponent, n)
+        self.rows, self.all_rows = rows.to(dtype), all_rows.to(dtype)
         self.table: LabelTable = tabulate_labels(all_labels)
         self.path: dispatch.Path = "torch"
-        if self.table.well_separated and not self.is_empty:
+        if self.table.well_separated:
             groups = len(self.table)
             self.path = dispatch.choose_path(self.rows, exponent, n, groups, alone=False)
-        self.has_weights = self.path in ("buckets", "triton") and not self.is_empty
+        self.has_weights = self.path in ("buckets", "triton")
 
     def weights(self) -> Tensor:
         """(B, U): what this rank's rows, in their order, weigh as anchors of each label."""
