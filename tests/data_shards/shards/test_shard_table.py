@@ -160,8 +160,9 @@ def test_what_a_manifest_says_of_a_table_is_checked(folder, change, message):
 
 
 def test_a_shard_in_two_tables_is_refused(few, make_shards, tmp_path):
-    shards = make_shards(tmp_path, SIZES).splits["train"]
-    manifest = replace(read_manifest(tmp_path), splits={"train": shards, "valid": shards[2:]})
+    made = make_shards(tmp_path, SIZES)
+    shards = made.splits["train"]
+    manifest = replace(made, splits={"train": shards, "valid": shards[2:]})
     write_manifest(tmp_path, manifest, manifest.to_json())
     with pytest.raises(DataError, match="listed twice"):
         read_manifest(tmp_path)
