@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -221,7 +221,7 @@ def _manifest(
     dataset: RawDataset, facts: dict[str, Any], records: dict[str, list[Record]]
 ) -> Manifest:
     """What the records of all shards come to."""
-    shards: dict[str, tuple[Shard, ...]] = {}
+    shards: dict[str, Sequence[Shard]] = {}
     max_length: dict[str, int] = {}
     empty: dict[str, int] = {}  # split -> samples without any modality
     repairs: Counter[str] = Counter()

@@ -177,7 +177,7 @@ class _Contrast:
 def _gradients(contrasts: Sequence[_Contrast]) -> list[Tensor]:
     """The gradient of this rank's rows in each set, times T n (n - 1)."""
     found: dict[int, Tensor] = {}
-    by_weights = [number for number, found in enumerate(contrasts) if found.has_weights]
+    by_weights = [number for number, one in enumerate(contrasts) if one.has_weights]
     if by_weights:
         weights = [contrasts[number].weights() for number in by_weights]
         sizes = [contrasts[number].sizes for number in by_weights]

@@ -105,7 +105,9 @@ def _index(rows: np.ndarray, queries: np.ndarray, recall: float) -> tuple[Any, f
     index.add(rows)
     sample = _spread(queries, SAMPLE)
     truth, _ = flat.search(sample, 1)
-    for index.nprobe in _doubling(cells):
+    measured = 0.0
+    for looked_into in _doubling(cells):
+        index.nprobe = looked_into
         found, _ = index.search(sample, 1)
         # by similarity: of candidates that are equally near, any is the nearest
         measured = float((found >= truth - 1e-5).mean())

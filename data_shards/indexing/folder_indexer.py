@@ -98,7 +98,7 @@ def index_folder(folder: Path, stated: Stated | None = None, *, processes: int =
     indexed = _index_all(work, stated, processes)
     facts = list(tqdm(indexed, total=len(work), disable=None))
     _check_keys(facts, stated.task)
-    shards: dict[str, tuple[Shard, ...]] = {
+    shards: dict[str, Sequence[Shard]] = {
         split: tuple(tar.shard for tar in facts if tar.split == split) for split in splits
     }
     source = {

@@ -321,13 +321,13 @@ def _check_fields(manifest: Manifest, where: str) -> None:
             raise _refused(f"{where}: field {name!r} has shape {shape}")
 
 
-def _open_tables(tables: Any, where: str, open_table: OpenTable | None) -> dict[str, ShardTable]:
+def _open_tables(tables: Any, where: str, open_table: OpenTable | None) -> dict[str, Shards]:
     """The tables that a manifest names, by split."""
     try:
         described = TypeAdapter(dict[str, TableFile]).validate_json(json.dumps(tables))
     except ValidationError as error:
         raise DataError(f"{where}: tables: {first_problem(error)}") from error
-    opened = {}
+    opened: dict[str, ShardTable] = {}
     for split, table in described.items():
         if table.file != f"{split}{SUFFIX}" or not is_plain_name(split):
             raise _refused(f"{where}: table {table.file!r} of split {split!r} has no plain name")
@@ -338,7 +338,7 @@ def _open_tables(tables: Any, where: str, open_table: OpenTable | None) -> dict[
         opened[split] = ShardTable(open_table(table), table, f"{where}: {table.file}")
     if name_in_two(list(opened.values())):
         raise _refused(f"{where}: a shard is listed twice")
-    return opened
+    return {**opened}
 
 
 def _check_shards(manifest: Manifest, where: str) -> None:
