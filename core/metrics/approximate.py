@@ -97,7 +97,7 @@ def _index(rows: np.ndarray, queries: np.ndarray, recall: float) -> tuple[Any, f
     flat.add(rows)
     if len(rows) < FEWEST or recall == 1:
         return flat, 1.0
-    cells = int(4 * math.sqrt(len(rows)))
+    cells = min(int(4 * math.sqrt(len(rows))), len(rows) // PER_CELL)
     centres = faiss.IndexFlatIP(rows.shape[1])
     index = faiss.IndexIVFFlat(centres, rows.shape[1], cells, faiss.METRIC_INNER_PRODUCT)
     index.cp.spherical = True
