@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from core.command import Refused, run
 from core.file_access.packed_files import HEAD, check_not_packed
 from core.file_access.regular_files import check_regular_file, open_regular_file
 from core.file_access.targets import check_folder
-from core.files import sha256_of_bytes, write_atomically
+from core.files import sha256_of_bytes
 from data_shards.shards.frame_moments import mean_and_std
 from data_shards.shards.jobs import RECORDS, Record, plan_jobs, run_jobs
 from data_shards.shards.manifest import (
@@ -37,8 +37,10 @@ from data_shards.shards.manifest import (
     Labels,
     Manifest,
     Shard,
+    check_manifest_text,
     describe_empty,
     read_manifest,
+    write_manifest,
 )
 from data_shards.shards.sentiment_schema import check_fields
 from data_shards.shards.split_names import describe_missing
@@ -147,11 +149,11 @@ def convert(
             records = run_jobs(dataset, out, jobs, processes, progress)
             manifest = _manifest(dataset, facts, records)
             text = manifest.to_json()
-            Manifest.from_json(text, str(out / MANIFEST))  # refuses what could not be read again
+            check_manifest_text(manifest, text, str(out / MANIFEST))
         except Refused as refusal:
             raise _naming(raw, refusal) from None
         _remove_leftovers(out, manifest)
-        write_atomically(out / MANIFEST, text)
+        write_manifest(out, manifest, text)
     return manifest
 
 
@@ -221,7 +223,7 @@ def _manifest(
     dataset: RawDataset, facts: dict[str, Any], records: dict[str, list[Record]]
 ) -> Manifest:
     """What the records of all shards come to."""
-    shards: dict[str, tuple[Shard, ...]] = {}
+    shards: dict[str, Sequence[Shard]] = {}
     max_length: dict[str, int] = {}
     empty: dict[str, int] = {}  # split -> samples without any modality
     repairs: Counter[str] = Counter()

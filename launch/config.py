@@ -114,6 +114,10 @@ class Run:
     data: str = ""  # shard folder or URL; a folder is kept as an absolute path
     cache: str = ""  # folder for remote shards; by default one of the user's cache folder
     cache_gb: PositiveFloat = 50.0  # most that remote shards may take there, in 10^9 bytes
+    # requests for remote shards at a time, over all ranks of a machine; 0: by the server's latency
+    connections: NonNegativeInt = 0
+    # fetch single samples of remote shards of which a rank needs less than a quarter
+    ranges: bool = False
     # what happens to a damaged shard; skip: it is left out, and counted
     on_corrupt: Literal["fail", "skip"] = "fail"
     # with skip: the share of a split's samples that may be left out

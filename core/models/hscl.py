@@ -227,20 +227,25 @@ class HSCL(Model[Utterances, Output]):
     def global_batch_losses(
         self, rows: GlobalBatchRows, target: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
-        losses = {}
-        if self.contrast_unimodal:
-            terms = [self._contrast(rows, *pair, target, weight) for pair in self.contrasted]
-            losses["unimodal"] = self.config.omega1 * torch.stack(terms).sum()
+        pairs = list(self.contrasted) if self.contrast_unimodal else []
         if self.contrast_bimodal:
             left, right = self.fused_views
-            term = self._contrast(rows, left, right, target, weight)
-            losses["bimodal"] = self.config.omega2 * term
+            pairs.append((left, right))
+        sets = [self._compared(rows, *pair, target, weight) for pair in pairs]
+        draw = self.draw
+        terms = draw.of_sets(sets) if isinstance(draw, SupCR) else [draw(*one) for one in sets]
+        losses = {}
+        if self.contrast_unimodal:
+            unimodal = torch.stack(list(terms[: len(self.contrasted)]))
+            losses["unimodal"] = self.config.omega1 * unimodal.sum()
+        if self.contrast_bimodal:
+            losses["bimodal"] = self.config.omega2 * terms[-1]
         return losses
 
-    def _contrast(
+    def _compared(
         self, rows: GlobalBatchRows, left: str, right: str, target: Tensor, weight: Tensor
-    ) -> Tensor:
-        """The contrast of two views, as 2B rows with the labels repeated."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Two views to contrast, as 2B rows with the labels repeated, and their weights."""
         if self.config.contrast == "simclr":
             # by number: only the other view of the same sample is positive
             assert rows.index is not None
@@ -249,7 +254,7 @@ class HSCL(Model[Utterances, Output]):
             # a fusion stands for the modality that text looks at
             weight = weight * rows.present[view.removeprefix("text_")]
         both = torch.cat([rows.embeddings[left], rows.embeddings[right]])
-        return self.draw(both, torch.cat([target, target]), weight.repeat(2))
+        return both, torch.cat([target, target]), weight.repeat(2)
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Sound and video are groups of their own: their encoders, and what lets the text look at

@@ -131,6 +131,8 @@ class SentimentTask:
             max_skipped_fraction=run.max_skipped_fraction,
             cache=Path(run.cache) if run.cache else None,
             cache_gb=run.cache_gb,
+            connections=run.connections,
+            ranges=run.ranges and shuffle,
             keep_empty=loading.empty == "keep",
         )
 
@@ -138,7 +140,7 @@ class SentimentTask:
         return self.train.steps(epoch)
 
     def train_samples(self) -> int:
-        return sum(self.train.kept.counts)
+        return self.train.sampler.num_samples
 
     def begin_epoch(self, epoch: int, model: Model) -> None:
         """Nothing here depends on the model."""

@@ -30,6 +30,7 @@ HOMES = {
     "fastapi": ("launch/serving/app.py",),
     "starlette": ("launch/serving/app.py",),
     "uvicorn": ("launch/serving/serve.py",),
+    "faiss": ("core/metrics/approximate.py",),
 }
 MOST_FILES, MOST_LINES, FEWEST_LINES = 14, 400, 30
 # file -> why it is short and yet on its own
@@ -49,6 +50,7 @@ OPTIONAL = {
     "av": ("av", "clips"),
     "opensmile": ("opensmile", "clips"),
     "dlib": ("dlib-bin", "clips"),
+    "faiss": ("faiss-cpu", "neighbours"),
     "fastapi": ("fastapi", "serve"),
     "starlette": ("fastapi", "serve"),  # which fastapi is made of
     "uvicorn": ("uvicorn", "serve"),

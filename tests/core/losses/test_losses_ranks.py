@@ -39,6 +39,26 @@ class Subspaces(torch.nn.Module):
         return central_moment_discrepancy(left, right, 5) + correlation + by_label
 
 
+class SeveralSets(torch.nn.Module):
+    """SupCR of four sets at once: of other widths, types, numbers of labels, and of no rows."""
+
+    def __init__(self, temperature: float):
+        super().__init__()
+        self.loss = SupCR(temperature, resolution=0.5)
+
+    def forward(
+        self, features: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        sets = [
+            (features, labels, weight),
+            (features[:, :3].repeat(2, 1), labels.repeat(2) / 2, weight.repeat(2)),
+            (features[:, 1:], labels * 0.5 + (features[:, 0] > 0), weight),
+            (features, labels, torch.zeros_like(weight)),
+        ]
+        together = torch.stack(list(self.loss.of_sets(sets)))
+        return (together * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum()
+
+
 def cases() -> dict[str, Any]:
     """Name -> (loss module, number of inputs per side, what it is called with)."""
     return {
@@ -47,6 +67,8 @@ def cases() -> dict[str, Any]:
         "supcr ring": SupCR(0.2, ring=True),
         "supcr many labels": SupCR(0.2),
         "supcr beyond the range": SupCR(0.0009),
+        "supcr of sets": SeveralSets(0.2),
+        "supcr of sets beyond the range": SeveralSets(0.0009),
         "supcon by definition": SupCon(0.2, learnable=True, fused=False),
         "supcon": SupCon(0.2, learnable=True),
         "icl by definition": ICL(0.2, learnable=True, fused=False),
