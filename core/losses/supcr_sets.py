@@ -124,10 +124,14 @@ class _Contrast:
         dtype = working_type(all_rows, exponent, n)
         self.rows, self.all_rows = rows.to(dtype), all_rows.to(dtype)
         self.table: LabelTable = tabulate_labels(all_labels)
-        self.path: dispatch.Path = "torch"
-        if self.table.well_separated:
-            groups = len(self.table)
-            self.path = dispatch.choose_path(self.rows, exponent, n, groups, alone=False)
+        self.path = dispatch.choose_path(
+            self.rows,
+            exponent,
+            n,
+            len(self.table),
+            alone=False,
+            well_separated=self.table.well_separated,
+        )
         self.has_weights = self.path in ("buckets", "triton")
 
     def weights(self) -> Tensor:
