@@ -26,6 +26,7 @@ from core.file_access.packed_files import HEAD, check_not_packed
 from core.file_access.regular_files import check_regular_file, open_regular_file
 from core.file_access.targets import check_folder
 from core.files import sha256_of_bytes, write_atomically
+from data_shards.media.media_kinds import parse_media
 from data_shards.shards.frame_moments import mean_and_std
 from data_shards.shards.jobs import RECORDS, Record, plan_jobs, run_jobs
 from data_shards.shards.manifest import (
@@ -125,6 +126,11 @@ def convert(
     if options.targets and not dataset.labels.names:
         raise DataError(
             f"{raw} is no table, and --targets names columns of one; leave it out, or write a table "
+            "(docs/data.md)"
+        )
+    if options.media and not any(field.media for field in dataset.fields.values()):
+        raise DataError(
+            f"{raw} is no table, and --media names columns of one; leave it out, or write a table "
             "(docs/data.md)"
         )
     if options.rename:
@@ -298,6 +304,14 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="A,B,...",
         help="columns of a table that together are the label: several scores to learn at once",
     )
+    parser.add_argument(
+        "--media",
+        action="append",
+        default=[],
+        metavar="COLUMN[=RATE:SIDE]",
+        help="a column of a table that names files of sound, or with RATE pictures a second of SIDE "
+        "pixels (such as vision=2:224) videos; they are stored as they are",
+    )
     parser.add_argument("--text", choices=get_args(TextChoice), default="auto")
     parser.add_argument(
         "--tokenizer", metavar="DIR", help="folder of a transformers tokenizer, for the raw text"
@@ -340,6 +354,7 @@ def _main(arguments: argparse.Namespace) -> None:
         rename=parse_renaming(arguments.rename) or None,
         entities=entities,
         targets=parse_targets(arguments.targets),
+        media=dict(map(parse_media, arguments.media)) or None,
     )
     manifest = convert(
         arguments.raw,

@@ -21,6 +21,7 @@ import numpy as np
 
 from core.files import sha256_of_file
 from data_shards.extract.recipe import ExtractionRecipe
+from data_shards.media.media_kinds import Media
 from data_shards.shards.manifest import DataError, Field, Labels, Sample, Task
 from data_shards.shards.single_values import shown
 
@@ -56,6 +57,7 @@ class Options:
     rename: dict[str, str] | None = None  # modality of the raw data -> its name in the shards
     entities: EntityOptions | None = None  # of an alignment folder
     targets: tuple[str, ...] | None = None  # columns of a table that together are the label
+    media: dict[str, Media] | None = None  # columns of a table that name files of sound or pictures
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from core import distributed
 from core.dropout import hash64
+from core.encoders.backbones.adaptation import bases_of, refuse_other_bases
 from launch.checkpoints import zero
 from launch.checkpoints.snapshot import HostMemory, Snapshot, finish_copies, take
 from launch.config import ConfigError
@@ -35,7 +36,12 @@ def snapshots(engine: Engine, model: nn.Module, memory: HostMemory) -> dict[str,
     rank = distributed.rank()
     weights = {f"rng/{name}-{rank}@0": state for name, state in _generators().items()}
     moments: dict[str, Tensor] = {}
-    frozen = {name: value for name, value in model.named_parameters() if not value.requires_grad}
+    of_bases = {name for base in bases_of(model).values() for name in base.names}
+    frozen = {
+        name: value
+        for name, value in model.named_parameters()
+        if not value.requires_grad and name not in of_bases
+    }
     with gathered(list(frozen.values())):
         if rank == 0:
             for name, buffer in model.named_buffers():
@@ -127,16 +133,35 @@ class StoredTensors:
             )
 
 
-def load_weights(folder: Path, shapes: dict[str, list[int]], model: nn.Module) -> None:
-    """Put a checkpoint's parameters and buffers into a model that DeepSpeed has not wrapped yet."""
+def load_weights(
+    folder: Path,
+    shapes: dict[str, list[int]],
+    model: nn.Module,
+    bases: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
+    """Put a checkpoint's parameters and buffers into a model that DeepSpeed has not wrapped yet.
+
+    Args:
+        bases: the frozen encoders that are not in the checkpoint, which the model must have.
+    """
     refuse_other_model(folder, shapes, model)
+    refuse_other_bases(model, bases or {}, f"checkpoint {folder}")
     stored = StoredTensors(folder)
+    elsewhere = _names_of(model, bases or {})
     for name, parameter in model.named_parameters():
+        if name in elsewhere:
+            continue
         stored.fill("param", name, 0, parameter.data.view(-1))
     for name, buffer in model.named_buffers():
         value = stored.whole("buffer", name)
         assert value is not None  # or it would have been refused
         buffer.copy_(value)
+
+
+def _names_of(model: nn.Module, bases: Collection[str]) -> set[str]:
+    """Parameters of these of the model's frozen encoders."""
+    here = bases_of(model)
+    return {parameter for name in bases for parameter in here[name].names}
 
 
 def refuse_other_model(folder: Path, shapes: dict[str, list[int]], model: nn.Module) -> None:

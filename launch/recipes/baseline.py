@@ -25,6 +25,17 @@ def mosi_utterance() -> Run:
     return replace(base, model="baseline", options=Baseline.Config(text=base.options.text))
 
 
+def mosi_large() -> Run:
+    """Late fusion on MOSI with sound and pictures as they are, on the encoders of hscl/mosi_large;
+    nothing was searched.
+
+    deepspeed launch/train.py baseline/mosi_large data=shards/mosi_raw
+    """
+    base = hscl.mosi_large()
+    options = Baseline.Config(text=base.options.text, inputs=base.options.inputs)
+    return replace(base, model="baseline", options=options)
+
+
 def demo() -> Run:
     """Late fusion on the generated data of ``python -m data_shards.synthetic``.
 
@@ -33,4 +44,8 @@ def demo() -> Run:
     return replace(hscl.demo(), model="baseline", options=Baseline.Config())
 
 
-RECIPES: dict[str, Callable[[], Run]] = {"mosi_utterance": mosi_utterance, "demo": demo}
+RECIPES: dict[str, Callable[[], Run]] = {
+    "mosi_utterance": mosi_utterance,
+    "mosi_large": mosi_large,
+    "demo": demo,
+}

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from core import building
 from core.model import DataSpec, Model
 from core.models import MODELS
 from core.sketch import sketch
@@ -41,7 +42,7 @@ def build_model(run: Run, data: DataSpec) -> Model:
     ConfigError here, and so does PyTorch where they make it too large for this machine."""
     _refuse_targets(run.model, data)
     with _refusing(run):
-        return MODELS[run.model](run.options, data)
+        return building.build_model(run.model, run.options, data)
 
 
 def sketch_model(run: Run, data: DataSpec, stored: int, settings: str) -> Model | None:
@@ -52,7 +53,7 @@ def sketch_model(run: Run, data: DataSpec, stored: int, settings: str) -> Model 
         settings: the file that the run's settings are from, for messages.
     """
     with _refusing(run):
-        return sketch(partial(MODELS[run.model], run.options, data), stored, settings)
+        return sketch(partial(building.build_model, run.model, run.options, data), stored, settings)
 
 
 @contextmanager

@@ -115,6 +115,8 @@ class SentimentTask:
             cache=Path(run.cache) if run.cache else None,
             cache_gb=run.cache_gb,
             keep_empty=loading.empty == "keep",
+            decode_threads=loading.decode_threads,
+            longest_clip=loading.longest_clip,
         )
 
     def steps(self, epoch: int) -> int:
@@ -188,6 +190,13 @@ class SentimentTask:
                 f"such as roles.vision={unread[0]}, or name it in options.modalities of baseline "
                 "or cenet"
             )
+        encoders: Any = getattr(model, "media_encoders", {})
+        for role, encoder in encoders.items():
+            if encoder.frozen:
+                remarks.append(
+                    f"{role} is encoded anew in every epoch by an encoder that is not trained; its "
+                    f"frames can be made once: concord encode {self.run.data} --{role} DIR --out DIR"
+                )
         empty = self.manifest.empty()
         if empty:
             done = "they are left out" if self.run.loading.empty == "leave_out" else LEAVE_OUT
