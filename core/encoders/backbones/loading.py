@@ -38,6 +38,7 @@ def load_backbone(holder: nn.Module, source: Source, how: Adaptation, settings: 
     if has_weights:
         model = load_model(source, config=settings, **options)
     else:
+        _leave_decoder_out(settings)
         model = model_of_config(settings, **options)
     backbone = encoder_of(model)
     tie_dropout(backbone)
@@ -45,6 +46,13 @@ def load_backbone(holder: nn.Module, source: Source, how: Adaptation, settings: 
     if has_weights:
         note_base(holder, backbone, how, source.name)
     return backbone
+
+
+def _leave_decoder_out(settings: Any) -> None:
+    """As far as a configuration can: it is built and thrown away."""
+    for name in ("decoder_layers", "num_decoder_layers"):
+        if getattr(settings, "is_encoder_decoder", False) and hasattr(settings, name):
+            setattr(settings, name, 1)
 
 
 def encoder_of(model: Any) -> Any:

@@ -3,6 +3,7 @@ sentiment model reads."""
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -66,10 +67,13 @@ class MediaEncoder(nn.Module):
             self.backbone.eval()
 
     def forward(self, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        if self.kind == "pictures":
+            assert self.pool is not None
+            encoded = encode_pictures(
+                self.backbone, self.reader, self.pool, frames, mask, frozen=self.frozen
+            )
+            return encoded, mask
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            if self.kind == "pictures":
-                assert self.pool is not None
-                return encode_pictures(self.backbone, self.reader, self.pool, frames, mask), mask
             hidden, shown = self.reader(self.backbone, frames[..., 0] * mask, mask)
         hidden = hidden * shown[..., None]
         if self.pool is None:
@@ -90,10 +94,9 @@ class MediaEncoder(nn.Module):
 
     def files(self) -> dict[str, dict[str, Any]]:
         """Name -> JSON, of a folder that serves as source where all weights are stored elsewhere."""
-        preparation = self.preparation.to_dict()
         return {
             "config.json": architecture(self.backbone),
-            "preprocessor_config.json": preparation,
+            "preprocessor_config.json": json.loads(self.preparation.to_json_string()),
         }
 
     def _refuse_longer(self, longest: int, source: Source) -> None:

@@ -51,7 +51,13 @@ class PictureReader(nn.Module):
 
 
 def encode_pictures(
-    backbone: Any, reader: PictureReader, pool: Pool, frames: Tensor, mask: Tensor
+    backbone: Any,
+    reader: PictureReader,
+    pool: Pool,
+    frames: Tensor,
+    mask: Tensor,
+    *,
+    frozen: bool,
 ) -> Tensor:
     """(B, T, width), zero where there is no picture, of pictures (B, T, D) and their mask (B, T).
 
@@ -62,7 +68,8 @@ def encode_pictures(
     chosen[0, 0] |= ~mask.any()
     sample, place = chosen.nonzero(as_tuple=True)  # (N,)
     with masks_of_parts(sample, place):
-        hidden = backbone(reader(frames[sample, place])).last_hidden_state
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            hidden = backbone(reader(frames[sample, place])).last_hidden_state
         if hidden.ndim == 4:  # of convolutions: (N, width, height, width of the map)
             hidden = hidden.flatten(2).transpose(1, 2)
         everything = torch.ones(hidden.shape[:2], dtype=torch.bool, device=hidden.device)

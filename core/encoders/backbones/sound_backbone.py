@@ -54,6 +54,7 @@ class ConvolvedSound(nn.Module):
     def __init__(self, backbone: Any, preparation: Any):
         super().__init__()
         self.normalise = bool(getattr(preparation, "do_normalize", False))
+        backbone.feature_projection.register_forward_hook(_own_memory)
         self.masked_norms: list[tuple[MaskedGroupNorm, int, int]] = []
         for layer in backbone.feature_extractor.conv_layers:
             norm = getattr(layer, "layer_norm", None)
@@ -162,6 +163,13 @@ def sound_reader(backbone: Any, preparation: Any, where: str) -> ConvolvedSound 
         f"{where}: {backbone.config.model_type} is no encoder of sound that is known here; known "
         "are wav2vec 2, HuBERT, WavLM and their like, and Whisper's"
     )
+
+
+def _own_memory(_module: nn.Module, _inputs: Any, output: Any) -> Any:
+    """The encoder writes zeros into what it is given, which may be a view that dropout has made."""
+    if isinstance(output, tuple):
+        return (output[0].clone(), *output[1:])
+    return output.clone()
 
 
 def _standardised(sound: Tensor, exists: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from data_shards.index import main as index_command
 from data_shards.inspect import main as inspect_command
 from data_shards.media.member_codec import decode_member
 from data_shards.reading.reader import Arrays
-from data_shards.shards.manifest import DataError, Manifest, read_manifest
+from data_shards.shards.manifest import DataError, Manifest, _checksum, read_manifest
 from data_shards.stream import Stream
 from data_shards.verify import verify
 
@@ -154,6 +154,7 @@ def test_a_broken_member_is_named_or_skipped_within_the_budget(
         epoch(folder)
     with pytest.raises(DataError, match=r"1 of 16 samples .* more than the budget of 0.01"):
         epoch(folder, on_corrupt="skip")
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         found = epoch(folder, on_corrupt="skip", max_skipped_fraction=0.1)
     assert sum(key in record.message for record in caplog.records) == 1
@@ -204,26 +205,17 @@ def test_other_commands_know_the_members(
 
 def test_a_manifest_without_media_says_nothing_of_them(shards: Path):
     manifest = read_manifest(shards)
-    plain = replace(manifest, fields={"label": manifest.fields["label"]})
+    plain = replace(manifest, fields={"label": manifest.fields["label"]}, source={})
     assert '"media"' not in plain.to_json()
     text = manifest.to_json()
     assert Manifest.from_json(text, "m") == manifest
-    for wrong in ('"rate": -1', '"rate": 16000.0, "side": 3', '"kind": "smell"'):
-        key = wrong.split(":")[0]
+    for wrong in ({"rate": -1.0}, {"side": 3}, {"kind": "smell"}, {"codec": "flac"}):
         body = json.loads(text)
         body.pop("checksum")
-        changed = json.dumps(body).replace(f'{key}: "sound"', wrong, 1)
-        changed = changed.replace(f"{key}: 16000.0", wrong, 1)
-        assert changed != json.dumps(body)
-        with pytest.raises(DataError):
-            Manifest.from_json(_with_checksum(changed), "m")
-
-
-def _with_checksum(text: str) -> str:
-    from data_shards.shards.manifest import _checksum
-
-    body = json.loads(text)
-    return json.dumps({**body, "checksum": _checksum(body)})
+        body["fields"]["audio"]["media"] |= wrong
+        body["checksum"] = _checksum(body)
+        with pytest.raises(DataError, match="audio"):
+            Manifest.from_json(json.dumps(body), "m")
 
 
 @pytest.mark.parametrize(
@@ -251,7 +243,8 @@ def test_the_command_takes_columns_of_media(
     media = ["--media", "audio", "--media", f"vision=2:{SIDE}"]
     assert convert_command([*words, *media, "--rename", "vision=face"]) == 0
     assert read_manifest(tmp_path / "s").fields["face"].media == MEDIA["vision"]
-    assert convert_command([*words[:2], str(tmp_path / "t"), "--media", "sound"]) != 0
+    words[2] = str(tmp_path / "t")
+    assert convert_command([*words, "--media", "sound"]) != 0
     assert "has no column 'sound' with files" in capsys.readouterr().err
 
 
@@ -276,7 +269,7 @@ def test_clips_are_extracted_as_they_are(tmp_path: Path):
     ((arrays,),) = list(stream.epoch(0))
     stream.close()
     assert arrays.lengths["audio"].tolist() == [0] * len(arrays.index)
-    assert int(arrays.lengths["vision"].max()) == 3
+    assert int(arrays.lengths["vision"].max()) == 4  # one window: the rest would be too short
 
 
 def test_extractors_of_media_refuse_what_they_do_not_know():
