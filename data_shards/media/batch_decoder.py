@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -63,6 +65,8 @@ class MediaReader(Reader):
         super().__init__(store, shards, known, chosen, keep=keep, threads=threads)
         self.media = {name: field.media for name, field in self.fields.items() if field.media}
         self.broken: dict[int, str] = {}  # number of a sample in its split -> what is wrong
+        self.decode_seconds = 0.0  # of the processor, over all threads
+        self._clock = Lock()
         self._decoding = decoding
         self._limits = replace(MEMBER_LIMITS, seconds=decoding.seconds)
         self._pool: ThreadPoolExecutor | None = None
@@ -108,10 +112,14 @@ class MediaReader(Reader):
         """The numbers of one member, in a thread."""
         if not body:
             return None
+        begun = time.thread_time()
         try:
             return decode_member(body, self.media[name], self._limits)
         except Unreadable as reason:
             problem = f"{self._place(number)}: {name} cannot be decoded: {reason}"
+        finally:
+            with self._clock:
+                self.decode_seconds += time.thread_time() - begun
         if self._decoding.on_broken == "fail":
             raise DataError(
                 f"{problem}; write the data anew without it, or leave such members out with "

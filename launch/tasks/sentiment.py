@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
@@ -39,6 +40,8 @@ from launch.tasks.task import (
     precision_context,
 )
 from launch.tasks.training_facts import TrainingFacts, bounds_of
+
+MOST_WAITING = 0.05  # share of an epoch that may be waited for media without a word
 
 
 def by_sign(manifest: Manifest) -> Manifest:
@@ -83,6 +86,7 @@ class SentimentTask:
             )
         refuse_unknown_names(run.missing, self.data.features)
         self._waited = 0.0
+        self._decoded = 0.0  # seconds that decoding has taken up to the end of the last epoch
         # opened once: the manifest is parsed and shards are hashed for the first evaluation only
         self._in_file_order: dict[str, Stream] = {}
         self._passes = count()
@@ -293,6 +297,19 @@ class SentimentTask:
 
     def ids(self, split: str, index: np.ndarray) -> list[str]:
         return self._evaluated(split).ids(index)
+
+    def waiting_remarks(self, waited: float, seconds: float) -> list[str]:
+        """How many cores would decode the media of this rank while it computes."""
+        reader = self.train.reader
+        decoding, self._decoded = reader.decode_seconds - self._decoded, reader.decode_seconds
+        computing = max(seconds - waited, 1e-3)
+        if waited <= MOST_WAITING * seconds or not decoding:
+            return []
+        cores = math.ceil(decoding / computing)
+        return [
+            f"{waited / seconds:.0%} of the epoch waited for data: decoding takes {decoding:.0f} s of "
+            f"a core and computing {computing:.0f} s, so {cores} cores for each rank would keep up"
+        ]
 
     def wait_seconds(self) -> float:
         before, self._waited = self._waited, self.train.wait_seconds

@@ -15,6 +15,7 @@ import torch
 from media_files import brightening, tone, write_clip
 from rank_trainings import train_all as train_on_ranks
 from ranks import run_ranks
+from safetensors.torch import load_file, save_file
 from tiny_media_models import save_vit, save_wav2vec2, save_whisper
 from tiny_text_models import save_bert, save_decoder
 
@@ -176,15 +177,15 @@ def _whole(folder: Path) -> dict[str, torch.Tensor]:
 def test_another_encoder_below_what_was_trained_is_refused(folder: Path, trained: Path):
     moved = folder / "moved"
     shutil.copytree(folder / "bert", moved)
-    weights = moved / "model.safetensors"
-    body = bytearray(weights.read_bytes())
-    body[-3] ^= 1
-    weights.write_bytes(body)
+    tensors = load_file(moved / "model.safetensors")
+    tensors["embeddings.word_embeddings.weight"][5, 0] += 1e-3
+    save_file(tensors, moved / "model.safetensors", {"format": "pt"})
     with pytest.raises(
         Refused, match=r"on top of the encoder .*bert \(SHA-256 .*here it is .*moved"
     ):
         open_run(trained, [f"options.text.source={moved}"])
-    assert open_run(trained, [f"options.text.source={folder / 'bert'}"]).progress.epoch == 2
+    again = open_run(trained, [f"options.text.source={folder / 'bert'}"])
+    assert again.run.options.text.source == str(folder / "bert")
 
 
 def scores_in(path: Path) -> dict[str, float]:
@@ -291,3 +292,19 @@ def test_one_process_and_many_give_one_result(folder: Path, tmp_path: Path):
         assert result["losses"] == pytest.approx(wanted["losses"], rel=1e-4), runs[place].zero_stage
         assert result["norms"] == pytest.approx(wanted["norms"], rel=1e-3)
         assert result["scores"] == pytest.approx(wanted["scores"], abs=1e-4)
+
+
+def test_waiting_for_media_says_how_many_cores_would_keep_up(folder: Path):
+    task = build_task(run_of(folder, "none"))
+    list(task.batches(0))
+    assert task.train.reader.decode_seconds > 0
+    task.waiting_remarks(0.0, 1.0)  # of this epoch
+    task.train.reader.decode_seconds += 30.0
+    (said,) = task.waiting_remarks(25.0, 40.0)
+    assert said == (
+        "62% of the epoch waited for data: decoding takes 30 s of a core and computing 15 s, so 2 "
+        "cores for each rank would keep up"
+    )
+    assert task.waiting_remarks(25.0, 40.0) == []  # nothing was decoded since
+    task.train.reader.decode_seconds += 30.0
+    assert task.waiting_remarks(1.0, 40.0) == []
