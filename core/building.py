@@ -35,7 +35,8 @@ def build_model(name: str, options: Any, data: DataSpec) -> Model[Any, Any]:
     if not encoders:
         return kind(options, data)
     model = kind(options, encoded_spec(data, encoders))
-    unread = [role for role in encoders if role not in model.inputs.modalities]
+    reader: Any = model.inputs
+    unread = [role for role in encoders if role not in reader.modalities]
     if unread:
         raise ValueError(
             f"options.{unread[0]}.source is given, and {name} does not read {unread[0]}; leave it "

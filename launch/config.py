@@ -236,9 +236,13 @@ def _full_key(tree: dict[str, Any], key: str) -> str:
         if key.startswith(f"options.{role}.") and role not in own and "inputs" in own:
             return key.replace("options.", "options.inputs.", 1)
     parts = key.split(".")
-    if parts[:2] == ["optim", "groups"] and len(parts) == 4 and parts[2].isidentifier():
+    if parts[:2] == ["optim", "groups"] and len(parts) == 4 and parts[2] in GROUPS_OF_ENCODERS:
         tree["optim"]["groups"].setdefault(parts[2], asdict(Group()))
     return RENAMED.get(key, key)
+
+
+# of pretrained encoders, which a recipe need not have: a setting makes them
+GROUPS_OF_ENCODERS = {"text", "text_no_decay", "audio_encoder", "vision_encoder"}
 
 
 def to_dict(run: Run) -> dict[str, Any]:

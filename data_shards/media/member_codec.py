@@ -45,7 +45,7 @@ def decode_member(body: bytes, media: Media, limits: Limits = MEMBER_LIMITS) -> 
 
 
 def _decode_sound(body: bytes, limits: Limits) -> np.ndarray:
-    pieces = []
+    pieces: list[np.ndarray] = []
     try:
         pieces.extend(sound(body, limits=limits))
     except Missing as reason:  # silence is sound too

@@ -151,6 +151,7 @@ def start(model: Model, run: Run) -> Engine:
         frozen=frozen,
         batch_norm=batch_norm,
         both_ways=any(module.bidirectional for module in recurrent),
+        dora=any("lora_magnitude_vector" in name for name, _ in model.named_parameters()),
     )
     step = TrainStep(model, run.seed)
     if run.recompute and not recompute_layers(model):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def model_of(manifest: Manifest, **encoders: EncoderConfig) -> torch.nn.Module:
+def model_of(manifest: Manifest, **encoders: EncoderConfig) -> Any:
     data = sentiment_spec(manifest, None, {"audio": "audio", "vision": "vision"})
     inputs = InputConfig(standardise=False, **encoders)
     options = Baseline.Config(modalities=("audio", "vision"), inputs=inputs)

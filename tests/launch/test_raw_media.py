@@ -34,6 +34,7 @@ from data_shards.sources.raw_dataset import Options
 from launch.checkpoints.store import read_state
 from launch.checkpoints.tensors import StoredTensors
 from launch.config import Group, Optim, Run, override
+from launch.engine.deepspeed_config import refuse_impossible
 from launch.export import main as export
 from launch.predict import main as predict
 from launch.predicting.trained import open_run
@@ -284,6 +285,8 @@ def test_one_process_and_many_give_one_result(folder: Path, tmp_path: Path):
         options=replace(base.options, text=text, inputs=inputs),
         optim=Optim(groups=groups, clip=1.0),
     )
+    lora = replace(base.options.text, train="lora")  # stage 3 cannot cut up what DoRA reads
+    base = replace(base, options=replace(base.options, text=lora))
     runs = [replace(run, zero_stage=stage) for run in (base, other) for stage in (0, 1, 2, 3)]
     (expected, *_) = run_ranks(1, tmp_path / "one", train_on_ranks, [base, other], 4)
     (found, *_) = run_ranks(2, tmp_path / "two", train_on_ranks, runs, 4)
@@ -295,7 +298,7 @@ def test_one_process_and_many_give_one_result(folder: Path, tmp_path: Path):
 
 
 def test_waiting_for_media_says_how_many_cores_would_keep_up(folder: Path):
-    task = build_task(run_of(folder, "none"))
+    task: Any = build_task(run_of(folder, "none"))
     list(task.batches(0))
     assert task.train.reader.decode_seconds > 0
     task.waiting_remarks(0.0, 1.0)  # of this epoch
@@ -308,3 +311,9 @@ def test_waiting_for_media_says_how_many_cores_would_keep_up(folder: Path):
     assert task.waiting_remarks(25.0, 40.0) == []  # nothing was decoded since
     task.train.reader.decode_seconds += 30.0
     assert task.waiting_remarks(1.0, 40.0) == []
+
+
+def test_stage_3_and_dora_are_refused_together(folder: Path):
+    run = run_of(folder, "none", zero_stage=3)
+    with pytest.raises(Refused, match=r"train=dora does not work with zero_stage=3.*train=lora"):
+        refuse_impossible(run, gpu=True, dora=True)

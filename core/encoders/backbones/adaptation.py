@@ -70,9 +70,9 @@ def adapt(backbone: nn.Module, how: Adaptation, key: str) -> None:
 
 
 def _freeze_what_has_no_gradient(backbone: nn.Module) -> None:
-    """What stands for a masked frame or patch while an encoder is pretrained."""
+    """What stands for a masked patch while an encoder is pretrained."""
     for name, parameter in backbone.named_parameters():
-        if name.endswith(("masked_spec_embed", "mask_token")):
+        if name.endswith("mask_token"):
             parameter.requires_grad_(False)
 
 
@@ -160,7 +160,8 @@ def note_base(holder: nn.Module, backbone: nn.Module, how: Adaptation, source: s
             continue
         names.append(f"backbone.{name}")
         digest.update(f"{name} {list(parameter.shape)}\n".encode())
-        digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+        numbers = parameter.detach().cpu().contiguous().view(torch.uint8).numpy()
+        digest.update(memoryview(numbers))  # type: ignore[arg-type]
     setattr(holder, BASE, FrozenBase(source, digest.hexdigest(), frozenset(names)))
 
 

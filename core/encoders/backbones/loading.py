@@ -63,6 +63,8 @@ def encoder_of(model: Any) -> Any:
     model = getattr(model, "vision_model", model)  # of CLIP, the half that sees
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
+    if getattr(model, "masked_spec_embed", None) is not None:
+        model.masked_spec_embed = None  # of what is masked while an encoder is pretrained
     if model.config.model_type.startswith("clip_vision"):
         model.post_layernorm = nn.Identity()  # of its pooled answer alone
     return model

@@ -16,7 +16,6 @@ import torch
 from core.command import Refused
 from core.encoders.pretrained import Source, load_image_preparation, load_model
 from data_shards.extract.extractors.face68 import NO_FACE, FaceTracker, open_tracker
-from data_shards.extract.extractors.image_square import square_around
 from data_shards.extract.extractors.model_folder import (
     checksum_of_model,
     library_version,
@@ -24,6 +23,7 @@ from data_shards.extract.extractors.model_folder import (
 )
 from data_shards.extract.extractors.protocol import Missing, Picture
 from data_shards.extract.recipe import ExtractorRecord, Option
+from data_shards.media.packed_frames import square_around
 
 VERSION = "1"
 CROPS = ("face", "frame")

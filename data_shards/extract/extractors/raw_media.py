@@ -14,12 +14,17 @@ from typing import Any, get_args
 import numpy as np
 
 from core.command import Refused
-from data_shards.extract.extractors.image_square import square_around
 from data_shards.extract.extractors.protocol import SOUND_RATE, Missing, Picture
 from data_shards.extract.recipe import ExtractorRecord, Option
 from data_shards.media.media_kinds import Media
 from data_shards.media.member_codec import SoundFormat, encode_sound
-from data_shards.media.packed_frames import PictureFormat, encode_picture, pack, square
+from data_shards.media.packed_frames import (
+    PictureFormat,
+    encode_picture,
+    pack,
+    square,
+    square_around,
+)
 
 VERSION = "1"
 CROPS = ("face", "frame")

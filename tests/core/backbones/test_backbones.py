@@ -22,7 +22,7 @@ from core.encoders.backbones.media_encoders import EncoderConfig
 from core.encoders.backbones.pooling import Pool
 from core.encoders.inputs import InputConfig
 from core.encoders.text import TextConfig
-from core.model import DataSpec
+from core.model import DataSpec, MediaKind
 from core.models import MODELS
 
 SIDE = 16
@@ -54,7 +54,7 @@ def spec_of(role: str) -> DataSpec:
     """Data of words, sound or pictures alone."""
     widths = {"text": 0, "audio": 1, "vision": 3 * SIDE * SIDE}
     longest = {"text": 12, "audio": 9000, "vision": 5}
-    media = {"audio": "sound", "vision": "pictures"}
+    media: dict[str, MediaKind] = {"audio": "sound", "vision": "pictures"}
     return DataSpec(
         task="sentiment",
         features={role: widths[role]},

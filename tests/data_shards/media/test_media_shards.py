@@ -8,6 +8,7 @@ import logging
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def test_batches_are_the_same_for_any_number_of_ranks_and_threads(table: Path, s
 def test_a_stream_goes_on_where_it_stopped(shards: Path):
     whole = epoch(shards)
     stream = Stream(shards, "train", global_batch=6)
-    steps = stream.epoch(1)
+    steps: Any = stream.epoch(1)
     next(steps)
     stream.mark_consumed()
     state = stream.state_dict()
