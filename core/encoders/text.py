@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from core.dropout import Probability
 from core.encoders.backbones.adaptation import Adaptation
 from core.encoders.backbones.loading import architecture, encoder_of, load_backbone
+from core.encoders.backbones.media_encoders import FEATURES
 from core.encoders.backbones.pooling import Pool, Rule
 from core.encoders.backbones.registered_attention import NAME, is_causal, make_attention_known
 from core.encoders.pretrained import Source, load_config
 from core.model import DataSpec
 
+# features as they are; sound and pictures have the second word for it too
+GIVEN = ("given", FEATURES)
 HiddenChange = Callable[[Tensor], Tensor]  # of hidden states, (B, T, width)
 
 
@@ -27,9 +30,9 @@ HiddenChange = Callable[[Tensor], Tensor]  # of hidden states, (B, T, width)
 class TextConfig(Adaptation):
     """Which encoder turns text into hidden states.
 
-    ``source`` is "small": a small BERT trained from scratch, on token ids or on features; "given":
-    features as they are, from an encoder run beforehand; or path or hub name of any transformers
-    encoder or decoder.
+    ``source`` is "small": a small BERT trained from scratch, on token ids or on features; "given"
+    or "features": features as they are, from an encoder run beforehand; or path or hub name of any
+    transformers encoder or decoder.
     """
 
     source: str = "small"
@@ -54,13 +57,14 @@ class TextEncoder(nn.Module):
     def __init__(self, config: TextConfig, data: DataSpec):
         super().__init__()
         features = data.features["text"]
-        self.pretrained = config.source not in ("small", "given")
+        self.pretrained = config.source not in ("small", *GIVEN)
         self.frozen = self.pretrained and (config.frozen or config.train == "none")
         self.project: nn.Linear | None = None
         self.backbone: Any = None  # a transformers model
         self.pool: Pool | None = None
         _refuse_mismatch(config.source, features, pretrained=self.pretrained)
-        if config.source == "given":
+        _refuse_idle(config, pretrained=self.pretrained)
+        if config.source in GIVEN:
             self.width = features
             return
         if self.pretrained:
@@ -171,15 +175,29 @@ def decayed(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn
 
 def _refuse_mismatch(source: str, features: int, *, pretrained: bool) -> None:
     """Token ids and features want different sources."""
-    if source == "given" and not features:
+    if source in GIVEN and not features:
         raise ValueError(
-            "text.source=given needs text features, but the data has token ids; use text.source=small"
+            f"text.source={source} needs text features, but the data has token ids; use text.source=small"
         )
     if pretrained and features:
         raise ValueError(
             f"text.source={source} reads token ids, but the data has text features of width {features}; "
             "use text.source=given or small, or convert the transcripts with: "
             "python -m data_shards.convert RAW --out DIR --tokenizer PATH"
+        )
+
+
+def _refuse_idle(config: TextConfig, *, pretrained: bool) -> None:
+    """ValueError for a setting that would do nothing."""
+    if config.train != "all" and not pretrained:
+        raise ValueError(
+            f"options.text.train={config.train} is for an encoder that others trained, and "
+            f"options.text.source={config.source} is none; leave it out"
+        )
+    if config.pool != "auto" and config.source in GIVEN:
+        raise ValueError(
+            f"options.text.pool={config.pool} is for an encoder, and options.text.source="
+            f"{config.source} is none; leave it out"
         )
 
 

@@ -130,6 +130,11 @@ def media_encoders(inputs: Any, data: DataSpec) -> dict[str, MediaEncoder]:
     encoders = {}
     for role in ENCODED:
         config: EncoderConfig = getattr(inputs, role)
+        if config.source == FEATURES and config != EncoderConfig():
+            raise ValueError(
+                f"settings of options.{role} are for an encoder, and its source is {FEATURES}; give "
+                f"options.{role}.source=DIR, or leave them out"
+            )
         if config.source != FEATURES and role not in data.features:
             raise ValueError(f"options.{role}.source={config.source}: the data have no {role}")
         if config.source != FEATURES and role not in data.media:

@@ -319,6 +319,18 @@ def test_what_does_not_fit_is_refused(encoders: dict[str, Path]):
     long = replace(spec_of("audio"), max_length={"audio": 480_001})
     with pytest.raises(ValueError, match=r"hears 480000 samples .* have 480001"):
         build_model("baseline", whisper, long)
+    idle = InputConfig(audio=EncoderConfig(train="lora"))
+    words = MODELS["baseline"].Config(modalities=("text",), inputs=idle)
+    with pytest.raises(ValueError, match="options.audio are for an encoder, and its source is fe"):
+        build_model("baseline", words, spec_of("text"))
+    for text, said in (
+        (TextConfig(source="small", train="lora"), "train=lora is for an encoder that others"),
+        (TextConfig(source="features", pool="mean"), "pool=mean is for an encoder"),
+    ):
+        options = MODELS["baseline"].Config(modalities=("text",), text=text)
+        data = replace(spec_of("text"), features={"text": 5 * (text.source == "features")})
+        with pytest.raises(ValueError, match=said):
+            build_model("baseline", options, data)
     with pytest.raises(ValueError, match="frozen=true trains nothing"):
         model_of("bert", encoders["bert"], frozen=True, train="lora")
 
