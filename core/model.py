@@ -7,8 +7,8 @@ The training loop asks nothing else, so a model's peculiarities stay in its own 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar, Generic, Literal, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from core.batch import Batch
 
 TaskName = Literal["sentiment", "alignment"]
+MediaKind = Literal["sound", "pictures"]
 Size = Annotated[int, Field(ge=0, lt=2**31)]  # of a table or sequence
 BatchType = TypeVar("BatchType", bound=Batch)
 OutputType = TypeVar("OutputType", bound="Output")
@@ -109,6 +110,15 @@ class DataSpec:
     moments: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
     # modality -> (K, D), k-means centres on scaled train frames
     codebooks: dict[str, np.ndarray] = field(default_factory=dict)
+
+    # modality -> what its frames are where they are no features: sound (B, S, 1) float32, or pictures
+    # (B, T, 3 * side * side) uint8, which only an encoder reads (core/encoders/backbones)
+    media: dict[str, MediaKind] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """All but the codebooks, as plain JSON; data without media say nothing of it."""
+        left_out = {"codebooks"} if self.media else {"codebooks", "media"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
 
     @property
     def num_outputs(self) -> int:

@@ -26,6 +26,7 @@ from core.file_access.packed_files import HEAD, check_not_packed
 from core.file_access.regular_files import check_regular_file, open_regular_file
 from core.file_access.targets import check_folder
 from core.files import sha256_of_bytes
+from data_shards.media.media_kinds import parse_media
 from data_shards.shards.frame_moments import mean_and_std
 from data_shards.shards.jobs import RECORDS, Record, plan_jobs, run_jobs
 from data_shards.shards.manifest import (
@@ -309,6 +310,14 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="NUMBER",
         help="classes of a file of dialogues: 4 or 6 of IEMOCAP, 3 or 7 of MELD (default: all)",
     )
+    parser.add_argument(
+        "--media",
+        action="append",
+        default=[],
+        metavar="COLUMN[=RATE:SIDE]",
+        help="a column of a table that names files of sound, or with RATE pictures a second of SIDE "
+        "pixels (such as vision=2:224) videos; they are stored as they are",
+    )
     parser.add_argument("--text", choices=get_args(TextChoice), default="auto")
     parser.add_argument(
         "--tokenizer", metavar="DIR", help="folder of a transformers tokenizer, for the raw text"
@@ -353,6 +362,7 @@ def _main(arguments: argparse.Namespace) -> None:
         targets=parse_targets(arguments.targets),
         emotions=arguments.emotions,
         fold=arguments.fold,
+        media=dict(map(parse_media, arguments.media)) or None,
     )
     manifest = convert(
         arguments.raw,

@@ -11,7 +11,8 @@ The path of a batch, each stop a file of ``data_shards/reading``:
     sampler      the order of the epoch: which samples (shard, row) are global batch k
     stream       (this file) this rank's even share of them, cut into micro-batches; the position
     open_shards  the shards they lie in, fetched (storage: a folder; remote: a URL), checked, open
-    reader       where their arrays lie in those files, and padded tensors to hold them
+    reader       where their arrays lie in those files, and padded tensors to hold them; media are
+                 decoded there by threads (data_shards/media)
     copy_rows    the bytes, from the files straight into the tensors
     prefetcher   all of this by a background thread, some steps ahead of the caller
 
@@ -35,12 +36,13 @@ import numpy as np
 import torch
 
 from core.command import Refused
+from data_shards.media.batch_decoder import Decoding, MediaReader
 from data_shards.reading.corruption import SkippedShards
 from data_shards.reading.kept_rows import KeptRows
 from data_shards.reading.open_shards import read_index
 from data_shards.reading.position import Position, position_in
 from data_shards.reading.prefetcher import Prefetcher
-from data_shards.reading.reader import Arrays, Reader
+from data_shards.reading.reader import Arrays
 from data_shards.reading.sampler import Epoch, Part, Rows, Sampler, even_split, locate
 from data_shards.reading.storage import open_manifest, open_store
 from data_shards.shards.index_table import bytes_of
@@ -80,6 +82,8 @@ class Stream:
             quarter in an epoch. They are kept for the epoch only. Not with buckets or "skip".
         fields: which fields to read; all by default.
         keep_empty: off leaves out the samples that have none of the modalities that are read.
+        decode_threads, longest_clip: of sound and pictures that are stored as files, see
+            ``Decoding``.
     """
 
     def __init__(
@@ -108,6 +112,8 @@ class Stream:
         ranges: bool = False,
         fields: Sequence[str] | None = None,
         keep_empty: bool = True,
+        decode_threads: int = 0,
+        longest_clip: float = 600.0,
     ):
         # What a copy is made with, here or in another process.
         arguments = dict(locals())
@@ -162,13 +168,14 @@ class Stream:
                 f"cache_gb={cache_gb:g} cannot hold two windows of {in_use // 2} shards; "
                 f"give at least cache_gb={largest / 1e9:.3g}, or a smaller window"
             )
-        self.reader = Reader(
+        self.reader = MediaReader(
             self.store,
             shards,
             self.manifest.fields,
             fields,
             keep=in_use,
             threads=self.store.openers if prefetch else 0,
+            decoding=Decoding(on_corrupt, max_skipped_fraction, decode_threads, longest_clip),
         )
         self.skipped_shards = SkippedShards(split, sample_counts(shards), max_skipped_fraction)
         self._num_stored = self.manifest.samples(split)

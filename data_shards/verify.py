@@ -26,7 +26,7 @@ from tqdm import tqdm
 from core.arguments import command_parser, parse
 from core.command import DAMAGED, DONE, Refused, run
 from core.files import sha256_of_file
-from data_shards.indexing.folder_indexer import left_out
+from data_shards.indexing.folder_indexer import left_out, media_fields
 from data_shards.indexing.tar_indexer import index_tar
 from data_shards.reading.checked_files import CheckedFiles
 from data_shards.reading.open_shards import OpenShard, read_index
@@ -111,7 +111,7 @@ def _check_members(path: Path, manifest: Manifest, index: Index, tar: np.ndarray
     if is_canonical(tar, index):
         return
     # Not as this project writes it byte by byte, so it must be walked through.
-    found = index_tar(path, left_out(manifest), manifest.task).index
+    found = index_tar(path, left_out(manifest), manifest.task, media_fields(manifest)).index
     if found.to_bytes() != index.to_bytes():
         raise DataError(
             f"{path.with_name(index_name(path.name))} does not describe its tar: "

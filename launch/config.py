@@ -46,6 +46,8 @@ class Group:
 
     lr: PositiveFloat = 1e-3  # learning rate, at its highest
     weight_decay: NonNegativeFloat = 0.0
+    # of a pretrained encoder: factor of the rate from each layer to the one below it
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ class Loading:
     prefetch: NonNegativeInt = 2  # batches prepared ahead
     # samples that have none of the data's modalities; leave_out: from training and from scores
     empty: Literal["keep", "leave_out"] = "keep"
+    # of sound and pictures that are stored as files: how many are decoded at the same time; 0: one
+    # for each core
+    decode_threads: NonNegativeInt = 0
+    longest_clip: PositiveFloat = 600.0  # seconds; a longer one counts as broken
 
 
 @dataclass(frozen=True)
@@ -239,8 +245,24 @@ def _override(run: Run, changes: Sequence[str]) -> Run:
             raise ConfigError(
                 f"cannot read {change!r}; changes are written key=value, for example batch_size=64"
             )
-        _set(tree, RENAMED.get(key, key), _literal(value))
+        _set(tree, _full_key(tree, key), _literal(value))
     return from_dict(tree)
+
+
+def _full_key(tree: dict[str, Any], key: str) -> str:
+    """The place of a setting that may be written shorter; a new group of parameters is made."""
+    for role in ("audio", "vision"):
+        own = tree["options"] if isinstance(tree["options"], dict) else {}
+        if key.startswith(f"options.{role}.") and role not in own and "inputs" in own:
+            return key.replace("options.", "options.inputs.", 1)
+    parts = key.split(".")
+    if parts[:2] == ["optim", "groups"] and len(parts) == 4 and parts[2] in GROUPS_OF_ENCODERS:
+        tree["optim"]["groups"].setdefault(parts[2], asdict(Group()))
+    return RENAMED.get(key, key)
+
+
+# of pretrained encoders, which a recipe need not have: a setting makes them
+GROUPS_OF_ENCODERS = {"text", "text_no_decay", "audio_encoder", "vision_encoder"}
 
 
 def to_dict(run: Run) -> dict[str, Any]:

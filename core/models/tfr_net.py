@@ -187,7 +187,7 @@ class TFRNet(Model[Utterances, Output]):
         """Modality -> (B, T) bool, True at frames that were dropped, in the places of the hidden
         states."""
         lost = {m: one_frame(batch.mask[m] & ~batch.present[m]) for m in self.modalities}
-        if self.text is not None and self.text.project is not None:
+        if self.text is not None and self.text.num_summaries:
             lost["text"] = F.pad(lost["text"], (1, 0))  # the summary in front
         return lost
 

@@ -137,7 +137,8 @@ def restore_indexes(folder: Path) -> list[str]:
 def _index_again(folder: Path, manifest: Manifest, shard: Shard) -> bytes:
     """The index of a shard; DataError unless tar and index are those that the manifest knows."""
     path = folder / shard.name
-    body = index_tar(path, left_out(manifest), manifest.task).index.to_bytes()
+    tar = index_tar(path, left_out(manifest), manifest.task, media_fields(manifest))
+    body = tar.index.to_bytes()
     if sha256_of_file(path) != shard.sha256:
         wrong = "tar"
     elif sha256_of_bytes(body) != shard.index_sha256:
@@ -153,6 +154,11 @@ def _index_again(folder: Path, manifest: Manifest, shard: Shard) -> bytes:
 def left_out(manifest: Manifest) -> tuple[str, ...]:
     """Fields of the tars that were not indexed on purpose."""
     return tuple(str(name) for name in manifest.source.get("left out", ()))
+
+
+def media_fields(manifest: Manifest) -> tuple[str, ...]:
+    """Fields whose members are files of sound or pictures."""
+    return tuple(name for name, described in manifest.fields.items() if described.media)
 
 
 def _index_all(

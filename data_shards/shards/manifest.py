@@ -23,6 +23,7 @@ from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 from core.file_access.regular_files import read_regular_file
 from core.files import sha256_of_bytes, sha256_of_file, write_atomically
 from data_shards.extract.recipe import ExtractionRecipe
+from data_shards.media.media_kinds import Media, MediaMember
 from data_shards.shards.manifest_facts import first_odd_fact, first_problem
 from data_shards.shards.shard import SHA256, STRICT, DataError, Shard, check_shard
 from data_shards.shards.shard import refused as _refused
@@ -70,6 +71,8 @@ class Field:
 
     dtype: str  # NumPy name: "int32", "float32"
     shape: tuple[int | None, ...]  # None marks the time axis; at most one
+    # sound or pictures, as bytes (uint8 of shape (None,)) in members of their own kind
+    media: Media | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Sample:
     arrays: dict[str, np.ndarray]  # field -> array at its true length, little-endian
     text: str | None = None  # transcript, stored as <key>.txt
     extra: dict[str, Any] = field(default_factory=dict)  # plain JSON, stored with the id
+    media: dict[str, MediaMember] = field(default_factory=dict)  # of its arrays that are media
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,7 @@ class Manifest:
             body["tables"] = tables
         if self.extraction is None:
             del body["extraction"]  # so that manifests of other data stay as they were
+        body["fields"] = plain_fields(self.fields)
         body["checksum"] = _checksum(body)
         text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         try:
@@ -197,6 +202,15 @@ class Manifest:
         _check_counts(manifest, where)
         _check_facts(manifest, where)
         return manifest
+
+
+def plain_fields(fields: Mapping[str, Field]) -> dict[str, dict[str, Any]]:
+    """Fields as plain JSON; those that are no media say nothing of it, as they always have."""
+    plain = {name: asdict(described) for name, described in fields.items()}
+    for described in plain.values():
+        if described["media"] is None:
+            del described["media"]
+    return plain
 
 
 def describe_empty(manifest: Manifest, empty: Mapping[str, int]) -> str:
@@ -319,6 +333,12 @@ def _check_fields(manifest: Manifest, where: str) -> None:
         fits = all(extent is None or 0 <= extent < MAX_EXTENT for extent in shape)
         if not (has_few_axes and fits):
             raise _refused(f"{where}: field {name!r} has shape {shape}")
+        media = described.media
+        if media is not None:
+            is_bytes = described.dtype == "uint8" and shape == (None,)
+            problem = media.problem if is_bytes else "media that are no bytes"
+            if problem:
+                raise _refused(f"{where}: field {name!r}: {problem}")
 
 
 def _open_tables(tables: Any, where: str, open_table: OpenTable | None) -> dict[str, Shards]:

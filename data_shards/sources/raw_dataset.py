@@ -21,6 +21,7 @@ import numpy as np
 
 from core.files import sha256_of_file
 from data_shards.extract.recipe import ExtractionRecipe
+from data_shards.media.media_kinds import Media
 from data_shards.shards.manifest import DataError, Field, Labels, Sample, Task
 from data_shards.shards.single_values import shown
 
@@ -58,6 +59,7 @@ class Options:
     targets: tuple[str, ...] | None = None  # columns of a table that together are the label
     emotions: int | None = None  # of a file of dialogues: how many classes of them
     fold: int | None = None  # of OpenEA's links; 1 where nothing is said
+    media: dict[str, Media] | None = None  # columns of a table that name files of sound or pictures
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,11 @@ def refuse_idle_options(options: Options, dataset: RawDataset, raw: Path) -> Non
     if options.targets and layout != "table":
         raise DataError(
             f"{raw} is no table, and --targets names columns of one; leave it out, or write a table "
+            "(docs/data.md)"
+        )
+    if options.media and layout != "table":
+        raise DataError(
+            f"{raw} is no table, and --media names columns of one; leave it out, or write a table "
             "(docs/data.md)"
         )
     if options.emotions is not None and layout != "dialogues":

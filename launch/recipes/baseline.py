@@ -26,6 +26,17 @@ def mosi_utterance() -> Run:
     return replace(base, model="baseline", options=Baseline.Config(text=base.options.text))
 
 
+def mosi_large() -> Run:
+    """Late fusion on MOSI with sound and pictures as they are, on the encoders of hscl/mosi_large;
+    nothing was searched.
+
+    deepspeed launch/train.py baseline/mosi_large data=shards/mosi_raw
+    """
+    base = hscl.mosi_large()
+    options = Baseline.Config(text=base.options.text, inputs=base.options.inputs)
+    return replace(base, model="baseline", options=options)
+
+
 def demo() -> Run:
     """Late fusion on the generated data of ``python -m data_shards.synthetic``.
 
@@ -70,6 +81,7 @@ def mosei_emotions() -> Run:
 
 RECIPES: dict[str, Callable[[], Run]] = {
     "mosi_utterance": mosi_utterance,
+    "mosi_large": mosi_large,
     "iemocap": iemocap,
     "meld": meld,
     "mosei_emotions": mosei_emotions,

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+from core.encoders.backbones.media_encoders import EncoderConfig
+from core.encoders.inputs import InputConfig
 from core.encoders.text import TextConfig
 from core.models.hscl import HSCL
 from launch.config import Group, Loading, Optim, Run
@@ -120,6 +123,36 @@ def classes() -> Run:
     return for_classes(mosi())
 
 
+def mosi_large() -> Run:
+    """HSCL on MOSI with sound and pictures as they are (concord extract --audio raw --vision raw),
+    on three large encoders with LoRA.
+
+    Rank, scale, rate, warm-up and schedule of the matrices are those of RoBERTa large in the LoRA
+    paper (Hu et al., arXiv:2106.09685, appendix D), which has them on queries and values. Nothing is
+    published for HSCL at this size, and nothing was searched: no score is known.
+
+    deepspeed launch/train.py hscl/mosi_large data=shards/mosi_raw
+    """
+    beside: dict[str, Any] = {"train": "lora", "rank": 8, "adapter_scale": 16.0}
+    text = TextConfig(source="roberta-large", targets=("query", "value"), **beside)
+    audio = EncoderConfig(
+        source="facebook/hubert-large-ll60k", targets=("q_proj", "v_proj"), **beside
+    )
+    vision = EncoderConfig(
+        source="openai/clip-vit-large-patch14", targets=("q_proj", "v_proj"), **beside
+    )
+    groups = _groups(3e-4, 1e-4, 0.0)
+    groups |= {"audio_encoder": Group(3e-4), "vision_encoder": Group(3e-4)}
+    return replace(
+        mosi(),
+        options=HSCL.Config(text=text, inputs=InputConfig(audio=audio, vision=vision)),
+        optim=Optim(groups=groups, clip=1.0, schedule="linear", warmup=0.06),
+        batch_size=32,
+        precision="bf16",
+        recompute=True,
+    )
+
+
 def demo() -> Run:
     """HSCL on the generated data of ``python -m data_shards.synthetic``; a small text encoder
     trained from scratch.
@@ -140,5 +173,6 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "simsv2": simsv2,
     "mosi_utterance": mosi_utterance,
     "classes": classes,
+    "mosi_large": mosi_large,
     "demo": demo,
 }

@@ -57,7 +57,7 @@ def best_weights(
         model = build_model(run, data)
     except ConfigError as error:
         raise ConfigError(f"{error} (its settings are those of {settings})") from None
-    load_weights(folder, state.shapes, model)
+    load_weights(folder, state.shapes, model, state.bases)
     return model.to(device).eval(), state.progress
 
 

@@ -306,6 +306,9 @@ class AlignmentTask:
         left, right = (self.graphs.ids(side) for side in self.links[index].T)
         return [f"{one} - {other}" for one, other in zip(left, right, strict=True)]
 
+    def waiting_remarks(self, waited: float, seconds: float) -> list[str]:
+        return []
+
     def wait_seconds(self) -> float:
         return 0.0  # everything is on the device
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from core import building
 from core.model import DataSpec, Model
 from core.models import MODELS
 from core.sketch import sketch
@@ -40,7 +41,7 @@ def build_model(run: Run, data: DataSpec) -> Model:
     """The run's model for these data. A model that refuses its options or the data does so with a
     ConfigError here, and so does PyTorch where they make it too large for this machine."""
     with _refusing(run):
-        return MODELS[run.model](run.options, data)
+        return building.build_model(run.model, run.options, data)
 
 
 def sketch_model(run: Run, data: DataSpec, stored: int, settings: str) -> Model | None:
@@ -51,7 +52,7 @@ def sketch_model(run: Run, data: DataSpec, stored: int, settings: str) -> Model 
         settings: the file that the run's settings are from, for messages.
     """
     with _refusing(run):
-        return sketch(partial(MODELS[run.model], run.options, data), stored, settings)
+        return sketch(partial(building.build_model, run.model, run.options, data), stored, settings)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
@@ -48,6 +49,7 @@ from launch.tasks.training_facts import TrainingFacts, bounds_of
 OF_SCORES: tuple[str, ...] = ("mosi", "sims", "phq", "mmmo")
 # metrics -> those that are given of each class or label; of targets all are
 OF_PART = {"classes": ["F1", "Recall"], "labels": ["F1", "Weighted_acc"]}
+MOST_WAITING = 0.05  # share of an epoch that may be waited for media without a word
 
 
 class SentimentTask:
@@ -73,6 +75,7 @@ class SentimentTask:
         self._refuse_metrics()
         refuse_unknown_names(run.missing, self.data.features)
         self._waited = 0.0
+        self._decoded = 0.0  # seconds that decoding has taken up to the end of the last epoch
         # opened once: the manifest is parsed and shards are hashed for the first evaluation only
         self._in_file_order: dict[str, Stream] = {}
         self._passes = count()
@@ -134,6 +137,8 @@ class SentimentTask:
             connections=run.connections,
             ranges=run.ranges and shuffle,
             keep_empty=loading.empty == "keep",
+            decode_threads=loading.decode_threads,
+            longest_clip=loading.longest_clip,
         )
 
     def steps(self, epoch: int) -> int:
@@ -208,6 +213,13 @@ class SentimentTask:
                 f"such as roles.vision={unread[0]}, or name it in options.modalities of baseline "
                 "or cenet"
             )
+        encoders: Any = getattr(model, "media_encoders", {})
+        for role, encoder in encoders.items():
+            if encoder.frozen:
+                remarks.append(
+                    f"{role} is encoded anew in every epoch by an encoder that is not trained; its "
+                    f"frames can be made once: concord encode {self.run.data} --{role} DIR --out DIR"
+                )
         empty = self.manifest.empty()
         if empty:
             done = "they are left out" if self.run.loading.empty == "leave_out" else LEAVE_OUT
@@ -340,6 +352,19 @@ class SentimentTask:
 
     def ids(self, split: str, index: np.ndarray) -> list[str]:
         return self._evaluated(split).ids(index)
+
+    def waiting_remarks(self, waited: float, seconds: float) -> list[str]:
+        """How many cores would decode the media of this rank while it computes."""
+        reader = self.train.reader
+        decoding, self._decoded = reader.decode_seconds - self._decoded, reader.decode_seconds
+        computing = max(seconds - waited, 1e-3)
+        if waited <= MOST_WAITING * seconds or not decoding:
+            return []
+        cores = math.ceil(decoding / computing)
+        return [
+            f"{waited / seconds:.0%} of the epoch waited for data: decoding takes {decoding:.0f} s of "
+            f"a core and computing {computing:.0f} s, so {cores} cores for each rank would keep up"
+        ]
 
     def wait_seconds(self) -> float:
         before, self._waited = self._waited, self.train.wait_seconds

@@ -106,6 +106,11 @@ class Task(Protocol):
         """The samples of a step by the names that the raw data gave them, for messages."""
         ...
 
+    def waiting_remarks(self, waited: float, seconds: float) -> list[str]:
+        """What is to be said of an epoch of so many seconds, ``waited`` of which it waited for
+        data. Called once after each epoch."""
+        ...
+
     def wait_seconds(self) -> float:
         """Seconds spent waiting for data since the last call."""
         ...

@@ -108,7 +108,7 @@ class BBFN(Model[Utterances, Output]):
         has = {m: has_frames(mask[m]) for m in self.modalities}
         hidden, text_mask = self.text(frames["text"], mask["text"])
         text, _ = convolve(self.first["text"], hidden, text_mask)
-        with_summary = self.text.project is not None
+        with_summary = self.text.num_summaries > 0
         summaries, told_apart, has_both = [], {}, {}
         for m, pair in self.pairs.items():
             pooled, exists = pooled_to_words(frames[m], mask[m], text_mask, with_summary)

@@ -71,7 +71,7 @@ class MAGBert(Model[Utterances, Sentiment]):
 
     def forward(self, batch: Utterances) -> Sentiment:
         frames, mask = self.inputs(batch)
-        with_summary = self.text.project is not None
+        with_summary = self.text.num_summaries > 0
         text_mask = mask["text"]
         if with_summary:
             has_text = text_mask.any(1, keepdim=True)
