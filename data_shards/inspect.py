@@ -141,7 +141,7 @@ def _label_histogram(contents: Contents) -> list[str]:
     for name, split in contents.splits.items():
         labels = np.clip(split.labels, edges[0], edges[-1])
         counts = np.histogram(labels, edges)[0].tolist()
-        highest = max(1, *counts)
+        highest = max([1, *counts])  # classes without names have no counts
         column = [name]
         for count in counts:
             bar = "#" * round(BAR * count / highest)

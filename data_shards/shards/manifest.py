@@ -102,6 +102,13 @@ class Labels:
     # of classes their names; of scores the targets where a label is a vector, one number for each
     names: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        span = self.high - self.low
+        if not 0 < span < math.inf:
+            raise ValueError(f"from {self.low:g} to {self.high:g} is no range of scores")
+        if self.resolution is not None and not 0 < self.resolution <= span:
+            raise ValueError(f"a range of {span:g} has no steps of {self.resolution:g}")
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -278,7 +285,7 @@ def _first_problem(error: ValidationError) -> str:
         name = kind.removesuffix("_type")
         expected = f"expected {_TYPE_NAMES.get(name, name)}"
     else:
-        expected = problem["msg"]
+        expected = problem["msg"].removeprefix("Value error, ")
     return ": ".join([*path, last, f"{expected}, {found}"])
 
 

@@ -26,6 +26,7 @@ HOMES = {
     "av": ("data_shards/extract/media.py",),
     "opensmile": ("data_shards/extract/extractors/egemaps.py",),
     "dlib": ("data_shards/extract/extractors/face68.py",),
+    "mediapipe": ("data_shards/extract/extractors/face_mesh.py",),
     "huggingface_hub": ("launch/bundles/",),
     "fastapi": ("launch/serving/app.py",),
     "starlette": ("launch/serving/app.py",),
@@ -49,6 +50,7 @@ OPTIONAL = {
     "av": ("av", "clips"),
     "opensmile": ("opensmile", "clips"),
     "dlib": ("dlib-bin", "clips"),
+    "mediapipe": ("mediapipe", "mediapipe"),
     "fastapi": ("fastapi", "serve"),
     "starlette": ("fastapi", "serve"),  # which fastapi is made of
     "uvicorn": ("uvicorn", "serve"),

@@ -66,6 +66,9 @@ def test_settings_of_a_file_that_are_none(tmp_path: Path, content: str, reason: 
         ('{"optim": []}', "optim"),
         ('{"epochs": {"a": 1}}', "epochs={'a': 1}"),
         ('{"task_options": [1]}', "task_options=[1]"),
+        ('{"run_dir": "a\\u0000b"}', r"run_dir='a\x00b': a zero byte"),
+        ('{"cache": "a\\ud800"}', r"cache='a\ud800': a zero byte or half of a character"),
+        ('{"missing": {"modalities": ["\\u0000"]}}', "missing.modalities="),
         ('{"": 1}', "line"),
     ],
 )
