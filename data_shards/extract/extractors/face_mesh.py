@@ -9,6 +9,7 @@ at by itself, so a frame does not depend on the pictures before it, but for the 
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,7 @@ def _open_landmarker(model: bytes, asked_for: str) -> tuple[str, Any, Any]:
     )
     try:
         landmarker = vision.FaceLandmarker.create_from_options(wanted)
+        atexit.register(landmarker.close)  # it cannot close itself once Python is going down
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Refused(

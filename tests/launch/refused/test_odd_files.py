@@ -56,6 +56,13 @@ def test_settings_of_a_file_that_are_none(tmp_path: Path, content: str, reason: 
     assert str(path) in str(refusal.value)
 
 
+@pytest.mark.parametrize("content", ["seed=3\nepochs=2\n", '{"seed": 3, "epochs": 2}'])
+def test_a_byte_order_mark_is_no_part_of_a_setting(tmp_path: Path, content: str):
+    path = tmp_path / "settings"
+    path.write_text(content, encoding="utf-8-sig")
+    assert changes_of_file(path) == ["seed=3", "epochs=2"]
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
