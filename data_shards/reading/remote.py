@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import logging
 import os
 from collections.abc import Callable, Sequence
@@ -339,15 +340,15 @@ def _fetch_small(files: Any, asked: str, url: str, most: int) -> bytes:
         files: the HTTP file system of fsspec.
         asked: ``url`` with what only the server may see of it.
     """
-    body = bytearray()
+    body = io.BytesIO()  # hands its bytes over without a copy
 
     def receive(piece: bytes, _status: int) -> None:
-        if len(body) + len(piece) > most:
+        if body.tell() + len(piece) > most:
             raise DataError(f"{url} has more than {most} bytes, so it is no file of its kind")
-        body.extend(piece)
+        body.write(piece)
 
     sync(files.loop, _receive, files, asked, (0, most + 1), receive)
-    return bytes(body)
+    return body.getvalue()
 
 
 def _fetch_into(

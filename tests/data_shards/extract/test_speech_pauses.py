@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from functools import cache
 from importlib.metadata import PackageNotFoundError, files
@@ -27,7 +28,7 @@ from data_shards.extract.windows import Windows, windows_of
 def sentence() -> np.ndarray:
     """Two seconds of a voice, 16 kHz."""
     found = spec_from_file_location("example_clips", ROOT / "examples" / "clips.py")
-    example = module_from_spec(found)
+    example = sys.modules["example_clips"] = module_from_spec(found)  # its dataclasses look there
     found.loader.exec_module(example)
     said = example.Voice().say(
         "the film was great and we talked about it for a long time", 165, 50, 50

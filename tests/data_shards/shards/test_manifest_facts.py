@@ -99,7 +99,7 @@ def said(folder: Path, **labels: Any) -> Path:
         ({"low": 3.0, "high": -3.0}, "from 3 to -3 is no range of scores"),
         ({"low": 1.0, "high": 1.0}, "from 1 to 1 is no range of scores"),
         ({"low": -1e308, "high": 1e308}, r"from -1e\+308 to 1e\+308 is no range of scores"),
-        ({"resolution": -1e-320}, "a range of 6 has no steps of -1"),
+        ({"resolution": -1e-320}, "a range of 6 has no steps of -9.9"),
         ({"resolution": 0.0}, "a range of 6 has no steps of 0"),
         ({"resolution": 7.0}, "a range of 6 has no steps of 7"),
         ({"resolution": "word"}, "expected float"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -382,3 +383,12 @@ def test_a_checkpoint_of_one_file_less_is_named(tmp_path: Path):
     found, complaints = Checkpoints(tmp_path, Progress()).find("last")
     assert found is None
     assert complaints == [f"checkpoint {folder} lacks state.json"]
+
+
+@pytest.mark.parametrize("size", ["1e999", "NaN", '"many"', "null"])
+def test_a_checkpoint_of_no_size_is_named(tmp_path: Path, size: str):
+    path = saved(tmp_path) / "manifest.json"
+    path.write_text(re.sub(r'"bytes": \d+', f'"bytes": {size}', path.read_text()))
+    found, (complaint,) = Checkpoints(tmp_path, Progress()).find("last")
+    assert found is None
+    assert complaint.startswith(f"checkpoint {path.parent} has no readable manifest.json")
