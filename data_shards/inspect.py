@@ -15,6 +15,7 @@ import numpy as np
 
 from core.arguments import command_parser, parse
 from core.command import run
+from core.environment.credentials import remember
 from data_shards.inspecting.contents import Contents, examine
 from data_shards.inspecting.graph_contents import GraphContents, examine_graphs
 from data_shards.inspecting.graph_report import render_graphs
@@ -302,7 +303,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser("inspect", __doc__)
     parser.add_argument("data", metavar="DIR", help="a shard folder, or its URL")
     options = parse(parser, argv)
-    return run(lambda: _main(options.data))
+    return run(lambda: _main(remember(options.data)))
 
 
 if __name__ == "__main__":

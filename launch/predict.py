@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from core import distributed
 from core.command import Refused
+from core.environment.credentials import remember
 from data_shards.extract.windows import windows_asked_for
 from launch.command_line import CommandLine, read, settings_parser
 from launch.config import ConfigError
@@ -96,6 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
         line = read(_parser(), arguments)
         options = line.options
         model, source = _names(line)
+        if source is not None:
+            source = remember(source)  # its credentials are in no message
         sentences: list[str] = options.text or []
         if options.out is None and not sentences:
             raise ConfigError("--out FILE says where the scores go, such as --out scores.csv")
