@@ -27,7 +27,7 @@ from data_shards.extract.media import LIMITS, Limits, Unreadable, clip_seconds, 
 LEAST = 1.0  # seconds; a shorter last window is joined to the one before
 
 # Where windows end: after their seconds; where it is quietest; where nobody speaks.
-Pauses = Literal[False, True, "speech"]
+Pauses = bool | Literal["speech"]
 
 
 @dataclass(frozen=True)
