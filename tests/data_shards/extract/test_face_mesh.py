@@ -72,24 +72,26 @@ class Landmarker:
 @pytest.fixture
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of a landmarker, and a library that knows it."""
-    library, parts, python, vision = (
-        ModuleType(name)
-        for name in (
-            "mediapipe",
-            "mediapipe.tasks",
-            "mediapipe.tasks.python",
-            "mediapipe.tasks.python.vision",
-        )
-    )
-    vision.FaceLandmarker = Landmarker
-    vision.FaceLandmarkerOptions = SimpleNamespace
-    vision.RunningMode = SimpleNamespace(IMAGE="image")
-    python.BaseOptions, python.vision, parts.python = SimpleNamespace, vision, python
-    library.Image = lambda image_format, data: data
-    library.ImageFormat = SimpleNamespace(SRGB=1)
-    library.__version__ = "0.0"
-    for module in (library, parts, python, vision):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
+    names = {
+        "mediapipe": {
+            "Image": lambda image_format, data: data,
+            "ImageFormat": SimpleNamespace(SRGB=1),
+            "__version__": "0.0",
+        },
+        "mediapipe.tasks": {},
+        "mediapipe.tasks.python": {"BaseOptions": SimpleNamespace},
+        "mediapipe.tasks.python.vision": {
+            "FaceLandmarker": Landmarker,
+            "FaceLandmarkerOptions": SimpleNamespace,
+            "RunningMode": SimpleNamespace(IMAGE="image"),
+        },
+    }
+    modules = {name: ModuleType(name) for name in names}
+    for name, contents in names.items():
+        vars(modules[name]).update(contents)
+        monkeypatch.setitem(sys.modules, name, modules[name])
+    vars(modules["mediapipe.tasks"])["python"] = modules["mediapipe.tasks.python"]
+    vars(modules["mediapipe.tasks.python"])["vision"] = modules["mediapipe.tasks.python.vision"]
     path = tmp_path / "face_landmarker.task"
     path.write_bytes(MODEL)
     return path
