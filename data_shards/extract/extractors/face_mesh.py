@@ -9,8 +9,8 @@ at by itself, so a frame does not depend on the pictures before it, but for the 
 
 from __future__ import annotations
 
-import atexit
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,43 +34,68 @@ LICENCE = "MediaPipe: Apache-2.0; see the model's card"
 
 
 class FaceMesh:
-    """Frames of the one face of a clip that the landmarker is surest of."""
+    """Frames of the one face of a clip that the landmarker is surest of.
 
-    def __init__(self, record: ExtractorRecord, landmarker: Any, image: Any, longest_side: int):
+    Args:
+        open_landmarker: a new landmarker, which must be closed: it has threads of its own.
+        image: makes the library's image of pixels (H, W, 3).
+    """
+
+    def __init__(
+        self,
+        record: ExtractorRecord,
+        open_landmarker: Callable[[], Any],
+        image: Callable[[np.ndarray], Any],
+        longest_side: int,
+    ):
         self.record = record
         self.longest_side = longest_side
-        self._landmarker = landmarker
+        self._open_landmarker = open_landmarker
         self._image = image
 
     def frames(self, pictures: Iterator[Picture]) -> np.ndarray:
         """Features (T, 117) float32; see ``PictureExtractor``."""
         rows = []
         before: np.ndarray | None = None
-        number, now = -1, None
-        for picture in pictures:
-            if picture.number != number:  # otherwise the same picture, shown for longer
-                number, now = picture.number, self._describe(picture.pixels)
-            row = np.zeros(WIDTH, np.float32)
-            if now is not None:
-                row[0] = 1.0
-                row[1 : 1 + MOVING] = now
-                if before is not None:
-                    row[1 + MOVING :] = (now - before) * self.record.frame_rate
-            before = now
-            rows.append(row)
+        with self._open_landmarker() as landmarker:
+            for now in self._described(pictures, landmarker):
+                rows.append(self._row(now, before))
+                before = now
         features = np.asarray(rows, np.float32).reshape(-1, WIDTH)
         if not features[:, 0].any():
             raise Missing(NO_FACE)
         return features
 
-    def _describe(self, pixels: np.ndarray) -> np.ndarray | None:
-        """Pose and blendshapes (58,) float64 of a picture (H, W, 3); None where no face is found."""
-        found = self._landmarker.detect(self._image(np.ascontiguousarray(pixels)))
-        if not found.facial_transformation_matrixes:
-            return None
-        pose = pose_of(np.asarray(found.facial_transformation_matrixes[0], np.float64))
-        shapes = [shape.score for shape in found.face_blendshapes[0]]
-        return np.concatenate([pose, shapes])
+    def _described(
+        self, pictures: Iterator[Picture], landmarker: Any
+    ) -> Iterator[np.ndarray | None]:
+        """Pose and blendshapes (58,) float64 of each picture; None where no face is found."""
+        number, now = -1, None
+        for picture in pictures:
+            if picture.number != number:  # otherwise the same picture, shown for longer
+                number = picture.number
+                image = self._image(np.ascontiguousarray(picture.pixels))
+                now = _pose_and_shapes(landmarker.detect(image))
+            yield now
+
+    def _row(self, now: np.ndarray | None, before: np.ndarray | None) -> np.ndarray:
+        """A frame (117,)."""
+        row = np.zeros(WIDTH, np.float32)
+        if now is not None:
+            row[0] = 1.0
+            row[1 : 1 + MOVING] = now
+            if before is not None:
+                row[1 + MOVING :] = (now - before) * self.record.frame_rate
+        return row
+
+
+def _pose_and_shapes(found: Any) -> np.ndarray | None:
+    """What is kept of the landmarker's answer for one picture."""
+    if not found.facial_transformation_matrixes:
+        return None
+    pose = pose_of(np.asarray(found.facial_transformation_matrixes[0], np.float64))
+    shapes = [shape.score for shape in found.face_blendshapes[0]]
+    return np.concatenate([pose, shapes])
 
 
 def pose_of(matrix: np.ndarray) -> np.ndarray:
@@ -101,7 +126,7 @@ def build(modality: str, options: Mapping[str, Option]) -> FaceMesh:
         raise Refused(
             f"{asked_for}: no such file; give MediaPipe's face_landmarker.task, from its page of models"
         ) from None
-    version, landmarker, image = _open_landmarker(model, asked_for)
+    version, open_landmarker, image = _landmarker(model, asked_for)
     record = ExtractorRecord(
         modality=modality,
         name="mediapipe",
@@ -112,11 +137,13 @@ def build(modality: str, options: Mapping[str, Option]) -> FaceMesh:
         licence=LICENCE,
         checksum=sha256_of_bytes(model),
     )
-    return FaceMesh(record, landmarker, image, int(options["longest_side"]))
+    return FaceMesh(record, open_landmarker, image, int(options["longest_side"]))
 
 
-def _open_landmarker(model: bytes, asked_for: str) -> tuple[str, Any, Any]:
-    """The version of the library, a landmarker, and what makes an image of pixels."""
+def _landmarker(
+    model: bytes, asked_for: str
+) -> tuple[str, Callable[[], Any], Callable[[np.ndarray], Any]]:
+    """The version of the library, what opens a landmarker, and what makes an image of pixels."""
     try:
         import mediapipe
         from mediapipe.tasks import python as tasks
@@ -133,9 +160,10 @@ def _open_landmarker(model: bytes, asked_for: str) -> tuple[str, Any, Any]:
         output_face_blendshapes=True,
         output_facial_transformation_matrixes=True,
     )
+    open_landmarker = partial(vision.FaceLandmarker.create_from_options, wanted)
     try:
-        landmarker = vision.FaceLandmarker.create_from_options(wanted)
-        atexit.register(landmarker.close)  # it cannot close itself once Python is going down
+        with open_landmarker():
+            pass  # refused now rather than at the first clip
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise Refused(
@@ -145,4 +173,4 @@ def _open_landmarker(model: bytes, asked_for: str) -> tuple[str, Any, Any]:
     def image(pixels: np.ndarray) -> Any:
         return mediapipe.Image(image_format=mediapipe.ImageFormat.SRGB, data=pixels)
 
-    return str(mediapipe.__version__), landmarker, image
+    return str(mediapipe.__version__), open_landmarker, image

@@ -58,7 +58,10 @@ class Landmarker:
         assert options.output_face_blendshapes
         return Landmarker()
 
-    def close(self) -> None:
+    def __enter__(self) -> Landmarker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         pass
 
     def detect(self, pixels: np.ndarray) -> SimpleNamespace:
@@ -72,7 +75,7 @@ class Landmarker:
 @pytest.fixture
 def task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of a landmarker, and a library that knows it."""
-    names = {
+    names: dict[str, dict[str, Any]] = {
         "mediapipe": {
             "Image": lambda image_format, data: data,
             "ImageFormat": SimpleNamespace(SRGB=1),
@@ -197,7 +200,7 @@ def test_the_landmarker_itself_follows_a_face():
     frames = extractor.frames(iter(numbered))
     assert frames[:, 0].tolist() == [1, 1, 1, 1, 0]
     assert (np.diff(frames[:3, 4]) > 0).all()  # to the right of the picture
-    assert frames[2, 1] * frames[3, 1] < 0  # a mirrored face looks the other way
+    assert frames[2, 3] * frames[3, 3] < 0  # a mirrored face tilts the other way
     assert (0 <= frames[:, 1 + POSE : 1 + MOVING]).all()
     again = open_extractors(extractors.recipe).opened["vision"][1].frames(iter(numbered))
     np.testing.assert_array_equal(again, frames)

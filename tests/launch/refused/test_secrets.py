@@ -14,11 +14,12 @@ import pytest
 from paths import ROOT
 from shard_server import Handler, Server, serving
 from small_models import small_words
-from trained_models import untrained_bundle
+from trained_models import changed_config, untrained_bundle
 from training_runs import environment
 
 import concord.notebook
 from core.environment.credentials import VARIABLE
+from data_shards.shards.manifest import read_manifest
 from launch.config import load_recipe, override
 from tune.settings import read_search
 
@@ -98,14 +99,24 @@ def test_a_run_on_a_signed_url_keeps_the_signature_to_itself(signed: Server, tmp
     assert tell_tales(tmp_path, *outputs) == []
 
 
+def bundle_of(shards: Path, folder: Path) -> Path:
+    """A model that says it was trained on data with the vocabulary of these shards."""
+    untrained_bundle(folder, with_tokenizer=False)
+    schema = json.loads((folder / "config.json").read_text())["schema"]
+    schema["tokenizer"] = read_manifest(shards).tokenizer
+    changed_config(folder, schema=schema)
+    return folder
+
+
 def test_commands_that_look_at_a_signed_url_keep_the_signature_to_themselves(
     signed: Server,
+    small_shards: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    bundle = str(untrained_bundle(tmp_path / "bundle"))
+    bundle = str(bundle_of(small_shards, tmp_path / "bundle"))
     url = f"{signed.url}?{SIGNATURE}"
     out = str(tmp_path / "scores.csv")
     commands = [
