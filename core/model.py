@@ -32,7 +32,8 @@ class Output:
 class Sentiment(Output):
     """Of utterances."""
 
-    score: Tensor  # (B,) predicted score, (B, K) of K targets, or (B, classes) logits
+    # (B,) predicted score, (B, K) of K targets or logits of K labels, or (B, classes) logits
+    score: Tensor
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,14 @@ class DataSpec:
     num_classes: Size = 0
     # what the numbers of a label that is a vector stand for; empty where a label is one number
     target_names: tuple[str, ...] = ()
+    # whether these numbers are 1 or 0, for labels that a sample has or lacks; answers are logits
+    multilabel: bool = False
     # modalities of which samples may have a human label of their own (Utterances.unimodal_labels)
     unimodal_labels: tuple[str, ...] = ()
     # samples in the train split, or entities
     num_train: Size = 0
+    # of both graphs
+    num_relations: Size = 0
     # of the tokenizer that made the token ids
     vocab_size: Size = 0
     # of that tokenizer; stands for a token dropped by the missing-feature protocols
@@ -119,7 +124,6 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
     """
 
     task: ClassVar[TaskName]
-    takes_targets: ClassVar[bool] = False  # whether it may learn several scores at once
     Config: ClassVar[type]
     # whether sound and video are read at the words: aligned to them, or averaged by word
     aligned: ClassVar[bool] = False
@@ -155,7 +159,7 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
         ranks.
 
         Args:
-            target: (B,) what samples are compared by, ``Batch.target``.
+            target: (B,), or (B, K), what samples are compared by, ``Batch.target``.
             weight: (B,) rows of weight 0 take no part.
         """
         return {}

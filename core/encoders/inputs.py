@@ -178,14 +178,6 @@ def groups(model: nn.Module, **named: Iterable[nn.Parameter]) -> dict[str, list[
     return {name: parameters for name, parameters in by_group.items() if parameters}
 
 
-def refuse_classes(data: DataSpec, name: str) -> None:
-    """Most sentiment models predict a score only."""
-    if data.num_classes:
-        raise ValueError(
-            f"{name} predicts a score, but the labels are {data.num_classes} classes; use tate or baseline"
-        )
-
-
 def refuse_without_unimodal_labels(data: DataSpec, name: str, modalities: Iterable[str]) -> None:
     """ValueError unless the data have human labels of each of these modalities."""
     lacking = [m for m in modalities if m not in data.unimodal_labels]

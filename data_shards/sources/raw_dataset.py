@@ -56,6 +56,8 @@ class Options:
     rename: dict[str, str] | None = None  # modality of the raw data -> its name in the shards
     entities: EntityOptions | None = None  # of an alignment folder
     targets: tuple[str, ...] | None = None  # columns of a table that together are the label
+    emotions: int | None = None  # of a file of dialogues: how many classes of them
+    fold: int | None = None  # of OpenEA's links; 1 where nothing is said
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,20 @@ class RawDataset:
     synthetic: bool = False
     extras: dict[str, Any] = field(default_factory=dict)  # for Manifest.extras
     extraction: ExtractionRecipe | None = None  # how features were made from clips
+
+
+def refuse_idle_options(options: Options, dataset: RawDataset, raw: Path) -> None:
+    """DataError for an option that says nothing about such a file."""
+    layout = dataset.facts.get("layout")
+    if options.targets and layout != "table":
+        raise DataError(
+            f"{raw} is no table, and --targets names columns of one; leave it out, or write a table "
+            "(docs/data.md)"
+        )
+    if options.emotions is not None and layout != "dialogues":
+        raise DataError(f"{raw} is no file of dialogues, whose classes --emotions chooses")
+    if options.fold is not None and layout != "openea":
+        raise DataError(f"{raw} is no folder of OpenEA, whose links have folds; leave out --fold")
 
 
 def file_facts(path: Path) -> dict[str, Any]:

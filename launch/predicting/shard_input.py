@@ -117,8 +117,8 @@ def refuse_other_kind(trained: TrainedModel, manifest: Manifest, source: str) ->
     fields = [name for name in trained.wanted if name in manifest.fields]
     there = replace(trained.record, views=tuple(fields)).facts()
     here = record_of_manifest(manifest, fields).facts()
-    if trained.classes == "sign":  # the model's classes were made of scores
-        there["labels"] = here["labels"] = "scores, by their sign"
+    if trained.classes != "given":  # the model's classes were made of scores
+        there["labels"] = here["labels"] = f"scores, by classes={trained.classes}"
         if manifest.labels.kind == "classes":
             here["labels"] = f"classes {', '.join(manifest.labels.names)}"
     extraction = None if manifest.extraction is None else asdict(manifest.extraction)

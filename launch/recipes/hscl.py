@@ -11,7 +11,7 @@ from dataclasses import replace
 from core.encoders.text import TextConfig
 from core.models.hscl import HSCL
 from launch.config import Group, Loading, Optim, Run
-from launch.recipes import demo_run
+from launch.recipes import demo_run, for_classes
 
 
 def _groups(text: float, main: float, decay: float) -> dict[str, Group]:
@@ -111,6 +111,15 @@ def mosi_utterance() -> Run:
     )
 
 
+def classes() -> Run:
+    """HSCL on labels that are classes, which are 0 or 1 apart in its contrast: a table
+    (docs/data.md) with a column ``class``, rates and sizes as on MOSI.
+
+    deepspeed launch/train.py hscl/classes data=shards/mine
+    """
+    return for_classes(mosi())
+
+
 def demo() -> Run:
     """HSCL on the generated data of ``python -m data_shards.synthetic``; a small text encoder
     trained from scratch.
@@ -130,5 +139,6 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "sims": sims,
     "simsv2": simsv2,
     "mosi_utterance": mosi_utterance,
+    "classes": classes,
     "demo": demo,
 }

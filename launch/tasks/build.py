@@ -39,7 +39,6 @@ def build_task(run: Run) -> Task:
 def build_model(run: Run, data: DataSpec) -> Model:
     """The run's model for these data. A model that refuses its options or the data does so with a
     ConfigError here, and so does PyTorch where they make it too large for this machine."""
-    _refuse_targets(run.model, data)
     with _refusing(run):
         return MODELS[run.model](run.options, data)
 
@@ -64,15 +63,3 @@ def _refusing(run: Run) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())
         raise ConfigError(f"model {run.model!r} cannot be built: {reason}") from error
-
-
-def _refuse_targets(name: str, data: DataSpec) -> None:
-    """ConfigError where the data have several scores per sample and the model answers one."""
-    if not data.target_names or MODELS[name].takes_targets:
-        return
-    able = [other for other, kind in MODELS.items() if kind.takes_targets]
-    raise ConfigError(
-        f"model {name!r} predicts one score, but the data have {len(data.target_names)} targets "
-        f"({', '.join(data.target_names)}); use {', '.join(able)}, or convert the data with one of "
-        "them as 'label'"
-    )

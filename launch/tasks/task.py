@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +66,10 @@ class Task(Protocol):
 
     def score_names(self) -> list[str]:
         """What ``evaluate`` gives for the validation split, which a run may select by."""
+        ...
+
+    def parts(self) -> Sequence[str]:
+        """Classes, labels or targets that have scores of their own, ``NAME/metric``."""
         ...
 
     def evaluate(self, model: Model, split: str, device: torch.device) -> dict[str, float]:

@@ -31,6 +31,7 @@ HOMES = {
     "fastapi": ("launch/serving/app.py",),
     "starlette": ("launch/serving/app.py",),
     "uvicorn": ("launch/serving/serve.py",),
+    "faiss": ("core/metrics/approximate.py",),
 }
 MOST_FILES, MOST_LINES, FEWEST_LINES = 14, 400, 30
 # file -> why it is short and yet on its own
@@ -51,6 +52,7 @@ OPTIONAL = {
     "opensmile": ("opensmile", "clips"),
     "dlib": ("dlib-bin", "clips"),
     "mediapipe": ("mediapipe", "mediapipe"),
+    "faiss": ("faiss-cpu", "neighbours"),
     "fastapi": ("fastapi", "serve"),
     "starlette": ("fastapi", "serve"),  # which fastapi is made of
     "uvicorn": ("uvicorn", "serve"),
