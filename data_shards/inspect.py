@@ -15,6 +15,7 @@ import numpy as np
 
 from core.arguments import command_parser, parse
 from core.command import run
+from core.environment.credentials import remember
 from data_shards.inspecting.contents import Contents, examine
 from data_shards.inspecting.graph_contents import GraphContents, examine_graphs
 from data_shards.inspecting.graph_report import render_graphs
@@ -140,7 +141,7 @@ def _label_histogram(contents: Contents) -> list[str]:
     for name, split in contents.splits.items():
         labels = np.clip(split.labels, edges[0], edges[-1])
         counts = np.histogram(labels, edges)[0].tolist()
-        highest = max(1, *counts)
+        highest = max([1, *counts])  # classes without names have no counts
         column = [name]
         for count in counts:
             bar = "#" * round(BAR * count / highest)
@@ -301,7 +302,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = command_parser("inspect", __doc__)
     parser.add_argument("data", metavar="DIR", help="a shard folder, or its URL")
     options = parse(parser, argv)
-    return run(lambda: _main(options.data))
+    return run(lambda: _main(remember(options.data)))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,12 @@ class Voice:
         return 0
 
 
+@cache
+def the_voice() -> Voice:
+    """The one of this process: eSpeak NG does not start twice."""
+    return Voice()
+
+
 def astronaut() -> np.ndarray:
     """The face (300, 300, 3) uint8."""
     try:
@@ -201,7 +208,7 @@ def make_clips(out: Path, table: str, splits: dict[str, int], seed: int) -> Path
     """Clips of several splits and their table; a clip's label is what words, voice and face come
     to."""
     rng = np.random.default_rng(seed)
-    voice = Voice()
+    voice = the_voice()
     (out / "clips").mkdir(parents=True, exist_ok=True)
     columns = ["id", "file", "transcript", "words", "label", "split"]
     with (out / table).open("w", encoding="utf-8", newline="") as file:

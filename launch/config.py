@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
 import pkgutil
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -288,19 +289,32 @@ def from_dict(tree: dict[str, Any]) -> Run:
     name = tree.get("model")
     if not isinstance(name, str) or name not in MODELS:
         raise ConfigError(f"no model {name!r}{suggest(str(name), MODELS)}")
-    _refuse_huge_numbers(tree)
+    _refuse_odd_values(tree)
     options = _validate(MODELS[name].Config, tree.get("options"), "options.")
     run: Run = _validate(Run, {**tree, "options": None}, "")
     task_options_of(run)
     return dataclasses.replace(run, options=options)
 
 
-def _refuse_huge_numbers(tree: dict[str, Any]) -> None:
-    """No setting needs more than 64 bits, and neither NumPy nor PyTorch takes more."""
+def _refuse_odd_values(tree: dict[str, Any]) -> None:
+    """No setting needs more than 64 bits, and neither NumPy nor PyTorch takes more. No name of a
+    file, and nothing else, needs a zero byte or half of a character."""
     for key, value in leaves(tree).items():
-        for number in value if isinstance(value, list | tuple) else [value]:
-            if isinstance(number, int) and not -LARGEST <= number <= LARGEST:
-                raise ConfigError(f"{key}={number!s:.40}...: a whole number of more than 64 bits")
+        for part in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(part, int) and not -LARGEST <= part <= LARGEST:
+                raise ConfigError(f"{key}={part!s:.40}...: a whole number of more than 64 bits")
+            if isinstance(part, str) and not is_text(part):
+                raise ConfigError(
+                    f"{key}={part!r:.80}: a zero byte or half of a character is in it"
+                )
+
+
+def is_text(words: str) -> bool:
+    """Whether a file may be called so."""
+    try:
+        return b"\0" not in os.fsencode(words)
+    except UnicodeEncodeError:
+        return False
 
 
 def task_options_of(run: Run) -> Any:

@@ -23,6 +23,7 @@ from launch.bundles.hub import PROGRAM, push
 from launch.bundles.model_card import model_card
 from launch.bundles.tokenizer_files import find_tokenizer, tokenizer_files
 from launch.command_line import read, settings_parser
+from launch.config import is_text
 from launch.predicting.trained import TrainedRun, open_run
 from launch.reports.provenance import provenance
 from launch.tasks.data_record import plain_record
@@ -97,13 +98,17 @@ def _scores(run_dir: Path) -> Scores:
     path = run_dir / "scores.json"
     if not path.exists():
         return {}
+    anew = "write the file anew with the command that trained the run"
     try:
-        return TypeAdapter(Scores).validate_python(read_json_object(path))
+        scores: Scores = TypeAdapter(Scores).validate_python(read_json_object(path))
     except ValidationError as error:
         key = ".".join(map(str, error.errors()[0]["loc"]))
-        raise Refused(
-            f"{path}: {key} is no score; write the file anew with the command that trained the run"
-        ) from None
+        raise Refused(f"{path}: {key} is no score; {anew}") from None
+    for split, values in scores.items():
+        for name in (split, *values):
+            if not is_text(name):
+                raise Refused(f"{path}: {name!r} is no name of a score; {anew}")
+    return scores
 
 
 def _schema(trained: TrainedRun) -> dict[str, Any]:

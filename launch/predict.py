@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from core import distributed
 from core.command import Refused
-from data_shards.extract.windows import Windows
+from core.environment.credentials import remember
+from data_shards.extract.windows import windows_asked_for
 from launch.command_line import CommandLine, read, settings_parser
 from launch.config import ConfigError
 from launch.engine.processes import init_processes, shutdown_processes
@@ -96,6 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
         line = read(_parser(), arguments)
         options = line.options
         model, source = _names(line)
+        if source is not None:
+            source = remember(source)  # its credentials are in no message
         sentences: list[str] = options.text or []
         if options.out is None and not sentences:
             raise ConfigError("--out FILE says where the scores go, such as --out scores.csv")
@@ -103,9 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
             check_result(options.out)
         if options.batch_size < 1:
             raise ConfigError(f"--batch-size {options.batch_size}: at least 1")
-        windows = None
-        if options.windows is not None:
-            windows = Windows(options.windows, options.pauses)
+        windows = windows_asked_for(options.windows, options.pauses, options.speech_pauses)
         is_one_of_many = int(os.environ.get("WORLD_SIZE") or 1) > 1  # as launchers say
         if is_one_of_many:
             init_processes()
@@ -187,7 +188,12 @@ def _parser() -> argparse.ArgumentParser:
         "--windows", type=float, metavar="SECONDS", help="cut clips into parts and score each"
     )
     parser.add_argument(
-        "--pauses", action="store_true", help="with --windows: cut where nobody speaks"
+        "--pauses", action="store_true", help="with --windows: cut where it is quietest"
+    )
+    parser.add_argument(
+        "--speech-pauses",
+        action="store_true",
+        help="with --windows: cut where nobody speaks, also where it is loud (package silero-vad)",
     )
     parser.add_argument(
         "--folder",

@@ -28,7 +28,7 @@ from data_shards.extract.extractors.registry import EXTRACTORS, NONE, Extractors
 from data_shards.extract.feature_table import TABLE, Summary, columns_of, lines, write_table
 from data_shards.extract.media import LIMITS, Limits
 from data_shards.extract.recipe import RECIPE_FILE, read_recipe
-from data_shards.extract.windows import Windows
+from data_shards.extract.windows import Windows, windows_asked_for
 from data_shards.sources.raw_dataset import KNOWN_LABELS, Options
 
 LOCK = ".lock"
@@ -126,7 +126,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
             f"--{modality}",
             default=default,
             metavar="NAME",
-            help=f"{', '.join(names)} or {NONE}; NAME:FOLDER with a model, NAME,key=value with "
+            help=f"{', '.join(names)} or {NONE}; NAME:PATH with a model, NAME,key=value with "
             f"options (default: {default})",
         )
     parser.add_argument(
@@ -140,6 +140,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--pauses", action="store_true", help="end windows where it is quietest, not on the second"
+    )
+    parser.add_argument(
+        "--speech-pauses",
+        action="store_true",
+        help="end windows where nobody speaks, also where it is loud (package silero-vad)",
     )
     parser.add_argument(
         "--root", type=Path, metavar="DIR", help="where the table's files are (default: beside it)"
@@ -164,11 +169,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def _main(arguments: argparse.Namespace) -> None:
-    windows = None
-    if arguments.windows is not None:
-        windows = Windows(arguments.windows, arguments.pauses)
-    elif arguments.pauses:
-        raise Refused("--pauses has no effect without --windows SECONDS; leave it out")
+    windows = windows_asked_for(arguments.windows, arguments.pauses, arguments.speech_pauses)
     options = _options(arguments)
     choices = {name: getattr(arguments, name) for name in ("text", "audio", "vision")}
     summary = extract(

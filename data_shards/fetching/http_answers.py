@@ -3,6 +3,7 @@ for."""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from typing import Any
@@ -26,18 +27,18 @@ def fetch_small(files: Any, asked: str, url: str, most: int) -> tuple[bytes, boo
         files: the HTTP file system of fsspec.
         asked: ``url`` with what only the server may see of it.
     """
-    body = bytearray()
+    body = io.BytesIO()  # hands its bytes over without a copy
     sends_ranges = False
 
     def receive(piece: bytes, status: int) -> None:
         nonlocal sends_ranges
         sends_ranges = status != WHOLE
-        if len(body) + len(piece) > most:
+        if body.tell() + len(piece) > most:
             raise DataError(f"{url} has more than {most} bytes, so it is no file of its kind")
-        body.extend(piece)
+        body.write(piece)
 
     sync(files.loop, _receive, files, asked, (0, most + 1), receive)
-    return bytes(body), sends_ranges
+    return body.getvalue(), sends_ranges
 
 
 def fetch_into(

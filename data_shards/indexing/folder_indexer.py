@@ -243,7 +243,8 @@ def _check_keys(facts: Sequence[TarFacts], task: Task) -> None:
             if task == "sentiment":
                 raise DataError(
                     f"{tar.path}, sample {key!r}: this key is in {before.name} already; keys must "
-                    "be unique in the folder: write the tars anew, with the split in front of each"
+                    "be unique in the folder (a key ends at its first dot): write the tars anew, with "
+                    "the split in front of each"
                 )
             repeated += 1
     if repeated:

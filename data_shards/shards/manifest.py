@@ -99,6 +99,13 @@ class Labels:
     # of classes their names; of scores the targets where a label is a vector, one number for each
     names: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        span = self.high - self.low
+        if not 0 < span < math.inf:
+            raise ValueError(f"from {self.low:g} to {self.high:g} is no range of scores")
+        if self.resolution is not None and not 0 < self.resolution <= span:
+            raise ValueError(f"a range of {span:g} has no steps of {self.resolution:g}")
+
 
 @dataclass(frozen=True)
 class Manifest:

@@ -100,5 +100,5 @@ def first_problem(error: ValidationError) -> str:
         name = kind.removesuffix("_type")
         expected = f"expected {_TYPE_NAMES.get(name, name)}"
     else:
-        expected = problem["msg"]
+        expected = problem["msg"].removeprefix("Value error, ")
     return ": ".join([*path, last, f"{expected}, {found}"])

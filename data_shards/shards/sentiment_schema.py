@@ -94,7 +94,8 @@ def check_field(name: str, field: Field, where: str, targets: int = 0) -> None:
     if is_label(name):
         return
     if not MODALITY.fullmatch(name):
-        raise DataError(f"{where}: {name!r} cannot be the name of a modality; {advice}")
+        dots = " (a key ends at its first dot)" if "." in name else ""
+        raise DataError(f"{where}: {name!r} cannot be the name of a modality{dots}; {advice}")
     if field.media is not None:
         if name == TEXT:
             raise DataError(f"{found}; text cannot be media: {advice}")

@@ -71,6 +71,8 @@ def existing_file(folder: Path, name: str, where: str) -> Path:
         raise
     except Refused as refusal:
         raise DataError(f"{where}: {refusal}") from None
+    except ValueError:  # a zero byte, or half a character
+        raise DataError(f"{where}: {name!r} cannot be the name of a file") from None
     return path
 
 

@@ -315,7 +315,7 @@ def verify(folder: Path) -> None:
         manifest = read_json_object(folder / "manifest.json")
         for name, entry in manifest["files"].items():
             recorded[str(name)] = (int(entry["bytes"]), str(entry["sha256"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ConfigError(f"checkpoint {folder} has no readable manifest.json ({error})") from None
     for name, (size, digest) in recorded.items():
         path = folder / name

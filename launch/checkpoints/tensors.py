@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from core import distributed
 from core.dropout import hash64
 from core.encoders.backbones.adaptation import bases_of, refuse_other_bases
+from core.file_access.regular_files import check_regular_file
 from launch.checkpoints import zero
 from launch.checkpoints.snapshot import HostMemory, Snapshot, finish_copies, take
 from launch.config import ConfigError
@@ -120,6 +121,7 @@ class StoredTensors:
         # kind and name -> ranges of it: first element, key, file
         self._ranges: dict[tuple[str, str], list[tuple[int, str, Path]]] = defaultdict(list)
         for path in sorted(folder.glob("*.safetensors")):
+            check_regular_file(path)
             try:
                 self._files[path] = safe_open(path, framework="pt")
             except SafetensorError as error:

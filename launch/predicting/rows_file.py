@@ -32,6 +32,10 @@ def row_of(sample_id: str, answer: Answer, notes: Iterable[str], scorer: Scorer)
         probabilities = answer.probabilities or (None,) * len(names)
         for name, probability in zip(names, probabilities, strict=True):
             row[f"p_{name}"] = probability
+    elif scorer.targets:
+        values = answer.target_scores or (None,) * len(scorer.targets)
+        for name, value in zip(scorer.targets, values, strict=True):
+            row[f"score_{name}"] = value
     else:
         row["score"] = answer.score
     row["seen"] = list(answer.seen)

@@ -24,10 +24,12 @@ NOTHING_SEEN = "nothing that the model reads was found, so it is not scored"
 class Answer:
     """Of one sample."""
 
-    # None where nothing of the sample is there, and for classes
+    # None where nothing of the sample is there, for classes and for several targets
     score: float | None
     # of the classes, in their order; none for scores
     probabilities: tuple[float, ...] = ()
+    # of the targets, in their order; none where a model answers one score
+    target_scores: tuple[float, ...] = ()
     # modality -> the score by that modality alone, of models that have a head for each
     by_modality: dict[str, float] | None = None
     # modalities that the model reads and the sample has
@@ -44,20 +46,11 @@ class Answer:
 
 
 class Scorer:
-    """A model on its device.
-
-    Raises:
-        Refused: a model that answers several numbers.
-    """
+    """A model on its device."""
 
     def __init__(self, trained: TrainedModel, device: torch.device | None = None):
-        targets = trained.data.target_names
-        if targets:
-            raise Refused(
-                f"this model scores {', '.join(targets)} together, and new clips can be scored with "
-                "one label only; train a model for each of them, or use evaluate"
-            )
         self.trained = trained
+        self.targets = trained.data.target_names  # none where it answers one score, or classes
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = trained.model.to(self.device).eval()
         self.modalities = tuple(trained.model.inputs.modalities)
@@ -109,9 +102,11 @@ class Scorer:
         return tuple(name for name in self.modalities if name in views and views[name].ndim == 1)
 
     def _answer(self, score: Tensor) -> Answer:
-        if not self.trained.data.num_classes:
-            return Answer(float(score))
-        return Answer(None, tuple(score.softmax(-1).tolist()))
+        if self.trained.data.num_classes:
+            return Answer(None, tuple(score.softmax(-1).tolist()))
+        if self.targets:
+            return Answer(None, target_scores=tuple(score.tolist()))
+        return Answer(float(score))
 
     def _far_words(self, far: dict[str, Tensor], row: int) -> list[str]:
         """One clause for each modality that lies out of the training data's 99.9 %."""

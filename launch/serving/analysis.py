@@ -28,6 +28,12 @@ class Analyst:
     """
 
     def __init__(self, trained: TrainedModel, folders: dict[str, str] | None = None):
+        targets = trained.data.target_names
+        if targets:
+            raise Refused(
+                f"{trained.source} scores {', '.join(targets)} together, and the page shows one "
+                "score; use concord predict"
+            )
         self.trained = trained
         self.scorer = Scorer(trained, CPU)
         self.maker = SampleMaker(trained)

@@ -261,7 +261,7 @@ REFUSED: list[tuple[str, Callable[[Clips], Any], list[str], str]] = [
         "a name with a dot",
         every(put("a.b", np.ones((1, 1)))),
         [],
-        "'a.b' cannot be the name of a modality",
+        r"'a.b' cannot be the name of a modality \(a key ends at its first dot\)",
     ),
     (
         "a name with a blank",

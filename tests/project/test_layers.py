@@ -32,6 +32,7 @@ HOMES = {
     "PIL": ("data_shards/media/packed_frames.py",),
     "opensmile": ("data_shards/extract/extractors/egemaps.py",),
     "dlib": ("data_shards/extract/extractors/face68.py",),
+    "mediapipe": ("data_shards/extract/extractors/face_mesh.py",),
     "huggingface_hub": ("launch/bundles/",),
     "fastapi": ("launch/serving/app.py",),
     "starlette": ("launch/serving/app.py",),
@@ -58,6 +59,7 @@ OPTIONAL = {
     "peft": ("peft", "large"),
     "opensmile": ("opensmile", "clips"),
     "dlib": ("dlib-bin", "clips"),
+    "mediapipe": ("mediapipe", "mediapipe"),
     "faiss": ("faiss-cpu", "neighbours"),
     "fastapi": ("fastapi", "serve"),
     "starlette": ("fastapi", "serve"),  # which fastapi is made of

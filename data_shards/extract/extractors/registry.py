@@ -18,7 +18,7 @@ from data_shards.extract.extractors.protocol import Kind
 from data_shards.extract.recipe import Align, ExtractionRecipe, ExtractorRecord, Option
 
 HERE = "data_shards.extract.extractors"
-PATH = "path"  # the option that holds the folder of a model
+PATH = "path"  # the option that says where a model is
 NONE = "none"
 RAW = "raw"  # sound and pictures as they are
 _NEXT_OPTION = re.compile(r",(?=[a-z_]+=)")
@@ -32,6 +32,7 @@ class Plugin:
     module: str
     options: dict[str, Option] = field(default_factory=dict)  # with their defaults
     needs_path: bool = False
+    path_is: str = "FOLDER"  # what the path leads to, for messages
 
 
 EXTRACTORS: dict[tuple[str, str], Plugin] = {
@@ -47,6 +48,13 @@ EXTRACTORS: dict[tuple[str, str], Plugin] = {
     ),
     ("vision", "face68"): Plugin(
         "pictures", f"{HERE}.face68", {"fps": 10.0, "detect_every": 10, "longest_side": 640}
+    ),
+    ("vision", "mediapipe"): Plugin(
+        "pictures",
+        f"{HERE}.face_mesh",
+        {"fps": 10.0, "longest_side": 640},
+        needs_path=True,
+        path_is="FILE",
     ),
     ("vision", "hf"): Plugin(
         "pictures", f"{HERE}.image_encoder", {"fps": 5.0, "crop": "face"}, needs_path=True
@@ -66,7 +74,8 @@ def choose(choices: Mapping[str, str], align: Align = "none") -> Extractors:
     """Open the extractors that the user names.
 
     Args:
-        choices: modality -> "egemaps", "hf:FOLDER" or "face68,fps=5"; "none" leaves it out.
+        choices: modality -> "egemaps", "hf:FOLDER", "mediapipe:FILE" or "face68,fps=5"; "none"
+            leaves it out.
 
     Raises:
         Refused: there is no such extractor or option, or its package or model is not there.
@@ -95,7 +104,7 @@ def parse_choice(modality: str, words: str) -> tuple[str, dict[str, Option]]:
     name, colon, path = head.partition(":")
     plugin = _plugin(modality, name)
     if plugin.needs_path != bool(path) or (colon and not path):
-        expected = f"{name}:FOLDER" if plugin.needs_path else name
+        expected = f"{name}:{plugin.path_is}" if plugin.needs_path else name
         raise Refused(f"--{modality} {words}: write it as {expected}")
     options = dict(plugin.options)
     for pair in pairs:

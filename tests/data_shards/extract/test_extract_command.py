@@ -213,6 +213,21 @@ def test_a_clip_that_ends_its_process_is_named_and_the_others_go_on(
     assert "vision" in by_id["second"].arrays
 
 
+@pytest.mark.parametrize("is_table", [True, False])
+def test_links_in_a_circle_are_named_and_the_others_go_on(
+    tmp_path: Path, faces_only, is_table: bool
+):
+    folder = tmp_path / "in"
+    write_talking_face(folder / "face.mp4", 0.5)
+    (folder / "circle.mp4").symlink_to("circle.mp4")
+    (folder / "table.csv").write_text("id,file\nface,face.mp4\ncircle,circle.mp4\n")
+    source = folder / "table.csv" if is_table else folder
+    extract(source, tmp_path / "out", faces_only, jobs=0)
+    assert list(rows_of(tmp_path / "out" / "clips.csv")) == ["face"]
+    missing = rows_of(tmp_path / "out" / "missing.csv")["circle"]
+    assert "symbolic links" in missing["reason"]
+
+
 def test_words_give_one_frame_each(tmp_path: Path, extractors):
     write_talking_face(tmp_path / "in" / "a.mp4", 1.0)
     words = [["well", 0.0, 0.3], ["good", 0.4, 0.9]]
@@ -260,6 +275,7 @@ def test_extract_and_convert_in_one_command(clips: Path, features: Path, tmp_pat
         ("a,x.mp4,2,1,,1,train,s", "ends at 1 s and starts at 2 s"),
         ("a,x.mp4,-1,,,1,train,s", "no time in seconds"),
         ("a,../x.mp4,,,,1,train,s", "lies outside"),
+        ("a,x\0.mp4,,,,1,train,s", r"'x\\x00.mp4' cannot be the name of a file"),
         ("a,,,,,1,train,s", "no 'file'"),
         ("a,x.mp4,,,,1,train,s\na,x.mp4,,,,1,train,s", "line 3 .*another clip has the id"),
     ],

@@ -6,17 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from media_files import astronaut, tone, write_clip
+from media_files import ENCRYPTED, astronaut, tone, write_clip
 
 from core.command import Refused
 from data_shards.extract.extractors.protocol import SOUND_RATE, Missing
 from data_shards.extract.media import LIMITS, Limits, Unreadable, clip_seconds, pictures, sound
-
-ENCRYPTED = {
-    "encryption_scheme": "cenc-aes-ctr",
-    "encryption_key": "76a6c65c5ea762046bd749a2e632ccbb",
-    "encryption_kid": "a7e61c373e219033c21091fa607bf3b8",
-}
 
 
 @pytest.fixture(scope="module")

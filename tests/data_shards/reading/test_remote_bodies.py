@@ -13,7 +13,7 @@ from measured import measured
 
 MB = 1 << 20
 MOST = (
-    140  # MB: 64 of a manifest that is too long, or a chunk, and what the client's libraries take
+    100  # MB: 64 of a manifest that is too long, or a chunk, and what the client's libraries take
 )
 FETCH = """
 from pathlib import Path

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from data_shards.inspect import main as inspect
-from data_shards.shards.manifest import DataError, Manifest, read_manifest
+from data_shards.shards.manifest import DataError, Manifest, _checksum, read_manifest
 from data_shards.verify import main as verify
 
 Change = Callable[[Manifest], Manifest]
@@ -81,6 +81,49 @@ def test_facts_that_nobody_reads_may_be_anything(folder: Path) -> None:
         before = read_manifest(folder)
         path.write_text(change(before).to_json())
         assert read_manifest(folder) != before
+
+
+def said(folder: Path, **labels: Any) -> Path:
+    """A manifest that says so of the labels, with the checksum of what it says."""
+    path = folder / "manifest.json"
+    body = json.loads(path.read_text())
+    body["labels"] |= labels
+    del body["checksum"]
+    path.write_text(json.dumps({**body, "checksum": _checksum(body)}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({"low": 3.0, "high": -3.0}, "from 3 to -3 is no range of scores"),
+        ({"low": 1.0, "high": 1.0}, "from 1 to 1 is no range of scores"),
+        ({"low": -1e308, "high": 1e308}, r"from -1e\+308 to 1e\+308 is no range of scores"),
+        ({"resolution": -1e-320}, "a range of 6 has no steps of -9.9"),
+        ({"resolution": 0.0}, "a range of 6 has no steps of 0"),
+        ({"resolution": 7.0}, "a range of 6 has no steps of 7"),
+        ({"resolution": "word"}, "expected float"),
+        ({"low": [1]}, "expected float"),
+        ({"names": "joy"}, "expected list"),
+        ({"kind": "stars"}, "unknown kind 'stars'"),
+    ],
+)
+def test_labels_that_cannot_be_are_refused(
+    folder: Path, labels: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = said(folder, **labels)
+    with pytest.raises(DataError, match=rf"^{path}: labels.*{message}"):
+        read_manifest(folder)
+    assert inspect([str(folder)]) == 2
+    assert f"error: {path}: labels" in capsys.readouterr().err
+
+
+def test_classes_without_names_are_found_unfit(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said(folder, kind="classes", names=[])
+    assert inspect([str(folder)]) == 2
+    assert "UNFIT" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("digits", ["1e999", "-1e999", "NaN", "Infinity"])

@@ -283,3 +283,14 @@ def test_the_step_of_a_known_data_set_becomes_one_that_all_labels_fit(
 ):
     found = known_resolution(KNOWN_LABELS["mosi"], np.array(labels)).resolution
     assert found == (None if step is None else pytest.approx(step))
+
+
+@pytest.mark.parametrize(("write", "name"), [(write_csv, "t.csv"), (write_json, "t.jsonl")])
+def test_a_byte_order_mark_is_no_part_of_a_table(
+    rows: Rows, tmp_path: Path, write: Callable[[Rows, Path], Path], name: str
+) -> None:
+    table = write(rows, tmp_path / name)
+    before = convert(table, tmp_path / "before", SCORES)
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())
+    after = convert(table, tmp_path / "after", SCORES)
+    assert (after.splits, after.fields) == (before.splits, before.fields)

@@ -81,6 +81,10 @@ def _drop(column: str) -> Callable[[Rows], None]:
         (_cell(0, "audio", "deep.npy/x.npy"), "no file 'deep.npy/x.npy'"),
         (_cell(0, "audio", "pipe.npy"), r"\('a'\): audio: .*pipe.npy is a named pipe"),
         (_cell(0, "audio", "a" * 300 + ".npy"), r"\('a'\): audio: cannot open 'aaa"),
+        (
+            _cell(0, "audio", "a\0b.npy"),
+            r"\('a'\): audio: 'a\\x00b.npy' cannot be the name of a file",
+        ),
         (_cell(0, "audio", "wide.npy"), r"has shape \(5, 0\); frames are"),
         (_cell(0, "audio", "vast.npy"), "frames have fewer than 1048576 features"),
         (_cell(0, "label", "1e999"), "label: inf is no finite number"),

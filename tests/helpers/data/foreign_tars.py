@@ -39,16 +39,16 @@ def clips(target: str = "label", seed: int = 0) -> Clips:
 
 
 def write_tars(
-    made: Clips, folder: Path, names: dict[str, str] | None = None, **others: Any
+    made: Clips, folder: Path, names: dict[str, str] | None = None, key: str = "", **others: Any
 ) -> Path:
-    """A tar per split; ``others`` are further members of every sample."""
+    """A tar per split; keys begin with ``key``, ``others`` are further members of every sample."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, samples in made.items():
         name = (names or {}).get(split, f"{split}-000000")
         with wds.TarWriter(str(folder / f"{name}.tar"), encoder=True) as sink:
             for number, arrays in enumerate(samples):
                 members = {f"{field}.npy": np.asarray(array) for field, array in arrays.items()}
-                sink.write({"__key__": f"{split}_{number:04d}", **members, **others})
+                sink.write({"__key__": f"{key}{split}_{number:04d}", **members, **others})
     return folder
 
 

@@ -12,6 +12,12 @@ import numpy as np
 
 SIZE = (320, 180)  # width, height
 FACE_BOX = (slice(0, 300), slice(90, 390))  # of the astronaut's picture
+# options of a container whose sound and pictures are encrypted
+ENCRYPTED = {
+    "encryption_scheme": "cenc-aes-ctr",
+    "encryption_key": "76a6c65c5ea762046bd749a2e632ccbb",
+    "encryption_kid": "a7e61c373e219033c21091fa607bf3b8",
+}
 
 
 def tone(seconds: float, rate: int = 44_100, loudness: float = 0.3) -> np.ndarray:

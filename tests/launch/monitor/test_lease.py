@@ -21,11 +21,15 @@ import psutil
 import pytest
 from paths import ROOT
 from ranks import run_ranks
+from small_models import small_run
 from training_runs import environment
 
 from core.command import NO_ROOM, RANK_LOST, Refused
+from launch.config import override
 from launch.monitor import lease
 from launch.monitor.lease import NAME, Holder, InUse, held, held_by_first_rank
+from launch.run_directory import find_run, record_run
+from launch.session import prepare
 
 HOLD = """
 import signal, sys, time
@@ -105,6 +109,26 @@ def test_the_second_is_told_who_holds_the_folder_and_since_when(
         "until it has ended, stop it, or give another run_dir"
     )
     assert lease.read(tmp_path / NAME) is not None  # the refused one takes nothing away
+
+
+def test_a_second_training_is_told_who_has_the_directory_and_changes_nothing(
+    holder: subprocess.Popen[str], tmp_path: Path, small_shards: Path
+):
+    run, run_dir = find_run(replace(small_run("hscl", small_shards), run_dir=str(tmp_path)))
+    record_run(run, run_dir)
+    (run_dir / "log.jsonl").write_text("the first one's\n")
+
+    def contents() -> dict[str, bytes]:
+        paths = [path for path in sorted(run_dir.rglob("*")) if path.name != NAME]
+        return {str(path): path.read_bytes() for path in paths if path.is_file()}
+
+    before = contents()
+    for settings in ([], ["save_every=1"]):  # the same run, and one that may go on with it
+        again = override(run, settings)
+        with pytest.raises(InUse, match=f"in use by process {holder.pid} on .* since"):
+            with prepare(again, quiet=True):
+                pass
+        assert contents() == before
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])

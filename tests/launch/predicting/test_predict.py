@@ -5,6 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from paths import ROOT
 from ranks import run_ranks
 from trained_models import untrained_bundle
+from training_runs import environment
 
 from data_shards.reading.reader import Arrays
 from data_shards.shards.manifest import MANIFEST, read_manifest
@@ -212,6 +218,34 @@ def test_a_stopped_command_goes_on_where_it_was(
     assert predict([*words, str(out)]) == 0
     assert sum(scored) == len(rows_of(whole)) - 15
     assert not rows.exists()
+    for one, two in zip(rows_of(out), rows_of(whole), strict=True):
+        assert float(one.pop("score")) == pytest.approx(float(two.pop("score")), abs=1e-5)
+        assert one == two
+
+
+def test_after_kill_9_the_same_command_goes_on(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said, out, whole = (tmp_path / name for name in ("said.txt", "scores.csv", "whole.csv"))
+    said.write_text("the film was great\nthe film was bad\n" * 2000)
+    words = [str(bundle), str(said), "--out"]
+    command = [sys.executable, "-m", "launch.predict", *words, str(out), "--batch-size", "1"]
+    rows = tmp_path / ".scores.csv.rows"
+    with subprocess.Popen(command, cwd=ROOT, env=environment()) as running:
+        while not rows.exists() or rows.read_bytes().count(b"\n") < 6:
+            assert running.poll() is None
+            time.sleep(0.01)
+        running.kill()
+    assert running.returncode == -signal.SIGKILL
+    assert not out.exists()
+    kept = rows.read_bytes().count(b"\n") - 1  # the first line says what the rows are of
+    scored: list[int] = []
+    real = Scorer.__call__
+    monkeypatch.setattr(Scorer, "__call__", lambda self, b: scored.append(len(b)) or real(self, b))
+    assert predict([*words, str(out)]) == 0
+    assert sum(scored) == 4000 - kept
+    assert not rows.exists()
+    assert predict([*words, str(whole)]) == 0
     for one, two in zip(rows_of(out), rows_of(whole), strict=True):
         assert float(one.pop("score")) == pytest.approx(float(two.pop("score")), abs=1e-5)
         assert one == two

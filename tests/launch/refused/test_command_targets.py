@@ -8,19 +8,27 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from paths import ROOT
 from training_runs import environment
 
+from core.command import Refused
 from data_shards.codebook import main as codebook
 from data_shards.convert import main as convert
+from data_shards.extract.__main__ import main as extract
 from data_shards.synthetic import main as synthetic
 from launch.align import main as align
+from launch.config import load_recipe
+from launch.distill import distill
 from launch.export import main as export
+from launch.monitor.preemption import Stop
 from launch.predict import main as predict
 from launch.robustness import main as robustness
+from launch.session import prepare
+from tune.settings import read_search, write_search
 
 NOWHERE = Path("/proc/concord")  # takes no files, not even from root
 Words = Callable[[Path, Path], list[str]]
@@ -32,6 +40,12 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], Words]] = {
     "predict": (
         predict,
         lambda folder, out: [str(folder / "none"), "new.csv", "--out", f"{out}.csv"],
+    ),
+    "extract": (
+        extract,
+        lambda folder, out: [
+            *(str(folder / "none"), "--out", str(out), "--audio", "none", "--vision", "none"),
+        ],
     ),
     "align": (align, lambda folder, out: [str(folder / "none"), "--out", str(out)]),
     "robustness": (robustness, lambda folder, out: [str(folder / "none"), "--out", str(out)]),
@@ -48,6 +62,33 @@ def test_a_target_that_takes_no_files_is_found_before_the_input_is_looked_at(
     assert len(errors) == 1
     assert str(NOWHERE) in errors[0]
     assert "cannot be written" in errors[0]
+
+
+def begin_training(run_dir: str) -> None:
+    with prepare(replace(load_recipe("baseline/demo"), data="none", run_dir=run_dir)):
+        pass
+
+
+def begin_search(run_dir: str) -> None:
+    write_search(read_search(["baseline/demo", "data=none", f"run_dir={run_dir}"]))
+
+
+BEGIN: dict[str, Callable[[str], object]] = {
+    "train": begin_training,
+    "distill": lambda run_dir: distill(
+        replace(load_recipe("tate/demo"), data="none", run_dir=run_dir)
+    ),
+    "search": begin_search,
+}
+
+
+@pytest.mark.parametrize("name", BEGIN)
+def test_a_run_directory_that_takes_no_files_is_found_before_the_data_are_looked_at(
+    name: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Stop, "listen", lambda self: self)
+    with pytest.raises(Refused, match=f"{NOWHERE}/run cannot be written"):
+        BEGIN[name](str(NOWHERE / "run"))
 
 
 @pytest.mark.parametrize("name", ["synthetic", "align"])

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 import concord
+from core.command import Refused
 from launch.command_line import expand
 from launch.config import ConfigError, load_recipe, override
+from launch.export import _scores
 from launch.reports.report import read_events
 from tune.settings import load_search, read_search, write_search
 
@@ -71,6 +73,22 @@ def test_a_search_whose_changes_no_longer_fit_names_its_file(tmp_path: Path):
         path.write_text(json.dumps(content | odd))
         with pytest.raises(ConfigError, match=f"search.json cannot be read: .*{reason}"):
             load_search(tmp_path / "search")
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ('{"test": {"\\ud800": 1.0}}', "is no name of a score"),
+        ('{"\\u0000": {"MAE": 1.0}}', "is no name of a score"),
+        ('{"test": {"MAE": "low"}}', "test.MAE is no score"),
+        ('{"test": 3}', "test is no score"),
+        ("[1]", "holds a list"),
+    ],
+)
+def test_odd_scores_of_a_run_are_not_exported(tmp_path: Path, body: str, problem: str):
+    (tmp_path / "scores.json").write_text(body)
+    with pytest.raises(Refused, match=f"scores.json.*{problem}"):
+        _scores(tmp_path)
 
 
 @pytest.mark.parametrize("body", [b"{", b"\xff", b"[1]"])

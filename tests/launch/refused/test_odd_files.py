@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -56,6 +57,13 @@ def test_settings_of_a_file_that_are_none(tmp_path: Path, content: str, reason: 
     assert str(path) in str(refusal.value)
 
 
+@pytest.mark.parametrize("content", ["seed=3\nepochs=2\n", '{"seed": 3, "epochs": 2}'])
+def test_a_byte_order_mark_is_no_part_of_a_setting(tmp_path: Path, content: str):
+    path = tmp_path / "settings"
+    path.write_text(content, encoding="utf-8-sig")
+    assert changes_of_file(path) == ["seed=3", "epochs=2"]
+
+
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
@@ -66,6 +74,9 @@ def test_settings_of_a_file_that_are_none(tmp_path: Path, content: str, reason: 
         ('{"optim": []}', "optim"),
         ('{"epochs": {"a": 1}}', "epochs={'a': 1}"),
         ('{"task_options": [1]}', "task_options=[1]"),
+        ('{"run_dir": "a\\u0000b"}', r"run_dir='a\x00b': a zero byte"),
+        ('{"cache": "a\\ud800"}', r"cache='a\ud800': a zero byte or half of a character"),
+        ('{"missing": {"modalities": ["\\u0000"]}}', "missing.modalities="),
         ('{"": 1}', "line"),
     ],
 )
@@ -372,3 +383,12 @@ def test_a_checkpoint_of_one_file_less_is_named(tmp_path: Path):
     found, complaints = Checkpoints(tmp_path, Progress()).find("last")
     assert found is None
     assert complaints == [f"checkpoint {folder} lacks state.json"]
+
+
+@pytest.mark.parametrize("size", ["1e999", "NaN", '"many"', "null"])
+def test_a_checkpoint_of_no_size_is_named(tmp_path: Path, size: str):
+    path = saved(tmp_path) / "manifest.json"
+    path.write_text(re.sub(r'"bytes": \d+', f'"bytes": {size}', path.read_text()))
+    found, (complaint,) = Checkpoints(tmp_path, Progress()).find("last")
+    assert found is None
+    assert complaint.startswith(f"checkpoint {path.parent} has no readable manifest.json")

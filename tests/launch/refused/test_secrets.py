@@ -14,10 +14,12 @@ import pytest
 from paths import ROOT
 from shard_server import Handler, Server, serving
 from small_models import small_words
+from trained_models import changed_config, untrained_bundle
 from training_runs import environment
 
 import concord.notebook
 from core.environment.credentials import VARIABLE
+from data_shards.shards.manifest import read_manifest
 from launch.config import load_recipe, override
 from tune.settings import read_search
 
@@ -97,6 +99,40 @@ def test_a_run_on_a_signed_url_keeps_the_signature_to_itself(signed: Server, tmp
     assert tell_tales(tmp_path, *outputs) == []
 
 
+def bundle_of(shards: Path, folder: Path) -> Path:
+    """A model that says it was trained on data with the vocabulary of these shards."""
+    untrained_bundle(folder, with_tokenizer=False)
+    schema = json.loads((folder / "config.json").read_text())["schema"]
+    schema["tokenizer"] = read_manifest(shards).tokenizer
+    changed_config(folder, schema=schema)
+    return folder
+
+
+def test_commands_that_look_at_a_signed_url_keep_the_signature_to_themselves(
+    signed: Server,
+    small_shards: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    bundle = str(bundle_of(small_shards, tmp_path / "bundle"))
+    url = f"{signed.url}?{SIGNATURE}"
+    out = str(tmp_path / "scores.csv")
+    commands = [
+        ("data_shards.inspect", [url]),
+        ("launch.predict", [bundle, url, "--split", "test", "--out", out]),
+    ]
+    for module, words in commands:
+        main = importlib.import_module(module).main
+        assert main(words) == 0, capfd.readouterr().err
+        monkeypatch.setenv(VARIABLE, "")  # a signature that was given once is known from then on
+        assert main([signed.url if word == url else word for word in words]) == 2
+        said = capfd.readouterr()
+        assert "the server answers 403" in said.err
+        assert tell_tales(tmp_path, said.out, said.err) == []
+
+
 URL = f"http://me:geheim@127.0.0.1:9/data?{SIGNATURE}"
 
 
@@ -111,6 +147,12 @@ URL = f"http://me:geheim@127.0.0.1:9/data?{SIGNATURE}"
         ("launch.train", ["baseline/demo", f"@{URL}"]),
         ("launch.train", ["baseline/demo", f"run_dir={URL}"]),
         ("launch.evaluate", [URL]),
+        ("launch.predict", [URL, URL, "--out", "o.csv"]),
+        ("launch.predict", ["no/such/bundle", "--text", URL]),
+        ("launch.export", [URL, "--out", "b"]),
+        ("data_shards.verify", [f"ftp://me:geheim@host/?{SIGNATURE}"]),
+        ("data_shards.convert", [URL, "--out", "d"]),
+        ("data_shards.extract.__main__", [URL, "--out", "d"]),
         ("data_shards.inspect", [f"ftp://me:geheim@host/?{SIGNATURE}"]),
         ("tune.search", ["baseline/demo", f"data={URL}", "storage=s3://K:geheim@bucket/x"]),
         ("tune.search", ["baseline/demo", URL]),

@@ -17,6 +17,7 @@ from raw_tables import write_json
 from small_models import SENTIMENT, small_options, small_run, small_words
 from training_runs import train_in_turn
 
+from core.command import Refused
 from core.losses.labels import task_loss
 from core.metrics.regression import scores
 from core.model import DataSpec
@@ -27,6 +28,10 @@ from data_shards.shards.manifest import DataError, Labels, read_manifest
 from data_shards.sources.raw_dataset import Options
 from data_shards.sources.table_targets import parse_targets
 from launch.config import ConfigError, Run, override
+from launch.export import main as export
+from launch.predict import main as predict
+from launch.predicting.trained import open_trained
+from launch.serving.analysis import Analyst
 from launch.tasks.build import build_model, build_task
 from launch.tasks.target_scores import target_baselines, target_collapses, target_scores
 
@@ -191,16 +196,49 @@ def test_targets_are_no_classes(changes: Sequence[str], shards: Path) -> None:
         build_task(run_of(shards, *changes))
 
 
-def test_a_run_learns_all_of_them_and_reports_each(shards: Path, tmp_path: Path) -> None:
-    words = ["baseline/demo", f"data={shards}", f"run_dir={tmp_path / 'run'}", "epochs=2"]
+@pytest.fixture(scope="module")
+def run_dir(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a finished run with three targets."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    words = ["baseline/demo", f"data={shards}", f"run_dir={folder}", "epochs=2"]
     settings = ["metrics=phq", "select=fear/MAE", "batch_size=10", *small_words("baseline")]
     train_in_turn([*words, *settings])
-    said = json.loads((tmp_path / "run" / "scores.json").read_text())["test"]
-    table = pd.read_csv(tmp_path / "run" / "predictions.csv")
+    return folder
+
+
+def test_a_run_learns_all_of_them_and_reports_each(run_dir: Path) -> None:
+    said = json.loads((run_dir / "scores.json").read_text())["test"]
+    table = pd.read_csv(run_dir / "predictions.csv")
     errors = {t: np.abs(table[f"prediction_{t}"] - table[f"label_{t}"]).mean() for t in TARGETS}
     assert {t: said[f"{t}/MAE"] for t in TARGETS} == pytest.approx(errors, abs=1e-6)
     assert said["MAE"] == pytest.approx(np.mean(list(errors.values())), abs=1e-6)
-    report = (tmp_path / "run" / "report.md").read_text()
+    report = (run_dir / "report.md").read_text()
     assert "| target | MAE | RMSE | CCC | Corr |" in report
     assert f"| anger | {said['anger/MAE']:.4f} |" in report
     assert "(test_targets.png)" in report
+
+
+def test_new_samples_get_a_score_for_each(run_dir: Path, shards: Path, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    assert export([str(run_dir), "--out", str(bundle)]) == 0
+    evaluated = pd.read_csv(run_dir / "predictions.csv")
+    for source in (run_dir, bundle):
+        out = tmp_path / f"{source.name}.csv"
+        assert predict([str(source), str(shards), "--split", "test", "--out", str(out)]) == 0
+        table = pd.read_csv(out)
+        assert list(table) == ["id", *(f"score_{t}" for t in TARGETS), "seen", "warning"]
+        assert table["id"].tolist() == evaluated["id"].tolist()
+        for target in TARGETS:
+            expected = evaluated[f"prediction_{target}"]
+            np.testing.assert_allclose(table[f"score_{target}"], expected, atol=1e-5)
+    (tmp_path / "nothing.csv").write_text('id,tokens,audio\na,,\nb,"[2, 5, 3]",\n')
+    out = tmp_path / "nothing.jsonl"
+    assert predict([str(bundle), str(tmp_path / "nothing.csv"), "--out", str(out)]) == 0
+    nothing, words = (json.loads(line) for line in out.read_text().splitlines())
+    assert [nothing[f"score_{t}"] for t in TARGETS] == [None] * 3
+    assert all(isinstance(words[f"score_{t}"], float) for t in TARGETS)
+
+
+def test_a_page_shows_one_score(run_dir: Path) -> None:
+    with pytest.raises(Refused, match="joy, anger, fear together, .*; use concord predict"):
+        Analyst(open_trained(str(run_dir)))
