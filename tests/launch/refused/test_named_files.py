@@ -10,7 +10,7 @@ import pytest
 import concord
 from launch.command_line import expand
 from launch.config import ConfigError, load_recipe, override
-from launch.reports.report import read_events
+from launch.reports.event_log import read_events
 from tune.settings import load_search, read_search, write_search
 
 
