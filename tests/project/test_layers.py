@@ -27,9 +27,11 @@ HOMES = {
     "opensmile": ("data_shards/extract/extractors/egemaps.py",),
     "dlib": ("data_shards/extract/extractors/face68.py",),
     "huggingface_hub": ("launch/bundles/",),
-    "fastapi": ("launch/serving/app.py",),
-    "starlette": ("launch/serving/app.py",),
-    "uvicorn": ("launch/serving/serve.py",),
+    "fastapi": ("launch/serving/app.py", "launch/board/board_app.py"),
+    "starlette": ("launch/serving/app.py", "launch/board/board_app.py"),
+    "uvicorn": ("launch/serving/serve.py", "launch/board/board.py"),
+    "jinja2": ("launch/reports/pages/page.py",),
+    "tomli": ("tune/studies/plan.py",),
 }
 MOST_FILES, MOST_LINES, FEWEST_LINES = 14, 400, 30
 # file -> why it is short and yet on its own

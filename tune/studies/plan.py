@@ -152,7 +152,8 @@ class Study:
 def file_name(text: str) -> str:
     """A word that can be the name of a folder everywhere."""
     kept = [letter if letter.isalnum() or letter in "._-" else "-" for letter in text]
-    return "-".join(part for part in "".join(kept).split("-") if part) or "row"
+    joined = "-".join(part for part in "".join(kept).split("-") if part)
+    return joined.lstrip(".") or "row"  # neither hidden nor the folder above
 
 
 def ready_names() -> list[str]:
@@ -179,7 +180,11 @@ def read_file(path: Path) -> StudyFile:
         place = ".".join(map(str, first["loc"])) or "the file"
         said = first["msg"]
         if first["type"] == "unexpected_keyword_argument":
-            known = StudyFile.__dataclass_fields__ if len(first["loc"]) < 2 else Row.__dataclass_fields__
+            known = (
+                StudyFile.__dataclass_fields__
+                if len(first["loc"]) < 2
+                else Row.__dataclass_fields__
+            )
             said = f"a study has no such entry{suggest(str(first['loc'][-1]), known)}"
         raise ConfigError(f"{path}: {place}: {said}") from None
 
@@ -254,7 +259,9 @@ def _chosen(rows: list[Row], names: tuple[str, ...]) -> tuple[Row, ...]:
     for name in names:
         if name not in [row.name for row in rows]:
             there = [row.name for row in rows]
-            raise ConfigError(f"rows={name}: the study has no such row{suggest(name, there)}; there are {', '.join(there)}")
+            raise ConfigError(
+                f"rows={name}: the study has no such row{suggest(name, there)}; there are {', '.join(there)}"
+            )
     return tuple(row for row in rows if not names or row.name in names)
 
 
@@ -296,7 +303,9 @@ def _checked(study: Study) -> Study:
     if len(set(study.seeds)) != len(study.seeds) or not study.seeds:
         raise ConfigError(f"seeds={','.join(map(str, study.seeds))}: give each seed once")
     if len(study.vary) > 1:
-        raise ConfigError(f"one setting can be varied, not {', '.join(study.vary)}; use rows for others")
+        raise ConfigError(
+            f"one setting can be varied, not {', '.join(study.vary)}; use rows for others"
+        )
     baseline = study.baseline or names[0]
     if baseline not in names:
         raise ConfigError(
@@ -331,5 +340,3 @@ def read_seeds(text: str) -> tuple[int, ...]:
     if not seeds or min(seeds) < 0:
         raise ConfigError(f"seeds={text}: write them as 1111..1115 or 1111,1112")
     return seeds
-
-

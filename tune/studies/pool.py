@@ -15,10 +15,12 @@ from pathlib import Path
 from core.command import CANNOT_GO_ON, NO_ROOM, RANK_LOST, STOPPED
 from core.environment.threads import available_cores, share_of_cores
 from tune.studies.plan import StudyRun
-from tune.workers.trial_processes import Processes, ProcessEnded
+from tune.workers.trial_processes import ProcessEnded, Processes
 
 MODULE = "tune.studies.kept_worker"
-RUNS_PER_PROCESS = 40  # then a new one: what libraries keep of earlier runs does not add up for ever
+RUNS_PER_PROCESS = (
+    40  # then a new one: what libraries keep of earlier runs does not add up for ever
+)
 TRIES = 2  # of a run whose process was killed from outside
 PATIENCE = 120.0  # seconds in which a training may save and leave
 
@@ -80,7 +82,9 @@ class KeptProcess:
                         "a run was asked to stop; everything is saved, and the same command goes on"
                     ) from None
                 if ended.code == NO_ROOM:
-                    raise StudyOutOfRoom(f"{reason}; make room, then run the same command") from None
+                    raise StudyOutOfRoom(
+                        f"{reason}; make room, then run the same command"
+                    ) from None
                 was_killed = ended.code < 0 or ended.code == RANK_LOST
                 if not was_killed:
                     diverged = ended.code == CANNOT_GO_ON

@@ -104,7 +104,9 @@ def _metrics(study: Study, records: Sequence[RunRecord], split: str) -> tuple[st
     if not records:
         return study.metrics
     everyone = [
-        name for name in records[0].scores[split] if all(name in one.scores[split] for one in records)
+        name
+        for name in records[0].scores[split]
+        if all(name in one.scores[split] for one in records)
     ]
     if study.metrics:
         return tuple(name for name in study.metrics if name in everyone)

@@ -53,7 +53,18 @@ workers=0 (runs side by side; 0: one for each GPU, or one)  processes=1 (ranks o
 Every other key=value is a setting of all runs: epochs=3 batch_size=64
 
 The same command goes on where it stopped; finished runs are not repeated."""
-OWN = ("data", "set", "seeds", "rows", "baseline", "metrics", "test", "workers", "processes", "run_dir")
+OWN = (
+    "data",
+    "set",
+    "seeds",
+    "rows",
+    "baseline",
+    "metrics",
+    "test",
+    "workers",
+    "processes",
+    "run_dir",
+)
 
 
 def run_study(study: Study, *, only_tables: bool = False) -> int:
@@ -74,7 +85,10 @@ def run_study(study: Study, *, only_tables: bool = False) -> int:
     print(f"\n{markdown(results)}")
     print(f"table: {study.folder / 'table.md'}, table.csv, table.tex; page: {page}")
     if failed:
-        print(f"{len(failed)} runs came to no normal end; the same command tries them again", file=sys.stderr)
+        print(
+            f"{len(failed)} runs came to no normal end; the same command tries them again",
+            file=sys.stderr,
+        )
         return CANNOT_GO_ON
     if not only_tables:
         print(f"all runs are done ({duration(time.monotonic() - started)} this time)")

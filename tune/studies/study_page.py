@@ -6,7 +6,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from launch.comparing.significance import smallest_p
 from launch.reports.pages.charts import Chart, Series, line_chart
 from launch.reports.pages.page import Cell as PageCell
 from launch.reports.pages.page import Section, Table, write_page
@@ -18,6 +17,7 @@ from tune.studies.study_tables import (
     cell_text,
     headings,
     is_significant,
+    least_p,
     legend,
     place_title,
 )
@@ -47,13 +47,21 @@ def write_study_page(results: Results, failed: dict[str, str]) -> Path:
     if charts:
         write_figures(study.folder / "figures", charts)
     path = study.folder / PAGE
-    is_made_up = any(record.data.get("dataset") == "synthetic" for record in results.records.values())
+    is_made_up = any(
+        record.data.get("dataset") == "synthetic" for record in results.records.values()
+    )
     remarks = []
     if is_made_up:
         remarks.append(
             "The data are synthetic: generated to try the software, they say nothing about people."
         )
-    write_page(path, study.title, study.question or f"Rows by seeds, on {results.split}.", sections, remarks)
+    write_page(
+        path,
+        study.title,
+        study.question or f"Rows by seeds, on {results.split}.",
+        sections,
+        remarks,
+    )
     return path
 
 
@@ -96,8 +104,9 @@ def _difference_section(results: Results) -> Section:
         "standard deviations of the differences. The interval is of the same difference when the "
         "test samples are drawn anew: it says whether other samples of this kind would agree."
     )
-    if 0 < pairs and smallest_p(pairs) >= SIGNIFICANT:
-        text += f" With {pairs} seeds the least possible p is {smallest_p(pairs):.3g}."
+    least = least_p(results, pairs)
+    if 0 < pairs and least >= SIGNIFICANT:
+        text += f" With {pairs} seeds the least possible corrected p is {least:.2g}."
     return Section("Differences", text if tables else "", tables, notes=["From table.csv."])
 
 
@@ -200,7 +209,13 @@ def _runs_section(results: Results, failed: dict[str, str]) -> Section:
         name = PageCell(f"{one.row}, {one.seed}", link=link)
         rows.append([name, one.value, *scores, str(len(record.epochs)), duration(seconds)])
     header = ["run", "value", *results.metrics[:3], "epochs", "training"]
-    notes = [f"{Path(folder).parent.name}, {Path(folder).name}: {why}" for folder, why in failed.items()]
-    text = f"{len(results.finished)} of {len(results.finished) + len(results.missing)} runs have come to their end; training took {duration(total)} in all."
+    notes = [
+        f"{Path(folder).parent.name}, {Path(folder).name}: {why}" for folder, why in failed.items()
+    ]
+    count = len(results.finished) + len(results.missing)
+    text = (
+        f"{len(results.finished)} of {count} runs have come to their end; training took "
+        f"{duration(total)} in all."
+    )
     tables = [Table("Finished runs", header, rows, ["value"])] if rows else []
     return Section("Runs", text, tables, notes=[*notes, "From runs.csv and the runs' own files."])

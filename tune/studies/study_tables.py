@@ -107,7 +107,9 @@ def markdown(results: Results) -> str:
         for row in results.study.rows:
             cells = [results.cell(row.name, place, metric) for metric in results.metrics]
             count = max((len(cell.seeds) for cell in cells if cell), default=0)
-            texts = [f"**{cell_text(one)}**" if one and one.is_best else cell_text(one) for one in cells]
+            texts = [
+                f"**{cell_text(one)}**" if one and one.is_best else cell_text(one) for one in cells
+            ]
             rows.append([row.name, count, *texts])
         parts.append(markdown_table(["row", "seeds", *headings(results.metrics)], rows))
     parts.append(legend(results))
@@ -124,14 +126,22 @@ def legend(results: Results) -> str:
         f"is; bold: the best mean. * differs from {study.baseline!r} by a paired {study.test} test "
         f"over seeds with Holm's correction, p < {SIGNIFICANT}."
     )
-    if 0 < pairs and smallest_p(pairs) >= SIGNIFICANT:
+    least = least_p(results, pairs)
+    if 0 < pairs and least >= SIGNIFICANT:
         said += (
-            f" With {pairs} seeds no such test can give less than p = {smallest_p(pairs):.3g}, so "
-            "no star is possible; the intervals over samples say what can be said."
+            f" With {pairs} seeds no corrected p can be below {least:.2g}, so no star is possible; "
+            "the intervals over samples say what can be said."
         )
     if results.missing:
         said += f" {len(results.missing)} runs are not there yet, and count for nothing."
     return said
+
+
+def least_p(results: Results, pairs: int) -> float:
+    """The least that a corrected p of this study can be: Holm multiplies the smallest by the number
+    of comparisons."""
+    comparisons = max(1, len(results.study.rows) - 1)
+    return min(1.0, smallest_p(pairs) * comparisons)
 
 
 _LATEX = {
@@ -172,6 +182,8 @@ def latex(results: Results) -> str:
                 text = latex_text(cell_text(cell)).replace("*", r"$^{*}$")
                 texts.append(rf"\textbf{{{text}}}" if cell and cell.is_best else text)
             lines.append(" & ".join([latex_text(row.name), *texts]) + r" \\")
-        caption = latex_text(f"{results.study.title}. {title + '. ' if title else ''}{legend(results)}")
+        caption = latex_text(
+            f"{results.study.title}. {title + '. ' if title else ''}{legend(results)}"
+        )
         lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{caption}}}", r"\end{table}", ""]
     return "\n".join(lines)

@@ -42,13 +42,13 @@ def answer_sections(record: RunRecord) -> list[Section]:
     ]
 
 
-def _against_truth(
-    record: RunRecord, table: Any, truth: NDArray, answer: NDArray
-) -> Section:
+def _against_truth(record: RunRecord, table: Any, truth: NDArray, answer: NDArray) -> Section:
     mae, corr = np.abs(answer - truth).mean(), correlation(answer, truth)
     drawn = np.linspace(0, len(truth) - 1, min(len(truth), MOST_DRAWN)).astype(int)
     notes = [_note(table, number, truth, answer) for number in drawn]
-    points = Series(f"{len(truth)} samples", truth[drawn].tolist(), answer[drawn].tolist(), (), notes)
+    points = Series(
+        f"{len(truth)} samples", truth[drawn].tolist(), answer[drawn].tolist(), (), notes
+    )
     left = scatter_chart(
         f"Predicted against true: MAE {mae:.3f}, Corr {corr:.3f}",
         points,
@@ -220,9 +220,7 @@ def _ranks(record: RunRecord, table: Any) -> Section:
             ranks, counts = np.unique(table[column].to_numpy(np.int64), return_counts=True)
             shares = np.cumsum(counts) / counts.sum()
             series.append(Series(name, [1.0, *ranks.tolist()], [0.0, *shares.tolist()]))
-    chart = step_chart(
-        "Share of partners within a rank", series, "rank", "share", RANK_TICKS
-    )
+    chart = step_chart("Share of partners within a rank", series, "rank", "share", RANK_TICKS)
     worst = table.sort_values("rank", ascending=False, kind="stable").head(WORST)
     rows: list[list[Cell | str]] = []
     for _, row in worst.iterrows():

@@ -110,7 +110,9 @@ class Canvas:
             f'y2="{HEIGHT - BOTTOM}"/>'
         )
         is_right = place > WIDTH * 0.6
-        self.text(place + (-4 if is_right else 4), TOP + 9, text, "tick end" if is_right else "tick")
+        self.text(
+            place + (-4 if is_right else 4), TOP + 9, text, "tick end" if is_right else "tick"
+        )
 
     def level(self, y: float, text: str) -> None:
         """A marked value of the y axis."""
@@ -252,7 +254,9 @@ def bar_chart(
         )
     if level is not None:
         canvas.level(*level)
-    told = ", ".join(f"{name} {number_text(value)}" for name, value in zip(names, values, strict=True))
+    told = ", ".join(
+        f"{name} {number_text(value)}" for name, value in zip(names, values, strict=True)
+    )
     return Chart(title, canvas.svg(f"{title}: {told}"), (), note)
 
 

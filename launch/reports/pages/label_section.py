@@ -38,9 +38,7 @@ def label_section(record: RunRecord) -> Section:
         "Each view has labels of its own, made from how near a sample's representation lies to "
         "the centres of both signs. They begin as the human labels and spread or move by epochs."
     )
-    return Section(
-        "Generated labels", text, tables, charts, notes=[f"From {FOLDER}/epoch_*.npz."]
-    )
+    return Section("Generated labels", text, tables, charts, notes=[f"From {FOLDER}/epoch_*.npz."])
 
 
 def _epoch_of(path: Path) -> int:

@@ -76,9 +76,7 @@ def _texts(names: Sequence[str], scores: dict[str, float]) -> list[str]:
     return [metric_of(name).text(scores[name]) if name in scores else "" for name in names]
 
 
-def about_section(
-    record: RunRecord, samples: dict[str, int], parameters: int | None
-) -> Section:
+def about_section(record: RunRecord, samples: dict[str, int], parameters: int | None) -> Section:
     """What was trained on what, with which settings, where and at what cost."""
     machine = record.provenance.get("machine") or {}
     packages = record.provenance.get("packages") or {}
