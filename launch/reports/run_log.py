@@ -114,7 +114,20 @@ def epoch_line(scores: dict[str, float], run: Run) -> str:
     headlines = headline_metrics(scores)
     shown = list(dict.fromkeys([run.select, *headlines]))[:3]
     numbers = "  ".join(f"{name} {metric_of(name).text(scores[name])}" for name in shown)
+    done = int(scores["epoch"]) + 1
+    left = scores["seconds"] * (run.epochs - done)
+    rest = f", at most {spoken_duration(left)} left" if done < run.epochs else ""
     return (
-        f"epoch {int(scores['epoch']) + 1}/{run.epochs}  loss {loss:.4f}  valid {numbers}  "
-        f"{scores['samples_per_second']:.0f} samples/s, {scores['data_wait']:.1%} waiting for data"
+        f"epoch {done}/{run.epochs}  loss {loss:.4f}  valid {numbers}  "
+        f"{scores['samples_per_second']:.0f} samples/s, {scores['data_wait']:.1%} waiting for "
+        f"data{rest}"
     )
+
+
+def spoken_duration(seconds: float) -> str:
+    """As people say it: 4.2 s, 35 s, 12 min, 3.1 h."""
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

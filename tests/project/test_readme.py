@@ -17,6 +17,7 @@ from concord.__main__ import COMMANDS
 from data_shards.stream import Stream
 from launch.config import leaves, load_recipe, override, recipe_names, to_dict
 from tune.settings import Search, read_search
+from tune.studies.plan import Words
 
 PAGES = [
     ROOT / "README.md",
@@ -135,6 +136,7 @@ OTHER_WORDS = {
 
 def known_keys() -> set[str]:
     keys = {field.name for field in dataclasses.fields(Search)}
+    keys |= {field.name for field in dataclasses.fields(Words)} | {"set"}
     keys |= set(inspect.signature(Stream.__init__).parameters)
     for name in recipe_names():
         tree = to_dict(load_recipe(name))

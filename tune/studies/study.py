@@ -25,7 +25,7 @@ from launch.command_line import CommandLine, read, settings_parser
 from launch.config import ConfigError
 from launch.monitor.lease import held
 from launch.reports.pages.run_page import PAGE, write_run_page
-from launch.reports.pages.training_sections import duration
+from launch.reports.run_log import spoken_duration
 from launch.reports.run_record import is_finished
 from launch.run_directory import find_run
 from tune.studies.plan import (
@@ -91,7 +91,7 @@ def run_study(study: Study, *, only_tables: bool = False) -> int:
         )
         return CANNOT_GO_ON
     if not only_tables:
-        print(f"all runs are done ({duration(time.monotonic() - started)} this time)")
+        print(f"all runs are done ({spoken_duration(time.monotonic() - started)} this time)")
     return DONE
 
 
@@ -140,8 +140,10 @@ class Progress:
         one = ended.run
         value = f" {one.value}" if one.value else ""
         said = ended.reason or _scores_of(one)
-        rest = f", {duration(left)} left" if self.done < self.count else ""
-        return f"{self.done}/{self.count} {one.row}{value}, seed {one.seed}: {said} ({duration(ended.seconds)}{rest})"
+        rest = f", {spoken_duration(left)} left" if self.done < self.count else ""
+        took = spoken_duration(ended.seconds)
+        head = f"{self.done}/{self.count} {one.row}{value}, seed {one.seed}"
+        return f"{head}: {said} ({took}{rest})"
 
 
 def _scores_of(one: StudyRun) -> str:

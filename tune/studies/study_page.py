@@ -10,7 +10,7 @@ from launch.reports.pages.charts import Chart, Series, line_chart
 from launch.reports.pages.page import Cell as PageCell
 from launch.reports.pages.page import Section, Table, write_page
 from launch.reports.pages.run_page import PAGE, write_figures
-from launch.reports.pages.training_sections import duration
+from launch.reports.run_log import spoken_duration
 from tune.studies.results import Cell, Place, Results
 from tune.studies.study_tables import (
     SIGNIFICANT,
@@ -207,7 +207,7 @@ def _runs_section(results: Results, failed: dict[str, str]) -> Section:
         page = one.folder / PAGE
         link = page.relative_to(study.folder).as_posix() if page.is_file() else ""
         name = PageCell(f"{one.row}, {one.seed}", link=link)
-        rows.append([name, one.value, *scores, str(len(record.epochs)), duration(seconds)])
+        rows.append([name, one.value, *scores, str(len(record.epochs)), spoken_duration(seconds)])
     header = ["run", "value", *results.metrics[:3], "epochs", "training"]
     notes = [
         f"{Path(folder).parent.name}, {Path(folder).name}: {why}" for folder, why in failed.items()
@@ -215,7 +215,7 @@ def _runs_section(results: Results, failed: dict[str, str]) -> Section:
     count = len(results.finished) + len(results.missing)
     text = (
         f"{len(results.finished)} of {count} runs have come to their end; training took "
-        f"{duration(total)} in all."
+        f"{spoken_duration(total)} in all."
     )
     tables = [Table("Finished runs", header, rows, ["value"])] if rows else []
     return Section("Runs", text, tables, notes=[*notes, "From runs.csv and the runs' own files."])

@@ -13,6 +13,7 @@ from core.metrics.declared import METRICS, headline_metrics, metric_of
 from launch.config import ConfigError, leaves, load_recipe, recipe_functions, to_dict
 from launch.reports.pages.charts import Chart, Series, line_chart
 from launch.reports.pages.page import Cell, Section, Table
+from launch.reports.run_log import spoken_duration
 from launch.reports.run_record import RunRecord, is_score
 
 # of an epoch's event, what is neither a loss, a score nor the model's own
@@ -92,8 +93,8 @@ def about_section(record: RunRecord, samples: dict[str, int], parameters: int | 
     facts += [(f"{split} samples", f"{count:,}") for split, count in samples.items()]
     if seconds:
         facts.append(("epochs", f"{len(seconds)} of at most {record.settings.get('epochs')}"))
-        facts.append(("training took", duration(sum(seconds))))
-        facts.append(("an epoch took", duration(sum(seconds) / len(seconds))))
+        facts.append(("training took", spoken_duration(sum(seconds))))
+        facts.append(("an epoch took", spoken_duration(sum(seconds) / len(seconds))))
         waits = [event.get("data_wait", 0) * event.get("seconds", 0) for event in record.epochs]
         facts.append(("waiting for data", f"{sum(waits) / max(sum(seconds), 1e-9):.1%}"))
         facts.append(("memory at the end", f"{record.epochs[-1].get('memory_gb', 0):.2f} GB"))
@@ -238,12 +239,3 @@ def _best_constant(record: RunRecord, name: str) -> float | None:
         if answer.startswith("valid/") and name in scores
     ]
     return metric_of(name).best(values) if values else None
-
-
-def duration(seconds: float) -> str:
-    """As people say it."""
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
