@@ -36,6 +36,7 @@ MAY_CHANGE = {
     "compile",
     "deepspeed",
     "save_every",
+    "log",
     "log_every",
     "keep",
     "check_every",

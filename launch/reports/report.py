@@ -20,6 +20,7 @@ from launch.checkpoints.store import Checkpoints, read_state
 from launch.checkpoints.tensors import load_weights, refuse_other_model
 from launch.config import ConfigError, Run
 from launch.reports.event_log import read_events
+from launch.reports.loggers.interface import artefacts_of
 from launch.reports.pages.run_page import write_run_page
 from launch.reports.plots import figure, save
 from launch.reports.run_log import RunLog
@@ -91,6 +92,7 @@ def finish(
             log.say(remark)
         log.say(f"report: {run_dir / 'report.md'}")
         _write_page(run_dir, final.remarks, log, progress.step)
+        log.keep_files(artefacts_of(run_dir))
     return scores
 
 

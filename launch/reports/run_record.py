@@ -106,7 +106,7 @@ def read_run(folder: Path) -> RunRecord:
     """
     settings = recorded_settings(folder)
     config = read_json_object(folder / CONFIG)
-    facts = _object(folder / "facts.json")
+    facts = read_object(folder / "facts.json")
     constant: Scores = {}
     for split, answers in facts.get("constant", {}).items():
         for answer, values in answers.items():
@@ -119,7 +119,7 @@ def read_run(folder: Path) -> RunRecord:
         scores=read_scores(folder),
         events=read_events(folder) if has_log else {},
         constant=constant,
-        data=_object(folder / "data.json"),
+        data=read_object(folder / "data.json"),
     )
 
 
@@ -135,7 +135,7 @@ def read_scores(folder: Path) -> Scores:
         ConfigError: it holds something else than numbers by split and score.
     """
     path = folder / SCORES
-    content = _object(path)
+    content = read_object(path)
     for split, values in content.items():
         if not isinstance(values, dict):
             raise ConfigError(f"{path}: {split!r} holds no scores; evaluate the run again")
@@ -153,7 +153,8 @@ def is_score(name: str) -> bool:
     return name.rsplit("/", 1)[-1] in METRICS
 
 
-def _object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object of a file; empty where there is no file."""
     if not path.exists():
         return {}
     try:

@@ -30,6 +30,8 @@ HOMES = {
     "fastapi": ("launch/serving/app.py", "launch/board/board_app.py"),
     "starlette": ("launch/serving/app.py", "launch/board/board_app.py"),
     "uvicorn": ("launch/serving/serve.py", "launch/board/board.py"),
+    "wandb": ("launch/reports/loggers/wandb_logger.py",),
+    "mlflow": ("launch/reports/loggers/mlflow_logger.py",),
     "jinja2": ("launch/reports/pages/page.py",),
     "tomli": ("tune/studies/plan.py",),
 }
@@ -54,6 +56,8 @@ OPTIONAL = {
     "fastapi": ("fastapi", "serve"),
     "starlette": ("fastapi", "serve"),  # which fastapi is made of
     "uvicorn": ("uvicorn", "serve"),
+    "wandb": ("wandb", "log"),
+    "mlflow": ("mlflow-skinny", "log"),
 }
 FILES = sorted(path for package in ORDER for path in (ROOT / package).rglob("*.py"))
 MODULES = {

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass as validated_dataclass
 
 from core.command import Refused
+from core.environment.credentials import remember
 from core.file_access.regular_files import read_regular_text
 from core.models import MODELS
 from core.names import suggest
@@ -232,7 +233,7 @@ def make_study(name: str, words: Words) -> Study:
             "no data: give the shard folder as data=DIR; make one with python -m data_shards.convert"
         )
     rows = [row if row.recipe else replace(row, recipe=file.recipe) for row in file.rows]
-    data = tuple(absolute(one) for one in words.data)
+    data = tuple(remember(absolute(one)) for one in words.data)
     needs_set = any(SET in row.recipe for row in rows)
     short = Path(name).stem if name.endswith(".toml") else file_name(name)
     vary = words.vary or file.vary

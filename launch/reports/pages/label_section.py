@@ -12,8 +12,8 @@ from core.file_access.regular_files import check_regular_file
 from launch.config import ConfigError
 from launch.reports.pages.charts import Chart, Series, line_chart
 from launch.reports.pages.page import Cell, Section, Table
-from launch.reports.run_record import RunRecord
-from launch.tasks.sample_record import FOLDER
+from launch.reports.run_record import RunRecord, read_object
+from launch.tasks.sample_record import FOLDER, TRANSCRIPTS
 
 SHOWN_EPOCHS = 4
 CASES = 12
@@ -33,7 +33,7 @@ def label_section(record: RunRecord) -> Section:
     if not names:
         return Section("Generated labels")
     charts = [_distribution(name, read) for name in names]
-    tables = [_cases(last, names)]
+    tables = [_cases(last, names, _transcripts(record.folder / FOLDER / TRANSCRIPTS))]
     text = (
         "Each view has labels of its own, made from how near a sample's representation lies to "
         "the centres of both signs. They begin as the human labels and spread or move by epochs."
@@ -80,7 +80,12 @@ def _distribution(name: str, read: dict[int, dict[str, NDArray]]) -> Chart:
     return line_chart(f"Labels of {view}", series, "label", "share of samples", whole_x=False)
 
 
-def _cases(last: dict[str, NDArray], names: list[str]) -> Table:
+def _transcripts(path: Path) -> dict[str, str]:
+    """By the names of samples; none where the data had none, or an earlier version wrote none."""
+    return {name: str(text) for name, text in read_object(path).items()}
+
+
+def _cases(last: dict[str, NDArray], names: list[str], texts: dict[str, str]) -> Table:
     """The train samples whose labels of the views differ most."""
     values = np.stack([last[name] for name in names])
     is_known = ~np.isnan(values).any(0)
@@ -90,6 +95,10 @@ def _cases(last: dict[str, NDArray], names: list[str]) -> Table:
     for number in order:
         if apart[number] >= 0:
             labels = [f"{value:+.2f}" for value in values[:, number]]
-            rows.append([str(last["id"][number]), *labels, f"{apart[number]:.2f}"])
-    header = ["sample", *[name.removeprefix(PREFIX) for name in names], "apart"]
-    return Table("Train samples whose views disagree most, after the last epoch", header, rows)
+            name = str(last["id"][number])
+            text = [texts.get(name, "")] if texts else []
+            rows.append([name, *labels, f"{apart[number]:.2f}", *text])
+    views = [name.removeprefix(PREFIX) for name in names]
+    header = ["sample", *views, "apart", *(["transcript"] if texts else [])]
+    caption = "Train samples whose views disagree most, after the last epoch"
+    return Table(caption, header, rows, ["transcript"])

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from made_up_runs import made_up_run
 
 from core.command import Refused
@@ -21,6 +22,7 @@ from launch.reports.pages.axes import linear_axis, logarithmic_axis, whole_axis
 from launch.reports.pages.charts import Series, line_chart
 from launch.reports.pages.run_page import write_run_page
 from launch.reports.run_record import read_run
+from launch.tasks.sample_record import write_sample_record
 
 
 class Checked(HTMLParser):
@@ -113,6 +115,29 @@ def test_axes_have_round_ticks_within_their_range():
     assert whole_axis(1, 20, 0, 100).ticks[0] == 1
     assert logarithmic_axis([1, 50], 0, 100, (1, 10, 50)).tick_labels() == ("1", "10", "50")
     assert linear_axis([2.0, 2.0], 0, 100).place(2.0) == pytest.approx(50)
+
+
+def test_generated_labels_are_shown_by_epoch_and_by_case(run_dir: Path):
+    texts = [f"words of {number}" for number in range(6)]
+
+    def records_of(met: np.ndarray) -> list[dict[str, str]]:
+        return [{"id": f"train{number}", "text": texts[number]} for number in met]
+
+    for epoch in range(3):
+        fusion = torch.linspace(-1, 1, 6)
+        text = fusion + 0.1 * epoch
+        text[4] = -2.5
+        text[5] = torch.nan  # not met yet
+        record = {"label_fusion": fusion, "label_text": text, "score_text": text}
+        write_sample_record(run_dir, epoch, record, records_of)
+    found = checked(write_run_page(run_dir).read_text()).text
+    assert "Labels of fusion" in found
+    assert "Labels of text" in found
+    assert "epoch 3" in found
+    cases = found.partition("whose views disagree most")[2]
+    assert cases.index("train4") < cases.index("train0")  # the one that is farthest apart
+    assert "words of 4" in cases
+    assert "train5" not in cases
 
 
 def test_settings_that_differ_come_first(tmp_path: Path):

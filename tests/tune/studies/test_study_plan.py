@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from core.command import Refused
+from core.environment.credentials import VARIABLE
 from launch.command_line import read
 from launch.config import recipe_names
 from launch.run_directory import find_run
@@ -186,6 +189,18 @@ def test_two_rows_of_one_folder_are_refused(tmp_path: Path):
     text = TWO_ROWS.replace('"text alone"', '"full "')
     with pytest.raises(Refused, match="rename one"):
         study_of(written(tmp_path, text), "data=x")
+
+
+def test_credentials_of_the_data_are_told_to_nobody(monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setenv(VARIABLE, "")  # and set back afterwards
+    words = ["hscl/demo", "data=https://me:geheim@host.example/data?sig=heimlich", "seeds=1"]
+    study = study_of(*words)
+    assert study.data == ("https://host.example/data",)
+    assert main([*words, "--plan"]) == 0
+    said = capsys.readouterr().out + json.dumps(study.as_json())
+    assert "geheim" not in said
+    assert "heimlich" not in said
+    assert "geheim" in os.environ[VARIABLE]  # which the processes of the runs inherit
 
 
 def test_the_plan_is_printed_as_commands(tmp_path: Path, capsys):
