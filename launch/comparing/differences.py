@@ -49,7 +49,8 @@ def run_names(records: Sequence[RunRecord]) -> list[str]:
     apart."""
     paths = [record.folder.absolute().parts for record in records]
     longest = max(len(parts) for parts in paths)
-    for depth in range(1, longest + 1):
+    has_number = any(parts[-1].isdecimal() for parts in paths)  # a seed, which says little alone
+    for depth in range(2 if has_number else 1, longest + 1):
         names = ["/".join(parts[-depth:]) for parts in paths]
         if len(set(names)) == len(names):
             return names

@@ -90,9 +90,14 @@ class StudyRun:
         return [self.recipe, *self.changes, f"run_dir={self.folder}"]
 
     def run(self) -> Run:
-        """The run, its settings checked."""
+        """The run as its directory records it, its settings checked."""
         words = [*self.changes, f"run_dir={self.folder}"]
-        return override(load_recipe(self.recipe), words)
+        run = override(load_recipe(self.recipe), words)
+        if self.command != "distill":
+            return run
+        if not hasattr(run.options, "teacher"):
+            raise ConfigError(f'{run.model} learns from no teacher; leave out command = "distill"')
+        return replace(run, options=replace(run.options, teacher=str(self.folder / "teacher")))
 
 
 @dataclass(frozen=True)

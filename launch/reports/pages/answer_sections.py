@@ -29,7 +29,10 @@ def answer_sections(record: RunRecord) -> list[Section]:
         return [_ranks(record, table)]
     if "label" not in table or "prediction" not in table:
         return []  # of several targets: the scores by target say it
-    if record.style == "classes":
+    are_numbers = all(
+        np.issubdtype(table[name].dtype, np.number) for name in ("label", "prediction")
+    )
+    if record.style == "classes" or not are_numbers:
         return [_class_confusion(table, record.last_split), _worst_classes(table)]
     truth = table["label"].to_numpy(np.float64)
     answer = table["prediction"].to_numpy(np.float64)

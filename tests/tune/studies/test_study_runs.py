@@ -47,7 +47,7 @@ def killed(
     folder = tmp_path_factory.mktemp("study")
     rows = "\n".join(f'[[rows]]\nname = "{name}"' for name in ROWS)
     rows = rows.replace('"other"', '"other"\n[rows.changes]\n"options.unimodal" = false\n')
-    settings = [word for word in small_words("hscl")]
+    settings = small_words("hscl")
     (folder / "own.toml").write_text(f'title = "Own"\nrecipe = "hscl/demo"\n{rows}\n')
     out = folder / "out"
     words = [str(folder / "own.toml"), f"data={small_shards}", "seeds=3", "epochs=2", *settings]
@@ -112,8 +112,8 @@ def test_the_table_is_there(killed):
         assert (out / file).is_file()
 
 
+@pytest.mark.slow
 def test_what_cannot_train_is_named_and_the_others_are_trained(small_shards: Path, tmp_path: Path):
-    """A refused run and an asked stop, in one start of a study each."""
     text = (
         'title = "Own"\nrecipe = "hscl/demo"\n[[rows]]\nname = "bad"\n[rows.changes]\n'
         '"select" = "CCC"\n[[rows]]\nname = "good"\n'
@@ -128,6 +128,7 @@ def test_what_cannot_train_is_named_and_the_others_are_trained(small_shards: Pat
     assert "| good | 1 |" in said
 
 
+@pytest.mark.slow
 def test_a_study_that_is_asked_to_stop_saves_and_says_so(small_shards: Path, tmp_path: Path):
     words = ["hscl/demo", f"data={small_shards}", "seeds=3", "epochs=200", *small_words("hscl")]
     words += [f"run_dir={tmp_path / 'out'}", "patience=0"]
