@@ -59,6 +59,7 @@ class KeptProcess:
         self.gpus, self.extensions = gpus, extensions
         self.processes: Processes | None = None
         self.done = 0  # runs of the present process
+        self.is_leaving = False
 
     def train(self, run: StudyRun) -> Ended:
         """Bring a run to its end.
@@ -77,7 +78,7 @@ class KeptProcess:
             except ProcessEnded as ended:
                 self.close()
                 reason = ended.reason
-                if ended.code == STOPPED:
+                if ended.code == STOPPED or self.is_leaving:
                     raise StudyStopped(
                         "a run was asked to stop; everything is saved, and the same command goes on"
                     ) from None
@@ -112,6 +113,7 @@ class KeptProcess:
 
     def stop(self) -> None:
         """Ask the run under way to save and leave, from another thread."""
+        self.is_leaving = True
         if self.processes is not None:
             self.processes.ask_to_stop()
 
