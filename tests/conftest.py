@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,39 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WIDTHS = {"text": 0, "audio": 5, "vision": 20}
+_FOUND_VARIABLES = dict(os.environ)
+# Variables that the project or a library of it goes by. Libraries set others when they are imported.
+_WATCHED = ("AWS_", "HF_", "HOME", "LOCAL_", "MASTER_", "NUMBA_", "RANK", "TMPDIR", "TRITON_")
+_WATCHED += ("TORCH_EXTENSIONS_DIR", "WORLD_SIZE", "XDG_")
+
+
+def _changed_variables(before: dict[str, str]) -> list[str]:
+    """Names of watched environment variables that are not as they were."""
+    changed = []
+    for name in sorted({*before, *os.environ}):
+        if name.startswith(_WATCHED) and before.get(name) != os.environ.get(name):
+            changed.append(name)
+    return changed
+
+
+def pytest_collection_finish() -> None:
+    """An import that changes the environment would change tests that have nothing to do with it."""
+    changed = _changed_variables(_FOUND_VARIABLES)
+    if changed:
+        raise pytest.UsageError(f"importing the tests has changed {', '.join(changed)}")
+
+
+@pytest.fixture(autouse=True)
+def _environment_as_found() -> Iterator[None]:
+    """A test that changes the environment puts it back, whatever the order of tests."""
+    before = dict(os.environ)
+    yield
+    changed = _changed_variables(before)
+    for name in changed:
+        os.environ.pop(name, None)
+        if name in before:
+            os.environ[name] = before[name]
+    assert not changed, f"the test has changed {', '.join(changed)} of the environment"
 
 
 @pytest.fixture

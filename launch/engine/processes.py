@@ -25,6 +25,16 @@ from launch.engine.rendezvous import own_port
 from launch.monitor import control_plane, watchdog
 
 COMPILERS = {"ninja", "c++", "g++", "clang++", "cc1plus", "nvcc", "cicc"}
+# What a launcher sets; the port becomes one that is free.
+ONLY_PROCESS = {
+    "RANK": "0",
+    "LOCAL_RANK": "0",
+    "WORLD_SIZE": "1",
+    "MASTER_ADDR": stores.LOOPBACK,
+    "MASTER_PORT": "0",
+}
+
+_found: dict[str, str | None] | None = None  # those variables, before this process set them
 
 
 def init_processes(timeout: float = 1800.0, lost_after: float = watchdog.LOST_AFTER) -> None:
@@ -79,6 +89,7 @@ def shutdown_processes() -> None:
         _meet()
         torch.distributed.destroy_process_group()
         stores.close()
+    _no_longer_the_only_process()
 
 
 def _meet() -> None:
@@ -89,20 +100,36 @@ def _meet() -> None:
 
 def abandon_processes() -> None:
     """Leave at an end at which the others may not be met. NCCL complains of a group that is left
-    behind, and would wait for others if it were asked to end it in order."""
-    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "nccl":
-        torch.distributed.distributed_c10d._abort_process_group()
+    behind, and would wait for others if it were asked to end it in order.
+
+    A process that is the only one has nobody to wait for, and leaves nothing to what follows in it.
+    """
+    if torch.distributed.is_initialized():
+        if torch.distributed.get_world_size() == 1:
+            torch.distributed.destroy_process_group()
+            stores.close()
+        elif torch.distributed.get_backend() == "nccl":
+            torch.distributed.distributed_c10d._abort_process_group()
+    _no_longer_the_only_process()
 
 
 def _be_the_only_process() -> None:
-    """Set what a launcher would; the port becomes one that is free."""
-    os.environ.update(
-        RANK="0",
-        LOCAL_RANK="0",
-        WORLD_SIZE="1",
-        MASTER_ADDR=stores.LOOPBACK,
-        MASTER_PORT="0",
-    )
+    """Set what a launcher would, until this process leaves."""
+    global _found
+    _found = {name: os.environ.get(name) for name in ONLY_PROCESS}
+    os.environ.update(ONLY_PROCESS)
+
+
+def _no_longer_the_only_process() -> None:
+    """What is started from here later, such as a launcher in a notebook, must not take itself for
+    rank 0 of this run."""
+    global _found
+    for name, value in (_found or {}).items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    _found = None
 
 
 def _use_own_ninja() -> None:

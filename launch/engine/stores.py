@@ -56,7 +56,7 @@ def meeting_place() -> Iterator[None]:
 
     Nothing is served where a launcher's agent does that (torchrun, the processes of a search).
     """
-    # the group of an earlier command of this process stays, as after one that was refused
+    # the group of whoever calls this as a library
     has_met_before = dist.is_initialized()
     if has_met_before or os.environ.get(AGENT_STORE) == str(True):
         yield

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from ranks import free_port
 from small_models import small_words
 from training_runs import LONG, ROOT, command, environment, events, losses, scores, train
@@ -149,6 +150,7 @@ def test_what_cannot_run_ends_with_one_line_that_says_why(
     assert message in said
     assert "Traceback" not in said
     assert not (tmp_path / "run" / "scores.json").exists()
+    assert not torch.distributed.is_initialized()
 
 
 def test_a_damaged_shard_ends_training_with_its_name(small_shards: Path, tmp_path: Path):

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numba
 import pytest
 from paths import ROOT
 from small_models import small_words
@@ -105,11 +106,12 @@ def test_a_run_needs_neither_a_home_nor_a_writable_installation(pod: Path):
 @pytest.fixture
 def unset(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process in which nothing has been chosen, of a user without a home."""
-    for name in caches.HOMES:
-        monkeypatch.delenv(name, raising=False)
+    for name in (*caches.HOMES, "RANK"):
+        monkeypatch.setenv(name, "")  # so that what is chosen is undone, also where nothing was set
+        monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", "/dev/null/nowhere")
     monkeypatch.setattr(caches, "_done", set())
-    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr("numba.config.CACHE_DIR", numba.config.CACHE_DIR)
 
 
 @pytest.mark.usefixtures("unset")
