@@ -121,7 +121,7 @@ class Canvas:
             f'<line class="mark" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{place:.1f}" '
             f'y2="{place:.1f}"/>'
         )
-        self.text(WIDTH - RIGHT - 2, place - 4, text, "tick end")
+        self.text(LEFT + 4, place - 4, text, "tick")
 
     def svg(self, description: str) -> str:
         return (
