@@ -185,8 +185,8 @@ def _answers(shared: SharedAnswers | None, names: Sequence[str]) -> Section:
         cells: list[Cell | str] = [
             Cell(text, best=place == nearest) for place, text in enumerate(said)
         ]
-        text = [shared.texts[number]] if shared.texts else []
-        rows.append([shared.ids[number], f"{shared.label[number]:+.2f}", *cells, *text])
+        transcript = [shared.texts[number]] if shared.texts else []
+        rows.append([shared.ids[number], f"{shared.label[number]:+.2f}", *cells, *transcript])
     header = ["sample", "true", *names, *(["transcript"] if shared.texts else [])]
     table = Table("Samples on which the runs disagree most", header, rows, ["transcript"])
     drawn = np.linspace(0, len(shared.ids) - 1, min(len(shared.ids), MOST_DRAWN)).astype(int)

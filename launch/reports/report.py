@@ -91,15 +91,15 @@ def finish(
         for remark in final.remarks:
             log.say(remark)
         log.say(f"report: {run_dir / 'report.md'}")
-        _write_page(run_dir, final.remarks, log, progress.step)
+        _write_page(run_dir, log, progress.step)
         log.keep_files(artefacts_of(run_dir))
     return scores
 
 
-def _write_page(run_dir: Path, remarks: list[str], log: RunLog, step: int) -> None:
+def _write_page(run_dir: Path, log: RunLog, step: int) -> None:
     """The page beside the report. A training that has ended well does not fail for it."""
     try:
-        log.say(f"page: {write_run_page(run_dir, remarks)}")
+        log.say(f"page: {write_run_page(run_dir)}")
     except Exception as error:
         log.warn(step, f"the page of the run could not be written: {describe_fault(error)}")
 

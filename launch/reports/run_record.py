@@ -11,7 +11,7 @@ from typing import Any
 
 from core.command import Refused
 from core.file_access.json_files import read_json_object
-from core.file_access.regular_files import check_regular_file
+from core.file_access.regular_files import check_regular_file, read_regular_text
 from core.metrics.declared import METRICS
 from launch.config import ConfigError, leaves
 from launch.reports.event_log import read_events
@@ -77,6 +77,13 @@ class RunRecord:
     def last_split(self) -> str:
         """The split of the predictions: test where there is one."""
         return "test" if "test" in self.scores or not self.scores else "valid"
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the run's report begins with, such as that its data are made up."""
+        path = self.folder / REPORT
+        lines = read_regular_text(path).splitlines() if path.is_file() else []
+        return [line.removeprefix("> ") for line in lines if line.startswith("> ")]
 
     @cached_property
     def predictions(self) -> Any:

@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass as validated_dataclass
 
 from core.command import Refused
 from core.environment.credentials import remember
+from core.file_access.json_files import read_json_object
 from core.file_access.regular_files import read_regular_text
 from core.models import MODELS
 from core.names import suggest
@@ -282,13 +283,12 @@ def _sets(given: tuple[str, ...], data: tuple[str, ...]) -> tuple[str, ...]:
 
 def _set_of(folder: str) -> str:
     """What the manifest calls its data; the generated ones have recipes called demo."""
-    path = Path(folder) / "manifest.json"
     try:
-        name = str(json.loads(read_regular_text(path)).get("name", ""))
-    except (OSError, ValueError, AttributeError):
-        name = ""
+        manifest = read_json_object(Path(folder) / "manifest.json")
+    except (OSError, Refused):
+        manifest = {}  # the message below says what to give instead
+    name = "demo" if manifest.get("synthetic") else str(manifest.get("name", ""))
     known = {recipe.partition("/")[2] for recipe in recipe_names()}
-    name = {"synthetic": "demo"}.get(name, name)
     if name not in known:
         raise ConfigError(
             f"which recipes are for {folder}? give the data set's name, such as set=mosi"

@@ -47,14 +47,8 @@ def write_study_page(results: Results, failed: dict[str, str]) -> Path:
     if charts:
         write_figures(study.folder / "figures", charts)
     path = study.folder / PAGE
-    is_made_up = any(
-        record.data.get("dataset") == "synthetic" for record in results.records.values()
-    )
-    remarks = []
-    if is_made_up:
-        remarks.append(
-            "The data are synthetic: generated to try the software, they say nothing about people."
-        )
+    said = [remark for record in results.records.values() for remark in record.remarks]
+    remarks = list(dict.fromkeys(said))
     write_page(
         path,
         study.title,

@@ -36,7 +36,7 @@ def run_sections(record: RunRecord) -> list[Section]:
     ]
 
 
-def write_run_page(run_dir: Path, remarks: list[str] | None = None) -> Path:
+def write_run_page(run_dir: Path) -> Path:
     """Write the page and its figures from the files of the directory alone; the page's path."""
     record = read_run(run_dir)
     sections = run_sections(record)
@@ -46,7 +46,7 @@ def write_run_page(run_dir: Path, remarks: list[str] | None = None) -> Path:
     )
     write_figures(run_dir / FIGURES, [chart for one in sections for chart in one.charts])
     path = run_dir / PAGE
-    write_page(path, f"Run of {record.recipe}", lead, sections, remarks or [])
+    write_page(path, f"Run of {record.recipe}", lead, sections, record.remarks)
     return path
 
 

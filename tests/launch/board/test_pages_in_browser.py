@@ -94,7 +94,7 @@ def test_written_pages_are_fine(root: Path, tmp_path: Path):
     runs = sorted(path.parent for path in (root / "study").rglob("scores.json"))
     compare([runs[0], runs[-1]], tmp_path / "compare.html")
     pages = {
-        "run": write_run_page(runs[0], ["A remark."]),
+        "run": write_run_page(runs[0]),
         "study": root / "study" / "report.html",
         "compare": tmp_path / "compare.html",
     }

@@ -62,7 +62,10 @@ def test_a_page_needs_nothing_else(run_dir: Path):
 
 
 def test_what_a_run_holds_is_text_and_no_markup(run_dir: Path):
-    page = write_run_page(run_dir, ["remark <script>alert(1)</script>"]).read_text()
+    report = run_dir / "report.md"
+    report.write_text("# report\n\n> remark <script>alert(1)</script>\n")
+    page = write_run_page(run_dir).read_text()
+    assert "remark <script>" in checked(page).text
     assert "<b>good</b>" not in page
     assert "script" not in checked(page).tags
     assert 'it was <b>good</b> & "fine"' in checked(page).text

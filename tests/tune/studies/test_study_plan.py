@@ -148,12 +148,13 @@ def test_other_seeds_are_refused(text: str):
     ("change", "said"),
     [
         ('seed = "x"\n', "no such entry; did you mean 'seeds'"),
-        ("title = 3\n", "title"),
+        ('[[row]]\nname = "x"\n', "own.toml"),
         ("= 3", "no TOML"),
+        ("test = 3\n", "test: "),
     ],
 )
 def test_a_file_that_says_something_else_is_named(tmp_path: Path, change: str, said: str):
-    path = written(tmp_path, change + TWO_ROWS.replace('title = "Two"\n', ""))
+    path = written(tmp_path, change + TWO_ROWS)
     with pytest.raises(Refused, match=r"own\.toml") as refused:
         study_of(path, f"data={DATA}")
     assert said in str(refused.value)
