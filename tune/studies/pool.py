@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.command import CANNOT_GO_ON, NO_ROOM, RANK_LOST, STOPPED
-from core.environment.threads import available_cores, share_of_cores
+from core.environment.threads import CHOSEN, COUNT, available_cores, share_of_cores
 from tune.studies.plan import StudyRun
 from tune.workers.trial_processes import ProcessEnded, Processes
 
@@ -192,13 +192,22 @@ def _work(
     results.put(None)
 
 
+def threads_of_each(processes: int) -> int:
+    """CPU threads of each of so many processes: what the user says by OMP_NUM_THREADS, or a share of
+    the cores."""
+    said = os.environ.get(COUNT, "")
+    if said.isdecimal() and int(said) and CHOSEN not in os.environ:
+        return int(said)
+    return share_of_cores(available_cores(), processes)
+
+
 def make_pool(folder: Path, workers: int, ranks: int, extensions: str) -> Pool:
     """As many places as asked for; by default one for each set of GPUs that a run needs, or one."""
     import torch  # not at the top: the plan of a study needs none
 
     gpus = torch.cuda.device_count()
     count = workers or max(1, gpus // ranks)
-    threads = share_of_cores(available_cores(), count * ranks)
+    threads = threads_of_each(count * ranks)
     places = []
     for number in range(count):
         first = number * ranks % gpus if gpus else 0

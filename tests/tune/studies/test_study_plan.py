@@ -15,6 +15,7 @@ from launch.command_line import read
 from launch.config import recipe_names
 from launch.run_directory import find_run
 from tune.studies.plan import Words, file_name, make_study, read_file, read_seeds, ready_names
+from tune.studies.pool import threads_of_each
 from tune.studies.study import arguments_parser, main, parse
 
 DATA = "/data"
@@ -210,6 +211,15 @@ def test_the_plan_is_printed_as_commands(tmp_path: Path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4
     assert lines[0].startswith("concord train hscl/demo epochs=2 data=/data seed=1 run_dir=")
+
+
+def test_the_users_number_of_threads_holds(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("CONCORD_THREADS", raising=False)
+    assert threads_of_each(4) == 3
+    monkeypatch.setenv("CONCORD_THREADS", "3")  # chosen by this project, for another process
+    monkeypatch.setattr("tune.studies.pool.available_cores", lambda: 8.0)
+    assert threads_of_each(4) == 2
 
 
 def test_the_ready_studies_are_listed_with_their_questions(capsys):
