@@ -1,6 +1,6 @@
 """What a GPU does with the system, in parts of their own, in less than eight minutes.
 
-    python benchmarks/gpu.py out=gpu.jsonl [parts=steps,supcr,checkpoint,start,precision] [seconds=90]
+    python benchmarks/gpu.py out=gpu.jsonl [parts=steps,supcr,softmax,checkpoint,...] [seconds=90]
     python benchmarks/gpu.py out=rehearsal.jsonl rehearse=1     tiny sizes, on a CPU too
 
 Each part runs in a process of its own with a limit of ``seconds``, and each of its results is a
@@ -10,7 +10,10 @@ torch, DeepSpeed and this folder, and nothing of the network.
 * steps: HSCL and Self-MM on MOSI's unaligned shapes with an encoder of BERT's size: milliseconds of
   a step (median), samples per second, kernels, the share of the time in which the GPU is busy (union
   of the kernels' intervals), FLOP per second as a share of the device's peak, peak memory.
-* supcr: forward and backward against three square products of the same rows, in one process.
+* supcr: forward and backward, exact and fast, for few labels, two views and distinct labels, against
+  three square products of the same rows in float32, TF32 and bfloat16, in one process; kernels of a
+  call, peak memory over the rows, and the first call's seconds.
+* softmax: ICL, IAL and SupCon in linear memory against their definitions.
 * checkpoint: seconds that the training waits for one of 100 million parameters, and until it is
   whole.
 * start: seconds from the command to the imports' end.
@@ -41,7 +44,7 @@ from benchmarks.common import made_by, read_words, refuse_others, run_command  #
 from launch.config import ConfigError  # noqa: E402
 from launch.monitor.health import PEAKS  # noqa: E402
 
-PARTS = ("steps", "supcr", "checkpoint", "start", "precision")
+PARTS = ("steps", "supcr", "softmax", "checkpoint", "start", "precision")
 DEFAULTS = {
     "out": "gpu.jsonl",
     "parts": ",".join(PARTS),
@@ -50,6 +53,8 @@ DEFAULTS = {
     "part": "",  # the one that this process is for
 }
 REPEATS, WARM_UP = 12, 4
+SUPCR_SIZES = [(n, 128) for n in (512, 2048, 8192, 32768, 65536, 131072)]
+SUPCR_SIZES += [(n, 256) for n in (8192, 65536)]
 Result = dict[str, Any]
 
 
@@ -94,7 +99,7 @@ def _measure_step(name: str, precision: str, size: int, rehearse: bool) -> Resul
         session.progress.step += 1
 
     _forget_peak()
-    seconds = _median_seconds(step, 2 if rehearse else REPEATS)
+    seconds = _median_seconds(step, 2, warm_up=1) if rehearse else _median_seconds(step, REPEATS)
     with FlopCounterMode(display=False) as counter:
         step()
     flops = counter.get_total_flops()
@@ -116,9 +121,9 @@ def _measure_step(name: str, precision: str, size: int, rehearse: bool) -> Resul
     return result
 
 
-def _median_seconds(act: Callable[[], object], repeats: int) -> float:
+def _median_seconds(act: Callable[[], object], repeats: int, warm_up: int = WARM_UP) -> float:
     """Of one call, the device's work included."""
-    for _ in range(WARM_UP):
+    for _ in range(warm_up):
         act()
     _synchronize()
     times = []
@@ -150,15 +155,108 @@ def _kernels_of(step: Callable[[], None], seconds: float) -> Result:
 
 
 def supcr(rehearse: bool) -> Iterator[Result]:
+    sizes = ((64, 16),) if rehearse else SUPCR_SIZES
+    for n, width in sizes:
+        rows = _unit_rows(n, width)
+        floors = _floors(rows)
+        for kind in ("sentiment", "views", "distinct"):
+            for fast in (False, True):
+                measured = _measure_supcr(rows, kind, fast)
+                best = floors["bf16_products_ms" if fast else "fp32_products_ms"]
+                times = measured["ms"] / best
+                yield {"rows": n, "width": width, **measured, **floors, "times": times}
+
+
+def _measure_supcr(rows: torch.Tensor, kind: str, fast: bool) -> Result:
+    from benchmarks.supcr import TEMPERATURE, labels_of
     from core.kernels.supcr.op import fused_supcr
 
+    labels = labels_of(kind, len(rows)).to(rows.device)
+
+    def once() -> None:
+        fused_supcr(rows, labels, TEMPERATURE, fast=fast).backward()
+
+    begin = time.perf_counter()
+    once()
+    _synchronize()
+    first = time.perf_counter() - begin
+    rows.grad = None
+    before = _allocated()
+    _forget_peak()
+    once()
+    over_rows = _peak_memory().get("peak_gb", 0.0) - before
+    seconds = _median_seconds(once, 10)
+    kernels = _kernels_of(once, seconds)
+    rows.grad = None
+    return {
+        "labels": kind,
+        "fast": fast,
+        "ms": 1000 * seconds,
+        "first_call_seconds": first,
+        "gb_over_rows": over_rows,
+        **kernels,
+    }
+
+
+def _floors(rows: torch.Tensor) -> Result:
+    """Milliseconds of the three products in each precision."""
+    found = {}
+    plain = rows.detach()
+    for name, precision, operands in (
+        ("fp32", "highest", plain),
+        ("tf32", "high", plain),
+        ("bf16", "highest", plain.bfloat16()),
+    ):
+        torch.set_float32_matmul_precision(precision)
+        seconds = _median_seconds(lambda r=operands: _three_products(r), 10)  # type: ignore[misc]
+        found[f"{name}_products_ms"] = 1000 * seconds
+    torch.set_float32_matmul_precision("highest")
+    return found
+
+
+def softmax(rehearse: bool) -> Iterator[Result]:
+    """Losses of n pairs, so of 2 n rows; the definition only where its matrices fit."""
+    for pairs, width in ((32, 16),) if rehearse else ((1024, 128), (4096, 128), (65536, 128)):
+        rows, joint = _unit_rows(2 * pairs, width), _unit_rows(2 * pairs, width).detach()
+        for name in ("icl", "ial", "supcon"):
+            for fused in (True, False) if pairs <= 4096 else (True,):
+                loss = _softmax_loss(name, fused, rows, joint)
+                _forget_peak()
+                before = _allocated()
+                seconds = _median_seconds(lambda f=loss: _backward(f()), 10)  # type: ignore[misc]
+                over_rows = _peak_memory().get("peak_gb", 0.0) - before
+                yield {
+                    "loss": name,
+                    "pairs": pairs,
+                    "fused": fused,
+                    "ms": 1000 * seconds,
+                    "gb_over_rows": over_rows,
+                }
+
+
+def _softmax_loss(
+    name: str, fused: bool, rows: torch.Tensor, joint: torch.Tensor
+) -> Callable[[], torch.Tensor]:
+    from core.losses.info_nce import ICL
+    from core.losses.inter_modal import IAL
+    from core.losses.supcon import SupCon
+
+    left, right = rows.tensor_split(2)
+    classes = torch.arange(len(rows), device=rows.device) % 16
+    if name == "icl":
+        icl = ICL(0.1, fused=fused)
+        return lambda: icl(left, right)
+    if name == "ial":
+        ial = IAL(4.0, fused=fused)
+        joint_left, joint_right = joint.tensor_split(2)
+        return lambda: ial((left, right), (joint_left, joint_right))
+    supcon = SupCon(0.1, fused=fused)
+    return lambda: supcon(rows, classes)
+
+
+def _unit_rows(n: int, width: int) -> torch.Tensor:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for n in (64,) if rehearse else (1024, 4096, 16384, 65536):
-        rows = torch.nn.functional.normalize(torch.randn(n, 256, device=device)).requires_grad_()
-        labels = (torch.randint(-15, 16, (n,)) / 5).to(device)
-        fused = _median_seconds(lambda r=rows, y=labels: _backward(fused_supcr(r, y, 0.1)), 10)  # type: ignore[misc]
-        floor = _median_seconds(lambda r=rows: _three_products(r), 10)  # type: ignore[misc]
-        yield {"rows": n, "ms": 1000 * fused, "products_ms": 1000 * floor, "times": fused / floor}
+    return torch.nn.functional.normalize(torch.randn(n, width, device=device)).requires_grad_()
 
 
 def _backward(loss: torch.Tensor) -> None:
@@ -184,7 +282,11 @@ def checkpoint(rehearse: bool) -> Iterator[Result]:
     with tempfile.TemporaryDirectory() as folder:
         progress = Progress(step=1, epoch_steps=1)
         checkpoints = Checkpoints(Path(folder), progress)
-        for number in range(3):  # the first also takes the pinned memory
+        begin = time.perf_counter()
+        checkpoints.reserve(engine)  # type: ignore[arg-type]
+        checkpoints.memory.finish_reserving()
+        yield {"million_parameters": millions, "reserved_seconds": time.perf_counter() - begin}
+        for number in range(3):
             progress.step += 1
             begin = time.perf_counter()
             checkpoints.begin(engine, Position(), "last", "best")  # type: ignore[arg-type]
@@ -245,6 +347,10 @@ def _peak_memory() -> Result:
     return {"peak_gb": torch.cuda.max_memory_allocated() / 1e9}
 
 
+def _allocated() -> float:
+    return torch.cuda.memory_allocated() / 1e9 if torch.cuda.is_available() else 0.0
+
+
 def _peak_of_device(kind: str) -> float:
     """FLOP per second; 0 where it is not known."""
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
@@ -255,6 +361,7 @@ def _peak_of_device(kind: str) -> float:
 MEASURE = {
     "steps": steps,
     "supcr": supcr,
+    "softmax": softmax,
     "checkpoint": checkpoint,
     "start": start,
     "precision": precision,

@@ -40,11 +40,11 @@ class Batch:
         return len(self.index)
 
     def mean(self, values: Tensor) -> Tensor:
-        """This micro-batch's share of the mean of (B,) values over the global batch.
+        """This micro-batch's share of the mean of (..., B) values over the global batch, (...).
 
         Shares of micro-batches add up, and ranks average.
         """
-        return (values * self.weight).sum() * self.loss_scale
+        return (values * self.weight).sum(-1) * self.loss_scale
 
     @property
     def target(self) -> Tensor:

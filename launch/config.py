@@ -134,6 +134,7 @@ class Run:
     # keep only the layers' inputs for the backward pass and compute the rest again
     recompute: bool = False
     compile: bool = False  # torch.compile of the model
+    cuda_graphs: bool = False  # with compile, on a GPU: shapes that come again are played back
     # with micro-batches: contrastive losses still see the whole global batch (two passes)
     cache_contrast: bool = True
     deepspeed: str = ""  # a DeepSpeed JSON file; what it leaves out comes from here

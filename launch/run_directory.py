@@ -34,6 +34,7 @@ MAY_CHANGE = {
     "threads",
     "recompute",
     "compile",
+    "cuda_graphs",
     "deepspeed",
     "save_every",
     "log",

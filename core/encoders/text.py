@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 
 from core.dropout import Probability
+from core.encoders import packed_text
 from core.encoders.attention import attend
 from core.encoders.pretrained import Source, load_config, load_model
 from core.model import DataSpec
@@ -103,6 +104,8 @@ class TextEncoder(nn.Module):
         self.frozen = config.frozen and self.pretrained
         self.project: nn.Linear | None = None
         self.backbone: Any = None  # a transformers model
+        # while the backbone runs: what changes hidden states, and the layer before which
+        self._change: tuple[HiddenChange, nn.Module] | None = None
         _refuse_mismatch(config.source, features, pretrained=self.pretrained)
         if config.source == "given":
             self.width = features
@@ -120,14 +123,22 @@ class TextEncoder(nn.Module):
             self.backbone.embeddings.word_embeddings = None  # features come instead
         if self.frozen:
             self.backbone.requires_grad_(False).eval()
+        for layer in self._layers() or ():
+            layer.register_forward_pre_hook(self._change_hidden)
 
     def forward(
-        self, frames: Tensor, mask: Tensor, change: HiddenChange | None = None, layer: int = 0
+        self,
+        frames: Tensor,
+        mask: Tensor,
+        change: HiddenChange | None = None,
+        layer: int = 0,
+        first_only: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Hidden states and mask.
 
         ``change`` is applied to the hidden states before encoder layer ``layer``. What it adds may
         come from elsewhere than the text, so rows without text are then not zeroed.
+        ``first_only``: the caller reads only the first hidden state; others may be left out.
         """
         if self.backbone is None:
             return frames, mask
@@ -141,7 +152,7 @@ class TextEncoder(nn.Module):
             inputs = {"input_ids": frames.masked_fill(~mask, self.pad_id)}
         attended = mask.clone()
         attended[:, :1] |= ~has_text  # softmax over nothing would be NaN
-        hidden = self._encode(inputs, attended, change, layer)
+        hidden = self._encode(inputs, attended, change, layer, first_only)
         if change is None:
             hidden = hidden * has_text[..., None]
         return hidden, mask
@@ -152,34 +163,45 @@ class TextEncoder(nn.Module):
         attended: Tensor,
         change: HiddenChange | None,
         layer: int,
+        first_only: bool,
     ) -> Tensor:
         """Hidden states of the backbone, with ``change`` in place while it runs."""
         needs_gradient = change is not None or not self.frozen
-        hook = None if change is None else self._hook(change, layer)
+        if packed_text.serves(self.backbone, attended):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and needs_gradient):
+                return packed_text.encode(
+                    self.backbone, inputs, attended, change, layer, first_only
+                )
+        self._change = None if change is None else (change, self.layers[layer])
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled() and needs_gradient):
                 output = self.backbone(**inputs, attention_mask=attended.long())
         finally:
-            if hook is not None:
-                hook.remove()
+            self._change = None
         return output.last_hidden_state
 
-    def _hook(self, change: HiddenChange, layer: int) -> torch.utils.hooks.RemovableHandle:
-        def before(module: nn.Module, inputs: tuple) -> tuple:
-            return (change(inputs[0]), *inputs[1:])
-
-        return self.layers[layer].register_forward_pre_hook(before)
+    def _change_hidden(self, module: nn.Module, inputs: tuple) -> tuple | None:
+        """In front of every layer; a hook that stays, for one that comes and goes cannot be
+        compiled."""
+        if self._change is None or module is not self._change[1]:
+            return None
+        change, _ = self._change
+        return (change(inputs[0]), *inputs[1:])
 
     @property
     def layers(self) -> nn.ModuleList:
         """The encoder layers, of a backbone that has them where BERT and its relatives do."""
-        found = getattr(getattr(self.backbone, "encoder", None), "layer", None)
-        if not isinstance(found, nn.ModuleList):
+        found = self._layers()
+        if found is None:
             raise ValueError(
                 "cannot change hidden states inside the text encoder, because it has no layers where BERT has them; "
                 "use text.source=small, a BERT or a RoBERTa"
             )
         return found
+
+    def _layers(self) -> nn.ModuleList | None:
+        found = getattr(getattr(self.backbone, "encoder", None), "layer", None)
+        return found if isinstance(found, nn.ModuleList) else None
 
     def train(self, mode: bool = True) -> TextEncoder:
         super().train(mode)

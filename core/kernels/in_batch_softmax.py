@@ -1,5 +1,5 @@
 """In-batch softmaxes in linear memory: logarithms of sums and divergences over chunks of rows,
-recomputed backwards.
+recomputed backwards; on a GPU tile by tile, by the kernels of ``core.kernels.in_batch``.
 
 Row i is compared with every column but itself: p_ik = exp(<r_i, r_k> - lse_i). As products are
 symmetric, a row's whole gradient, as anchor and as candidate of others, needs of each other row k
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from core.kernels.supcr.dispatch import triton_available
 
 CHUNK_ELEMENTS = 2**22  # of the (h, n) products of one chunk of h rows
 
@@ -41,6 +43,11 @@ class Comparison:
 def log_sums(rows: Comparison) -> Tensor:
     """lse, (m,): log of the sum of exp(<r_i, r_k>) over all columns k but i; -inf where there is no
     other."""
+    if runs_kernel(rows.columns):
+        # Imported only here and below: Triton is there on machines with a GPU only.
+        from core.kernels.in_batch import softmax_launch
+
+        return softmax_launch.softmax_sums(rows.columns, rows.self_column)[0]
     result = rows.anchors.new_empty(len(rows.anchors))
     for chunk in rows.chunks():
         result[chunk] = rows.products(chunk).logsumexp(1)
@@ -49,6 +56,13 @@ def log_sums(rows: Comparison) -> Tensor:
 
 def divergences(view: Comparison, joint: Comparison) -> tuple[Tensor, Tensor, Tensor]:
     """KL(joint || view) of each anchor's softmax, (m,), and the ``log_sums`` of view and joint."""
+    if runs_kernel(view.columns):
+        from core.kernels.in_batch import softmax_launch
+
+        sums, of_joint_sums, found = softmax_launch.softmax_sums(
+            view.columns, view.self_column, joint.columns
+        )
+        return found, sums, of_joint_sums
     divergence = view.anchors.new_empty(len(view.anchors))
     view_sums = torch.empty_like(divergence)
     joint_sums = torch.empty_like(divergence)
@@ -63,6 +77,11 @@ def divergences(view: Comparison, joint: Comparison) -> tuple[Tensor, Tensor, Te
         log_ratio.scatter_(1, view.self_column[chunk, None], 0.0)  # -inf less -inf
         divergence[chunk] = (log_joint.exp_() * log_ratio).sum(1)
     return divergence, view_sums, joint_sums
+
+
+def runs_kernel(columns: Tensor) -> bool:
+    """Whether the GPU kernels compute this: they take float32."""
+    return columns.is_cuda and columns.dtype == torch.float32 and triton_available()
 
 
 @dataclass(frozen=True)
@@ -81,6 +100,17 @@ def gradient(view: Comparison, upstream: Upstream, joint: Comparison | None = No
     It is the sum over k of [g_i p_ik + g_k p_ki] r_k, with p - q in the place of p for divergences
     from q.
     """
+    if runs_kernel(view.columns):
+        from core.kernels.in_batch import softmax_launch
+
+        return softmax_launch.softmax_gradient(
+            view.columns,
+            view.self_column,
+            upstream.gradient,
+            upstream.log_sums,
+            None if joint is None else joint.columns,
+            upstream.joint_log_sums,
+        )
     result = torch.empty_like(view.anchors)
     for chunk in view.chunks():
         itself = view.self_column[chunk]

@@ -73,7 +73,10 @@ class SupCon(nn.Module):
         _, classes, counts = labels.unique(return_inverse=True, return_counts=True)
         local_classes = classes[local_slice(sizes)]  # (B,)
         class_sums = constant.new_zeros(len(counts), rows.shape[1])
-        class_sums.index_add_(0, local_classes, constant)
+        if constant.is_cuda:  # where index_add_ adds in any order, and this sorts first
+            class_sums.index_put_((local_classes,), constant, accumulate=True)
+        else:
+            class_sums.index_add_(0, local_classes, constant)
         # Each row's sum of positives: its class less itself, over all ranks.
         positives = distributed.all_reduce_sum(class_sums)[local_classes] - constant  # (B, D)
         products = (rows * positives).sum(1)

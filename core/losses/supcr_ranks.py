@@ -4,7 +4,7 @@ Every rank needs the others' rows and labels, and, for the gradient its rows get
 other ranks' anchors, the others' weights W, (n, U). Gathering those instead of summing gradients
 leaves every rank with the whole gradient of its own rows. ``ring`` passes rows and weights from
 rank to rank, so that no rank ever holds all of them. With more labels than buckets are good for,
-ranks compute gradients for all rows and sum them.
+ranks compute gradients for all rows and sum them; on a GPU at any temperature.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from core.kernels.supcr.grouping import (
     RowError,
     SortedRows,
     group_starts,
+    in_range,
     invert,
     largest_exponent,
     loss_type,
@@ -102,10 +103,12 @@ def _rank_loss_and_gradient(
     exponent = _largest_exponent_of_ranks(features, temperature)
     rows = features.detach().to(working_type(features, exponent, n))
     table = tabulate_labels(labels)
-    path: dispatch.Path = "torch"
-    if table.well_separated:
-        path = dispatch.choose_path(rows, exponent, n, len(table), alone=False)
-    if ring and path == "torch":
+    separated = table.well_separated
+    path = dispatch.choose_path(
+        rows, exponent, n, len(table), alone=False, well_separated=separated
+    )
+    sums_are_right = separated and in_range(rows.dtype, exponent, n)
+    if ring and (path == "torch" or not sums_are_right):
         raise ValueError(
             f"SupCR cannot pass rows round a ring with exponents up to {exponent:g} of two, at temperature "
             f"{temperature:g} on {rows.device.type}, or with labels next to equal; use ring=False"
@@ -200,7 +203,7 @@ def _ring_shards(
     anchors: SortedRows, table: LabelTable, sizes: Sequence[int], weights: Tensor | None
 ) -> Iterator[_Shard]:
     """One rank's rows after another, this rank's first; each step passes the block at hand on to
-    the next rank.
+    the next rank while this rank works on it.
 
     Args:
         weights: (B, U), of this rank's anchors; they travel beside the rows.
@@ -215,6 +218,10 @@ def _ring_shards(
     block[: len(payload)] = payload
     groups_of_ranks = table.groups.split(list(sizes))
     for step in range(num_ranks):
+        # On its way while this rank works on the same block.
+        transfer = None
+        if step < num_ranks - 1:
+            transfer = _Transfer.start(block, to=next_rank, sender=previous_rank)
         origin = (rank - step) % num_ranks
         groups = groups_of_ranks[origin].sort().values
         received = block[: sizes[origin]]
@@ -227,14 +234,27 @@ def _ring_shards(
             self_column = groups.new_full((len(anchors),), -1)
         column_weights = None if weights is None else received[:, width:].T.contiguous()
         yield _Shard(columns, self_column, column_weights)
-        if step < num_ranks - 1:
-            block = _pass_on(block, to=next_rank, sender=previous_rank)
+        if transfer is not None:
+            block = transfer.finish()
 
 
-def _pass_on(block: Tensor, *, to: int, sender: int) -> Tensor:
-    received = torch.empty_like(block)
-    send = dist.P2POp(dist.isend, block, to)
-    receive = dist.P2POp(dist.irecv, received, sender)
-    for transfer in dist.batch_isend_irecv([send, receive]):
-        transfer.wait()
-    return received
+@dataclass(frozen=True)
+class _Transfer:
+    """A block that goes to one rank while another comes."""
+
+    sent: Tensor  # held until it has gone
+    received: Tensor
+    parts: list[dist.Work]
+
+    @staticmethod
+    def start(block: Tensor, *, to: int, sender: int) -> _Transfer:
+        received = torch.empty_like(block)
+        send = dist.P2POp(dist.isend, block, to)
+        receive = dist.P2POp(dist.irecv, received, sender)
+        return _Transfer(block, received, dist.batch_isend_irecv([send, receive]))
+
+    def finish(self) -> Tensor:
+        """The block that came."""
+        for part in self.parts:
+            part.wait()
+        return self.received

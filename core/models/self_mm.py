@@ -118,7 +118,7 @@ class SelfMM(UnimodalTasks):
         for m, encoder in self.encoders.items():
             encoded[m] = encoder(frames[m], mask[m])
         if self.text is not None:
-            text_states, _ = self.text(frames["text"], mask["text"])
+            text_states, _ = self.text(frames["text"], mask["text"], first_only=True)
             encoded["text"] = text_states[:, 0]
         encoded[FUSION] = torch.cat([encoded[m] for m in self.modalities], dim=1)
         views, hidden = {}, {}

@@ -198,7 +198,7 @@ class TFRNet(Model[Utterances, Output]):
     def _targets(self, batch: Utterances, lost: dict[str, Tensor]) -> dict[str, Tensor]:
         """Modality -> (B, T, D) complete features, which rebuilding aims at."""
         frames = self.inputs.complete(batch)
-        if self.text is not None and "text" in self.weight and bool(lost["text"].any()):
+        if self.text is not None and "text" in self.weight and _is_any(lost["text"]):
             with torch.set_grad_enabled(not self.config.detach):
                 frames["text"], _ = self.text(frames["text"], one_frame(batch.mask["text"]))
         elif self.text is not None:
@@ -335,3 +335,8 @@ class TFRNet(Model[Utterances, Output]):
 def _round_up(length: int, step: int) -> int:
     """The smallest multiple of ``step`` that is no less than ``length``."""
     return -(-length // step) * step
+
+
+def _is_any(lost: Tensor) -> bool:
+    """Whether a frame was lost; yes while compiling, for a graph must not depend on that."""
+    return torch.compiler.is_compiling() or bool(lost.any())

@@ -50,11 +50,15 @@ class UnimodalTasks(Model[Utterances, Output]):
                 human = batch.unimodal_labels[m].masked_fill(~output.has_modality[m], torch.nan)
                 losses[m] = batch.mean(unimodal_loss(score, human))
             return losses
-        for m, score in output.views.items():
-            target = self.memory.labels(m, batch.index, batch.label)
-            # nothing new where it equals the human label
-            weight = torch.tanh((target - batch.label).abs())
-            losses[m] = batch.mean(weight * (score - target).abs())
+        if not output.views:
+            return losses
+        # for all modalities at once, (V, B): on a GPU each operator is a launch
+        targets = self.memory.labels_of(list(output.views), batch.index, batch.label)
+        scores = torch.stack(list(output.views.values()))
+        # nothing new where it equals the human label
+        weights = torch.tanh((targets - batch.label).abs())
+        means = batch.mean(weights * (scores - targets).abs())
+        losses |= dict(zip(output.views, means.unbind(), strict=True))
         return losses
 
     def resting_losses(self) -> set[str]:
@@ -95,9 +99,9 @@ class UnimodalTasks(Model[Utterances, Output]):
         hidden = {view: rows[f"hidden_{view}"] for view in self.heads}
         has_modality = {m: rows[f"has_{m}"] > 0 for m in self.tasks}
         self.memory.update(index, label, hidden, has_modality)
-        for m in self.tasks:
-            if f"human_{m}" in rows:
-                self.memory.compare(m, index, label, rows[f"human_{m}"])
+        human = {m: rows[f"human_{m}"] for m in self.tasks if f"human_{m}" in rows}
+        if human:
+            self.memory.compare(index, label, human)
 
     def sample_record(self) -> dict[str, Tensor]:
         if self.memory is None or not self.record:

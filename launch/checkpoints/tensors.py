@@ -8,6 +8,7 @@ generator's state of one rank.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -26,6 +27,7 @@ from launch.config import ConfigError
 from launch.engine.deepspeed_engine import Engine, gathered
 
 RANGES = ("param", *zero.MOMENTS)  # kinds that are flat ranges of a parameter
+_FLOAT_BYTES = 4  # of an element of weights that train, and of their moments
 _KEY = re.compile(r"(?P<kind>param|exp_avg|exp_avg_sq|buffer|rng)/(?P<name>.+)@(?P<start>\d{1,18})")
 
 
@@ -35,6 +37,7 @@ def snapshots(engine: Engine, model: nn.Module, memory: HostMemory) -> dict[str,
     rank = distributed.rank()
     weights = {f"rng/{name}-{rank}@0": state for name, state in _generators().items()}
     moments: dict[str, Tensor] = {}
+    weights_file, moments_file = _file_names(rank)
     frozen = {name: value for name, value in model.named_parameters() if not value.requires_grad}
     with gathered(list(frozen.values())):
         if rank == 0:
@@ -47,12 +50,38 @@ def snapshots(engine: Engine, model: nn.Module, memory: HostMemory) -> dict[str,
                 weights[f"param/{piece.name}@{piece.start}"] = piece.values
                 for kind, moment in piece.moments.items():
                     moments[f"{kind}/{piece.name}@{piece.start}"] = moment
-        files = {f"rank-{rank:05d}.safetensors": weights}
+        files = {weights_file: weights}
         if moments:
-            files[f"moments-{rank:05d}.safetensors"] = moments
+            files[moments_file] = moments
+        memory.finish_reserving()
         taken = {file: take(file, tensors, memory) for file, tensors in files.items()}
         finish_copies()
     return taken
+
+
+def snapshot_sizes(engine: Engine, model: nn.Module) -> dict[str, int]:
+    """Bytes of each snapshot that ``snapshots`` takes on this rank, by its file. Nothing is
+    gathered and nothing made for it."""
+    rank = distributed.rank()
+    weights_file, moments_file = _file_names(rank)
+    weights = sum(state.nbytes for state in _generators().values())
+    if rank == 0:
+        weights += sum(buffer.nbytes for buffer in model.buffers())
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                weights += math.prod(zero.shape(parameter)) * parameter.element_size()
+    trained = 0  # elements
+    if rank == 0 or engine.zero_optimization_stage() > 0:
+        trained = zero.owned_elements(engine, model)
+    sizes = {weights_file: weights + _FLOAT_BYTES * trained}
+    if trained:
+        sizes[moments_file] = _FLOAT_BYTES * trained * len(zero.MOMENTS)
+    return sizes
+
+
+def _file_names(rank: int) -> tuple[str, str]:
+    """Of a rank's weights and moments."""
+    return f"rank-{rank:05d}.safetensors", f"moments-{rank:05d}.safetensors"
 
 
 def _generators() -> dict[str, Tensor]:

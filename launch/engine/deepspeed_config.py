@@ -85,6 +85,10 @@ def refuse_impossible(
             "compile=true does not work with zero_stage=3: it collects each layer's parameters in "
             "hooks, which break the graph at every layer; use zero_stage=2"
         )
+    if run.cuda_graphs and not gpu:
+        raise ConfigError("cuda_graphs=true needs a GPU; leave it out here")
+    if run.cuda_graphs and not run.compile:
+        raise ConfigError("cuda_graphs=true plays back what compile=true makes; give that too")
     if run.recompute and run.zero_stage == 3 and frozen:
         raise ConfigError(
             "recompute=true does not work with zero_stage=3 and a frozen encoder: its parameters "

@@ -37,7 +37,8 @@ def fused_supcr(
         temperature: a number, or a tensor of one element that gets a gradient too.
         path: "buckets" (few distinct labels), "scan" (many), "torch" (plain), "triton"; "auto"
             chooses. Labels so close that their distances round to the same number always go the
-            plain way, and so do exponents that even float64 cannot hold.
+            plain way, and so do exponents that even float64 cannot hold; but "triton_scan" (many
+            labels on a GPU) and "triton_whole" (few rows on a GPU) take both.
         keep_exponentials: hold n * n / 2 numbers between the loss and its gradient, for a quarter
             less work.
         fast: on a GPU, multiply in float16 (gradient to 1e-3) instead of in split float16 (to
@@ -46,6 +47,8 @@ def fused_supcr(
     Raises:
         RowError: for a row that is not finite, which it names.
         ValueError: for wrong shapes, labels or paths.
+        Few rows on a GPU wait for nothing, so there such a row, or a label that is not finite,
+        makes the loss and its gradient not a number; ``name_what_is_not_finite`` says which.
     """
     if path not in dispatch.PATHS:
         choices = ", ".join(dispatch.PATHS)
@@ -73,12 +76,15 @@ def supcr_op(
     check_shapes(features, labels)
     n = len(features)
     num_pairs = n * (n - 1)
+    if num_pairs > 0 and dispatch.takes_whole(path, features):
+        return _whole(features, labels, temperature, wants_gradient, fast)
     gradient = features.new_zeros(features.shape if wants_gradient else (0,))
     if num_pairs == 0:
         return features.new_zeros((), dtype=loss_type(features)), gradient
     rows = features.detach()
     exponent = largest_exponent(rows, temperature)
-    dtype = torch.float32 if path == "triton" else working_type(rows, exponent, n)
+    on_kernels = path.startswith("triton")
+    dtype = torch.float32 if on_kernels else working_type(rows, exponent, n)
     rows = rows.to(dtype)
     table = tabulate_labels(labels)
     log_sum, scaled_gradient = dispatch.loss_and_gradient(
@@ -94,6 +100,19 @@ def supcr_op(
         gradient.copy_(scaled_gradient.mul_(1 / (temperature * n * (n - 1))))
     loss = (log_sum - sum_of_products(rows) / temperature) / num_pairs
     return loss.to(loss_type(features)), gradient
+
+
+def _whole(
+    features: Tensor, labels: Tensor, temperature: float, wants_gradient: bool, fast: bool
+) -> tuple[Tensor, Tensor]:
+    """What the operator gives for few rows on a GPU."""
+    loss, gradient = dispatch.whole_loss_and_gradient(
+        features.detach(), labels, temperature, wants_gradient=wants_gradient, fast=fast
+    )
+    loss = loss.to(loss_type(features))
+    if gradient is None:
+        return loss, features.new_empty((0,))
+    return loss, gradient.to(features.dtype)
 
 
 @supcr_op.register_fake
@@ -128,6 +147,17 @@ def _backward(ctx: Any, of_loss: Tensor | None, of_gradient: Tensor | None) -> t
 supcr_op.register_autograd(_backward, setup_context=_save_gradient)
 for _device in ("cpu", "cuda"):
     supcr_op.register_autocast(_device, torch.float32)
+
+
+def name_what_is_not_finite(features: Tensor, labels: Tensor, temperature: float) -> None:
+    """For a loss that is not finite: looks for the row or label that made it so.
+
+    Raises:
+        RowError: for a row of features that is not finite, which it names.
+        ValueError: for a label that is not finite, naming its row.
+    """
+    largest_exponent(features.detach(), temperature)
+    tabulate_labels(labels)
 
 
 def check_shapes(features: Tensor, labels: Tensor) -> None:

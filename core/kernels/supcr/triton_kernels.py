@@ -1,13 +1,11 @@
 # mypy: ignore-errors
-"""The three Triton kernels of SupCR: sums by label, from sums to weights, the gradient.
+"""The three Triton kernels of SupCR for few labels: sums by label, from sums to weights, the gradient.
 
 Rows and columns are sorted by label. Sums and weights are (U, m), by label first, so that
 neighbouring anchors are neighbours in memory. Every output element has one writer: no atomics, the
 same bits every time.
 
-Operands come as float16, ``high`` and, in the exact mode, what it leaves over, ``low``; the product
-then is high high + high low + low high, accumulated in float32. With LOG, sums and weights are
-base-2 logarithms.
+With LOG, sums and weights are base-2 logarithms. For operands see ``tile_products``.
 
 The names of sizes are Triton's usual ones: a program works on BLOCK_M rows and BLOCK_N columns, and
 multiplies BLOCK_D of the D features at a time.
@@ -18,84 +16,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG_OF_ZERO = tl.constexpr(float("-inf"))  # of an empty sum
-
-
-@triton.jit
-def add_logarithms(left, right):
-    """log2(2**left + 2**right), where either may be the logarithm of zero."""
-    larger = tl.maximum(left, right)
-    is_zero = larger == LOG_OF_ZERO
-    shift = tl.where(is_zero, 0.0, larger)
-    total = tl.exp2(left - shift) + tl.exp2(right - shift)
-    total = tl.where(is_zero, 1.0, total)
-    return tl.where(is_zero, LOG_OF_ZERO, shift + tl.log2(total))
-
-
-@triton.jit
-def sum_logarithms(logarithms):
-    """log2 of the sum of 2**logarithms over the columns, where all may be logarithms of zero."""
-    largest = tl.max(logarithms, axis=1)
-    is_zero = largest == LOG_OF_ZERO
-    shift = tl.where(is_zero, 0.0, largest)
-    total = tl.sum(tl.exp2(logarithms - shift[:, None]), axis=1)
-    total = tl.where(total > 0, total, 1.0)
-    return tl.where(is_zero, LOG_OF_ZERO, shift + tl.log2(total))
-
-
-@triton.jit
-def load_rows(base, index, valid, first, width: tl.constexpr, stride: tl.constexpr):
-    """(len(index), width) of a matrix with ``stride`` columns, from column ``first``; zeros where
-    not valid."""
-    columns = first + tl.arange(0, width)
-    places = base + index[:, None] * stride + columns[None, :]
-    return tl.load(places, mask=valid[:, None], other=0.0)
-
-
-@triton.jit
-def products(
-    left_high,
-    left_low,
-    row_high,
-    row_low,
-    rows,
-    row_valid,
-    high,
-    low,
-    columns,
-    valid,
-    D: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    EXACT: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
-    """(BLOCK_M, BLOCK_N) inner products over D features, BLOCK_D at a time.
-
-    Args:
-        left_high, left_low: the rows' first BLOCK_D features, loaded once; all that is needed where
-            D is BLOCK_D.
-        row_high, row_low, rows, row_valid: where to load the rows from otherwise.
-    """
-    total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    if D == BLOCK_D:
-        right = tl.trans(load_rows(high, columns, valid, 0, BLOCK_D, D))
-        total = tl.dot(left_high, right, total)
-        if EXACT:
-            right_low = tl.trans(load_rows(low, columns, valid, 0, BLOCK_D, D))
-            total = tl.dot(left_high, right_low, total)
-            total = tl.dot(left_low, right, total)
-    else:
-        for first in range(0, D, BLOCK_D):
-            left = load_rows(row_high, rows, row_valid, first, BLOCK_D, D)
-            right = tl.trans(load_rows(high, columns, valid, first, BLOCK_D, D))
-            total = tl.dot(left, right, total)
-            if EXACT:
-                right_low = tl.trans(load_rows(low, columns, valid, first, BLOCK_D, D))
-                total = tl.dot(left, right_low, total)
-                rest = load_rows(row_low, rows, row_valid, first, BLOCK_D, D)
-                total = tl.dot(rest, right, total)
-    return total
+from core.kernels.supcr.tile_products import (
+    LOG_OF_ZERO,
+    add_logarithms,
+    load_rows,
+    products,
+    weighted_sum,
+)
 
 
 @triton.jit
@@ -113,7 +40,7 @@ def sums_kernel(
     sums,
     scale,
     num_rows,
-    D: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr,
     EXACT: tl.constexpr,
     LOG: tl.constexpr,
@@ -130,10 +57,12 @@ def sums_kernel(
     rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     row_valid = rows < num_rows
     itself = tl.load(self_column + rows, mask=row_valid, other=-1)
-    left_high = load_rows(row_high, rows, row_valid, 0, BLOCK_D, D)
-    left_low = load_rows(row_low, rows, row_valid, 0, BLOCK_D, D)
+    left_high = load_rows(row_high, rows, row_valid, 0, BLOCK_D, WIDTH)
+    left_low = load_rows(row_low, rows, row_valid, 0, BLOCK_D, WIDTH)
     empty = LOG_OF_ZERO if LOG else 0.0
-    carried = tl.full((BLOCK_M,), empty, dtype=tl.float32)
+    carried = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    lost = tl.zeros((BLOCK_M,), dtype=tl.float32)  # what rounding left out of the carried sums
+    largest = tl.full((BLOCK_M,), LOG_OF_ZERO, dtype=tl.float32)  # whose 2-power divides them
     first_tile = tl.load(splits + tl.program_id(1))
     last_tile = tl.load(splits + tl.program_id(1) + 1)
     for tile in range(first_tile, last_tile):
@@ -152,11 +81,9 @@ def sums_kernel(
             low=low,
             columns=columns,
             valid=columns < end,
-            D=D,
+            WIDTH=WIDTH,
             BLOCK_D=BLOCK_D,
             EXACT=EXACT,
-            BLOCK_M=BLOCK_M,
-            BLOCK_N=BLOCK_N,
         )
         is_candidate = (columns[None, :] < end) & (columns[None, :] != itself[:, None])
         similarity = tl.where(is_candidate, similarity, LOG_OF_ZERO)
@@ -172,14 +99,27 @@ def sums_kernel(
                 has_label = (columns >= begin) & (columns < label_end)
                 of_label = tl.where(has_label[None, :], similarity, empty)
             if LOG:
-                carried = add_logarithms(carried, sum_logarithms(of_label))
+                larger = tl.maximum(largest, tl.max(of_label, axis=1))
+                shift = tl.where(larger == LOG_OF_ZERO, 0.0, larger)
+                carried *= tl.exp2(largest - shift)
+                carried += tl.sum(tl.exp2(of_label - shift[:, None]), axis=1)
+                largest = larger
             else:
-                carried += tl.sum(of_label, axis=1)
+                addend = tl.sum(of_label, axis=1) - lost
+                total = carried + addend
+                lost = (total - carried) - addend
+                carried = total
             is_complete = (begin < end) & (label_end <= end)
             if is_complete:
                 places = sums + label.to(tl.int64) * num_rows + rows
-                tl.store(places, carried, mask=row_valid)
-                carried = tl.full((BLOCK_M,), empty, dtype=tl.float32)
+                if LOG:
+                    log_carried = tl.log2(tl.where(carried > 0, carried, 1.0))
+                    tl.store(places, largest + log_carried, mask=row_valid)
+                else:
+                    tl.store(places, carried, mask=row_valid)
+                carried = tl.zeros((BLOCK_M,), dtype=tl.float32)
+                lost = tl.zeros((BLOCK_M,), dtype=tl.float32)
+                largest = tl.full((BLOCK_M,), LOG_OF_ZERO, dtype=tl.float32)
                 label += 1
                 begin = label_end
             else:
@@ -288,7 +228,7 @@ def accumulate_kernel(
         right += take_right.to(right.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_column", "end_column", "columns_per_split", "num_labels"])
 def gradient_kernel(
     row_high,
     row_low,
@@ -305,8 +245,10 @@ def gradient_kernel(
     num_rows,
     num_columns,
     num_labels,
+    first_column,
+    end_column,
     columns_per_split,
-    D: tl.constexpr,
+    WIDTH: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
     EXACT: tl.constexpr,
@@ -317,7 +259,9 @@ def gradient_kernel(
     """shrink * sum over columns of [e_ij (W_i[y_j] + W_j[y_i]) - 2] r_j, for BLOCK_M rows and
     BLOCK_OUT features.
 
-    Gradient is (splits, num_rows, D): each split of the columns writes a part of its own.
+    Gradient is (splits, num_rows, WIDTH): each split of the columns adds to a part of its own. A
+    launch takes the columns from ``first_column`` to ``end_column``: so many that adding them up in
+    one accumulator is still exact.
 
     Args:
         row_weights: (num_rows, U), by row first: neighbouring columns then read the same place.
@@ -327,15 +271,15 @@ def gradient_kernel(
     row_valid = rows < num_rows
     itself = tl.load(self_column + rows, mask=row_valid, other=-1)
     row_group = tl.load(row_groups + rows, mask=row_valid, other=0)
-    left_high = load_rows(row_high, rows, row_valid, 0, BLOCK_D, D)
-    left_low = load_rows(row_low, rows, row_valid, 0, BLOCK_D, D)
+    left_high = load_rows(row_high, rows, row_valid, 0, BLOCK_D, WIDTH)
+    left_low = load_rows(row_low, rows, row_valid, 0, BLOCK_D, WIDTH)
     first_feature = tl.program_id(2) * BLOCK_OUT
     total = tl.zeros((BLOCK_M, BLOCK_OUT), dtype=tl.float32)
-    begin = tl.program_id(1) * columns_per_split
-    end = tl.minimum(begin + columns_per_split, num_columns)
-    for first_column in range(begin, end, BLOCK_N):
-        columns = first_column + tl.arange(0, BLOCK_N)
-        valid = columns < num_columns
+    split_begin = first_column + tl.program_id(1) * columns_per_split
+    split_end = tl.minimum(split_begin + columns_per_split, end_column)
+    for begin in range(split_begin, split_end, BLOCK_N):
+        columns = begin + tl.arange(0, BLOCK_N)
+        valid = columns < split_end
         similarity = scale * products(
             left_high=left_high,
             left_low=left_low,
@@ -347,11 +291,9 @@ def gradient_kernel(
             low=low,
             columns=columns,
             valid=valid,
-            D=D,
+            WIDTH=WIDTH,
             BLOCK_D=BLOCK_D,
             EXACT=EXACT,
-            BLOCK_M=BLOCK_M,
-            BLOCK_N=BLOCK_N,
         )
         group = tl.load(groups + columns, mask=valid, other=0)
         both_valid = row_valid[:, None] & valid[None, :]
@@ -367,15 +309,11 @@ def gradient_kernel(
         else:
             weight = tl.exp2(similarity) * (as_anchor + as_candidate)
         weight = tl.where(is_candidate, (weight - 2.0) * shrink, 0.0)
-        weight_high = weight.to(tl.float16)
-        right = load_rows(high, columns, valid, first_feature, BLOCK_OUT, D)
-        total = tl.dot(weight_high, right, total)
-        if EXACT:
-            right_low = load_rows(low, columns, valid, first_feature, BLOCK_OUT, D)
-            total = tl.dot(weight_high, right_low, total)
-            weight_low = (weight - weight_high.to(tl.float32)).to(tl.float16)
-            total = tl.dot(weight_low, right, total)
+        total += weighted_sum(
+            weight, high, low, columns, valid, first_feature, WIDTH, EXACT, BLOCK_OUT
+        )
     split_row = tl.program_id(1).to(tl.int64) * num_rows + rows
     features = first_feature + tl.arange(0, BLOCK_OUT)
-    places = gradient + split_row[:, None] * D + features[None, :]
-    tl.store(places, total, mask=row_valid[:, None])
+    places = gradient + split_row[:, None] * WIDTH + features[None, :]
+    before = tl.load(places, mask=row_valid[:, None], other=0.0)
+    tl.store(places, before + total, mask=row_valid[:, None])

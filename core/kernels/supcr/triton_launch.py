@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -20,10 +21,13 @@ from core.kernels.supcr.grouping import (
     largest_exponent,
     sort_by_label,
 )
+from core.kernels.supcr.scan_launch import announce
 
 TILE_COLUMNS = 64  # with few labels
 FEW_COLUMNS = 16  # of a tile with many labels: each label in a tile costs a pass over it
 GRADIENT_COLUMNS = 32
+RANGE_COLUMNS = 16384  # that one launch adds up, before it adds to the gradient
+AUTOTUNED = 8192  # rows, below which timing the choices takes longer than it gains
 ACCUMULATE_ROWS = 64  # one a lane
 # that the longest row is scaled to, so that what float16 leaves over is no subnormal number
 LONGEST = 128.0
@@ -43,12 +47,13 @@ def _configurations() -> list[triton.Config]:
     ]
 
 
-_sums_kernel = triton.autotune(_configurations(), key=["D", "EXACT", "LOG", "LABELS"])(
+_sums_kernel = triton.autotune(_configurations(), key=["WIDTH", "EXACT", "LOG", "LABELS"])(
     kernels.sums_kernel
 )
-_gradient_kernel = triton.autotune(_configurations(), key=["D", "EXACT", "LOG"])(
-    kernels.gradient_kernel
-)
+# It adds to the gradient, which each try would do again.
+_gradient_kernel = triton.autotune(
+    _configurations(), key=["WIDTH", "EXACT", "LOG"], restore_value=["gradient"]
+)(kernels.gradient_kernel)
 
 
 @dataclass(frozen=True)
@@ -78,7 +83,9 @@ class Operand:
     def block_width(self) -> int:
         """Features multiplied at once: as many as leave the registers room."""
         widest = 128 if self.exact else 256
-        return self.width if self.width <= widest else 64
+        if self.width <= widest:
+            return self.width
+        return 32 if self.exact else 64
 
     @property
     def output_width(self) -> int:
@@ -247,12 +254,14 @@ class _Launch:
         sums = self.columns.rows.new_full((num_labels, m), empty, dtype=torch.float32)
         if m == 0 or n == 0:
             return sums
+        announce("SupCR of few labels", self.left.width, self.left.exact)
         tiles = ColumnTiles.of(self.columns, self.splits)
 
         def grid(meta: dict[str, int]) -> tuple[int, int]:
             return triton.cdiv(m, meta["BLOCK_M"]), len(tiles.splits) - 1
 
-        _sums_kernel[grid](
+        kernel, choice = _kernel(kernels.sums_kernel, _sums_kernel, n)
+        kernel[grid](
             row_high=self.left.high,
             row_low=self.left.low,
             high=self.right.high,
@@ -266,41 +275,47 @@ class _Launch:
             sums=sums,
             scale=self.scale,
             num_rows=m,
-            D=self.left.width,
+            WIDTH=self.left.width,
             BLOCK_D=self.left.block_width,
             EXACT=self.left.exact,
             LOG=self.log,
             LABELS=tiles.labels,
             BLOCK_N=tiles.columns,
+            **choice,
         )
         return sums
 
     def gradient(self, row_weights: Tensor, column_weights: Tensor) -> Tensor:
         """(m, D) float32 gradient of the anchors times T n (n - 1)."""
         m, n = len(self.anchors.sorted), len(self.columns)
-        columns_per_split = math.ceil(n / self.splits / GRADIENT_COLUMNS) * GRADIENT_COLUMNS
         parts = row_weights.new_zeros(self.splits, m, self.left.width)
         if m > 0 and n > 0:
             # So that the matrix fits float16, by a power of two, which costs no digits.
             shrink = 2.0 ** -max(0, math.ceil(math.log2(n / LARGEST_WEIGHT)))
-            self._launch_gradient(parts, row_weights, column_weights, columns_per_split, shrink)
+            by_row = row_weights.T.contiguous()
+            for first_column in range(0, n, RANGE_COLUMNS):
+                self._add_gradient(parts, by_row, column_weights, first_column, shrink)
             parts *= 1 / (shrink * self.right.factor)
         return parts.sum(0)[:, : self.columns.rows.shape[1]]
 
-    def _launch_gradient(
+    def _add_gradient(
         self,
         parts: Tensor,
-        row_weights: Tensor,
+        weights_by_row: Tensor,
         column_weights: Tensor,
-        columns_per_split: int,
+        first_column: int,
         shrink: float,
     ) -> None:
         splits, m, width = parts.shape
+        n = len(self.columns)
+        end_column = min(first_column + RANGE_COLUMNS, n)
+        columns_per_split = math.ceil((end_column - first_column) / splits / GRADIENT_COLUMNS)
 
         def grid(meta: dict[str, int]) -> tuple[int, int, int]:
             return triton.cdiv(m, meta["BLOCK_M"]), splits, width // self.left.output_width
 
-        _gradient_kernel[grid](
+        kernel, choice = _kernel(kernels.gradient_kernel, _gradient_kernel, n)
+        kernel[grid](
             row_high=self.left.high,
             row_low=self.left.low,
             high=self.right.high,
@@ -308,22 +323,33 @@ class _Launch:
             self_column=self.anchors.self_column.int(),
             row_groups=self.anchors.sorted.groups.int(),
             groups=self.columns.groups.int(),
-            row_weights=row_weights.T.contiguous(),
+            row_weights=weights_by_row,
             column_weights=column_weights,
             gradient=parts,
             scale=self.scale,
             shrink=shrink,
             num_rows=m,
-            num_columns=len(self.columns),
+            num_columns=n,
             num_labels=len(column_weights),
-            columns_per_split=columns_per_split,
-            D=width,
+            first_column=first_column,
+            end_column=end_column,
+            columns_per_split=columns_per_split * GRADIENT_COLUMNS,
+            WIDTH=width,
             BLOCK_D=self.left.block_width,
             BLOCK_OUT=self.left.output_width,
             EXACT=self.left.exact,
             LOG=self.log,
             BLOCK_N=GRADIENT_COLUMNS,
+            **choice,
         )
+
+
+def _kernel(plain: Any, autotuned: Any, num_columns: int) -> tuple[Any, dict[str, int]]:
+    """What to launch, and with which tiles where it does not choose them itself."""
+    if num_columns >= AUTOTUNED:
+        return autotuned, {}
+    first = _configurations()[0]
+    return plain, first.kwargs | {"num_warps": first.num_warps, "num_stages": first.num_stages}
 
 
 def _accumulate(sums: Tensor, anchors: SortedRows, labels: LabelTable, log: bool) -> Tensor:

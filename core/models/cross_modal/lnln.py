@@ -167,7 +167,11 @@ class LNLN(Model[Utterances, Output]):
         frames = self.inputs.complete(batch)
         complete = {}
         for m in self.modalities:
-            is_damaged = m not in batch.loss_denominators or bool(batch.loss_denominators[m] > 0)
+            is_damaged = (
+                torch.compiler.is_compiling()  # a graph must not depend on what the samples lost
+                or m not in batch.loss_denominators
+                or bool(batch.loss_denominators[m] > 0)
+            )
             with torch.set_grad_enabled(not self.config.detach):
                 if is_damaged:
                     complete[m] = self._tokens(m, frames[m], one_frame(batch.mask[m]))

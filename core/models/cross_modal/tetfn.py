@@ -25,6 +25,7 @@ from core.encoders.inputs import (
 )
 from core.encoders.sequence import masked_max
 from core.encoders.text import TextConfig, TextEncoder, decayed
+from core.kernels.recurrence import recur
 from core.model import DataSpec
 from core.models.cross_modal.almt import refuse_without_text
 from core.models.label_memory import FUSION, LabelMemory
@@ -163,7 +164,7 @@ class TETFN(UnimodalTasks):
         frames["text"], mask["text"] = self.text(frames["text"], mask["text"])
         aligned = {}
         for m in self.modalities:
-            states = self.lstm[m](frames[m])[0] if m in self.lstm else frames[m]
+            states = recur(self.lstm[m], frames[m])[0] if m in self.lstm else frames[m]
             aligned[m], mask[m] = convolve(self.first[m], states, mask[m])
         summaries = [self._summary(m, aligned, mask) for m in self.modalities]
         encoded = {m: masked_max(aligned[m], mask[m]) for m in self.modalities}

@@ -15,6 +15,7 @@ from core.encoders.clock import on_one_clock, word_states
 from core.encoders.inputs import MODALITIES, InputConfig, Inputs, Modality, groups, in_order
 from core.encoders.sequence import last_frame
 from core.encoders.text import TextConfig, TextEncoder
+from core.kernels.recurrence import recur
 from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 
@@ -86,7 +87,7 @@ class EFLSTM(Model[Utterances, Sentiment]):
         for number, lstm in enumerate(self.layers):
             if number:
                 states = self.between(states)
-            states, _ = lstm(states)
+            states, _ = recur(lstm, states)
         return last_frame(states, clock)
 
     def losses(self, output: Sentiment, batch: Utterances) -> dict[str, Tensor]:

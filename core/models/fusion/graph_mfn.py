@@ -17,6 +17,7 @@ from core.batch import Utterances
 from core.dropout import Probability
 from core.encoders.inputs import Inputs, groups
 from core.encoders.sequence import last_frame, masked_mean
+from core.kernels.recurrence import recur
 from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.fusion.gated_memory import (
@@ -126,7 +127,7 @@ class GraphFusion(nn.Module):
         and the efficacies (B, S, edges)."""
         states, changes = {}, {}
         for m, lstm in self.lstms.items():
-            states[m], _ = lstm(frames[m])
+            states[m], _ = recur(lstm, frames[m])
             two_steps = torch.cat([step_before(states[m]), states[m]], dim=2)
             changes[m] = torch.relu(self.pairs[m](two_steps))
         readout, efficacies = self.graph(changes)

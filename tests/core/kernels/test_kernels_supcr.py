@@ -284,6 +284,39 @@ def test_the_way_is_chosen_by_labels_and_range():
     assert dispatch.choose_path(rows.double(), 200.0, 4 * few, few) == "buckets"
 
 
+class OnGPU:
+    """What the choice of a path looks at, of rows on a GPU that need not be there."""
+
+    is_cuda = True
+    device = torch.device("cuda")
+
+    def __init__(self, n: int = 0, dtype: torch.dtype = torch.float32):
+        self.n, self.dtype = n, dtype
+
+    def __len__(self) -> int:
+        return self.n
+
+
+def test_the_way_on_a_gpu_is_chosen_by_rows_labels_and_range(monkeypatch):
+    monkeypatch.setattr(dispatch, "triton_available", lambda: True)
+    assert dispatch.takes_whole("auto", OnGPU(dispatch.FEW_ROWS))
+    assert dispatch.takes_whole("auto", OnGPU(5, torch.bfloat16))
+    assert not dispatch.takes_whole("auto", OnGPU(dispatch.FEW_ROWS + 1))
+    assert not dispatch.takes_whole("auto", OnGPU(5, torch.float64))
+    assert not dispatch.takes_whole("triton_scan", OnGPU(5))
+    rows, fewest = OnGPU(), dispatch.FEWEST_ROWS_PER_LABEL_ON_GPU
+    assert dispatch.choose_path(rows, 20.0, 30 * fewest, 30) == "triton"
+    assert dispatch.choose_path(rows, 20.0, 30 * fewest - 1, 30) == "triton_scan"
+    assert dispatch.choose_path(rows, 20.0, 10**6, dispatch.MOST_BUCKETS + 1) == "triton_scan"
+    assert dispatch.choose_path(rows, 200.0, 10**6, 30) == "triton"
+    assert dispatch.choose_path(rows, 200.0, 10**6, 30, alone=False) == "triton_scan"
+    assert dispatch.choose_path(rows, 20.0, 10**6, 30, well_separated=False) == "triton_scan"
+    assert dispatch.choose_path(OnGPU(dtype=torch.float64), 20.0, 10**6, 30) == "torch"
+    monkeypatch.setattr(dispatch, "triton_available", lambda: False)
+    assert dispatch.choose_path(rows, 20.0, 10**6, 30) == "torch"
+    assert not dispatch.takes_whole("auto", OnGPU(5))
+
+
 def test_missing_triton_is_said_once(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "triton", None)
     dispatch.triton_available.cache_clear()

@@ -139,7 +139,8 @@ def check_width(target: int, width: int, fast: bool, log: bool, labels: int) -> 
     from core.kernels.supcr import triton_launch as launches
 
     operand = launches.Operand.of(torch.zeros(1, width), exact=not fast)
-    common = {"D": operand.width, "BLOCK_D": operand.block_width, "EXACT": not fast, "LOG": log}
+    common = {"BLOCK_D": operand.block_width, "WIDTH": operand.width}
+    common |= {"EXACT": not fast, "LOG": log}
     columns = launches.TILE_COLUMNS if labels == 1 else launches.FEW_COLUMNS
     for choice in launches._configurations():
         rows = {"BLOCK_M": choice.kwargs["BLOCK_M"]}

@@ -61,6 +61,16 @@ def test_narrow_numbers_train_much_like_wide_ones(data: Path, tmp_path: Path, pr
     assert narrow["losses"] == pytest.approx(wide["losses"], rel=0.05)
 
 
+@pytest.mark.parametrize("model", ["baseline", "self_mm"])
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_a_compiled_model_trains_alike(data: Path, tmp_path: Path, model: str, cuda_graphs: bool):
+    base = small_run(model, data, zero_stage=0)
+    runs = [base, replace(base, compile=True, cuda_graphs=cuda_graphs)]
+    plain, compiled = run_ranks(1, tmp_path / "ranks", on_gpu, runs, 7)[0]
+    assert compiled["losses"] == pytest.approx(plain["losses"], rel=1e-4)
+    assert compiled["scores"] == pytest.approx(plain["scores"], abs=1e-3)
+
+
 def in_parts(run: Run, run_dir: Path, epochs: int) -> None:
     """On a rank: train so many epochs, and leave."""
     import os
@@ -96,6 +106,24 @@ def test_the_fused_contrast_is_its_definition():
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
     gradients = [torch.autograd.grad(loss, rows)[0] for loss in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", ["triton", "triton_scan", "triton_whole"])
+@pytest.mark.parametrize("kind", ["few", "distinct"])
+def test_every_way_of_the_contrast_is_exact_and_repeats_its_bits(path: str, kind: str):
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.nn.functional.normalize(torch.randn(1000, 100, generator=generator), dim=1)
+    labels = torch.randn(1000, generator=generator)
+    labels = labels if kind == "distinct" else labels.round()
+    wide = rows.double().requires_grad_()
+    fused_supcr(wide, labels, 0.05).backward()
+    gradients = []
+    for _ in range(2):
+        x = rows.cuda().requires_grad_()
+        fused_supcr(x, labels.cuda(), 0.05, path=path).backward()
+        gradients.append(x.grad.cpu())
+    assert torch.equal(*gradients)
+    assert (gradients[0] - wide.grad).norm() <= 2e-6 * wide.grad.norm()
 
 
 def test_a_snapshot_is_pinned_whole_and_kept_for_the_next():
