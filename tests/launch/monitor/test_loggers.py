@@ -97,7 +97,10 @@ def test_other_names_are_refused_where_settings_are_read():
 
 @pytest.mark.slow
 @pytest.mark.skipif(not HAS_BOTH, reason="needs the extra log")
-def test_both_services_keep_a_run_without_a_network(small_shards: Path, tmp_path: Path):
+def test_both_services_keep_a_run_without_a_network(
+    small_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # for what reads it back, below
     run_dir = tmp_path / "runs" / "one"
     words = ["hscl/demo", f"data={small_shards}", *small_words("hscl"), "log=wandb,mlflow"]
     words += [f"run_dir={run_dir}"]
