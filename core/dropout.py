@@ -67,6 +67,19 @@ def same_masks() -> AbstractContextManager[None]:
 
 
 @contextmanager
+def masks_of_parts(sample: Tensor, place: Tensor) -> Iterator[None]:
+    """Within this block rows are not samples but parts of them, such as single pictures: ``sample``
+    (N,) is the row of the surrounding block that each belongs to, ``place`` (N,) which part of it
+    it is."""
+    if _masks is None:
+        yield
+        return
+    states = _masks.states.to(sample.device)[sample]
+    with _drawing(_Masks(_masks.key, mix_states(states + place + 1))):
+        yield
+
+
+@contextmanager
 def _drawing(masks: _Masks | None) -> Iterator[None]:
     global _masks
     previous, _masks = _masks, masks

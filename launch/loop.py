@@ -90,9 +90,12 @@ def fit(session: TrainingSession) -> Iterator[dict[str, float]]:
         warn_of_idle_losses(session)
         steps = max(1, progress.epoch_steps)
         losses = prefixed("loss", {name: total / steps for name, total in progress.sums.items()})
+        waited = task.wait_seconds()
+        for remark in task.waiting_remarks(waited, seconds):
+            session.log.warn(progress.step, remark)
         speed = {
             "samples_per_second": samples / seconds,
-            "data_wait": task.wait_seconds() / seconds,
+            "data_wait": waited / seconds,
             "seconds": seconds,
             "steps": float(progress.epoch_steps - first_step),
             "skipped_samples": float(task.skipped()),

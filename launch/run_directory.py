@@ -32,6 +32,8 @@ MAY_CHANGE = {
     "zero_stage",
     "offload",
     "threads",
+    "connections",
+    "ranges",
     "recompute",
     "compile",
     "cuda_graphs",

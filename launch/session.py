@@ -159,7 +159,9 @@ def resume(run: Run, model: Model, task: Task, checkpoints: Checkpoints, log: Ru
             )
         return start(model, run)
     state = read_state(folder)
-    load_weights(folder, state.shapes, model)  # before the engine cuts the parameters up
+    load_weights(
+        folder, state.shapes, model, state.bases
+    )  # before the engine cuts the parameters up
     engine = start(model, run)
     load_moments(folder, state.adam_step, engine, model)
     with naming_state(folder):

@@ -21,10 +21,8 @@ from core.encoders.inputs import (
     Inputs,
     groups,
     in_order,
-    refuse_classes,
 )
 from core.encoders.text import TextConfig, TextEncoder, decayed
-from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.cenet_layers import (
     Codes,
@@ -58,7 +56,6 @@ class CENet(Model[Utterances, Output]):
     """
 
     task = "sentiment"
-    takes_targets = True
     entropy: Tensor
 
     @validated_dataclass(frozen=True)
@@ -90,7 +87,6 @@ class CENet(Model[Utterances, Output]):
 
     def __init__(self, config: Config, data: DataSpec):
         super().__init__()
-        refuse_classes(data, "cenet")
         if "text" not in config.modalities:
             raise ValueError(
                 "cenet works inside the text encoder; options.modalities must hold text"
@@ -199,7 +195,7 @@ class CENet(Model[Utterances, Output]):
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
         if self.training and output.entropy:
             self.entropy += torch.stack([output.entropy[m] for m in self.memories])
-        return {"task": batch.mean(task_loss(output.score, batch.label, self.config.squared))}
+        return {"task": batch.mean(batch.errors(output.score, self.config.squared))}
 
     def report(self) -> dict[str, float]:
         """Mean entropy of the reads of this epoch by memory, in nats; log(slots) means evenly

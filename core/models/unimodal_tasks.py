@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from core.batch import Utterances
-from core.losses.labels import task_loss, unimodal_loss
-from core.model import Model, Sentiment
+from core.losses.labels import unimodal_loss
+from core.model import DataSpec, Model, Sentiment
 from core.models.label_memory import FUSION, LabelMemory
 
 
@@ -41,7 +41,7 @@ class UnimodalTasks(Model[Utterances, Output]):
         return [view for view in self.heads if view != FUSION]
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
-        losses = {"task": batch.mean(task_loss(output.score, batch.label))}
+        losses = {"task": batch.mean(batch.errors(output.score))}
         if not self.training or self.memory is None:
             return losses  # the memory is of the train split
         if self.learns_human_labels:
@@ -60,6 +60,12 @@ class UnimodalTasks(Model[Utterances, Output]):
         means = batch.mean(weights * (scores - targets).abs())
         losses |= dict(zip(output.views, means.unbind(), strict=True))
         return losses
+
+    def remarks(self) -> list[str]:
+        if self.memory is None:
+            name = type(self).__name__
+            return [f"labels are no scores, so {name} generates no unimodal labels"]
+        return []
 
     def resting_losses(self) -> set[str]:
         # generated labels are the human ones until each sample's second visit
@@ -117,6 +123,11 @@ class UnimodalTasks(Model[Utterances, Output]):
         super().begin_epoch(epoch)
         if self.memory is not None:
             self.memory.begin_epoch()
+
+
+def has_one_score(data: DataSpec) -> bool:
+    """Whether a label is one score: only such labels have unimodal ones to generate."""
+    return data.num_outputs == 1 and not data.num_classes and not data.multilabel
 
 
 class Head(nn.Module):

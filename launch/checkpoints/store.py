@@ -35,6 +35,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, Validation
 
 from core import distributed
 from core.command import Refused
+from core.encoders.backbones.adaptation import base_facts
 from core.file_access.json_files import read_json_object
 from core.file_access.regular_files import read_regular_text
 from core.files import sha256_of_file
@@ -86,6 +87,8 @@ class State:
     adam_step: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     shapes: dict[str, list[NonNegativeInt]]  # parameter -> shape
     loss_scale: dict[str, float] = field(default_factory=dict)  # of fp16
+    # module of a frozen encoder, whose weights are not here -> its source and SHA-256
+    bases: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -183,6 +186,7 @@ class Checkpoints:
                 adam_step=adam_step(engine, model),
                 shapes=shapes,
                 loss_scale=grad_scaler_state(engine),
+                bases=base_facts(model),
             )
             body = json.dumps(asdict(state)).encode()
             contents["state.json"] = lambda: (body,)

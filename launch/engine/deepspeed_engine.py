@@ -150,6 +150,7 @@ def start(model: Model, run: Run) -> Engine:
         frozen=frozen,
         batch_norm=batch_norm,
         both_ways=any(module.bidirectional for module in recurrent),
+        dora=any("lora_magnitude_vector" in name for name, _ in model.named_parameters()),
     )
     is_plain = run.zero_stage == 0 and not run.recompute and not run.compile
     step = TrainStep(model, run.seed, cast_together=is_plain and run.precision != "fp32")

@@ -16,7 +16,6 @@ from core.encoders.inputs import MODALITIES, InputConfig, Inputs, Modality, grou
 from core.encoders.sequence import last_frame
 from core.encoders.text import TextConfig, TextEncoder
 from core.kernels.recurrence import recur
-from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 
 
@@ -34,7 +33,6 @@ class EFLSTM(Model[Utterances, Sentiment]):
     """
 
     task = "sentiment"
-    takes_targets = True
     aligned = True
 
     @validated_dataclass(frozen=True)
@@ -91,7 +89,7 @@ class EFLSTM(Model[Utterances, Sentiment]):
         return last_frame(states, clock)
 
     def losses(self, output: Sentiment, batch: Utterances) -> dict[str, Tensor]:
-        return {"task": batch.mean(task_loss(output.score, batch.label))}
+        return {"task": batch.mean(batch.errors(output.score))}
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         return groups(self, text=self.text.trained() if self.text is not None else [])

@@ -18,7 +18,6 @@ from core.dropout import Probability
 from core.encoders.inputs import Inputs, groups
 from core.encoders.sequence import last_frame, masked_mean
 from core.kernels.recurrence import recur
-from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.fusion.gated_memory import (
     ClockedFrames,
@@ -153,7 +152,6 @@ class GraphMFN(Model[Utterances, Output]):
     """
 
     task = "sentiment"
-    takes_targets = True
     aligned = True
 
     @validated_dataclass(frozen=True)
@@ -198,7 +196,7 @@ class GraphMFN(Model[Utterances, Output]):
         )
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
-        return {"task": batch.mean(task_loss(output.score, batch.label))}
+        return {"task": batch.mean(batch.errors(output.score))}
 
     def memory_bank_rows(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
         if not self.training:
