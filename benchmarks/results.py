@@ -1,11 +1,11 @@
-"""Scores of the sentiment models on one data set over several seeds, as a table in the README.
+"""Scores of the sentiment models on one data set over several seeds, as a table in docs/results.md.
 
     python benchmarks/results.py mosi_utterance data=shards/mosi seeds=1111,1112,1113
     options.text.source=PATH
 
 Runs every model that has a recipe of that name, and the text alone; each run is an ordinary
 ``launch.train``, so a run that is finished is not run again, and one that was stopped goes on. The
-table goes between the README's markers of that name, and with versions and machine into
+table goes between the markers of docs/results.md of that name, and with versions and machine into
 ``benchmarks/results/``. ``models=hscl,baseline`` runs only those. Rows of the last results for
 which there is no folder here stay as they are; ``again=yes`` forgets them.
 """
@@ -118,7 +118,7 @@ def main() -> None:
     several = any(len(runs) > 1 for runs in rows.values())
     what = "mean ± standard deviation over seeds" if several else "one seed"
     said = f"{TITLES.get(name, name)}; {what}:\n\n{table(rows)}"
-    paste(said, name, ROOT / "README.md")
+    paste(said, name, ROOT / "docs" / "results.md")
     print(said)
 
 

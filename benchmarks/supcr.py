@@ -2,7 +2,7 @@
 products, and memory.
 
     python benchmarks/supcr.py                 the cells that benchmarks/results/supcr.json lacks,
-    the README's tables python benchmarks/supcr.py time N WIDTH    one cell, as JSON
+    the tables of docs/results.md python benchmarks/supcr.py time N WIDTH    one cell, as JSON
     python benchmarks/supcr.py memory FORM N WIDTH
     python benchmarks/supcr.py step            the loss's share of an HSCL training step, by
     definition and fused python benchmarks/supcr.py gpu             times and repeatability on a
@@ -312,12 +312,12 @@ def everything() -> None:
             )
             print(cell, results["cells"][cell], file=sys.stderr, flush=True)
     said = table(results["cells"])
-    paste(said, "supcr", ROOT / "README.md")
+    paste(said, "supcr", ROOT / "docs" / "results.md")
     print(said)
 
 
 def table(cells: dict[str, dict[str, float]]) -> str:
-    """What the README says of the cells."""
+    """What the page says of the cells."""
     lines = [
         "Contrastive loss (SupCR), forward and backward in float32: CPU seconds of one thread as a multiple of the",
         "three n×n×D matrix products that it cannot do without, measured in the same run (`benchmarks/supcr.py`,",

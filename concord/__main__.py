@@ -31,6 +31,9 @@ COMMANDS = {
     "align": ("launch.align", "the pairs of entities that a run predicts"),
     "robustness": ("launch.robustness", "scores over rates of missing data"),
     "distill": ("launch.distill", "a teacher on complete data, then its student"),
+    "study": ("tune.studies.study", "rows by seeds, and which differ by more than chance"),
+    "compare": ("launch.comparing.compare", "runs beside each other, on one page"),
+    "board": ("launch.board.board", "a page over all runs of a folder, on this machine"),
     "search": ("tune.search", "search the settings of a recipe"),
 }
 SCORE = re.compile(r"Test \S+ \d(?:[^.;:]|\.\d)*")  # up to the end of the clause

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 def suggest(word: str, words: Iterable[str]) -> str:
@@ -33,3 +34,21 @@ def refusal(setting: str, names: Iterable[str], known: Iterable[str], owner: str
         return ""
     there = ", ".join(known) or "none"
     return f"{setting} names {unknown[0]}, but {owner} {there}{suggest(unknown[0], known)}"
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= leaves(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def nearest_ending(word: str, keys: Iterable[str]) -> str:
+    """The dotted key that ends in ``word``; of several the main group's, then the shortest. "" if
+    none does."""
+    ending = [key for key in keys if key.rpartition(".")[2] == word]
+    return min(ending, key=lambda key: (".main." not in key, len(key)), default="")

@@ -9,7 +9,7 @@ import json
 import os
 import pkgutil
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -27,7 +27,7 @@ from pydantic import (
 from core.command import Refused
 from core.environment.credentials import remember
 from core.models import MODELS
-from core.names import suggest
+from core.names import leaves, nearest_ending, suggest
 from data_shards.missing import Missing, UnitInterval
 
 # The comment at a field is its help: ``concord train RECIPE --help`` prints it, with type, bounds
@@ -173,6 +173,8 @@ class Run:
     check_every: NonNegativeInt = 0
     # seconds that ranks wait for one of them before they name it and leave
     timeout: PositiveFloat = 1800.0
+    # where numbers go besides log.jsonl and TensorBoard, to be installed with the extra "log"
+    log: tuple[Literal["wandb", "mlflow"], ...] = ()
     # of the task (alignment: iterative learning)
     task_options: dict[str, Any] = field(default_factory=dict)
 
@@ -387,21 +389,3 @@ def _no_such_key(tree: dict[str, Any], key: str, depth: int, node: Any) -> str:
     if ending and (last_is_wrong or not hint):
         hint = f"; did you mean {ending!r}?"
     return f"no option {key!r}: there is no {parts[depth]!r}{inside}{hint}"
-
-
-def leaves(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= leaves(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def nearest_ending(word: str, keys: Iterable[str]) -> str:
-    """The dotted key that ends in ``word``; of several the main group's, then the shortest. "" if
-    none does."""
-    ending = [key for key in keys if key.rpartition(".")[2] == word]
-    return min(ending, key=lambda key: (".main." not in key, len(key)), default="")

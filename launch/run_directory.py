@@ -39,6 +39,7 @@ MAY_CHANGE = {
     "cuda_graphs",
     "deepspeed",
     "save_every",
+    "log",
     "log_every",
     "keep",
     "check_every",

@@ -101,7 +101,7 @@ def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
     with held_by_first_rank(run_dir):
         find_run(run)  # who held it until now may have begun another run in it
         checkpoints = Checkpoints(run_dir, Progress(), run.keep)
-        with RunLog(run_dir, quiet=quiet) as log, checkpoints:
+        with RunLog(run_dir, quiet=quiet, run=run) as log, checkpoints:
             engine = resume(run, model, task, checkpoints, log)
             checkpoints.reserve(engine)
             record_run(run, run_dir)

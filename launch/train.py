@@ -33,6 +33,12 @@ def arguments_parser(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--list", action="store_true", help="print the names of all recipes, and end"
     )
+    if command == "train":
+        parser.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="take a few steps, say what the run would cost, and write nothing",
+        )
     return parser
 
 
@@ -69,9 +75,15 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit code; ``core.command`` lists them."""
 
     def work() -> None:
-        run = parse(arguments)
+        words = sys.argv[1:] if arguments is None else arguments
+        run = parse(words)
         init_processes(run.timeout)
-        train(run)
+        if "--dry-run" in words:
+            from launch.reports.dry_run import dry_run
+
+            dry_run(run)
+        else:
+            train(run)
         shutdown_processes()
 
     return run_rank(work)

@@ -125,13 +125,14 @@ def _sims(prediction: Array, label: Array) -> dict[str, float]:
     }
     for count in _SIMS_EDGES:
         found[f"Mult_acc_{count}"] = _accuracy(
-            _sims_class(prediction, count), _sims_class(label, count)
+            sims_class(prediction, count), sims_class(label, count)
         )
-    found["F1_score"] = _weighted_f1(_sims_class(prediction, 2), _sims_class(label, 2))
+    found["F1_score"] = _weighted_f1(sims_class(prediction, 2), sims_class(label, 2))
     return found
 
 
-def _sims_class(values: Array, count: int) -> NDArray:
+def sims_class(values: Array, count: int) -> NDArray:
+    """(N,) number of the bin of each score, of two, three or five."""
     edges = np.array(_SIMS_EDGES[count], np.float32)
     return np.digitize(values.astype(np.float32), edges, right=True)
 

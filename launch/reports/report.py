@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from core import distributed
-from core.file_access.regular_files import open_regular_file
+from core.command import describe_fault
 from core.files import write_atomically
 from core.metrics.declared import headline_metrics, metric_of
 from core.model import DataSpec, Model
@@ -19,6 +19,9 @@ from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import Checkpoints, read_state
 from launch.checkpoints.tensors import load_weights, refuse_other_model
 from launch.config import ConfigError, Run
+from launch.reports.event_log import read_events
+from launch.reports.loggers.interface import artefacts_of
+from launch.reports.pages.run_page import write_run_page
 from launch.reports.plots import figure, save
 from launch.reports.run_log import RunLog
 from launch.reports.tables import score_table
@@ -88,43 +91,22 @@ def finish(
         for remark in final.remarks:
             log.say(remark)
         log.say(f"report: {run_dir / 'report.md'}")
+        _write_page(run_dir, log, progress.step)
+        log.keep_files(artefacts_of(run_dir))
     return scores
+
+
+def _write_page(run_dir: Path, log: RunLog, step: int) -> None:
+    """The page beside the report. A training that has ended well does not fail for it."""
+    try:
+        log.say(f"page: {write_run_page(run_dir)}")
+    except Exception as error:
+        log.warn(step, f"the page of the run could not be written: {describe_fault(error)}")
 
 
 def write_scores(path: Path, scores: dict[str, dict[str, float]]) -> None:
     """``{"valid": {...}, "test": {...}}``."""
     write_atomically(path, json.dumps(scores, indent=1) + "\n")
-
-
-def read_events(run_dir: Path) -> dict[str, list[dict[str, Any]]]:
-    """The lines of ``log.jsonl`` by kind. Steps that were taken again after a resume appear once,
-    as taken last.
-
-    Raises:
-        ConfigError: a line that is whole, and no event.
-    """
-    path = run_dir / "log.jsonl"
-    events: dict[str, dict[int, dict[str, Any]]] = {}
-    with open_regular_file(path) as file:
-        for number, line in enumerate(file, 1):
-            try:
-                event = json.loads(line)
-            except (ValueError, RecursionError):
-                continue  # the last line of a run that was killed while writing it
-            if not _is_event(event):
-                raise ConfigError(f"{path}, line {number}: no event of a run; remove the line")
-            events.setdefault(event["kind"], {})[event["step"]] = event
-    in_order = {}
-    for kind, by_step in events.items():
-        in_order[kind] = [by_step[step] for step in sorted(by_step)]
-    return in_order
-
-
-def _is_event(event: Any) -> bool:
-    """Whether it says of what kind it is, and of which step."""
-    if not isinstance(event, dict):
-        return False
-    return isinstance(event.get("kind"), str) and isinstance(event.get("step"), int)
 
 
 def _draw_losses(run_dir: Path, epochs: list[dict[str, Any]]) -> tuple[str, str]:
@@ -177,7 +159,8 @@ def _report(
         "",
         *[f"![{caption}]({name})\n\n{caption}\n" for caption, name in plots],
         "Files: `config.json` (every setting, versions, state of the code), `log.jsonl`, "
-        "`tensorboard/`, `scores.json`, `predictions.csv`, `checkpoints/`.",
+        "`tensorboard/`, `scores.json`, `predictions.csv`, `checkpoints/`; `report.html` shows more of "
+        "them, with `figures/` for papers.",
         "",
     ]
     return "\n".join(lines)

@@ -6,29 +6,33 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
 from core import distributed
+from core.environment.credentials import redact
 from core.files import naming
 from core.metrics.declared import headline_metrics, metric_of
 from launch.config import Run
+from launch.reports.loggers.interface import Logger, open_loggers
 
 
 class RunLog:
     """Use as a context manager; ``log.jsonl`` and the TensorBoard files appear in ``run_dir``;
     None: no record."""
 
-    def __init__(self, run_dir: Path | None, *, quiet: bool = False):
+    def __init__(self, run_dir: Path | None, *, quiet: bool = False, run: Run | None = None):
+        self.loggers: dict[str, Logger] = {}  # services that the run names
         self.bar: tqdm | None = None
         self.quiet = quiet
         self.writes = False
         if run_dir is not None and distributed.rank() == 0:
             from torch.utils.tensorboard import SummaryWriter
 
+            self.loggers = open_loggers(run, run_dir) if run is not None else {}
             self.writes = True
             self._path = run_dir / "log.jsonl"
             self._lines = self._path.open("a", encoding="utf-8")
@@ -44,6 +48,7 @@ class RunLog:
                 self._lines.close()
             with naming(Path(self._board.log_dir)):
                 self._board.close()
+            self._tell(lambda logger: logger.close())
 
     def event(self, kind: str, step: int, values: dict[str, Any]) -> None:
         """Append one line, and every number in it to TensorBoard under ``kind/name``."""
@@ -53,10 +58,30 @@ class RunLog:
         with naming(self._path):
             self._lines.write(json.dumps(body, ensure_ascii=False) + "\n")
             self._lines.flush()
+        numbers = {}
+        for name, value in values.items():
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                numbers[f"{kind}/{name}"] = float(value)
         with naming(Path(self._board.log_dir)):
-            for name, value in values.items():
-                if isinstance(value, int | float) and not isinstance(value, bool):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+        if numbers:
+            self._tell(lambda logger: logger.numbers(step, numbers))
+
+    def keep_files(self, paths: Sequence[Path]) -> None:
+        """Hand files of the finished run to the services that it names."""
+        self._tell(lambda logger: logger.files(paths))
+
+    def _tell(self, what: Callable[[Logger], None]) -> None:
+        """Ask every service. One that fails is said and left out from then on: training goes on,
+        and all is in the run's own log."""
+        for name, logger in list(self.loggers.items()):
+            try:
+                what(logger)
+            except Exception as error:
+                del self.loggers[name]
+                reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                self.say(f"warning: log={name} failed, and gets nothing more: {redact(reason)}")
 
     def say(self, text: str) -> None:
         """A sentence for the person at the terminal."""
@@ -114,7 +139,20 @@ def epoch_line(scores: dict[str, float], run: Run) -> str:
     headlines = headline_metrics(scores)
     shown = list(dict.fromkeys([run.select, *headlines]))[:3]
     numbers = "  ".join(f"{name} {metric_of(name).text(scores[name])}" for name in shown)
+    done = int(scores["epoch"]) + 1
+    left = scores["seconds"] * (run.epochs - done)
+    rest = f", at most {spoken_duration(left)} left" if done < run.epochs else ""
     return (
-        f"epoch {int(scores['epoch']) + 1}/{run.epochs}  loss {loss:.4f}  valid {numbers}  "
-        f"{scores['samples_per_second']:.0f} samples/s, {scores['data_wait']:.1%} waiting for data"
+        f"epoch {done}/{run.epochs}  loss {loss:.4f}  valid {numbers}  "
+        f"{scores['samples_per_second']:.0f} samples/s, {scores['data_wait']:.1%} waiting for "
+        f"data{rest}"
     )
+
+
+def spoken_duration(seconds: float) -> str:
+    """As people say it: 4.2 s, 35 s, 12 min, 3.1 h."""
+    if seconds < 120:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

@@ -64,7 +64,7 @@ def make_app(workers: Analysing, limits: ServeLimits) -> FastAPI:
     # the library's own documentation pages would fetch scripts from elsewhere
     app = FastAPI(title="concord", docs_url=None, redoc_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=HOSTS)
-    app.middleware("http")(_guarded)
+    app.middleware("http")(guarded)
 
     for place, name in FILES.items():
         app.add_api_route(place, _file(name), include_in_schema=False)
@@ -90,7 +90,7 @@ def make_app(workers: Analysing, limits: ServeLimits) -> FastAPI:
     return app
 
 
-async def _guarded(
+async def guarded(
     request: Request, call_next: Callable[[Request], Awaitable[Response]]
 ) -> Response:
     """Refuse what a page from elsewhere asks for, and say how the answer may be used."""
@@ -99,7 +99,8 @@ async def _guarded(
         response: Response = JSONResponse({"detail": "asked for by another page"}, 403)
     else:
         response = await call_next(request)
-    response.headers.update(HEADERS)
+    for name, value in HEADERS.items():
+        response.headers.setdefault(name, value)  # an answer may have a policy of its own
     return response
 
 

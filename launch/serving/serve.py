@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import socket
 import sys
 from pathlib import Path
 
@@ -19,9 +18,9 @@ from launch.command_line import read, settings_parser
 from launch.config import ConfigError
 from launch.predict import folders_of
 from launch.predicting.trained import local_folder
+from launch.serving.loopback import LOOPBACK, bound_socket
 from launch.serving.workers import ModelChoice, Workers
 
-LOOPBACK = "127.0.0.1"
 DEFAULT_PORT = 8765
 MOST_BY_DEFAULT = 4  # workers; each holds the model
 
@@ -43,7 +42,7 @@ def serve(choice: ModelChoice, options: argparse.Namespace) -> None:
             "pip install 'concord-train[serve]'"
         ) from None
     limits = ServeLimits(upload=options.upload_mb * 10**6, seconds=options.seconds)
-    bound = _bound(options.port)
+    bound = bound_socket(options.port)
     print(f"opening {choice.source} in {options.workers} processes", flush=True)
     workers = Workers(choice, options.workers)
     try:
@@ -55,20 +54,6 @@ def serve(choice: ModelChoice, options: argparse.Namespace) -> None:
     finally:
         workers.close()
         bound.close()
-
-
-def _bound(port: int) -> socket.socket:
-    """A socket on the loopback interface; Refused where another program has the port."""
-    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
-    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        found.bind((LOOPBACK, port))
-    except OSError as error:
-        found.close()
-        raise Refused(
-            f"--port {port}: {error.strerror}; give another, or 0 for a free one"
-        ) from None
-    return found
 
 
 def main(arguments: list[str] | None = None) -> int:

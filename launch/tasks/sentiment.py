@@ -152,7 +152,7 @@ class SentimentTask:
 
     def end_epoch(self, epoch: int, model: Model, run_dir: Path) -> None:
         if distributed.rank() == 0:
-            write_sample_record(run_dir, epoch, model.sample_record(), self.train.ids)
+            write_sample_record(run_dir, epoch, model.sample_record(), self.train.records)
 
     def batches(self, epoch: int) -> Iterator[list[Batch]]:
         self.weights.prepare()

@@ -34,9 +34,13 @@ HOMES = {
     "dlib": ("data_shards/extract/extractors/face68.py",),
     "mediapipe": ("data_shards/extract/extractors/face_mesh.py",),
     "huggingface_hub": ("launch/bundles/",),
-    "fastapi": ("launch/serving/app.py",),
-    "starlette": ("launch/serving/app.py",),
-    "uvicorn": ("launch/serving/serve.py",),
+    "fastapi": ("launch/serving/app.py", "launch/board/board_app.py"),
+    "starlette": ("launch/serving/app.py", "launch/board/board_app.py"),
+    "uvicorn": ("launch/serving/serve.py", "launch/board/board.py"),
+    "wandb": ("launch/reports/loggers/wandb_logger.py",),
+    "mlflow": ("launch/reports/loggers/mlflow_logger.py",),
+    "jinja2": ("launch/reports/pages/page.py",),
+    "tomli": ("tune/studies/plan.py",),
     "faiss": ("core/metrics/approximate.py",),
 }
 MOST_FILES, MOST_LINES, FEWEST_LINES = 14, 400, 30
@@ -64,6 +68,8 @@ OPTIONAL = {
     "fastapi": ("fastapi", "serve"),
     "starlette": ("fastapi", "serve"),  # which fastapi is made of
     "uvicorn": ("uvicorn", "serve"),
+    "wandb": ("wandb", "log"),
+    "mlflow": ("mlflow-skinny", "log"),
 }
 FILES = sorted(path for package in ORDER for path in (ROOT / package).rglob("*.py"))
 MODULES = {

@@ -17,6 +17,7 @@ from concord.__main__ import COMMANDS
 from data_shards.stream import Stream
 from launch.config import leaves, load_recipe, override, recipe_names, to_dict
 from tune.settings import Search, read_search
+from tune.studies.plan import Words
 
 PAGES = [
     ROOT / "README.md",
@@ -135,6 +136,7 @@ OTHER_WORDS = {
 
 def known_keys() -> set[str]:
     keys = {field.name for field in dataclasses.fields(Search)}
+    keys |= {field.name for field in dataclasses.fields(Words)} | {"set"}
     keys |= set(inspect.signature(Stream.__init__).parameters)
     for name in recipe_names():
         tree = to_dict(load_recipe(name))
@@ -152,5 +154,7 @@ def test_settings_named_between_backticks_exist(page: str):
             if found:
                 last = found[1].rpartition(".")[2]
                 assert found[1] in known or any(key.endswith(f".{last}") for key in known), word
-                if "." in found[1] and not found[1].startswith(("space.", "optim.groups.")):
+                if "." in found[1] and not found[1].startswith(
+                    ("space.", "optim.groups.", "vary.")
+                ):
                     assert any(key.startswith(found[1]) for key in known), f"{page}: {word}"

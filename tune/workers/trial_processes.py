@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,7 +39,8 @@ class Processes:
     Args:
         output: file to which everything that they print is appended. folder: where they run, once
         they have found the code (``tune.workers.child``); here, if there is none. extensions:
-        compiled operators of DeepSpeed, see ``tune.workers.operators``.
+        compiled operators of DeepSpeed, see ``tune.workers.operators``. more: variables of their
+        environment, besides those of this process.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Processes:
         output: Path,
         folder: str = "",
         extensions: str = "",
+        more: Mapping[str, str] | None = None,
     ):
         self.output = output
         self.processes: list[subprocess.Popen[bytes]] = []
@@ -65,6 +67,7 @@ class Processes:
             "MASTER_PORT": str(listener.getsockname()[1]),
             "TORCHELASTIC_USE_AGENT_STORE": "True",
             FOLDER: folder if os.path.isdir(folder) else os.getcwd(),
+            **(more or {}),
         }
         command = [sys.executable, "-m", module, *arguments]
         try:
@@ -98,8 +101,8 @@ class Processes:
             os.close(results_end)
             listener.close()
 
-    def next(self) -> dict[str, Any]:
-        """Ask for one more epoch and wait for its result.
+    def next(self, order: str = "go") -> dict[str, Any]:
+        """Ask for one more epoch, or for what another ``order`` means, and wait for its result.
 
         Raises:
             ProcessEnded: a process ended instead.
@@ -107,7 +110,7 @@ class Processes:
         orders = self._orders()
         if orders is not None:
             with contextlib.suppress(BrokenPipeError):
-                orders.write(b"go\n")
+                orders.write(order.encode() + b"\n")
                 orders.flush()
         while b"\n" not in self._unread:
             ready, _, _ = select.select([self.results], [], [], 0.5)
@@ -165,6 +168,12 @@ class Processes:
                 return line.removeprefix("error: ")
         last = lines[-1].strip() if lines else "it printed nothing"
         return f"{name} ended with code {code}: {last}"
+
+    def ask_to_stop(self) -> None:
+        """Have a training save what it has and leave; ``close`` still ends what does not."""
+        for process in self.processes:
+            if process.poll() is None:
+                process.terminate()
 
     def close(self) -> None:
         """End all processes: asked first, then by force, with whatever they have started."""

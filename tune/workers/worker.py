@@ -22,7 +22,7 @@ from core.metrics.declared import METRICS
 from launch.engine.processes import init_processes, shutdown_processes
 from launch.loop import fit
 from launch.monitor.rank_command import run_rank
-from launch.reports.report import read_events
+from launch.reports.event_log import read_events
 from launch.session import TrainingSession, prepare
 from launch.train import parse
 from tune.workers.child import run_as_child

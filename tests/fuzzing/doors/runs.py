@@ -25,7 +25,7 @@ from launch.checkpoints.store import FORMAT, VERSION, Checkpoints, State, read_s
 from launch.checkpoints.tensors import load_generators, load_weights
 from launch.config import Run, to_dict
 from launch.evaluate import evaluate
-from launch.reports.report import read_events
+from launch.reports.event_log import read_events
 from launch.run_directory import find_run
 from launch.session import naming_state
 from launch.tasks.build import build_model, build_task

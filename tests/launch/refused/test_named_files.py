@@ -12,7 +12,7 @@ from core.command import Refused
 from launch.command_line import expand
 from launch.config import ConfigError, load_recipe, override
 from launch.export import _scores
-from launch.reports.report import read_events
+from launch.reports.event_log import read_events
 from tune.settings import load_search, read_search, write_search
 
 

@@ -1,0 +1,1 @@
+"""A page over all runs and studies of a folder, on the loopback interface."""

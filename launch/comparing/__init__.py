@@ -1,0 +1,1 @@
+"""Runs beside each other: paired tests, resampled scores, differences of settings and answers."""
