@@ -9,6 +9,7 @@ of 4 bytes a parameter are written. Compared in one run, taking turns, each in a
   back and hashed again, while the training waits. That is how version 0.1 did it.
 * beside the training: ``Checkpoints.begin`` waits for one copy in host memory; a thread writes,
   flushes, reads back, compares and hashes. ``whole`` is when the checkpoint can be gone on from.
+  The memory was made ready beside the first steps, as in a run.
 
 Memory is the growth of the process's peak during the save.
 """
@@ -102,8 +103,10 @@ def in_foreground(engine: Engine, folder: Path) -> Waits:
 
 
 def beside_training(engine: Engine, folder: Path) -> Waits:
-    """The same of ``Checkpoints``."""
+    """The same of ``Checkpoints``, once the memory that a run reserves is there."""
     checkpoints = Checkpoints(folder, Progress(step=1, epoch_steps=1))
+    checkpoints.reserve(engine)  # type: ignore[arg-type]
+    checkpoints.memory.finish_reserving()
     begin, computed = time.perf_counter(), time.thread_time()
     checkpoints.begin(engine, Position(), "last", "best")  # type: ignore[arg-type]
     waited, computed = time.perf_counter() - begin, time.thread_time() - computed

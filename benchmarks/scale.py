@@ -3,12 +3,13 @@ many shards it holds open, how long it waits. Simulated for up to 1,024 nodes, a
 four processes and a server.
 
     python benchmarks/scale.py [shards=4096] [samples=256] [batch=4096] [mb=64] [step=0.5]
-        [latency=0.05] [bandwidth=1000] [measured=yes]
+        [latency=0.05] [bandwidth=1000] [connections=16] [measured=yes]
 
 The simulation walks the real order of an epoch, one node at a time. A node has one rank, opens
-shards in the order that the stream asks for them, ``latency`` seconds and ``mb`` / ``bandwidth``
-seconds each, two at a time, and computes ``step`` seconds per global batch; it waits where a shard
-that a step needs has not come. Node 0 stands for all: groups are alike.
+shards in the order that the stream asks for them, ``connections`` at a time: each answers after
+``latency`` seconds, and all share a line of ``bandwidth`` MB/s. It computes ``step`` seconds per
+global batch, and waits where a shard that a step needs has not come. Node 0 stands for all: groups
+are alike.
 
 The measurement has four processes with a cache of their own, which read an epoch from a server on
 this machine; the bytes that they fetched are compared with the simulated ones.
@@ -25,7 +26,7 @@ import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from common import made_by, read_words, refuse_others, run_command
@@ -44,22 +45,30 @@ SETTINGS = {
     "step": "0.5",
     "latency": "0.05",
     "bandwidth": "1000",
+    "connections": "16",
     "measured": "yes",
 }
 NODES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 1024)
 GROUPS = (1, 64, 128)
-THREADS = 2  # shards that a stream opens at the same time
 RESULTS = Path(__file__).parent / "results" / "scale.json"
 
 
-def simulate(sampler: Sampler, part: Part, seconds_a_shard: float, step_seconds: float) -> dict:
+class Line(NamedTuple):
+    """How shards come to a node."""
+
+    latency: float  # seconds until a request is answered
+    transfer: float  # seconds that a shard takes, if nothing else comes
+    connections: int  # shards at a time
+
+
+def simulate(sampler: Sampler, part: Part, line: Line, step_seconds: float) -> dict:
     """What one node does in an epoch."""
     epoch = sampler.epoch(0, no_lengths)
     keep = sampler.shards_in_use(part)
     ready: dict[int, float] = {}  # shard -> when it is here
     held: dict[int, None] = {}  # shards in memory, the least recently used first
-    free = [0.0] * THREADS
-    now = waited = 0.0
+    free = [0.0] * line.connections
+    now = waited = line_is_free = 0.0
     fetched = requests = most_open = 0
     for step in range(sampler.steps):
         needed = np.unique(epoch.batch(step, part).shard).tolist()
@@ -67,8 +76,8 @@ def simulate(sampler: Sampler, part: Part, seconds_a_shard: float, step_seconds:
             held.pop(shard, None)
             held[shard] = None
             if shard not in ready:
-                start = max(heapq.heappop(free), now)
-                ready[shard] = start + seconds_a_shard
+                answered = max(heapq.heappop(free), now) + line.latency
+                ready[shard] = line_is_free = max(answered, line_is_free) + line.transfer
                 heapq.heappush(free, ready[shard])
                 fetched += 1
                 requests += 2  # index and tar
@@ -92,12 +101,13 @@ def no_lengths(shard: int) -> np.ndarray:
 
 def simulated(own: dict[str, str]) -> list[dict[str, Any]]:
     sizes = (int(own["samples"]),) * int(own["shards"])
-    seconds = float(own["latency"]) + float(own["mb"]) / float(own["bandwidth"])
+    transfer = float(own["mb"]) / float(own["bandwidth"])
+    line = Line(float(own["latency"]), transfer, int(own["connections"]))
     rows = []
     for groups in GROUPS:
         sampler = Sampler(sizes, int(own["batch"]), groups=groups)
         for nodes in NODES:
-            found = simulate(sampler, Part(0, nodes), seconds, float(own["step"]))
+            found = simulate(sampler, Part(0, nodes), line, float(own["step"]))
             rows.append({"groups": sampler.num_groups, "nodes": nodes, **found})
             print(json.dumps(rows[-1]), flush=True)
     return rows
@@ -163,7 +173,7 @@ def measured(ranks: int = 4) -> list[dict[str, Any]]:
                 raise SystemExit("a process failed; see above")
             sampler = Sampler(tuple(shard.samples for shard in train), 32, window=2, groups=groups)
             expected = [
-                simulate(sampler, Part(rank, ranks), 1.0, 1.0)["share fetched"]
+                simulate(sampler, Part(rank, ranks), Line(1.0, 1.0, 2), 1.0)["share fetched"]
                 for rank in range(ranks)
             ]
             total = sum(shard.bytes for shard in train)

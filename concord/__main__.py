@@ -20,6 +20,7 @@ COMMANDS = {
     "verify": ("data_shards.verify", "sizes and checksums of a shard folder"),
     "index": ("data_shards.index", "index tars that something else wrote"),
     "codebook": ("data_shards.codebook", "centres of the frames, which CENet needs"),
+    "encode": ("data_shards.media.encode_shards", "sound and pictures to an encoder's frames"),
     "synthetic": ("data_shards.synthetic", "generate a small data set"),
     "recipes": ("concord.__main__", "all recipes, with their scores"),
     "train": ("launch.train", "train a recipe"),

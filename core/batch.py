@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from core.losses.labels import CROSS_ENTROPY, LabelLoss, task_loss
+
 BatchType = TypeVar("BatchType", bound="Batch")
 TensorFunction = Callable[[Tensor], Tensor]
 
@@ -40,11 +42,11 @@ class Batch:
         return len(self.index)
 
     def mean(self, values: Tensor) -> Tensor:
-        """This micro-batch's share of the mean of (B,) values over the global batch.
+        """This micro-batch's share of the mean of (..., B) values over the global batch, (...).
 
         Shares of micro-batches add up, and ranks average.
         """
-        return (values * self.weight).sum() * self.loss_scale
+        return (values * self.weight).sum(-1) * self.loss_scale
 
     @property
     def target(self) -> Tensor:
@@ -76,7 +78,7 @@ class Utterances(Batch):
     """
 
     # (B,) float32 score in DataSpec.label_range, or the class number for classification; (B, K)
-    # where the data have K targets
+    # where the data have K targets, or K labels that are 1 or 0
     label: Tensor
     # modality -> (B, T, D) float32 or (B, T) int64, zero where padded
     frames: dict[str, Tensor]
@@ -87,10 +89,17 @@ class Utterances(Batch):
     # modality -> (B,) float32 human label of that modality alone, nan where there is none; only
     # those that the data have (DataSpec.unimodal_labels)
     unimodal_labels: dict[str, Tensor] = field(default_factory=dict)
+    # by which classes, (B,), or several labels, (B, K), count in the loss; None: all alike
+    label_weight: Tensor | None = None
+    label_loss: LabelLoss = CROSS_ENTROPY
 
     @property
     def target(self) -> Tensor:
         return self.label
+
+    def errors(self, score: Tensor, squared: bool = False) -> Tensor:
+        """(B,) float32, what the scores of these samples cost by their labels: ``task_loss``."""
+        return task_loss(score, self.label, squared, weight=self.label_weight, how=self.label_loss)
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,8 @@ class EntityGraph(Batch):
     present: dict[str, Tensor]
     # encode the entities of the links alone, as training always does
     links_only: bool = False
+    # (T, 3) int64 head, relation, tail of both graphs, sorted by head; None: not known
+    triples: Tensor | None = None
 
 
 def _map(value: Any, change: TensorFunction) -> Any:

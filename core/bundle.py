@@ -4,7 +4,8 @@ training data.
 ``config.json`` names the model and holds its options and what it must know of its data,
 ``model.safetensors`` all parameters and buffers, ``codebooks.safetensors`` the codebooks if there
 are any, ``text/config.json`` the architecture of a pretrained text encoder (its weights are with
-the others), ``tokenizer/`` the tokenizer, where the model reads tokens, ``README.md`` is the model
+the others), ``audio/`` and ``vision/`` architecture and preparation of encoders of sound and
+pictures, ``tokenizer/`` the tokenizer, where the model reads tokens, ``README.md`` is the model
 card. How the features were made, how far training data lie apart and the like stand in
 ``config.json`` for those who score new samples (``launch.predicting``).
 
@@ -19,7 +20,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
+from core.building import build_model
 from core.command import Refused
+from core.encoders.backbones.media_encoders import ENCODED
 from core.encoders.text import TextEncoder
 from core.file_access.json_files import read_json_object
 from core.file_access.regular_files import check_regular_file
@@ -70,13 +73,12 @@ def save(
     for key, value in model.state_dict().items():
         tensors[key] = value.detach().cpu().clone().contiguous()
     check_new_folder(folder, sum(value.nbytes for value in tensors.values()))
-    spec = {f.name: getattr(data, f.name) for f in fields(data) if f.name != "codebooks"}
     config = {
         "format": FORMAT,
         "version": VERSION,
         "model": name,
         "options": asdict(options),
-        "data": spec,
+        "data": data.plain(),
         **about,
     }
     contents = {
@@ -91,6 +93,10 @@ def save(
     architecture = encoder.architecture() if isinstance(encoder, TextEncoder) else None
     if architecture is not None:
         contents["text/config.json"] = _json(architecture)
+    encoders: Any = getattr(model, "media_encoders", {})
+    for role, media_encoder in encoders.items():
+        for file, content in media_encoder.files().items():
+            contents[f"{role}/{file}"] = _json(content)
     contents |= files or {}
     _write_folder(folder, contents)
 
@@ -136,7 +142,8 @@ def load(folder: str | Path) -> tuple[Model, DataSpec]:
 
 
 def _build(folder: Path, config: Mapping[str, Any]) -> tuple[Model, DataSpec]:
-    kind = MODELS[config["model"]]
+    name = config["model"]
+    kind = MODELS[name]
     options: Any = _validated(kind.Config, config, "options", folder)
     data: DataSpec = _validated(DataSpec, config, "data", folder)
     if data.task != kind.task:
@@ -146,12 +153,17 @@ def _build(folder: Path, config: Mapping[str, Any]) -> tuple[Model, DataSpec]:
         data = replace(data, codebooks=_read_tensors(codebooks, load_arrays))
     if (folder / "text").is_dir():
         options = replace(options, text=replace(options.text, source=str(folder / "text")))
+    for role in ENCODED:
+        if (folder / role).is_dir():
+            encoder = replace(getattr(options.inputs, role), source=str(folder / role))
+            options = replace(options, inputs=replace(options.inputs, **{role: encoder}))
     tensors = _read_tensors(folder / "model.safetensors", load_file)
     # before any memory is taken for what config.json asks for
-    shapes_only = sketch(partial(kind, options, data), len(tensors), f"{folder}/config.json")
+    build = partial(build_model, name, options, data)
+    shapes_only = sketch(build, len(tensors), f"{folder}/config.json")
     if shapes_only is not None:
         _check_fits(folder, tensors, shapes_only)
-    model = kind(options, data)
+    model = build()
     _check_fits(folder, tensors, model)
     model.load_state_dict(tensors)
     return model.eval(), data

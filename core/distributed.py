@@ -53,7 +53,14 @@ def gather_sizes(size: int, device: torch.device) -> list[int]:
     """``size`` of every rank, in rank order."""
     if world_size() == 1:
         return [size]
-    mine = torch.tensor([size], dtype=torch.int64, device=device)
-    sizes = [torch.empty_like(mine) for _ in range(world_size())]
-    dist.all_gather(sizes, mine)
-    return [int(part) for part in torch.cat(sizes)]
+    return [row[0] for row in gather_numbers([size], device)]
+
+
+def gather_numbers(numbers: Sequence[int], device: torch.device) -> list[list[int]]:
+    """As many numbers of every rank, in rank order, read from the device by one copy."""
+    if world_size() == 1:
+        return [list(numbers)]
+    mine = torch.tensor(numbers, dtype=torch.int64, device=device)
+    gathered = [torch.empty_like(mine) for _ in range(world_size())]
+    dist.all_gather(gathered, mine)
+    return torch.stack(gathered).tolist()

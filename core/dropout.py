@@ -40,7 +40,16 @@ class _Masks:
         return mix_states(torch.arange(rows, device=device) + self.key)
 
 
+@dataclass(frozen=True)
+class _Tokens:
+    """Whose the rows of a tensor without padding are."""
+
+    sample: Tensor  # (N,) int64
+    place: Tensor  # (N,) int64, in the padded sequence
+
+
 _masks: _Masks | None = None
+_tokens: _Tokens | None = None
 
 
 @contextmanager
@@ -58,6 +67,19 @@ def same_masks() -> AbstractContextManager[None]:
 
 
 @contextmanager
+def masks_of_parts(sample: Tensor, place: Tensor) -> Iterator[None]:
+    """Within this block rows are not samples but parts of them, such as single pictures: ``sample``
+    (N,) is the row of the surrounding block that each belongs to, ``place`` (N,) which part of it
+    it is."""
+    if _masks is None:
+        yield
+        return
+    states = _masks.states.to(sample.device)[sample]
+    with _drawing(_Masks(_masks.key, mix_states(states + place + 1))):
+        yield
+
+
+@contextmanager
 def _drawing(masks: _Masks | None) -> Iterator[None]:
     global _masks
     previous, _masks = _masks, masks
@@ -65,6 +87,19 @@ def _drawing(masks: _Masks | None) -> Iterator[None]:
         yield
     finally:
         _masks = previous
+
+
+@contextmanager
+def token_rows(sample: Tensor, place: Tensor) -> Iterator[None]:
+    """Within this block the rows of matrices (N, width), or (1, N, width), are tokens of these
+    samples at these places of padded sequences (B, T, width), whose masks are theirs; on a CPU
+    alone."""
+    global _tokens
+    previous, _tokens = _tokens, _Tokens(sample, place)
+    try:
+        yield
+    finally:
+        _tokens = previous
 
 
 def keep_mask(shape: torch.Size, p: float, layer: int, device: torch.device) -> Tensor:
@@ -89,6 +124,11 @@ class SampleDropout(nn.Module):
         """(B, ...) of any shape, sample first."""
         if not self.training or self.p == 0:
             return x
+        if _tokens is not None and _masks is not None:
+            of_rows = _masks.states[_tokens.sample]
+            rows = x.flatten(0, -2)  # (N, width)
+            dropped = dropout_op.drop_tokens(rows, of_rows, _tokens.place, self.layer, self.p)
+            return dropped.view(x.shape)
         states = self.states_of(x)
         if states is None:
             return functional.dropout(x, self.p)

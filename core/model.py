@@ -7,8 +7,8 @@ The training loop asks nothing else, so a model's peculiarities stay in its own 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar, Generic, Literal, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from core.batch import Batch
 
 TaskName = Literal["sentiment", "alignment"]
+MediaKind = Literal["sound", "pictures"]
 Size = Annotated[int, Field(ge=0, lt=2**31)]  # of a table or sequence
 BatchType = TypeVar("BatchType", bound=Batch)
 OutputType = TypeVar("OutputType", bound="Output")
@@ -32,7 +33,8 @@ class Output:
 class Sentiment(Output):
     """Of utterances."""
 
-    score: Tensor  # (B,) predicted score, (B, K) of K targets, or (B, classes) logits
+    # (B,) predicted score, (B, K) of K targets or logits of K labels, or (B, classes) logits
+    score: Tensor
 
 
 @dataclass(frozen=True)
@@ -92,10 +94,14 @@ class DataSpec:
     num_classes: Size = 0
     # what the numbers of a label that is a vector stand for; empty where a label is one number
     target_names: tuple[str, ...] = ()
+    # whether these numbers are 1 or 0, for labels that a sample has or lacks; answers are logits
+    multilabel: bool = False
     # modalities of which samples may have a human label of their own (Utterances.unimodal_labels)
     unimodal_labels: tuple[str, ...] = ()
     # samples in the train split, or entities
     num_train: Size = 0
+    # of both graphs
+    num_relations: Size = 0
     # of the tokenizer that made the token ids
     vocab_size: Size = 0
     # of that tokenizer; stands for a token dropped by the missing-feature protocols
@@ -104,6 +110,15 @@ class DataSpec:
     moments: dict[str, tuple[list[float], list[float]]] = field(default_factory=dict)
     # modality -> (K, D), k-means centres on scaled train frames
     codebooks: dict[str, np.ndarray] = field(default_factory=dict)
+
+    # modality -> what its frames are where they are no features: sound (B, S, 1) float32, or pictures
+    # (B, T, 3 * side * side) uint8, which only an encoder reads (core/encoders/backbones)
+    media: dict[str, MediaKind] = field(default_factory=dict)
+
+    def plain(self) -> dict[str, Any]:
+        """All but the codebooks, as plain JSON; data without media say nothing of it."""
+        left_out = {"codebooks"} if self.media else {"codebooks", "media"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out}
 
     @property
     def num_outputs(self) -> int:
@@ -119,7 +134,6 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
     """
 
     task: ClassVar[TaskName]
-    takes_targets: ClassVar[bool] = False  # whether it may learn several scores at once
     Config: ClassVar[type]
     # whether sound and video are read at the words: aligned to them, or averaged by word
     aligned: ClassVar[bool] = False
@@ -155,7 +169,7 @@ class Model(nn.Module, Generic[BatchType, OutputType]):
         ranks.
 
         Args:
-            target: (B,) what samples are compared by, ``Batch.target``.
+            target: (B,), or (B, K), what samples are compared by, ``Batch.target``.
             weight: (B,) rows of weight 0 take no part.
         """
         return {}

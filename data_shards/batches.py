@@ -8,7 +8,7 @@ from torch import Tensor
 from core.batch import Utterances
 from data_shards.reading.reader import Arrays
 from data_shards.shards.manifest import DataError
-from data_shards.shards.sentiment_schema import VIEW, is_label
+from data_shards.shards.sentiment_schema import TEXT, VIEW, is_label
 
 
 def utterances(micro_batch: Arrays) -> Utterances:
@@ -16,7 +16,7 @@ def utterances(micro_batch: Arrays) -> Utterances:
     other field a modality.
 
     Token ids come as (B, 3, T) int32 from the shards (ids, mask, segment) or as (B, T); only the
-    ids are kept, int64.
+    ids are kept, int64. Pictures stay bytes, (B, T, 3 * side * side) uint8.
     """
     arrays, lengths = micro_batch.arrays, micro_batch.lengths
     label = arrays.get("label", arrays.get("class"))
@@ -36,6 +36,10 @@ def utterances(micro_batch: Arrays) -> Utterances:
             raise DataError(
                 f"field {name!r} has no time axis, so it is no modality; choose others with fields="
             )
+        if array.dtype == torch.uint8 and name != TEXT:  # pictures
+            frames[name] = array
+            mask[name] = torch.arange(array.shape[1]) < lengths[name][:, None]
+            continue
         frames[name], mask[name] = _frames(array, lengths[name])
     return Utterances(
         index=micro_batch.index,

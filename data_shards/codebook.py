@@ -26,7 +26,13 @@ from core.names import suggest, unknown_names
 from data_shards.array_files import npz_keys, read_npz
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import open_store
-from data_shards.shards.manifest import MANIFEST, DataError, Manifest, read_manifest
+from data_shards.shards.manifest import (
+    MANIFEST,
+    DataError,
+    Manifest,
+    read_manifest,
+    write_manifest,
+)
 
 CODEBOOK = "codebook.npz"
 CLUSTERS = 16
@@ -119,7 +125,7 @@ def write(
     }
     write_atomically(folder / CODEBOOK, buffer.getvalue())
     vouching = replace(manifest, extras=manifest.extras | facts)
-    write_atomically(folder / MANIFEST, vouching.to_json())
+    write_manifest(folder, vouching, vouching.to_json())
     return chosen
 
 

@@ -12,7 +12,7 @@ import re
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,7 +25,8 @@ from core.command import Refused, run
 from core.file_access.packed_files import HEAD, check_not_packed
 from core.file_access.regular_files import check_regular_file, open_regular_file
 from core.file_access.targets import check_folder
-from core.files import sha256_of_bytes, write_atomically
+from core.files import sha256_of_bytes
+from data_shards.media.media_kinds import parse_media
 from data_shards.shards.frame_moments import mean_and_std
 from data_shards.shards.jobs import RECORDS, Record, plan_jobs, run_jobs
 from data_shards.shards.manifest import (
@@ -37,14 +38,22 @@ from data_shards.shards.manifest import (
     Labels,
     Manifest,
     Shard,
+    check_manifest_text,
     describe_empty,
     read_manifest,
+    write_manifest,
 )
 from data_shards.shards.sentiment_schema import check_fields
 from data_shards.shards.split_names import describe_missing
-from data_shards.sources import mmsa, table
+from data_shards.sources import pickled_features, table
 from data_shards.sources.graphs import knowledge_graphs
-from data_shards.sources.raw_dataset import KNOWN_LABELS, Options, RawDataset, TextChoice
+from data_shards.sources.raw_dataset import (
+    KNOWN_LABELS,
+    Options,
+    RawDataset,
+    TextChoice,
+    refuse_idle_options,
+)
 from data_shards.sources.rename import parse_renaming, rename
 from data_shards.sources.table_targets import parse_targets
 
@@ -55,8 +64,8 @@ LOCK_WAIT = 5.0  # seconds; processes of a killed conversion take a moment to en
 _WRITTEN = re.compile(r"\.?(?P<shard>[a-z_]+-\d{6})\.(tar|idx)(\.partial|\.staging)?")
 
 READERS: dict[str, Callable[[Path, Options], RawDataset]] = {
-    ".pkl": mmsa.read,
-    ".pickle": mmsa.read,
+    ".pkl": pickled_features.read,
+    ".pickle": pickled_features.read,
     ".csv": table.read,
     ".jsonl": table.read,
     ".ndjson": table.read,
@@ -122,11 +131,7 @@ def convert(
     options = options or Options()
     _check_target(out)
     dataset = read(raw, options)
-    if options.targets and not dataset.labels.names:
-        raise DataError(
-            f"{raw} is no table, and --targets names columns of one; leave it out, or write a table "
-            "(docs/data.md)"
-        )
+    refuse_idle_options(options, dataset, raw)
     if options.rename:
         dataset = rename(dataset, options.rename)
     if dataset.task == "sentiment":
@@ -145,11 +150,11 @@ def convert(
             records = run_jobs(dataset, out, jobs, processes, progress)
             manifest = _manifest(dataset, facts, records)
             text = manifest.to_json()
-            Manifest.from_json(text, str(out / MANIFEST))  # refuses what could not be read again
+            check_manifest_text(manifest, text, str(out / MANIFEST))
         except Refused as refusal:
             raise _naming(raw, refusal) from None
         _remove_leftovers(out, manifest)
-        write_atomically(out / MANIFEST, text)
+        write_manifest(out, manifest, text)
     return manifest
 
 
@@ -219,7 +224,7 @@ def _manifest(
     dataset: RawDataset, facts: dict[str, Any], records: dict[str, list[Record]]
 ) -> Manifest:
     """What the records of all shards come to."""
-    shards: dict[str, tuple[Shard, ...]] = {}
+    shards: dict[str, Sequence[Shard]] = {}
     max_length: dict[str, int] = {}
     empty: dict[str, int] = {}  # split -> samples without any modality
     repairs: Counter[str] = Counter()
@@ -279,7 +284,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "raw",
         type=Path,
-        help="an MMSA .pkl, a table (.csv, .jsonl, .parquet), or an alignment folder",
+        help="an MMSA .pkl, a .pkl of dialogues, a table (.csv, .jsonl, .parquet), or an alignment "
+        "folder",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the shards")
     parser.add_argument(
@@ -297,6 +303,20 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--targets",
         metavar="A,B,...",
         help="columns of a table that together are the label: several scores to learn at once",
+    )
+    parser.add_argument(
+        "--emotions",
+        type=int,
+        metavar="NUMBER",
+        help="classes of a file of dialogues: 4 or 6 of IEMOCAP, 3 or 7 of MELD (default: all)",
+    )
+    parser.add_argument(
+        "--media",
+        action="append",
+        default=[],
+        metavar="COLUMN[=RATE:SIDE]",
+        help="a column of a table that names files of sound, or with RATE pictures a second of SIDE "
+        "pixels (such as vision=2:224) videos; they are stored as they are",
     )
     parser.add_argument("--text", choices=get_args(TextChoice), default="auto")
     parser.add_argument(
@@ -340,6 +360,9 @@ def _main(arguments: argparse.Namespace) -> None:
         rename=parse_renaming(arguments.rename) or None,
         entities=entities,
         targets=parse_targets(arguments.targets),
+        emotions=arguments.emotions,
+        fold=arguments.fold,
+        media=dict(map(parse_media, arguments.media)) or None,
     )
     manifest = convert(
         arguments.raw,

@@ -45,6 +45,7 @@ class Graphs:
     present: dict[str, Tensor]  # view -> (N,) bool
     links: dict[str, Tensor]  # split -> (L, 2) int64
     entities: Stream  # for the names of entities
+    triples: Tensor  # (T, 3) int64 head, relation, tail, sorted by head
 
     @property
     def num_entities(self) -> int:
@@ -56,6 +57,7 @@ class Graphs:
             task="alignment",
             features={view: rows.shape[1] for view, rows in self.views.items()},
             num_train=self.num_entities,
+            num_relations=int(self.triples[:, 1].max()) + 1,
         )
 
     def batch(self, index: Tensor, links: Tensor, weight: Tensor, loss_scale: float) -> EntityGraph:
@@ -68,6 +70,7 @@ class Graphs:
             edges=self.edges,
             views=self.views,
             present=self.present,
+            triples=self.triples,
         )
 
     def ids(self, entities: Tensor) -> list[str]:
@@ -117,6 +120,7 @@ def load_graphs(
         present={view: mask.to(device) for view, mask in present.items()},
         links={split: rows.to(device) for split, rows in links.items()},
         entities=entities,
+        triples=triples[heads.argsort(stable=True)].to(device),
     )
 
 

@@ -26,14 +26,13 @@ from data_shards.inspecting.report_lines import (
     repair_lines,
     text_table,
 )
-from data_shards.reading.storage import open_store
+from data_shards.reading.storage import open_manifest, open_store
 from data_shards.shards.manifest import (
     LEAVE_OUT,
     DataError,
     Labels,
     Manifest,
     describe_empty,
-    parse_manifest,
 )
 from data_shards.shards.split_names import describe_missing
 
@@ -276,7 +275,7 @@ def _examples_of_ids(groups: Sequence[Sequence[tuple[str, str]]]) -> str:
 
 def _main(source: str) -> None:
     store = open_store(source)
-    manifest = parse_manifest(store.read_manifest(), f"{store.name}/manifest.json")
+    manifest, _ = open_manifest(store)
     contents: Contents | GraphContents
     if manifest.task == "alignment":
         contents = examine_graphs(source, progress=True)

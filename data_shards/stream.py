@@ -11,7 +11,8 @@ The path of a batch, each stop a file of ``data_shards/reading``:
     sampler      the order of the epoch: which samples (shard, row) are global batch k
     stream       (this file) this rank's even share of them, cut into micro-batches; the position
     open_shards  the shards they lie in, fetched (storage: a folder; remote: a URL), checked, open
-    reader       where their arrays lie in those files, and padded tensors to hold them
+    reader       where their arrays lie in those files, and padded tensors to hold them; media are
+                 decoded there by threads (data_shards/media)
     copy_rows    the bytes, from the files straight into the tensors
     prefetcher   all of this by a background thread, some steps ahead of the caller
 
@@ -35,17 +36,18 @@ import numpy as np
 import torch
 
 from core.command import Refused
-from core.files import sha256_of_bytes
+from data_shards.media.batch_decoder import Decoding, MediaReader
 from data_shards.reading.corruption import SkippedShards
 from data_shards.reading.kept_rows import KeptRows
 from data_shards.reading.open_shards import read_index
 from data_shards.reading.position import Position, position_in
 from data_shards.reading.prefetcher import Prefetcher
-from data_shards.reading.reader import Arrays, Reader
+from data_shards.reading.reader import Arrays
 from data_shards.reading.sampler import Epoch, Part, Rows, Sampler, even_split, locate
-from data_shards.reading.storage import open_store
+from data_shards.reading.storage import open_manifest, open_store
 from data_shards.shards.index_table import bytes_of
-from data_shards.shards.manifest import MANIFEST, DataError, Manifest, parse_manifest
+from data_shards.shards.manifest import MANIFEST, DataError
+from data_shards.shards.shard_table import byte_counts, sample_counts
 
 BUCKET = 32  # global batches that bucket=True sorts by length at a time
 
@@ -75,8 +77,13 @@ class Stream:
             before it fails all the same.
         cache, cache_gb, options: for URLs, the local folder for shards, its bound, and fsspec's
             storage options.
+        connections: for URLs, requests under way at a time on this machine; 0: by latency.
+        ranges: for URLs, fetch the samples alone of shards of which this rank needs less than a
+            quarter in an epoch. They are kept for the epoch only. Not with buckets or "skip".
         fields: which fields to read; all by default.
         keep_empty: off leaves out the samples that have none of the modalities that are read.
+        decode_threads, longest_clip: of sound and pictures that are stored as files, see
+            ``Decoding``.
     """
 
     def __init__(
@@ -101,8 +108,12 @@ class Stream:
         cache: Path | None = None,
         cache_gb: float = 50.0,
         options: dict[str, Any] | None = None,
+        connections: int = 0,
+        ranges: bool = False,
         fields: Sequence[str] | None = None,
         keep_empty: bool = True,
+        decode_threads: int = 0,
+        longest_clip: float = 600.0,
     ):
         # What a copy is made with, here or in another process.
         arguments = dict(locals())
@@ -124,18 +135,16 @@ class Stream:
         self.prefetch = prefetch
         self.pin_memory = pin_memory and torch.cuda.is_available()
         self.on_corrupt = on_corrupt
+        self.ranges = ranges and not bucket and on_corrupt == "fail"
 
-        self.store = open_store(source, cache, cache_gb, options)
-        body = self.store.read_manifest()
-        where = f"{self.store.name}/{MANIFEST}"
-        self.manifest: Manifest = parse_manifest(body, where)
-        self.manifest_sha256 = sha256_of_bytes(body)
+        self.store = open_store(source, cache, cache_gb, options, connections)
+        self.manifest, self.manifest_sha256 = open_manifest(self.store)
         if split not in self.manifest.splits:
             raise DataError(
-                f"{where} has no split {split!r}; it has {', '.join(self.manifest.splits)}"
+                f"{self.store.name}/{MANIFEST} has no split {split!r}; it has "
+                f"{', '.join(self.manifest.splits)}"
             )
         shards = self.manifest.splits[split]
-        samples = tuple(shard.samples for shard in shards)
         self.kept = KeptRows.all_of(shards)
         if not keep_empty:
             known = self.manifest.fields
@@ -153,21 +162,23 @@ class Stream:
         self.part = Part(rank, ranks)
         # Two windows: the one at hand, and the next, which is opened ahead.
         in_use = self.sampler.shards_in_use(self.part)
-        largest = sorted(shard.bytes for shard in shards)[-in_use:]
-        if sum(largest) > self.store.capacity():
+        largest = int(np.sort(byte_counts(shards))[-in_use:].sum())
+        if largest > self.store.capacity():
             raise ValueError(
                 f"cache_gb={cache_gb:g} cannot hold two windows of {in_use // 2} shards; "
-                f"give at least cache_gb={sum(largest) / 1e9:.3g}, or a smaller window"
+                f"give at least cache_gb={largest / 1e9:.3g}, or a smaller window"
             )
-        self.reader = Reader(
+        self.reader = MediaReader(
             self.store,
             shards,
             self.manifest.fields,
             fields,
             keep=in_use,
-            threads=2 if prefetch else 0,
+            threads=self.store.openers if prefetch else 0,
+            decoding=Decoding(on_corrupt, max_skipped_fraction, decode_threads, longest_clip),
         )
-        self.skipped_shards = SkippedShards(split, samples, max_skipped_fraction)
+        self.skipped_shards = SkippedShards(split, sample_counts(shards), max_skipped_fraction)
+        self._num_stored = self.manifest.samples(split)
         self.wait_seconds = 0.0  # spent waiting for data in epoch()
         self.seconds = 0.0  # spent in epoch() in all, the caller's work included
         self._position = Position(0, 0)
@@ -177,7 +188,7 @@ class Stream:
 
     def __len__(self) -> int:
         """Samples of the split, those that are left out included."""
-        return sum(shard.samples for shard in self.reader.shards)
+        return self._num_stored
 
     def steps(self, epoch: int = 0) -> int:
         """Steps of an epoch, the same on every rank; fewer only where a whole batch lies in skipped
@@ -189,6 +200,10 @@ class Stream:
         in another epoch."""
         order = self.epoch_order(epoch)
         rest = range(self.next_step(epoch), self.sampler.steps)
+        if self.ranges:
+            count = self.ranks * self.micro_batches
+            parts = [Part(self._part_number(n), count) for n in range(self.micro_batches)]
+            self.reader.open_shards.need(self.kept.rows_of(order, parts))
         with Prefetcher(
             partial(self.make_step, order),
             partial(order.upcoming_shards, part=self.part),
@@ -329,7 +344,7 @@ class Stream:
         if self.sampler.num_groups > 1:
             identity["groups"] = self.sampler.num_groups
         if self.kept.rows is not None:
-            identity["left_out"] = len(self) - sum(self.kept.counts)
+            identity["left_out"] = len(self) - self.sampler.num_samples
         return identity
 
     def _position_before(self, epoch: int, step: int) -> Position:

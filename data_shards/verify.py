@@ -8,14 +8,16 @@ line.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +26,22 @@ from tqdm import tqdm
 from core.arguments import command_parser, parse
 from core.command import DAMAGED, DONE, Refused, run
 from core.files import sha256_of_file
-from data_shards.indexing.folder_indexer import left_out
+from data_shards.indexing.folder_indexer import left_out, media_fields
 from data_shards.indexing.tar_indexer import index_tar
-from data_shards.reading.open_shards import OpenShard
+from data_shards.reading.checked_files import CheckedFiles
+from data_shards.reading.open_shards import OpenShard, read_index
 from data_shards.reading.reader import Reader
 from data_shards.reading.storage import Folder
 from data_shards.shards.canonical import is_canonical
 from data_shards.shards.index_table import ABSENT, JSON, JSON_SIZE, Index, parse_json
-from data_shards.shards.manifest import MANIFEST, DataError, Manifest, Shard, read_manifest
+from data_shards.shards.manifest import (
+    MANIFEST,
+    DataError,
+    Field,
+    Manifest,
+    Shard,
+    read_manifest,
+)
 from data_shards.shards.sentiment_schema import Rules, check_manifest, check_sample
 from data_shards.shards.writer import index_name
 
@@ -45,7 +55,8 @@ class Finding:
     bytes: int = 0
     corruption: str = ""  # what is wrong with it, and what to do; empty when nothing is
     not_finite: dict[str, int] = field(default_factory=dict)  # field -> numbers nan or infinite
-    keys: tuple[str, ...] = ()
+    # (S,) uint64, a number for the key of each sample of a shard
+    keys: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
 
 
 def verify(
@@ -57,24 +68,27 @@ def verify(
         DataError: there is no manifest, or it cannot be read.
     """
     manifest = read_manifest(folder)
-    shards = [shard for split in manifest.splits.values() for shard in split]
+    shards = list(chain.from_iterable(manifest.splits.values()))
+    without_shards = replace(manifest, splits={})  # each worker needs the rest of it only
     workers = workers or os.cpu_count() or 1
     # Checksums free the interpreter's lock, walking through members does not.
     pool: Executor = ProcessPoolExecutor(workers) if deep else ThreadPoolExecutor(workers)
     with pool:
-        results = pool.map(partial(check_shard, folder, manifest, deep=deep), shards)
+        results = pool.map(partial(check_shard, folder, without_shards, deep=deep), shards)
         hidden = None if progress else True  # None: shown on a terminal only
         findings = list(tqdm(results, total=len(shards), disable=hidden))
+    repeated = _check_keys(folder, manifest.fields, shards, findings) if deep else []
     findings += _check_extras(folder, manifest)
     if deep:
-        findings += _check_keys(findings)
+        findings += repeated
         findings += _check_meaning(folder, manifest)
     return findings
 
 
 def check_shard(folder: Path, manifest: Manifest, shard: Shard, *, deep: bool) -> Finding:
     """One shard: as a reader checks it on first use, and with ``deep`` member by member."""
-    reader = Reader(Folder(folder), (shard,), manifest.fields, keep=1, threads=0)
+    hashed_anew = Folder(folder, CheckedFiles(None))
+    reader = Reader(hashed_anew, (shard,), manifest.fields, keep=1, threads=0)
     try:
         opened = reader.shard(0)
         if not deep:
@@ -85,7 +99,7 @@ def check_shard(folder: Path, manifest: Manifest, shard: Shard, *, deep: bool) -
         if manifest.task == "sentiment":
             _check_samples(folder / shard.name, manifest, reader, opened.index)
         not_finite = _count_not_finite(reader, tar, opened.index)
-        return Finding(shard.bytes, "", not_finite, tuple(opened.index.keys()))
+        return Finding(shard.bytes, "", not_finite, _numbers(opened.index.keys()))
     except (Refused, OSError) as error:
         return Finding(shard.bytes, str(error))
     finally:
@@ -97,7 +111,7 @@ def _check_members(path: Path, manifest: Manifest, index: Index, tar: np.ndarray
     if is_canonical(tar, index):
         return
     # Not as this project writes it byte by byte, so it must be walked through.
-    found = index_tar(path, left_out(manifest), manifest.task).index
+    found = index_tar(path, left_out(manifest), manifest.task, media_fields(manifest)).index
     if found.to_bytes() != index.to_bytes():
         raise DataError(
             f"{path.with_name(index_name(path.name))} does not describe its tar: "
@@ -188,9 +202,30 @@ def _check_extras(folder: Path, manifest: Manifest) -> list[Finding]:
     return findings
 
 
-def _check_keys(findings: Iterable[Finding]) -> list[Finding]:
-    """A finding when a key is in several shards."""
-    times = Counter(key for finding in findings for key in finding.keys)
+def _numbers(keys: Iterable[str]) -> np.ndarray:
+    """(S,) uint64, the same for equal keys: eight bytes a sample are kept, and not its name."""
+    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
+    return np.frombuffer(b"".join(digests), np.uint64)
+
+
+def _check_keys(
+    folder: Path, fields: dict[str, Field], shards: Sequence[Shard], findings: Sequence[Finding]
+) -> list[Finding]:
+    """A finding when a key is in several shards.
+
+    Args:
+        findings: of the shards, in their order.
+    """
+    nothing = np.empty(0, np.uint64)
+    numbers = np.sort(np.concatenate([nothing, *[finding.keys for finding in findings]]))
+    suspects = np.unique(numbers[1:][numbers[1:] == numbers[:-1]])
+    if not len(suspects):
+        return []
+    # Numbers of different keys may be equal: the keys themselves decide.
+    times: Counter[str] = Counter()
+    for shard, finding in zip(shards, findings, strict=True):
+        if np.isin(finding.keys, suspects).any():
+            times.update(read_index(Folder(folder), shard, fields).keys())
     repeated = [key for key, count in times.items() if count > 1]
     if not repeated:
         return []

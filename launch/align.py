@@ -19,6 +19,7 @@ from torch import Tensor
 from core import command
 from core.file_access.targets import check_file
 from core.files import write_atomically
+from core.metrics.approximate import approximate_mutual_nearest
 from core.metrics.ranking import Candidates, mean_of_nearest, mutual_nearest, tiles, unit
 from core.models import MODELS
 from launch.command_line import read, settings_parser
@@ -30,18 +31,25 @@ from launch.tasks.alignment import AlignmentTask
 LARGEST = 20_000  # entities per side for an assignment, which holds their whole matrix
 
 
-def predict(left: Tensor, right: Tensor, method: str, csls: int) -> tuple[Tensor, Tensor]:
+def predict(
+    left: Tensor, right: Tensor, method: str, csls: int, recall: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """(M, 2) rows of left and right, each in one pair at most, and the (M,) cosines of the pairs.
 
     Args:
         method: "mutual" or "assignment".
         csls: neighbours whose mean similarity an assignment subtracts; 0: plain cosines. Mutual
             neighbours do without.
+        recall: of mutual neighbours, the share of true ones to find by FAISS; 0: compare all pairs.
 
     Raises:
         ConfigError: too many entities for an assignment.
     """
     left, right = unit(left), unit(right)
+    if method == "mutual" and recall:
+        pairs, similarity, measured = approximate_mutual_nearest(left, right, recall)
+        print(f"neighbours found by FAISS, recall {measured:.4f} on a sample", file=sys.stderr)
+        return pairs, similarity
     if method == "mutual":
         return mutual_nearest(left, right)
     if max(len(left), len(right)) > LARGEST:
@@ -64,7 +72,9 @@ def predict(left: Tensor, right: Tensor, method: str, csls: int) -> tuple[Tensor
     return torch.stack([rows, columns], 1), cosines.cpu()[rows, columns]
 
 
-def align(run_dir: Path, changes: list[str], method: str, entities: str, csls: int) -> pd.DataFrame:
+def align(
+    run_dir: Path, changes: list[str], method: str, entities: str, csls: int, recall: float = 0.0
+) -> pd.DataFrame:
     """Columns left, right (ids of the raw data) and similarity, the most similar pair first."""
     run = override(read_run(run_dir), changes)
     if MODELS[run.model].task != "alignment":
@@ -76,7 +86,7 @@ def align(run_dir: Path, changes: list[str], method: str, entities: str, csls: i
         left, right = (side.unique() for side in task.graphs.links["test"].T)
     else:
         left, right = task.open_entities(0), task.open_entities(1)
-    pairs, similarity = predict(joint[left], joint[right], method, csls)
+    pairs, similarity = predict(joint[left], joint[right], method, csls, recall)
     order = similarity.argsort(descending=True, stable=True)
     pairs, similarity = pairs[order].cpu(), similarity[order].cpu()
     table = {
@@ -92,7 +102,10 @@ def main(arguments: list[str] | None = None) -> int:
         line = read(_parser(), arguments)
         run_dir, options = Path(line.name("a run's directory")), line.options
         check_file(options.out)
-        table = align(run_dir, line.changes, options.method, options.entities, options.csls)
+        if not 0 <= options.recall <= 1:
+            raise ConfigError(f"--recall is a share from 0 to 1, got {options.recall:g}")
+        how = (options.method, options.entities, options.csls, options.recall)
+        table = align(run_dir, line.changes, *how)
         write_atomically(options.out, table.to_csv(index=False))
         print(f"{len(table)} pairs are in {options.out}")
 
@@ -123,6 +136,13 @@ def _parser() -> argparse.ArgumentParser:
         default=3,
         metavar="NEIGHBOURS",
         help="for an assignment; 0: plain cosines",
+    )
+    parser.add_argument(
+        "--recall",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="for mutual: find so many of the true neighbours by FAISS; 0: compare all pairs",
     )
     return parser
 

@@ -46,6 +46,8 @@ class Group:
 
     lr: PositiveFloat = 1e-3  # learning rate, at its highest
     weight_decay: NonNegativeFloat = 0.0
+    # of a pretrained encoder: factor of the rate from each layer to the one below it
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,10 @@ class Loading:
     prefetch: NonNegativeInt = 2  # batches prepared ahead
     # samples that have none of the data's modalities; leave_out: from training and from scores
     empty: Literal["keep", "leave_out"] = "keep"
+    # of sound and pictures that are stored as files: how many are decoded at the same time; 0: one
+    # for each core
+    decode_threads: NonNegativeInt = 0
+    longest_clip: PositiveFloat = 600.0  # seconds; a longer one counts as broken
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,19 @@ class Roles:
 
 
 @dataclass(frozen=True)
+class ClassLoss:
+    """How classes, and several labels at once, count in the loss; nothing for scores."""
+
+    # how much each class counts: alike; by one over its share of the train split, or by the root of
+    # that. Of several labels: how much having one counts against lacking it
+    balance: Literal["none", "inverse", "root"] = "none"
+    # the same by numbers, one for each class or label in their order; empty: by balance
+    weights: tuple[PositiveFloat, ...] = ()
+    # exponent of the focal loss, which counts what is right already for little; 0: cross-entropy
+    focal: NonNegativeFloat = 0.0
+
+
+@dataclass(frozen=True)
 class Run:
     """A whole run: what is trained on which data, and how. ``options`` are the model's own."""
 
@@ -101,6 +120,10 @@ class Run:
     data: str = ""  # shard folder or URL; a folder is kept as an absolute path
     cache: str = ""  # folder for remote shards; by default one of the user's cache folder
     cache_gb: PositiveFloat = 50.0  # most that remote shards may take there, in 10^9 bytes
+    # requests for remote shards at a time, over all ranks of a machine; 0: by the server's latency
+    connections: NonNegativeInt = 0
+    # fetch single samples of remote shards of which a rank needs less than a quarter
+    ranges: bool = False
     # what happens to a damaged shard; skip: it is left out, and counted
     on_corrupt: Literal["fail", "skip"] = "fail"
     # with skip: the share of a split's samples that may be left out
@@ -115,10 +138,12 @@ class Run:
     patience: NonNegativeInt = 8
     seed: NonNegativeInt = 1111  # of the order, the first weights, dropout and masks
     # which scores are computed: those of MOSI and MOSEI, CH-SIMS, depression, MMMO; of classes; of
-    # alignment
-    metrics: Literal["mosi", "sims", "phq", "mmmo", "classes", "alignment"] = "mosi"
-    # sign: scores become the classes negative, neutral and positive
-    classes: Literal["given", "sign"] = "given"
+    # several labels at once; of alignment
+    metrics: Literal["mosi", "sims", "phq", "mmmo", "classes", "labels", "alignment"] = "mosi"
+    # sign: scores become the classes negative, neutral and positive; a number: that many classes
+    # of them; present: each of several targets becomes a label that a sample has, above 0, or lacks
+    classes: Literal["given", "sign", "present", 2, 3, 5, 7] = "given"
+    class_loss: ClassLoss = ClassLoss()
     select: str = "MAE"  # validation score that picks the best epoch
     goal: Literal["min", "max"] = "min"  # whether the best is the lowest or the highest
     missing: Missing = Missing()
@@ -134,6 +159,7 @@ class Run:
     # keep only the layers' inputs for the backward pass and compute the rest again
     recompute: bool = False
     compile: bool = False  # torch.compile of the model
+    cuda_graphs: bool = False  # with compile, on a GPU: shapes that come again are played back
     # with micro-batches: contrastive losses still see the whole global batch (two passes)
     cache_contrast: bool = True
     deepspeed: str = ""  # a DeepSpeed JSON file; what it leaves out comes from here
@@ -219,8 +245,24 @@ def _override(run: Run, changes: Sequence[str]) -> Run:
             raise ConfigError(
                 f"cannot read {change!r}; changes are written key=value, for example batch_size=64"
             )
-        _set(tree, RENAMED.get(key, key), _literal(value))
+        _set(tree, _full_key(tree, key), _literal(value))
     return from_dict(tree)
+
+
+def _full_key(tree: dict[str, Any], key: str) -> str:
+    """The place of a setting that may be written shorter; a new group of parameters is made."""
+    for role in ("audio", "vision"):
+        own = tree["options"] if isinstance(tree["options"], dict) else {}
+        if key.startswith(f"options.{role}.") and role not in own and "inputs" in own:
+            return key.replace("options.", "options.inputs.", 1)
+    parts = key.split(".")
+    if parts[:2] == ["optim", "groups"] and len(parts) == 4 and parts[2] in GROUPS_OF_ENCODERS:
+        tree["optim"]["groups"].setdefault(parts[2], asdict(Group()))
+    return RENAMED.get(key, key)
+
+
+# of pretrained encoders, which a recipe need not have: a setting makes them
+GROUPS_OF_ENCODERS = {"text", "text_no_decay", "audio_encoder", "vision_encoder"}
 
 
 def to_dict(run: Run) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from launch.bundles.tokenizer_files import find_tokenizer, tokenizer_files
 from launch.command_line import read, settings_parser
 from launch.predicting.trained import TrainedRun, open_run
 from launch.reports.provenance import provenance
+from launch.tasks.data_record import plain_record
 
 Scores = dict[str, dict[str, float]]  # split -> metric -> value
 
@@ -111,8 +112,7 @@ def _schema(trained: TrainedRun) -> dict[str, Any]:
     by_field = {
         field: moments[name] for field, name in trained.spec.names.items() if name in moments
     }
-    record = asdict(trained.record)
-    return record | {"synthetic": trained.spec.synthetic, "moments": by_field}
+    return plain_record(trained.record) | {"synthetic": trained.spec.synthetic, "moments": by_field}
 
 
 def main(arguments: list[str] | None = None) -> int:

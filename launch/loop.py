@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from core.batch import Batch
-from core.model import Model
 from launch.config import Run
 from launch.engine.deepspeed_engine import (
     SURROGATE,
@@ -32,13 +31,14 @@ from launch.engine.global_batch import (
 from launch.engine.optimizer import learning_rate_factor, set_learning_rates
 from launch.gradient_cache import first_pass, sum_losses
 from launch.monitor import watchdog
-from launch.monitor.health import Clock, Utilisation, diverged, memory, padding_share
+from launch.monitor.epoch_checks import compare_ranks, warn_of_idle_losses
+from launch.monitor.health import Clock, Utilisation, memory, padding_share
 from launch.monitor.interruptible_iterator import InterruptibleIterator
 from launch.monitor.preemption import Preempted, StopNow
 from launch.monitor.step_records import StepRecords, StepResult, refuse_non_finite
 from launch.reports import report
 from launch.reports.run_log import epoch_line, prefixed
-from launch.session import TrainingSession, TrainingStopped, has_batch_norm, prepare
+from launch.session import TrainingSession, has_batch_norm, prepare
 
 _LONE_SAMPLE = (
     "a batch is left out: corrupt shards have left one sample of it, and the model's BatchNorm "
@@ -87,12 +87,15 @@ def fit(session: TrainingSession) -> Iterator[dict[str, float]]:
         improved = objective < progress.best
         if improved:
             progress.best, progress.best_epoch = objective, epoch
-        _warn_of_idle_losses(session)
+        warn_of_idle_losses(session)
         steps = max(1, progress.epoch_steps)
         losses = prefixed("loss", {name: total / steps for name, total in progress.sums.items()})
+        waited = task.wait_seconds()
+        for remark in task.waiting_remarks(waited, seconds):
+            session.log.warn(progress.step, remark)
         speed = {
             "samples_per_second": samples / seconds,
-            "data_wait": task.wait_seconds() / seconds,
+            "data_wait": waited / seconds,
             "seconds": seconds,
             "steps": float(progress.epoch_steps - first_step),
             "skipped_samples": float(task.skipped()),
@@ -157,7 +160,7 @@ def _train_epoch(session: TrainingSession) -> int:
         }
         records.add(result, micro_batches, known, speed)
         if run.check_every and progress.step % run.check_every == 0:
-            _compare_ranks(session.model, progress.step)
+            compare_ranks(session.model, progress.step)
         if run.save_every and progress.step % run.save_every == 0 and progress.epoch_steps < steps:
             watchdog.report_phase("saving")
             records.read()
@@ -224,21 +227,6 @@ def train_step(session: TrainingSession, micro_batches: list[Batch], clock: Cloc
     return result
 
 
-def _warn_of_idle_losses(session: TrainingSession) -> None:
-    """Say which losses were zero all epoch, unless the model means them to be: they trained
-    nothing."""
-    progress = session.progress
-    resting = session.model.resting_losses()
-    idle = [name for name, total in progress.sums.items() if total == 0 and name not in resting]
-    if progress.epoch_steps and idle:
-        session.log.warn(
-            progress.step,
-            f"in every step of epoch {progress.epoch + 1} these losses were 0: "
-            f"{', '.join(idle)}. Nothing was learnt from them; their weights or the data "
-            "(missing.rate, say) leave them nothing to do",
-        )
-
-
 def _evaluate(session: TrainingSession) -> dict[str, float]:
     """Validation scores; a request to stop is heard between two batches."""
     try:
@@ -261,13 +249,3 @@ def _leave(session: TrainingSession, *, stuck: bool = False) -> NoReturn:
         "on from here"
     )
     raise Preempted(stuck=stuck)
-
-
-def _compare_ranks(model: Model, step: int) -> None:
-    different = diverged(model)
-    if different:
-        raise TrainingStopped(
-            f"after step {step} the ranks hold different parameters: {'; '.join(different[:4])}; "
-            "checkpoints since the comparison before it may be affected. Look at the memory and "
-            "the network of these machines"
-        )

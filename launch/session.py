@@ -21,6 +21,7 @@ from launch.checkpoints.progress import Progress
 from launch.checkpoints.store import Checkpoints, read_state
 from launch.checkpoints.tensors import load_generators, load_moments, load_weights
 from launch.config import ConfigError, Run
+from launch.engine.compilation import saying_what_compiles
 from launch.engine.deepspeed_engine import Engine, load_grad_scaler, start
 from launch.monitor import control_plane
 from launch.monitor.lease import held_by_first_rank
@@ -102,18 +103,15 @@ def prepare(run: Run, *, quiet: bool = False) -> Iterator[TrainingSession]:
         checkpoints = Checkpoints(run_dir, Progress(), run.keep)
         with RunLog(run_dir, quiet=quiet) as log, checkpoints:
             engine = resume(run, model, task, checkpoints, log)
+            checkpoints.reserve(engine)
             record_run(run, run_dir)
             if distributed.rank() == 0:
                 write_record(run_dir, task)
                 write_spec(run_dir, task)
-            if run.compile:
-                log.say(
-                    "compile=true: the model is compiled when it first meets a length, so the "
-                    "first steps and the first evaluation take longer"
-                )
             for remark in [*task.remarks(model), *model.remarks()]:
                 log.warn(checkpoints.progress.step, remark)
-            yield TrainingSession(run, run_dir, task, engine, log, checkpoints, stop)
+            with saying_what_compiles(run, log.say):
+                yield TrainingSession(run, run_dir, task, engine, log, checkpoints, stop)
 
 
 def refuse_lone_sample(run: Run, model: Model, task: Task) -> None:
@@ -161,7 +159,9 @@ def resume(run: Run, model: Model, task: Task, checkpoints: Checkpoints, log: Ru
             )
         return start(model, run)
     state = read_state(folder)
-    load_weights(folder, state.shapes, model)  # before the engine cuts the parameters up
+    load_weights(
+        folder, state.shapes, model, state.bases
+    )  # before the engine cuts the parameters up
     engine = start(model, run)
     load_moments(folder, state.adam_step, engine, model)
     with naming_state(folder):

@@ -183,6 +183,8 @@ def make_graph() -> Callable[..., tuple[DataSpec, EntityGraph]]:
             * present[view].unsqueeze(1)
             for view, width in (("relation", 9), ("attribute", 5))
         }
+        relations = torch.arange(2 * entities) % 4
+        triples = torch.stack([ends[0], relations, ends[1]], dim=1)
         batch = EntityGraph(
             index=torch.arange(pairs),
             weight=torch.ones(pairs),
@@ -191,9 +193,15 @@ def make_graph() -> Callable[..., tuple[DataSpec, EntityGraph]]:
             edges=symmetric_edges(ends[0], ends[1], entities),
             views=views,
             present=present,
+            triples=triples[ends[0].argsort(stable=True)],
         )
-        features = {view: rows.shape[1] for view, rows in views.items()}
-        return DataSpec(task="alignment", features=features, num_train=entities), batch
+        data = DataSpec(
+            task="alignment",
+            features={view: rows.shape[1] for view, rows in views.items()},
+            num_train=entities,
+            num_relations=4,
+        )
+        return data, batch
 
     return make
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from core.encoders.frame_layers import pooled_to_words
 from core.encoders.sequence import lengths
 from core.encoders.text import TextEncoder
+from core.kernels.recurrence import becomes_compiled
 
 
 def word_states(text: TextEncoder, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,13 +43,17 @@ def on_one_clock(
     length = torch.zeros_like(next(iter(own_length.values())))  # (B,)
     for m in frames:
         length = torch.where(length > 0, length, own_length[m])
-    num_steps = max(int(length.max()), 1)
+    is_compiled = becomes_compiled()
+    if is_compiled:  # a graph must not depend on the samples' own lengths
+        num_steps = max(values.shape[1] for values in frames.values())
+    else:
+        num_steps = max(int(length.max()), 1)
     steps = torch.arange(num_steps, device=length.device)
     clock = steps < length[:, None]  # (B, S)
     stepped = {}
     for m, values in frames.items():
         values = values * mask[m][..., None]
-        if torch.equal(own_length[m], length):
+        if not is_compiled and torch.equal(own_length[m], length):
             missing_steps = num_steps - values.shape[1]
             stepped[m] = F.pad(values, (0, 0, 0, missing_steps))
         else:

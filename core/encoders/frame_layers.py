@@ -38,8 +38,8 @@ def longest_sequences(
             "that"
         )
     longest = {m: data.max_length[m] for m in modalities}
-    if text is not None and text.project is not None:
-        longest["text"] += 1
+    if text is not None:
+        longest["text"] += text.num_summaries
     return longest
 
 

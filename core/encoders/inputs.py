@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 
 from core.batch import Utterances
+from core.encoders.backbones.media_encoders import EncoderConfig
 from core.model import DataSpec
 from core.names import suggest, unknown_names
 
@@ -44,6 +45,9 @@ class InputConfig:
     clip: NonNegativeFloat = 10.0
     # token that stands for a dropped one; -1: DataSpec.unknown_id
     unknown_id: Annotated[int, Field(ge=-1)] = -1
+    # what makes frames of sound and pictures that the data hold as they are
+    audio: EncoderConfig = EncoderConfig()
+    vision: EncoderConfig = EncoderConfig()
 
 
 DEFAULT_INPUTS = InputConfig()
@@ -166,24 +170,19 @@ def has_frames(mask: Tensor) -> Tensor:
 
 
 def groups(model: nn.Module, **named: Iterable[nn.Parameter]) -> dict[str, list[nn.Parameter]]:
-    """Trainable parameters by group: the named ones, then all others as "main". Empty groups are
-    left out."""
+    """Trainable parameters by group: the named ones, those of encoders of sound and pictures as
+    "audio_encoder" and "vision_encoder", then all others as "main". Empty groups are left out."""
     by_group = {}
     grouped: set[int] = set()
+    encoders = getattr(model, "media_encoders", None)
+    for role, encoder in encoders.items() if encoders is not None else ():
+        named[f"{role}_encoder"] = encoder.parameters()
     for name, parameters in named.items():
         by_group[name] = [p for p in parameters if p.requires_grad]
         grouped.update(id(p) for p in by_group[name])
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in grouped]
     by_group["main"] = others
     return {name: parameters for name, parameters in by_group.items() if parameters}
-
-
-def refuse_classes(data: DataSpec, name: str) -> None:
-    """Most sentiment models predict a score only."""
-    if data.num_classes:
-        raise ValueError(
-            f"{name} predicts a score, but the labels are {data.num_classes} classes; use tate or baseline"
-        )
 
 
 def refuse_without_unimodal_labels(data: DataSpec, name: str, modalities: Iterable[str]) -> None:

@@ -59,6 +59,13 @@ def load_model(source: Source, **options: Any) -> Any:
     return _load(AutoModel, source, MODEL_FILES, use_safetensors=True, **options)
 
 
+def model_of_config(settings: Any, **options: Any) -> Any:
+    """An encoder without its weights: random ones, or shapes alone."""
+    from transformers import AutoModel
+
+    return AutoModel.from_config(settings, trust_remote_code=False, **options)
+
+
 def load_tokenizer(source: Source) -> Any:
     from transformers import AutoTokenizer
 

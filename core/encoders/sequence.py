@@ -4,12 +4,15 @@ over time."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn import functional as F
 
 from core.encoders.attention import TransformerLayer
+from core.kernels.recurrence import recur
+from core.kernels.recurrent import layers_in_loops
 
 
 def lengths(mask: Tensor) -> Tensor:
@@ -96,10 +99,13 @@ class LSTMEncoder(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.lstm = nn.LSTM(width, hidden, batch_first=True)
+        self.lstm = LSTM(width, hidden, batch_first=True)
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        states, _ = self.lstm(frames)  # (B, T, hidden)
+        if layers_in_loops.serves(frames):
+            states = self.lstm(frames, mask)  # (B, T, hidden)
+        else:
+            states, _ = recur(self.lstm, frames)
         return last_frame(states, mask)
 
 
@@ -108,16 +114,58 @@ class BiGRU(nn.Module):
 
     def __init__(self, width: int, hidden: int, layers: int):
         super().__init__()
-        self.gru = nn.GRU(width, hidden, layers, batch_first=True, bidirectional=True)
+        self.gru = GRU(width, hidden, layers, batch_first=True, bidirectional=True)
 
     def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        length = lengths(mask).clamp(min=1).cpu()
-        packed = pack_padded_sequence(frames, length, batch_first=True, enforce_sorted=False)
-        packed_states, _ = self.gru(packed)
-        states, _ = pad_packed_sequence(
-            packed_states, batch_first=True, total_length=frames.shape[1]
-        )
+        if layers_in_loops.serves(frames):
+            return self.gru(frames, mask) * mask[..., None]
+        states, _ = recur(self.gru, frames, lengths(mask).clamp(min=1))
         return states * mask[..., None]
+
+
+class GRU(nn.GRU):
+    """A bidirectional GRU that may be given padded sequences with their mask, on a CPU."""
+
+    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Any:  # type: ignore[override]
+        """(B, T, 2 hidden) of (B, T, width) and the mask (B, T); without a mask as torch's."""
+        return super().forward(frames) if mask is None else _in_loops(self, frames, mask)
+
+
+class LSTM(nn.LSTM):
+    """An LSTM that may be given padded sequences with their mask, on a CPU."""
+
+    def forward(self, frames: Tensor, mask: Tensor | None = None) -> Any:  # type: ignore[override]
+        """(B, T, hidden) of (B, T, width) and the mask (B, T); without a mask as torch's."""
+        return super().forward(frames) if mask is None else _in_loops(self, frames, mask)
+
+
+def _in_loops(network: nn.RNNBase, frames: Tensor, mask: Tensor) -> Tensor:
+    """States (B, T, directions * hidden) of a GRU or an LSTM, zero behind the last frame. Each
+    layer is one compiled loop over the frames before; torch goes from frame to frame there, with a
+    dozen operators at each."""
+    length = lengths(mask)
+    starts = F.pad(length.cumsum(0), (1, 0))
+    within = torch.arange(frames.shape[1]) < length[:, None]
+    rows = frames[within]  # (N, width)
+    if rows.dtype in (torch.float16, torch.bfloat16):
+        rows = rows.float()
+    run = layers_in_loops.run_gru if network.mode == "GRU" else layers_in_loops.run_lstm
+    with torch.autocast("cpu", enabled=False):
+        for number in range(network.num_layers):
+            input_weight, input_bias = _of_directions(network, "ih", number)
+            weight, bias = _of_directions(network, "hh", number)
+            inputs = F.linear(rows, input_weight.flatten(0, 1), input_bias.flatten())
+            rows = run(inputs.unflatten(1, weight.shape[:2]), weight, bias, starts).flatten(1)
+    states = rows.new_zeros(*mask.shape, rows.shape[1])
+    return states.masked_scatter(within[..., None], rows)
+
+
+def _of_directions(network: nn.RNNBase, part: str, layer: int) -> tuple[Tensor, Tensor]:
+    """(directions, gates * hidden, ...) weight and (directions, gates * hidden) bias."""
+    ways = ("", "_reverse") if network.bidirectional else ("",)
+    weights = [getattr(network, f"weight_{part}_l{layer}{way}") for way in ways]
+    biases = [getattr(network, f"bias_{part}_l{layer}{way}") for way in ways]
+    return torch.stack(weights), torch.stack(biases)
 
 
 class BiLSTM(nn.Module):
@@ -131,12 +179,6 @@ class BiLSTM(nn.Module):
         """States (B, T, 2 hidden), and the last state forwards and the first one backwards, (B, 2,
         hidden), zero for a sample without frames."""
         length = lengths(mask)
-        packed = pack_padded_sequence(
-            frames, length.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
-        )
-        packed_states, (ends, _) = self.lstm(packed)
-        states, _ = pad_packed_sequence(
-            packed_states, batch_first=True, total_length=frames.shape[1]
-        )
+        states, ends = recur(self.lstm, frames, length.clamp(min=1))
         ends = ends.transpose(0, 1) * (length > 0)[:, None, None]
         return states * mask[..., None], ends

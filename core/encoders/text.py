@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from functools import cache
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,71 +13,27 @@ from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
 
 from core.dropout import Probability
-from core.encoders.attention import attend
-from core.encoders.pretrained import Source, load_config, load_model
+from core.encoders import packed_text
+from core.encoders.backbones.adaptation import Adaptation
+from core.encoders.backbones.loading import architecture, encoder_of, load_backbone
+from core.encoders.backbones.media_encoders import FEATURES
+from core.encoders.backbones.pooling import Pool, Rule
+from core.encoders.backbones.registered_attention import NAME, is_causal, make_attention_known
+from core.encoders.pretrained import Source, load_config
 from core.model import DataSpec
-from core.sketch import is_sketched
 
+# features as they are; sound and pictures have the second word for it too
+GIVEN = ("given", FEATURES)
 HiddenChange = Callable[[Tensor], Tensor]  # of hidden states, (B, T, width)
-
-_NO_WEIGHTS = "weights_are_elsewhere"  # in the config.json of such a folder
-_ATTENTION = "module_dropout"  # the name under which transformers knows the function below
-
-
-def _attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **others: Any,
-) -> tuple[Tensor, None]:
-    """``attend`` as transformers calls it, with the layer's own dropout module: (B, T, heads, d)
-    and no weights."""
-    dropout_module = getattr(module, "dropout", None)
-    if not isinstance(dropout_module, nn.Module):
-        dropout_module = nn.Dropout(dropout).train(module.training)
-    mixed = attend(query, key, value, attention_mask, dropout_module, scaling)  # (B, heads, T, d)
-    return mixed.transpose(1, 2).contiguous(), None
-
-
-def _mask(**asked: Any) -> Tensor | None:
-    """``sdpa_mask`` as transformers calls it, without its question whether everything exists, for
-    which a GPU would have to be waited for; (B, 1, T, S), the same memory for all T queries."""
-    from transformers.masking_utils import bidirectional_mask_function, sdpa_mask
-
-    exists = asked.get("attention_mask")
-    is_padding_alone = (
-        isinstance(exists, Tensor)
-        and exists.device.type != "cpu"
-        and asked.get("mask_function") is bidirectional_mask_function
-        and exists.shape == (asked["batch_size"], asked["kv_length"])
-    )
-    if not is_padding_alone:
-        found: Tensor | None = sdpa_mask(**asked)
-        return found
-    assert isinstance(exists, Tensor)
-    return exists.bool()[:, None, None].expand(-1, -1, asked["q_length"], -1)
-
-
-@cache
-def _make_attention_known() -> None:
-    """To transformers, before the first encoder is made; importing it takes seconds."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    AttentionInterface.register(_ATTENTION, _attention)
-    AttentionMaskInterface.register(_ATTENTION, _mask)
 
 
 @validated_dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Adaptation):
     """Which encoder turns text into hidden states.
 
-    ``source`` is "small": a small BERT trained from scratch, on token ids or on features; "given":
-    features as they are, from an encoder run beforehand; or path or hub name of any transformers
-    encoder.
+    ``source`` is "small": a small BERT trained from scratch, on token ids or on features; "given"
+    or "features": features as they are, from an encoder run beforehand; or path or hub name of any
+    transformers encoder or decoder.
     """
 
     source: str = "small"
@@ -86,6 +42,8 @@ class TextConfig:
     layers: PositiveInt = 2
     heads: PositiveInt = 4
     dropout: Probability = 0.1
+    # what sums a sentence up; auto: of decoders the last token, else the first state
+    pool: Rule = "auto"
 
 
 class TextEncoder(nn.Module):
@@ -93,22 +51,27 @@ class TextEncoder(nn.Module):
     T').
 
     The first hidden state sums the sentence up: [CLS] of the ids, or, for features through the
-    small encoder, a learnt vector put in front (T' = T + 1). Rows without any text give zeros.
+    small encoder, a learnt vector put in front (T' = T + 1). Any other rule of pooling puts its
+    vector in front (T' = T + 1). Rows without any text give zeros.
     """
 
     def __init__(self, config: TextConfig, data: DataSpec):
         super().__init__()
         features = data.features["text"]
-        self.pretrained = config.source not in ("small", "given")
-        self.frozen = config.frozen and self.pretrained
+        self.pretrained = config.source not in ("small", *GIVEN)
+        self.frozen = self.pretrained and (config.frozen or config.train == "none")
         self.project: nn.Linear | None = None
         self.backbone: Any = None  # a transformers model
+        # while the backbone runs: what changes hidden states, and the layer before which
+        self._change: tuple[HiddenChange, nn.Module] | None = None
+        self.pool: Pool | None = None
         _refuse_mismatch(config.source, features, pretrained=self.pretrained)
-        if config.source == "given":
+        _refuse_idle(config, pretrained=self.pretrained)
+        if config.source in GIVEN:
             self.width = features
             return
         if self.pretrained:
-            self.backbone = _pretrained(config.source, data)
+            self.backbone = _pretrained(self, config, data)
         else:
             self.backbone = _small(config, data)
         self.width = int(self.backbone.config.hidden_size)
@@ -118,16 +81,25 @@ class TextEncoder(nn.Module):
             # what [CLS] is to token ids
             self.sentence = nn.Parameter(torch.randn(self.width) * 0.02)
             self.backbone.embeddings.word_embeddings = None  # features come instead
+        self.pool = _pool(config, self.backbone, self.width, has_summary=self.project is not None)
         if self.frozen:
-            self.backbone.requires_grad_(False).eval()
+            self.backbone.eval()
+        for layer in self._layers() or ():
+            layer.register_forward_pre_hook(self._change_hidden)
 
     def forward(
-        self, frames: Tensor, mask: Tensor, change: HiddenChange | None = None, layer: int = 0
+        self,
+        frames: Tensor,
+        mask: Tensor,
+        change: HiddenChange | None = None,
+        layer: int = 0,
+        first_only: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Hidden states and mask.
 
         ``change`` is applied to the hidden states before encoder layer ``layer``. What it adds may
         come from elsewhere than the text, so rows without text are then not zeroed.
+        ``first_only``: the caller reads only the first hidden state; others may be left out.
         """
         if self.backbone is None:
             return frames, mask
@@ -141,9 +113,14 @@ class TextEncoder(nn.Module):
             inputs = {"input_ids": frames.masked_fill(~mask, self.pad_id)}
         attended = mask.clone()
         attended[:, :1] |= ~has_text  # softmax over nothing would be NaN
-        hidden = self._encode(inputs, attended, change, layer)
+        reads_one = first_only and self.pool is None
+        hidden = self._encode(inputs, attended, change, layer, reads_one)
         if change is None:
             hidden = hidden * has_text[..., None]
+        if self.pool is not None:
+            summary = self.pool(hidden, mask)[:, None]
+            hidden = torch.cat([summary, hidden], dim=1)
+            mask = torch.cat([has_text, mask], dim=1)
         return hidden, mask
 
     def _encode(
@@ -152,34 +129,50 @@ class TextEncoder(nn.Module):
         attended: Tensor,
         change: HiddenChange | None,
         layer: int,
+        first_only: bool,
     ) -> Tensor:
         """Hidden states of the backbone, with ``change`` in place while it runs."""
         needs_gradient = change is not None or not self.frozen
-        hook = None if change is None else self._hook(change, layer)
+        if packed_text.serves(self.backbone, attended):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and needs_gradient):
+                return packed_text.encode(
+                    self.backbone, inputs, attended, change, layer, first_only
+                )
+        self._change = None if change is None else (change, self.layers[layer])
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled() and needs_gradient):
                 output = self.backbone(**inputs, attention_mask=attended.long())
         finally:
-            if hook is not None:
-                hook.remove()
+            self._change = None
         return output.last_hidden_state
 
-    def _hook(self, change: HiddenChange, layer: int) -> torch.utils.hooks.RemovableHandle:
-        def before(module: nn.Module, inputs: tuple) -> tuple:
-            return (change(inputs[0]), *inputs[1:])
+    def _change_hidden(self, module: nn.Module, inputs: tuple) -> tuple | None:
+        """In front of every layer; a hook that stays, for one that comes and goes cannot be
+        compiled."""
+        if self._change is None or module is not self._change[1]:
+            return None
+        change, _ = self._change
+        return (change(inputs[0]), *inputs[1:])
 
-        return self.layers[layer].register_forward_pre_hook(before)
+    @property
+    def num_summaries(self) -> int:
+        """How many vectors stand in front of the hidden states of the words."""
+        return int(self.project is not None or self.pool is not None)
 
     @property
     def layers(self) -> nn.ModuleList:
         """The encoder layers, of a backbone that has them where BERT and its relatives do."""
-        found = getattr(getattr(self.backbone, "encoder", None), "layer", None)
-        if not isinstance(found, nn.ModuleList):
+        found = self._layers()
+        if found is None:
             raise ValueError(
                 "cannot change hidden states inside the text encoder, because it has no layers where BERT has them; "
                 "use text.source=small, a BERT or a RoBERTa"
             )
         return found
+
+    def _layers(self) -> nn.ModuleList | None:
+        found = getattr(getattr(self.backbone, "encoder", None), "layer", None)
+        return found if isinstance(found, nn.ModuleList) else None
 
     def train(self, mode: bool = True) -> TextEncoder:
         super().train(mode)
@@ -190,7 +183,7 @@ class TextEncoder(nn.Module):
     def architecture(self) -> dict[str, Any] | None:
         """Of a pretrained encoder, for a folder that serves as ``source`` where all its weights are
         loaded anyway."""
-        return {**self.backbone.config.to_dict(), _NO_WEIGHTS: True} if self.pretrained else None
+        return architecture(self.backbone) if self.pretrained else None
 
     def trained(self) -> list[nn.Parameter]:
         """Parameters of a pretrained encoder, which want a learning rate of their own; none of a
@@ -205,15 +198,29 @@ def decayed(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], list[nn
 
 def _refuse_mismatch(source: str, features: int, *, pretrained: bool) -> None:
     """Token ids and features want different sources."""
-    if source == "given" and not features:
+    if source in GIVEN and not features:
         raise ValueError(
-            "text.source=given needs text features, but the data has token ids; use text.source=small"
+            f"text.source={source} needs text features, but the data has token ids; use text.source=small"
         )
     if pretrained and features:
         raise ValueError(
             f"text.source={source} reads token ids, but the data has text features of width {features}; "
             "use text.source=given or small, or convert the transcripts with: "
             "python -m data_shards.convert RAW --out DIR --tokenizer PATH"
+        )
+
+
+def _refuse_idle(config: TextConfig, *, pretrained: bool) -> None:
+    """ValueError for a setting that would do nothing."""
+    if config.train != "all" and not pretrained:
+        raise ValueError(
+            f"options.text.train={config.train} is for an encoder that others trained, and "
+            f"options.text.source={config.source} is none; leave it out"
+        )
+    if config.pool != "auto" and config.source in GIVEN:
+        raise ValueError(
+            f"options.text.pool={config.pool} is for an encoder, and options.text.source="
+            f"{config.source} is none; leave it out"
         )
 
 
@@ -226,7 +233,7 @@ def _small(config: TextConfig, data: DataSpec) -> Any:
         )
     from transformers import AutoModel, BertConfig
 
-    _make_attention_known()
+    make_attention_known()
     settings = BertConfig(
         vocab_size=data.vocab_size or 1,
         hidden_size=config.width,
@@ -236,29 +243,39 @@ def _small(config: TextConfig, data: DataSpec) -> Any:
         hidden_dropout_prob=config.dropout,
         attention_probs_dropout_prob=config.dropout,
         max_position_embeddings=max(512, data.max_length.get("text", 0) + 1),
-        attn_implementation=_ATTENTION,
+        attn_implementation=NAME,
     )
-    return _without_pooler(AutoModel.from_config(settings))
+    return encoder_of(AutoModel.from_config(settings))
 
 
-def _pretrained(source: str, data: DataSpec) -> Any:
-    from transformers import AutoModel
-
-    _make_attention_known()
-    given = Source(source, "options.text.source=")
+def _pretrained(holder: TextEncoder, config: TextConfig, data: DataSpec) -> Any:
+    given = Source(config.source, "options.text.source=")
     settings = load_config(given)
-    _refuse_other_vocabulary(source, int(settings.vocab_size), data)
-    _refuse_longer_sentences(source, settings, data)
-    if getattr(settings, _NO_WEIGHTS, False) or is_sketched():
-        backbone = AutoModel.from_config(
-            settings,
-            attn_implementation=_ATTENTION,
-            dtype=torch.float32,
-            trust_remote_code=False,
+    _refuse_other_vocabulary(config.source, int(settings.vocab_size), data)
+    _refuse_longer_sentences(config.source, settings, data)
+    how: Adaptation = config
+    if config.frozen:
+        if config.train not in ("all", "none"):
+            raise ValueError(
+                f"options.text.frozen=true trains nothing, and options.text.train={config.train} "
+                "does; leave one of them out"
+            )
+        how = replace(config, train="none")
+    return load_backbone(holder, given, how, settings)
+
+
+def _pool(config: TextConfig, backbone: Any, width: int, *, has_summary: bool) -> Pool | None:
+    """What puts a summary in front; None where the first hidden state is one already."""
+    rule = config.pool
+    if rule == "auto":
+        rule = "last" if is_causal(backbone) else "first"
+    if rule == "first":
+        return None
+    if has_summary:
+        raise ValueError(
+            f"options.text.pool={rule}: text features have a learnt summary; leave it out"
         )
-    else:
-        backbone = load_model(given, attn_implementation=_ATTENTION, dtype=torch.float32)
-    return _without_pooler(backbone)
+    return Pool(rule, width)
 
 
 def _refuse_other_vocabulary(source: str, size: int, data: DataSpec) -> None:
@@ -287,10 +304,3 @@ def _refuse_longer_sentences(source: str, settings: Any, data: DataSpec) -> None
         raise ValueError(
             f"the data has sentences of {longest} tokens, text.source={source} takes at most {limit}"
         )
-
-
-def _without_pooler(model: Any) -> Any:
-    """No model here reads the pooler, and a parameter without gradient is a trap."""
-    if getattr(model, "pooler", None) is not None:
-        model.pooler = None
-    return model

@@ -29,7 +29,9 @@ COLUMN_BLOCK = 256  # columns that one thread adds up at a time
 ROW_BLOCK = 16  # rows that share an order of labels and scratch
 
 Arguments = dict[str, Any]
-Units = Literal["rows", "row blocks", "column blocks", "labels", "mask rows", "out rows"]
+Units = Literal[
+    "rows", "row blocks", "column blocks", "labels", "mask rows", "out rows", "sequences", "samples"
+]
 
 
 def compiled(
@@ -93,6 +95,11 @@ def size_of(units: Units, arguments: Arguments) -> tuple[int, int]:
         return len(arguments["mask"]), arguments["mask"].size
     if units == "out rows":
         return len(arguments["out"]), arguments["out"].size
+    if units == "sequences":  # each direction of each of them
+        ways = arguments["states"].shape[1]
+        return ways * (len(arguments["starts"]) - 1), arguments["kept"].size
+    if units == "samples":
+        return len(arguments["query"]), arguments["norms"].size * arguments["key"].shape[3]
     rows, columns = arguments["tile"].shape
     count = {
         "rows": rows,

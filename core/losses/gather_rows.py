@@ -139,19 +139,31 @@ def sizes_if_finite(weight: Tensor | None, *rows: Tensor) -> list[int]:
         RowError: on every rank, if a row of any rank is not finite. Rows are counted with those of
             weight 0.
     """
-    finite = [part.detach().isfinite().all(1) for part in rows]
-    bad = ~torch.stack(finite).all(0)  # (B,)
-    report = len(bad)
-    if bool(bad.any()):
-        first = int(bad.nonzero()[0])
-        report = _encode_bad_row(_row_in_batch(weight, first))
-    reports = distributed.gather_sizes(report, bad.device)
-    for rank, report in enumerate(reports):
-        bad_row = _decode_bad_row(report)
-        if bad_row is not None:
-            of_rank = f"of rank {rank} " if len(reports) > 1 else ""
-            raise RowError(bad_row, f"{of_rank}are not finite")
-    return reports
+    (sizes,) = sizes_of_sets_if_finite([weight], [rows])
+    return sizes
+
+
+def sizes_of_sets_if_finite(
+    weights: Sequence[Tensor | None], sets: Sequence[Sequence[Tensor]]
+) -> list[list[int]]:
+    """``sizes_if_finite`` of several sets of rows, in one exchange."""
+    reports = []
+    for weight, rows in zip(weights, sets, strict=True):
+        finite = [part.detach().isfinite().all(1) for part in rows]
+        bad = ~torch.stack(finite).all(0)  # (B,)
+        report = len(bad)
+        if bool(bad.any()):
+            first = int(bad.nonzero()[0])
+            report = _encode_bad_row(_row_in_batch(weight, first))
+        reports.append(report)
+    of_ranks = distributed.gather_numbers(reports, sets[0][0].device)
+    for rank, of_sets in enumerate(of_ranks):
+        for report in of_sets:
+            bad_row = _decode_bad_row(report)
+            if bad_row is not None:
+                of_rank = f"of rank {rank} " if len(of_ranks) > 1 else ""
+                raise RowError(bad_row, f"{of_rank}are not finite")
+    return [list(sizes) for sizes in zip(*of_ranks, strict=True)]
 
 
 def _row_in_batch(weight: Tensor | None, kept_row: int) -> int:

@@ -6,6 +6,7 @@ Zha et al., "Rank-N-Contrast" (NeurIPS 2023, arXiv:2210.01189), with cosine simi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -17,11 +18,14 @@ from core.losses.gather_rows import (
     drop_padding_rows,
     gather_for_global_loss,
     select_rows,
+    sizes_of_sets_if_finite,
 )
 from core.losses.in_batch import is_itself
 from core.losses.labels import on_grid
 from core.losses.supcr_ranks import supcr_across_ranks
+from core.losses.supcr_sets import supcr_of_sets
 from core.losses.temperature import check_temperature
+from core.rows import at_least_float32, unit_rows
 
 Denominator = Literal["ik", "jk"]
 
@@ -87,6 +91,27 @@ class SupCR(nn.Module):
         if distributed.world_size() > 1:
             return supcr_across_ranks(rows, labels, sizes, self.temperature, ring=self.ring)
         return fused_supcr(rows, labels, self.temperature)
+
+    def of_sets(self, sets: Sequence[tuple[Tensor, Tensor, Tensor | None]]) -> tuple[Tensor, ...]:
+        """The loss of each of several sets, as ``forward`` gives it, with one exchange between
+        ranks for all.
+
+        Args:
+            sets: features, labels and weight of each.
+        """
+        is_alone = distributed.world_size() == 1
+        if is_alone or not self.fused or self.ring:
+            return tuple([self(*one) for one in sets])
+        rows, labels, weights = [], [], []
+        for features, label, weight in sets:
+            check_rows("SupCR", features, label)
+            rows.append(drop_padding_rows(weight, features)[0])
+            labels.append(drop_padding_rows(weight, label)[0])
+            weights.append(weight)
+        sizes = sizes_of_sets_if_finite(weights, [[part] for part in rows])
+        scale = unit_rows if self.normalize else at_least_float32
+        scaled = [scale(part) for part in rows]
+        return supcr_of_sets(scaled, labels, sizes, self.temperature, self.resolution)
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, resolution={self.resolution}, denominator={self.denominator!r}"

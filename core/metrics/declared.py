@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-MetricStyle = Literal["mosi", "sims", "phq", "mmmo", "classes", "alignment"]
+MetricStyle = Literal["mosi", "sims", "phq", "mmmo", "classes", "labels", "alignment"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,13 @@ _DECLARED = (
     Metric("Non0_F1", True, "F1 of negative against positive"),
     Metric("F1_score", True, "F1 of two classes"),
     Metric("Weighted_F1", True, "F1 weighted by class size"),
+    Metric("Unweighted_acc", True, "mean share of right answers in each class"),
+    Metric("Weighted_acc", True, "mean accuracy of having and lacking a label"),
+    Metric("Micro_F1", True, "F1 over all labels together"),
+    Metric("Subset_acc", True, "share of samples with all labels right"),
+    Metric("Hamming", False, "share of wrong answers over all labels"),
+    Metric("F1", True, "F1 of one class or label"),
+    Metric("Recall", True, "share of a class's samples that are found"),
     Metric("Hits@10", True, "share of partners among the first ten"),
     Metric("Hits@50", True, "share of partners among the first fifty"),
     Metric("MR", False, "mean rank"),
@@ -76,7 +83,15 @@ _STYLES: dict[str, tuple[str, ...]] = {
     "sims": ("MAE", "Corr", "Mult_acc_2", "Mult_acc_3", "Mult_acc_5", "F1_score"),
     "phq": ("MAE", "RMSE", "CCC", "Corr"),
     "mmmo": ("MAE", "RMSE", "Corr", "Mult_acc_5"),
-    "classes": ("Accuracy", "Macro_F1", "Weighted_F1"),
+    "classes": ("Accuracy", "Unweighted_acc", "Macro_F1", "Weighted_F1"),
+    "labels": (
+        "Macro_F1",
+        "Micro_F1",
+        "Weighted_F1",
+        "Weighted_acc",
+        "Subset_acc",
+        "Hamming",
+    ),
     "alignment": ("Hits@1", "Hits@10", "Hits@50", "MR", "MRR"),
 }
 

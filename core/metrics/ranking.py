@@ -5,6 +5,9 @@ the gold one, plus half of those that tie with it, so no order of entities can h
 equal embeddings (an entity that is listed twice) are computed once, because equal rows may leave a
 matrix product with unequal last bits.
 
+With ``divided`` the tiles are dealt out to the ranks, which sum what each has found. The tiles are
+those of one process, so the results are, too.
+
 CSLS (Conneau et al., ICLR 2018, arXiv:1710.04087) subtracts from a similarity s the mean of the k
 largest of its row and of its column. As in the released code of MCLEA, s = 2 cos - 1, so ranks are
 those of 4 cos - r_row - r_col up to a constant of the row, where r are means of 2 cos - 1.
@@ -18,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from core import distributed
 from core.rows import unit_rows
 
 # one tile of similarities; ranking needs a few of this size beside the embeddings
@@ -67,9 +71,14 @@ def pair_ranks(left: Tensor, right: Tensor, csls: int = 0) -> tuple[np.ndarray, 
     return left_to_right[-1], right_to_left[-1]
 
 
-def all_ranks(left: Tensor, right: Tensor, csls: int) -> tuple[Ranks, Ranks]:
+def all_ranks(
+    left: Tensor, right: Tensor, csls: int, *, divided: bool = False
+) -> tuple[Ranks, Ranks]:
     """Left to right and right to left; with CSLS too if ``csls``, its number of neighbours, is not
     0.
+
+    Args:
+        divided: share the work among all ranks, which give equal rows and all get the results.
 
     Raises:
         ValueError: no pairs, sides of unequal shape, or a value that is not finite.
@@ -90,10 +99,10 @@ def all_ranks(left: Tensor, right: Tensor, csls: int) -> tuple[Ranks, Ranks]:
     left_hubs = right_hubs = None
     if csls:
         # of each left row, among the right candidates; and the other way round
-        left_hubs = mean_of_nearest(left, right_candidates, csls)
-        right_hubs = mean_of_nearest(right, left_candidates, csls)
-    left_to_right = _ranks(left, right_candidates, right_hubs)
-    return left_to_right, _ranks(right, left_candidates, left_hubs)
+        left_hubs = mean_of_nearest(left, right_candidates, csls, divided=divided)
+        right_hubs = mean_of_nearest(right, left_candidates, csls, divided=divided)
+    left_to_right = _ranks(left, right_candidates, right_hubs, divided)
+    return left_to_right, _ranks(right, left_candidates, left_hubs, divided)
 
 
 def ranks_among(queries: Tensor, gold: Tensor, others: Tensor) -> np.ndarray:
@@ -131,22 +140,32 @@ class Candidates:
         self.count = torch.from_numpy(count).to(rows.device, rows.dtype)
 
 
-def _ranks(queries: Tensor, candidates: Candidates, hubs: Tensor | None) -> Ranks:
+def _ranks(
+    queries: Tensor, candidates: Candidates, hubs: Tensor | None, divided: bool = False
+) -> Ranks:
     """(L,) rank of candidate i for query i: plain, and with CSLS where there are ``hubs``.
 
     Args:
         hubs: (L,) mean similarity of each candidate to its nearest queries.
     """
-    plain = torch.empty(len(queries), dtype=torch.float64)
-    with_csls = torch.empty(len(queries), dtype=torch.float64)
+    plain = torch.zeros(len(queries), dtype=torch.float64)
+    with_csls = torch.zeros(len(queries), dtype=torch.float64)
     # the CSLS mean of the query itself shifts its whole row, so it cannot change a rank
     hub = None if hubs is None else _of_distinct(hubs, candidates)
-    for rows, tile in tiles(queries, candidates.rows):
+    for rows, tile in tiles(queries, candidates.rows, divided):
         gold = candidates.distinct_of[rows].unsqueeze(1)
         plain[rows] = _ranks_in(tile, gold, candidates.count)
         if hub is not None:
             with_csls[rows] = _ranks_in(tile.mul_(4).sub_(hub), gold, candidates.count)
-    return [plain.numpy()] if hub is None else [plain.numpy(), with_csls.numpy()]
+    found = [plain] if hub is None else [plain, with_csls]
+    if divided:
+        found = [_sum_over_ranks(part, queries.device) for part in found]
+    return [part.numpy() for part in found]
+
+
+def _sum_over_ranks(part: Tensor, device: torch.device) -> Tensor:
+    """What all ranks have found, each in its own tiles and zero elsewhere."""
+    return distributed.all_reduce_sum(part.to(device)).to(part.device)
 
 
 def _ranks_in(scores: Tensor, gold: Tensor, count: Tensor) -> Tensor:
@@ -164,18 +183,22 @@ def _of_distinct(values: Tensor, candidates: Candidates) -> Tensor:
     return distinct.scatter_(0, candidates.distinct_of, values)
 
 
-def mean_of_nearest(queries: Tensor, candidates: Candidates, k: int) -> Tensor:
+def mean_of_nearest(
+    queries: Tensor, candidates: Candidates, k: int, *, divided: bool = False
+) -> Tensor:
     """(L,) mean of the k largest 2 cos - 1 between a query and all candidates, repeated ones
     counted as often."""
     wanted = min(k, len(candidates.distinct_of))
-    means = queries.new_empty(len(queries))
-    for rows, tile in tiles(queries, candidates.rows):
+    means = queries.new_zeros(len(queries))
+    for rows, tile in tiles(queries, candidates.rows, divided):
         nearest, which = tile.topk(min(wanted, tile.shape[1]), dim=1)
         count = candidates.count[which]
         before = count.cumsum(1) - count
         # how many of each distinct row are among the k
         among_nearest = (wanted - before).clamp(min=0).minimum(count)
         means[rows] = 2 * (nearest * among_nearest).sum(1) / wanted - 1
+    if divided:
+        means = distributed.all_reduce_sum(means)
     # equal queries must have equal means, whatever tile they fell in
     distinct = Candidates(queries)
     if len(distinct.rows) == len(queries):
@@ -183,33 +206,43 @@ def mean_of_nearest(queries: Tensor, candidates: Candidates, k: int) -> Tensor:
     return means[distinct.first][distinct.distinct_of]
 
 
-def tiles(queries: Tensor, candidates: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def tiles(
+    queries: Tensor, candidates: Tensor, divided: bool = False
+) -> Iterator[tuple[slice, Tensor]]:
     """Slices of the queries, each with its similarities to all candidates, (rows, candidates);
-    tiles are fresh."""
+    tiles are fresh.
+
+    Args:
+        divided: only those tiles of which it is this rank's turn.
+    """
     row_bytes = candidates.element_size() * max(1, len(candidates))
     step = max(1, TILE_BYTES // row_bytes)
-    for start in range(0, len(queries), step):
+    first, every = (distributed.rank(), distributed.world_size()) if divided else (0, 1)
+    for start in range(first * step, len(queries), every * step):
         rows = slice(start, min(start + step, len(queries)))
         yield rows, queries[rows] @ candidates.T
 
 
-def nearest(queries: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+def nearest(queries: Tensor, candidates: Tensor, *, divided: bool = False) -> tuple[Tensor, Tensor]:
     """(L,) the most similar candidate of each query, and the similarity; rows of unit length."""
-    best = torch.empty(len(queries), dtype=torch.int64, device=queries.device)
-    similarity = queries.new_empty(len(queries))
-    for rows, tile in tiles(queries, candidates):
+    best = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
+    similarity = queries.new_zeros(len(queries))
+    for rows, tile in tiles(queries, candidates, divided):
         similarity[rows], best[rows] = tile.max(1)
+    if divided:
+        best = distributed.all_reduce_sum(best)
+        similarity = distributed.all_reduce_sum(similarity)
     return best, similarity
 
 
-def mutual_nearest(left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+def mutual_nearest(left: Tensor, right: Tensor, *, divided: bool = False) -> tuple[Tensor, Tensor]:
     """(M, 2) rows of left and right that are each other's nearest, and their (M,) similarity."""
     if len(left) == 0 or len(right) == 0:
         no_pairs = torch.empty(0, 2, dtype=torch.int64, device=left.device)
         return no_pairs, left.new_empty(0)
     left, right = unit(left), unit(right)
-    partner, similarity = nearest(left, right)
-    partner_of_right, _ = nearest(right, left)
+    partner, similarity = nearest(left, right, divided=divided)
+    partner_of_right, _ = nearest(right, left, divided=divided)
     row = torch.arange(len(left), device=left.device)
     mutual = partner_of_right[partner] == row
     return torch.stack([row[mutual], partner[mutual]], 1), similarity[mutual]

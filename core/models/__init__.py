@@ -15,10 +15,14 @@ from core.models.cross_modal.mult import MulT
 from core.models.cross_modal.tetfn import TETFN
 from core.models.disentangled.misa import MISA
 from core.models.disentangled.mmim import MMIM
+from core.models.entities.eva import EVA
+from core.models.entities.gcn_align import GCNAlign
+from core.models.entities.kecg import KECG
 from core.models.fusion.ef_lstm import EFLSTM
 from core.models.fusion.graph_mfn import GraphMFN
 from core.models.fusion.lf_dnn import LFDNN
 from core.models.fusion.lmf import LMF
+from core.models.fusion.mfm import MFM
 from core.models.fusion.mfn import MFN
 from core.models.fusion.mlf_dnn import MLFDNN
 from core.models.fusion.mlmf import MLMF
@@ -37,14 +41,18 @@ MODELS: dict[str, type[Model[Any, Any]]] = {
     "bbfn": BBFN,
     "cenet": CENet,
     "ef_lstm": EFLSTM,
+    "eva": EVA,
+    "gcn_align": GCNAlign,
     "graph_mfn": GraphMFN,
     "hscl": HSCL,
+    "kecg": KECG,
     "lf_dnn": LFDNN,
     "lmf": LMF,
     "lnln": LNLN,
     "mag_bert": MAGBert,
     "mclea": MCLEA,
     "meaformer": MEAformer,
+    "mfm": MFM,
     "mfn": MFN,
     "misa": MISA,
     "mlf_dnn": MLFDNN,

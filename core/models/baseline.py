@@ -12,7 +12,6 @@ from core.dropout import Probability
 from core.encoders.inputs import MODALITIES, InputConfig, Inputs, groups, in_order
 from core.encoders.sequence import masked_mean
 from core.encoders.text import TextConfig, TextEncoder
-from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 
 
@@ -25,7 +24,6 @@ class Baseline(Model[Utterances, Sentiment]):
     """
 
     task = "sentiment"
-    takes_targets = True
 
     @validated_dataclass(frozen=True)
     class Config:
@@ -62,7 +60,7 @@ class Baseline(Model[Utterances, Sentiment]):
         return Sentiment(score=score.squeeze(1))
 
     def losses(self, output: Sentiment, batch: Utterances) -> dict[str, Tensor]:
-        return {"task": batch.mean(task_loss(output.score, batch.label))}
+        return {"task": batch.mean(batch.errors(output.score))}
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         return groups(self, text=self.text.trained() if self.text is not None else [])

@@ -4,16 +4,16 @@ after reading from a learnt memory (CENet: Wang et al., IEEE TMM 2022)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from pydantic.dataclasses import dataclass as validated_dataclass
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from core.batch import Utterances
 from core.dropout import Probability
+from core.encoders.affine import Affine, Mix
 from core.encoders.attention import Attention
 from core.encoders.inputs import (
     MODALITIES,
@@ -21,11 +21,18 @@ from core.encoders.inputs import (
     Inputs,
     groups,
     in_order,
-    refuse_classes,
 )
 from core.encoders.text import TextConfig, TextEncoder, decayed
-from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
+from core.models.cenet_layers import (
+    Codes,
+    ExternalMemory,
+    Look,
+    Perceptron,
+    entropy_of,
+    look_at_codes,
+    look_at_frames,
+)
 from core.names import refusal
 
 
@@ -49,7 +56,6 @@ class CENet(Model[Utterances, Output]):
     """
 
     task = "sentiment"
-    takes_targets = True
     entropy: Tensor
 
     @validated_dataclass(frozen=True)
@@ -81,7 +87,6 @@ class CENet(Model[Utterances, Output]):
 
     def __init__(self, config: Config, data: DataSpec):
         super().__init__()
-        refuse_classes(data, "cenet")
         if "text" not in config.modalities:
             raise ValueError(
                 "cenet works inside the text encoder; options.modalities must hold text"
@@ -121,8 +126,10 @@ class CENet(Model[Utterances, Output]):
         self.fronts = nn.ModuleDict({m: _front(m, width, config, data) for m in others})
         self.attend = nn.ModuleDict()
         for m in others:
-            self.attend[m] = Attention(width, 1, out=False, scale=config.scale or None)
-        self.mix = nn.Linear(len(others) * width, width) if others else None
+            self.attend[m] = Attention(
+                width, 1, out=False, scale=config.scale or None, layer=Affine
+            )
+        self.mix = Mix(len(others) * width, width) if others else None
         for layer in (*self.attend.modules(), self.mix):
             if isinstance(layer, nn.Linear):  # as the encoder's own layers are
                 nn.init.normal_(layer.weight, std=0.02)
@@ -143,7 +150,9 @@ class CENet(Model[Utterances, Output]):
         def change(hidden: Tensor) -> Tensor:
             return self._enhance(hidden, frames, mask, entropy)
 
-        hidden, _ = self.text(frames["text"], mask["text"], change, self.config.layer)
+        hidden, _ = self.text(
+            frames["text"], mask["text"], change, self.config.layer, first_only=True
+        )
         return Output(score=self.predict(hidden[:, 0]).squeeze(-1).float(), entropy=entropy)
 
     def _enhance(
@@ -157,37 +166,36 @@ class CENet(Model[Utterances, Output]):
         text_mask = mask["text"]
         if hidden.shape[1] != text_mask.shape[1]:
             text_mask = _with_summary(text_mask)
-        hidden = self._read("text", hidden, text_mask, entropy)
+        if "text" in self.memories:
+            hidden, share = self.memories["text"](hidden)
+            entropy["text"] = torch.stack([(entropy_of(share) * text_mask).sum(), text_mask.sum()])
         if self.mix is None:
             return hidden
-        seen = []
-        for m, front in self.fronts.items():
-            others, exists = self._padded(m, frames[m], mask[m])
-            encoded = self._read(m, front(others, exists), exists, entropy)
-            key_mask = exists if self.config.frame_mask else None
-            seen.append(self.attend[m](hidden, encoded, key_mask))
-        return hidden + self.mix(torch.cat(seen, dim=2))
+        # what is left are small products, whose scores are scaled up: no place for half precision
+        with torch.autocast(hidden.device.type, enabled=False):
+            if hidden.dtype in (torch.float16, torch.bfloat16):
+                hidden = hidden.float()
+            looks = {m: self._look(m, hidden, frames[m], mask[m]) for m in self.fronts}
+            mixed, enhanced = self.mix([look.values for look in looks.values()])
+            enhanced = hidden + enhanced
+            for look, values in zip(looks.values(), mixed, strict=True):
+                enhanced = enhanced + look.read @ values
+        for m, look in looks.items():
+            if look.entropy is not None:
+                entropy[m] = look.entropy
+        return enhanced
 
-    def _padded(self, m: str, frames: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Frames and their mask, as long as the data's longest where padding takes part."""
-        if self.config.frame_mask:
-            return frames, mask
-        missing = max(0, self.longest[m] - mask.shape[1])
-        return F.pad(frames, (0, 0, 0, missing)), F.pad(mask, (0, missing))
-
-    def _read(self, m: str, x: Tensor, mask: Tensor, entropy: dict[str, Tensor]) -> Tensor:
-        """(B, T, width) after reading from the memory of a modality, if it has one."""
-        if m not in self.memories:
-            return x
-        read, share = self.memories[m](x)
-        spread = torch.special.entr(share.detach().float()).sum(-1)  # (B, T)
-        entropy[m] = torch.stack([(spread * mask).sum(), mask.sum()])
-        return read
+    def _look(self, m: str, hidden: Tensor, frames: Tensor, mask: Tensor) -> Look:
+        """What the text finds in a modality."""
+        memory = self.memories[m] if m in self.memories else None
+        places = 0 if self.config.frame_mask else max(self.longest[m], mask.shape[1])
+        look: Any = look_at_codes if self.config.front == "codes" else look_at_frames
+        return look(self.fronts[m], self.attend[m], memory, hidden, frames, mask, places)
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
         if self.training and output.entropy:
             self.entropy += torch.stack([output.entropy[m] for m in self.memories])
-        return {"task": batch.mean(task_loss(output.score, batch.label, self.config.squared))}
+        return {"task": batch.mean(batch.errors(output.score, self.config.squared))}
 
     def report(self) -> dict[str, float]:
         """Mean entropy of the reads of this epoch by memory, in nats; log(slots) means evenly
@@ -204,71 +212,6 @@ class CENet(Model[Utterances, Output]):
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         decay, no_decay = decayed(self.text.trained())
         return groups(self, text=decay, text_no_decay=no_decay)
-
-
-class ExternalMemory(nn.Module):
-    """Attention over S learnt slots: softmax((xW_q)(MW_k)^T / sqrt(d)) MW_v.
-
-    Args:
-        gate: at the start, of what is read from the normalised input and added to it; None replaces
-            the input.
-    """
-
-    def __init__(self, width: int, slots: int, gate: float | None):
-        super().__init__()
-        self.slots = nn.Parameter(torch.randn(slots, width))
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width)
-        self.value = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width) if gate is not None else None
-        self.gate = nn.Parameter(torch.tensor([gate])) if gate is not None else None
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Of (..., width): what is read, (..., width), and the shares of the slots, (..., S)."""
-        query = self.query(x if self.norm is None else self.norm(x))
-        score = query @ self.key(self.slots).T * self.slots.shape[1] ** -0.5
-        share = score.softmax(-1)
-        read = share @ self.value(self.slots)
-        if self.gate is not None:
-            read = x + self.gate * read
-        return read, share
-
-
-class Codes(nn.Module):
-    """Frames to the embedding of their nearest centre; padding to the last row, zero unless it
-    takes part."""
-
-    centres: Tensor
-
-    def __init__(self, centres: Tensor, width: int, frame_mask: bool):
-        super().__init__()
-        self.register_buffer("centres", centres)
-        self.words = nn.Embedding(len(centres) + 1, width, padding_idx=len(centres))
-        nn.init.normal_(self.words.weight, std=0.02)
-        if frame_mask:
-            nn.init.zeros_(self.words.weight[-1])
-
-    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        with torch.no_grad(), torch.autocast(frames.device.type, enabled=False):
-            # the squared distance but for a term that all centres share
-            distance = self.centres.square().sum(1) - 2 * frames.float() @ self.centres.T
-            code = distance.argmin(-1)  # (B, T)
-        return self.words(code.masked_fill(~mask, len(self.centres)))
-
-
-class Perceptron(nn.Module):
-    """Frames through two layers."""
-
-    def __init__(self, input_width: int, width: int):
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Linear(input_width, width),
-            nn.ReLU(),
-            nn.Linear(width, width),
-        )
-
-    def forward(self, frames: Tensor, mask: Tensor) -> Tensor:
-        return self.layers(frames)
 
 
 def _front(modality: str, width: int, config: CENet.Config, data: DataSpec) -> nn.Module:

@@ -22,13 +22,12 @@ from core.encoders.inputs import (
     groups,
     has_frames,
     in_order,
-    refuse_classes,
 )
 from core.encoders.sequence import SummaryTransformer
 from core.encoders.text import TextConfig, TextEncoder
-from core.losses.labels import task_loss
 from core.losses.supcon import SupCon
 from core.losses.supcr import Denominator, SupCR
+from core.losses.supcr_distances import SupCRByDistance
 from core.model import DataSpec, GlobalBatchRows, Model, Sentiment
 
 
@@ -50,6 +49,7 @@ class HSCL(Model[Utterances, Output]):
     that the paper does not have. Beyond the paper: a missing modality takes no part in the contrast
     of its sample; without text the fused vector is the mean of the linearly mapped summaries of
     sound and vision, and their two views are contrasted; with text alone it is the text's summary.
+    Classes are 0 or 1 apart in the contrast, and label vectors by the sum of absolute differences.
     """
 
     task = "sentiment"
@@ -106,7 +106,6 @@ class HSCL(Model[Utterances, Output]):
 
     def __init__(self, config: Config, data: DataSpec):
         super().__init__()
-        refuse_classes(data, "hscl")
         self.config = config
         self.inputs = Inputs(data, config.inputs, config.modalities)
         self.modalities = in_order(config.modalities)
@@ -162,7 +161,7 @@ class HSCL(Model[Utterances, Output]):
             nn.Tanh(),
             nn.Linear(config.hidden, config.hidden),
             nn.Tanh(),
-            nn.Linear(config.hidden, 1),
+            nn.Linear(config.hidden, data.num_outputs),
         )
 
     def _initialise(self) -> None:
@@ -202,7 +201,7 @@ class HSCL(Model[Utterances, Output]):
         )
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
-        losses = {"task": batch.mean(task_loss(output.score, batch.label))}
+        losses = {"task": batch.mean(batch.errors(output.score))}
         if self.contrast_unimodal:
             distances = [self._distance(output, *pair) for pair in self.contrasted]
             distance = torch.stack(distances).sum(0)  # (B,)
@@ -228,20 +227,25 @@ class HSCL(Model[Utterances, Output]):
     def global_batch_losses(
         self, rows: GlobalBatchRows, target: Tensor, weight: Tensor
     ) -> dict[str, Tensor]:
-        losses = {}
-        if self.contrast_unimodal:
-            terms = [self._contrast(rows, *pair, target, weight) for pair in self.contrasted]
-            losses["unimodal"] = self.config.omega1 * torch.stack(terms).sum()
+        pairs = list(self.contrasted) if self.contrast_unimodal else []
         if self.contrast_bimodal:
             left, right = self.fused_views
-            term = self._contrast(rows, left, right, target, weight)
-            losses["bimodal"] = self.config.omega2 * term
+            pairs.append((left, right))
+        sets = [self._compared(rows, *pair, target, weight) for pair in pairs]
+        draw = self.draw
+        terms = draw.of_sets(sets) if isinstance(draw, SupCR) else [draw(*one) for one in sets]
+        losses = {}
+        if self.contrast_unimodal:
+            unimodal = torch.stack(list(terms[: len(self.contrasted)]))
+            losses["unimodal"] = self.config.omega1 * unimodal.sum()
+        if self.contrast_bimodal:
+            losses["bimodal"] = self.config.omega2 * terms[-1]
         return losses
 
-    def _contrast(
+    def _compared(
         self, rows: GlobalBatchRows, left: str, right: str, target: Tensor, weight: Tensor
-    ) -> Tensor:
-        """The contrast of two views, as 2B rows with the labels repeated."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Two views to contrast, as 2B rows with the labels repeated, and their weights."""
         if self.config.contrast == "simclr":
             # by number: only the other view of the same sample is positive
             assert rows.index is not None
@@ -250,7 +254,7 @@ class HSCL(Model[Utterances, Output]):
             # a fusion stands for the modality that text looks at
             weight = weight * rows.present[view.removeprefix("text_")]
         both = torch.cat([rows.embeddings[left], rows.embeddings[right]])
-        return self.draw(both, target.repeat(2), weight.repeat(2))
+        return both, torch.cat([target, target]), weight.repeat(2)
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """Sound and video are groups of their own: their encoders, and what lets the text look at
@@ -311,8 +315,39 @@ def _frame_encoder(modality: str, config: HSCL.Config, data: DataSpec) -> Summar
 
 def _contrast_loss(config: HSCL.Config, data: DataSpec) -> nn.Module:
     resolution = data.label_resolution
+    if config.contrast == "simclr":
+        return SupCon(config.temperature)  # sample numbers are no labels on a grid
+    if data.num_classes:
+        return _contrast_of_classes(config)
+    if data.target_names:
+        return _contrast_of_vectors(config, resolution)
     if config.contrast == "supcr":
         return SupCR(config.temperature, resolution=resolution, denominator=config.denominator)
+    return SupCon(config.temperature, resolution=resolution)
+
+
+def _contrast_of_classes(config: HSCL.Config) -> nn.Module:
+    """Any two classes are equally far apart."""
     if config.contrast == "supcon":
-        return SupCon(config.temperature, resolution=resolution)
-    return SupCon(config.temperature)  # sample numbers are no labels on a grid
+        return SupCon(config.temperature)
+    _refuse_released_denominator(config)
+    return SupCRByDistance(config.temperature, "classes")
+
+
+def _contrast_of_vectors(config: HSCL.Config, resolution: float | None) -> nn.Module:
+    """Of several scores, or of labels that are 1 or 0."""
+    if config.contrast == "supcon":
+        raise ValueError(
+            "options.contrast=supcon draws equal labels together, and labels that are vectors are "
+            "seldom equal; use options.contrast=supcr or simclr"
+        )
+    _refuse_released_denominator(config)
+    return SupCRByDistance(config.temperature, "vectors", resolution=resolution)
+
+
+def _refuse_released_denominator(config: HSCL.Config) -> None:
+    if config.denominator == "jk":
+        raise ValueError(
+            "options.denominator=jk restates the released code, which knows scores only; use "
+            "options.denominator=ik for classes and several targets"
+        )

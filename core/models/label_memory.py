@@ -5,7 +5,7 @@ Yu et al., AAAI 2021 (arXiv:2102.04830), the unimodal label generation module. I
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -74,8 +74,16 @@ class LabelMemory(nn.Module):
     def labels(self, view: str, index: Tensor, label: Tensor) -> Tensor:
         """(B,) current labels of a view: the human ``label`` for a sample that the view has not met
         yet."""
-        visited = self.of("visits", view)[index] > 0
-        return torch.where(visited, self.of("labels", view)[index] + self.middle, label)
+        return self.labels_of([view], index, label)[0]
+
+    def labels_of(self, views: Sequence[str], index: Tensor, label: Tensor) -> Tensor:
+        """(V, B) the same of several views."""
+        visited = self._rows("visits", views, index) > 0
+        return torch.where(visited, self._rows("labels", views, index) + self.middle, label)
+
+    def _rows(self, quantity: Quantity, views: Sequence[str], index: Tensor) -> Tensor:
+        """(V, B, ...) what is remembered of these samples, view by view."""
+        return torch.stack([self.of(quantity, view)[index] for view in views])
 
     @torch.no_grad()
     def update(
@@ -88,76 +96,99 @@ class LabelMemory(nn.Module):
         """Learn one batch, whose samples are all different: new labels by the old centres, then
         features, then centres.
 
+        What has one number per sample is computed for all views at once, as rows (V, B): on a GPU
+        each operator is a launch.
+
         Args:
             features: view -> (B, width).
             has_modality: view -> (B,) bool; a view's memory of a sample stays as it is where the
                 sample lacks that modality.
         """
         label = label - self.middle
+        views = [view for view in features if view != FUSION]
         # all by the old centres, before any view moves its own
-        attraction = {view: self.attraction(view, rows) for view, rows in features.items()}
-        for view, rows in features.items():
-            # by masks: how many rows there are is a number that a GPU would be waited for
-            kept = torch.ones_like(label, dtype=torch.bool)
-            if has_modality is not None and view in has_modality:
-                kept = has_modality[view]
-            view_label = label
-            if view != FUSION:
-                generated, cut = generate(attraction[view], attraction[FUSION], label, self.limit)
-                view_label = self._blend(view, index, label, generated, cut, kept)
-            self._write(view, index, rows.float(), view_label, kept)
+        attraction = self.attraction({view: features[view] for view in (FUSION, *views)})
+        everyone = torch.ones_like(label, dtype=torch.bool)
+        self._write([FUSION], index, features, label[None], everyone[None])
+        if not views:
+            return
+        # by masks: how many rows there are is a number that a GPU would be waited for
+        has = has_modality or {}
+        kept = torch.stack([has.get(view, everyone) for view in views])
+        generated, cut = generate(attraction[1:], attraction[0], label, self.limit)
+        labels = self._blend(views, index, label, generated, cut, kept)
+        self._write(views, index, features, labels, kept)
 
-    def attraction(self, view: str, features: Tensor) -> Tensor:
-        """alpha of (B, width) features, (B,): how much nearer the positive centre is, as a part of
-        its distance."""
-        sizes = self.of("sizes", view).clamp(min=1)
-        centres = (self.of("sums", view) / sizes[:, None]).float()  # (2, width)
-        distances = (features.float()[:, None] - centres).square().sum(-1)  # (B, 2)
+    def attraction(self, features: Mapping[str, Tensor]) -> Tensor:
+        """alpha of the features, view -> (B, width), as (V, B): how much nearer the positive centre
+        is, as a part of its distance."""
+        sizes = torch.stack([self.of("sizes", view) for view in features]).clamp(min=1)
+        squares = []
+        for view, size in zip(features, sizes, strict=True):
+            centres = (self.of("sums", view) / size[:, None]).float()  # (2, width)
+            squares.append((features[view].float()[:, None] - centres).square().sum(-1))
+        distances = torch.stack(squares)  # (V, B, 2)
         if not self.squared:
             distances = distances.sqrt()
-        positive, negative = distances.unbind(1)
+        positive, negative = distances.unbind(-1)
         return (negative - positive) / (positive + EPSILON)
 
     def _blend(
         self,
-        view: str,
+        views: Sequence[str],
         index: Tensor,
         label: Tensor,
         generated: Tensor,
         cut: Tensor,
         kept: Tensor,
     ) -> Tensor:
-        """Labels after visit n: (n-1)/(n+1) of the old and 2/(n+1) of the generated one, from the
-        second visit on."""
-        visit = self.of("visits", view)[index] + 1
+        """(V, B) labels after visit n: (n-1)/(n+1) of the old and 2/(n+1) of the generated one, from
+        the second visit on."""
+        visit = self._rows("visits", views, index) + 1
         # a side without samples has no centre: labels wait
-        have_centres = (self.of("sizes", view) > 0).all() & (self.of("sizes", FUSION) > 0).all()
-        due = (visit > 1) & have_centres & kept
-        old = torch.where(visit > 1, self.of("labels", view)[index], label)
+        sizes = torch.stack([self.of("sizes", view) for view in views])  # (V, 2)
+        have_centres = (sizes > 0).all(1) & (self.of("sizes", FUSION) > 0).all()
+        is_later = visit > 1
+        due = is_later & have_centres[:, None] & kept
+        old = torch.where(is_later, self._rows("labels", views, index), label)
         share = 2 / (visit + 1).float()
-        self.of("generated", view).add_(torch.stack([due.sum(), (due & cut).sum()]))
+        counts = torch.stack([due.sum(1), (due & cut).sum(1)], dim=1)
+        for view, count in zip(views, counts, strict=True):
+            self.of("generated", view).add_(count)
         return torch.where(due, (1 - share) * old + share * generated, old)
 
     def _write(
-        self, view: str, index: Tensor, features: Tensor, label: Tensor, kept: Tensor
+        self,
+        views: Sequence[str],
+        index: Tensor,
+        features: Mapping[str, Tensor],
+        labels: Tensor,
+        kept: Tensor,
     ) -> None:
         """Move samples from the side that they were on to their new one, with their new
-        features; those that are not ``kept`` stay as they are."""
-        all_features = self.of("features", view)
-        all_labels = self.of("labels", view)
-        visits = self.of("visits", view)
+        features; those that are not ``kept`` stay as they are.
+
+        Args:
+            labels, kept: (V, B).
+        """
+        old_labels, visits = self._rows("labels", views, index), self._rows("visits", views, index)
         # nothing of an unvisited row is in the sums
-        old = _sides(all_labels[index]) & (visits[index] > 0) & kept  # (2, B)
-        new = _sides(label) & kept
-        features = torch.where(kept[:, None], features, all_features[index])
-        label = torch.where(kept, label, all_labels[index])
-        arriving = new.double() @ features.double()
-        leaving = old.double() @ all_features[index].double()
-        self.of("sums", view).add_(arriving - leaving)
-        self.of("sizes", view).add_(new.sum(1) - old.sum(1))
-        all_features[index] = features
-        all_labels[index] = label
-        visits[index] += kept.to(visits.dtype)
+        old = _sides(old_labels) & (visits > 0) & kept  # (2, V, B)
+        new = _sides(labels) & kept
+        growth = (new.sum(2) - old.sum(2)).unbind(1)
+        leaving, arriving = old.double().unbind(1), new.double().unbind(1)
+        labels = torch.where(kept, labels, old_labels)
+        visits = visits + kept
+        for number, view in enumerate(views):
+            all_features = self.of("features", view)
+            before = all_features[index]
+            after = torch.where(kept[number, :, None], features[view].float(), before)
+            change = arriving[number] @ after.double() - leaving[number] @ before.double()
+            self.of("sums", view).add_(change)
+            self.of("sizes", view).add_(growth[number])
+            all_features[index] = after
+            self.of("labels", view)[index] = labels[number]
+            self.of("visits", view)[index] = visits[number]
 
     @torch.no_grad()
     def begin_epoch(self) -> None:
@@ -200,14 +231,17 @@ class LabelMemory(nn.Module):
         return found
 
     @torch.no_grad()
-    def compare(self, view: str, index: Tensor, label: Tensor, human: Tensor) -> None:
-        """Count how far the labels of a batch are from human unimodal ones, (B,), nan where there
-        is none."""
-        known = human.isfinite()
-        made = (self.labels(view, index, label) - human).abs()
-        multimodal = (label - human).abs()
-        sums = [torch.where(known, distance, 0).sum() for distance in (made, multimodal)]
-        self.of("human", view).add_(torch.stack([known.sum(), *sums]).double())
+    def compare(self, index: Tensor, label: Tensor, human: Mapping[str, Tensor]) -> None:
+        """Count how far the labels of a batch are from human unimodal ones, view -> (B,), nan where
+        there is none."""
+        views = list(human)
+        wanted = torch.stack(list(human.values()))  # (V, B)
+        known = wanted.isfinite()
+        sums = [known.sum(1)]
+        for labels in (self.labels_of(views, index, label), label):
+            sums.append(torch.where(known, (labels - wanted).abs(), 0).sum(1))
+        for view, counts in zip(views, torch.stack(sums, dim=1).double(), strict=True):
+            self.of("human", view).add_(counts)
 
     def report(self) -> dict[str, float]:
         """Per view, what became of its labels.
@@ -231,7 +265,7 @@ class LabelMemory(nn.Module):
 
 
 def generate(view: Tensor, fusion: Tensor, label: Tensor, limit: float) -> tuple[Tensor, Tensor]:
-    """The label that a view's alpha, (B,), suggests, and where it was cut to the limit.
+    """The label that a view's alpha, (B,) or (V, B), suggests, and where it was cut to the limit.
 
     The mean of two readings: labels relate as the alphas do, and labels differ as the alphas do.
     The epsilon takes fusion's sign, which keeps the quotient from flipping for alphas around -1e-8.
@@ -242,5 +276,5 @@ def generate(view: Tensor, fusion: Tensor, label: Tensor, limit: float) -> tuple
 
 
 def _sides(labels: Tensor) -> Tensor:
-    """(2, N) bool: who is positive, who is negative; zero is neither."""
+    """(2, ...) bool: who is positive, who is negative; zero is neither."""
     return torch.stack([labels > 0, labels < 0])

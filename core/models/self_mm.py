@@ -21,14 +21,13 @@ from core.encoders.inputs import (
     groups,
     has_frames,
     in_order,
-    refuse_classes,
     refuse_without_unimodal_labels,
 )
 from core.encoders.sequence import LSTMEncoder
 from core.encoders.text import TextConfig, TextEncoder, decayed
 from core.model import DataSpec
 from core.models.label_memory import FUSION, LabelMemory
-from core.models.unimodal_tasks import Head, Output, UnimodalTasks
+from core.models.unimodal_tasks import Head, Output, UnimodalTasks, has_one_score
 
 
 class SelfMM(UnimodalTasks):
@@ -45,11 +44,11 @@ class SelfMM(UnimodalTasks):
     ``tasks`` says which modalities have a task of their own beside the common one, as the paper's
     ablation does (M, M+T, M+T+A, ...); what the fused head reads stays the same. With
     ``labels="human"`` these tasks learn what people said of each modality alone (CH-SIMS), by plain
-    absolute error; no label is generated then.
+    absolute error; no label is generated then. Labels that are classes or vectors have no unimodal
+    labels to generate: the fused head learns alone then.
     """
 
     task = "sentiment"
-    memory: LabelMemory
 
     @validated_dataclass(frozen=True)
     class Config:
@@ -82,7 +81,6 @@ class SelfMM(UnimodalTasks):
 
     def __init__(self, config: Config, data: DataSpec):
         super().__init__()
-        refuse_classes(data, "self_mm")
         self.inputs = Inputs(data, config.inputs, config.modalities)
         self.modalities = in_order(config.modalities)
         self.text = TextEncoder(config.text, data) if "text" in self.modalities else None
@@ -96,15 +94,27 @@ class SelfMM(UnimodalTasks):
                 )
         if self.text is not None:
             width["text"] = self.text.width
-        heads = _heads(config, width, sum(width[m] for m in self.modalities))
-        tasks = _tasks(config)
+        heads = _heads(config, width, sum(width[m] for m in self.modalities), data.num_outputs)
+        tasks = _tasks(config) if has_one_score(data) else []
         self.heads = nn.ModuleDict({view: heads[view] for view in (FUSION, *tasks)})
         self.learns_human_labels = config.labels == "human"
+        if self.learns_human_labels and not has_one_score(data):
+            raise ValueError(
+                "self_mm with labels=human learns a score of each modality beside a common score; "
+                "for classes and several targets use options.labels=generated"
+            )
         if self.learns_human_labels:
             refuse_without_unimodal_labels(data, "self_mm with labels=human", self.tasks)
         self.record = config.record
+        self.memory = None
+        if has_one_score(data):
+            self.memory = self._label_memory(config, data, heads)
+
+    def _label_memory(
+        self, config: Config, data: DataSpec, heads: Mapping[str, Head]
+    ) -> LabelMemory:
         low, high = data.label_range
-        self.memory = LabelMemory(
+        return LabelMemory(
             data.num_train,
             {view: heads[view].width for view in (FUSION, *self.tasks)},
             limit=config.label_limit or (high - low) / 2,
@@ -118,7 +128,7 @@ class SelfMM(UnimodalTasks):
         for m, encoder in self.encoders.items():
             encoded[m] = encoder(frames[m], mask[m])
         if self.text is not None:
-            text_states, _ = self.text(frames["text"], mask["text"])
+            text_states, _ = self.text(frames["text"], mask["text"], first_only=True)
             encoded["text"] = text_states[:, 0]
         encoded[FUSION] = torch.cat([encoded[m] for m in self.modalities], dim=1)
         views, hidden = {}, {}
@@ -164,11 +174,13 @@ def _tasks(config: SelfMM.Config) -> list[str]:
     return in_order(m for m in config.tasks if m in config.modalities)
 
 
-def _heads(config: SelfMM.Config, width: Mapping[str, int], fused_width: int) -> dict[str, Head]:
+def _heads(
+    config: SelfMM.Config, width: Mapping[str, int], fused_width: int, outputs: int
+) -> dict[str, Head]:
     """A head for every view, whether the model has its modality or not: so random draws do not
     depend on that."""
     return {
-        FUSION: Head(fused_width, config.post_fusion, config.drop_fusion),
+        FUSION: Head(fused_width, config.post_fusion, config.drop_fusion, outputs),
         "text": Head(width.get("text", 1), config.post_text, config.drop_text),
         "audio": Head(width["audio"], config.post_audio, config.drop_audio),
         "vision": Head(width["vision"], config.post_vision, config.drop_vision),

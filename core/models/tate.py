@@ -22,7 +22,6 @@ from core.encoders.inputs import InputConfig, Inputs, Modality, groups, one_fram
 from core.encoders.text import TextConfig, TextEncoder
 from core.file_access.json_files import read_json_object
 from core.file_access.regular_files import check_regular_file
-from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 
 # of tokens and of the tag's last three digits
@@ -59,7 +58,6 @@ class TATE(Model[Utterances, Output]):
     """
 
     task = "sentiment"
-    takes_targets = True
 
     @validated_dataclass(frozen=True)
     class Config:
@@ -226,7 +224,7 @@ class TATE(Model[Utterances, Output]):
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
         config = self.config
-        losses = {"task": batch.mean(task_loss(output.score, batch.label))}
+        losses = {"task": batch.mean(batch.errors(output.score))}
         if output.teacher is not None:
             distance = self._distance(output.hidden, output.teacher, output.mask)
             losses["forward"] = config.forward * batch.mean(distance)

@@ -24,11 +24,9 @@ from core.encoders.inputs import (
     groups,
     in_order,
     one_frame,
-    refuse_classes,
 )
 from core.encoders.text import TextConfig, TextEncoder, decayed
 from core.losses.in_batch import sum_over_ranks
-from core.losses.labels import task_loss
 from core.model import DataSpec, GlobalBatchRows, Model, Sentiment
 from core.models.tfr_net_layers import Gate, discrepancy_of_moments, power_sums, simam
 
@@ -56,7 +54,6 @@ class TFRNet(Model[Utterances, Output]):
     """
 
     task = "sentiment"
-    takes_targets = True
 
     @validated_dataclass(frozen=True)
     class Config:
@@ -97,7 +94,6 @@ class TFRNet(Model[Utterances, Output]):
 
     def __init__(self, config: Config, data: DataSpec):
         super().__init__()
-        refuse_classes(data, "tfr_net")
         self.config = config
         self.inputs = Inputs(data, config.inputs, config.modalities)
         self.modalities = in_order(config.modalities)
@@ -191,14 +187,14 @@ class TFRNet(Model[Utterances, Output]):
         """Modality -> (B, T) bool, True at frames that were dropped, in the places of the hidden
         states."""
         lost = {m: one_frame(batch.mask[m] & ~batch.present[m]) for m in self.modalities}
-        if self.text is not None and self.text.project is not None:
+        if self.text is not None and self.text.num_summaries:
             lost["text"] = F.pad(lost["text"], (1, 0))  # the summary in front
         return lost
 
     def _targets(self, batch: Utterances, lost: dict[str, Tensor]) -> dict[str, Tensor]:
         """Modality -> (B, T, D) complete features, which rebuilding aims at."""
         frames = self.inputs.complete(batch)
-        if self.text is not None and "text" in self.weight and bool(lost["text"].any()):
+        if self.text is not None and "text" in self.weight and _is_any(lost["text"]):
             with torch.set_grad_enabled(not self.config.detach):
                 frames["text"], _ = self.text(frames["text"], one_frame(batch.mask["text"]))
         elif self.text is not None:
@@ -237,7 +233,7 @@ class TFRNet(Model[Utterances, Output]):
         return self.restore[m](F.pad(mixed, (0, 0, 0, length - width)))
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
-        losses = {"task": batch.mean(task_loss(output.score, batch.label))}
+        losses = {"task": batch.mean(batch.errors(output.score))}
         for m in output.rebuilt:
             loss = self._rebuilding_loss(m, output, batch)
             losses[f"rebuild_{m}"] = self.weight[m] * self._is_rebuilding * loss
@@ -335,3 +331,8 @@ class TFRNet(Model[Utterances, Output]):
 def _round_up(length: int, step: int) -> int:
     """The smallest multiple of ``step`` that is no less than ``length``."""
     return -(-length // step) * step
+
+
+def _is_any(lost: Tensor) -> bool:
+    """Whether a frame was lost; yes while compiling, for a graph must not depend on that."""
+    return torch.compiler.is_compiling() or bool(lost.any())

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from core.batch import Utterances
-from core.losses.labels import task_loss, unimodal_loss
-from core.model import Model, Sentiment
+from core.losses.labels import unimodal_loss
+from core.model import DataSpec, Model, Sentiment
 from core.models.label_memory import FUSION, LabelMemory
 
 
@@ -41,7 +41,7 @@ class UnimodalTasks(Model[Utterances, Output]):
         return [view for view in self.heads if view != FUSION]
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
-        losses = {"task": batch.mean(task_loss(output.score, batch.label))}
+        losses = {"task": batch.mean(batch.errors(output.score))}
         if not self.training or self.memory is None:
             return losses  # the memory is of the train split
         if self.learns_human_labels:
@@ -50,12 +50,22 @@ class UnimodalTasks(Model[Utterances, Output]):
                 human = batch.unimodal_labels[m].masked_fill(~output.has_modality[m], torch.nan)
                 losses[m] = batch.mean(unimodal_loss(score, human))
             return losses
-        for m, score in output.views.items():
-            target = self.memory.labels(m, batch.index, batch.label)
-            # nothing new where it equals the human label
-            weight = torch.tanh((target - batch.label).abs())
-            losses[m] = batch.mean(weight * (score - target).abs())
+        if not output.views:
+            return losses
+        # for all modalities at once, (V, B): on a GPU each operator is a launch
+        targets = self.memory.labels_of(list(output.views), batch.index, batch.label)
+        scores = torch.stack(list(output.views.values()))
+        # nothing new where it equals the human label
+        weights = torch.tanh((targets - batch.label).abs())
+        means = batch.mean(weights * (scores - targets).abs())
+        losses |= dict(zip(output.views, means.unbind(), strict=True))
         return losses
+
+    def remarks(self) -> list[str]:
+        if self.memory is None:
+            name = type(self).__name__
+            return [f"labels are no scores, so {name} generates no unimodal labels"]
+        return []
 
     def resting_losses(self) -> set[str]:
         # generated labels are the human ones until each sample's second visit
@@ -95,9 +105,9 @@ class UnimodalTasks(Model[Utterances, Output]):
         hidden = {view: rows[f"hidden_{view}"] for view in self.heads}
         has_modality = {m: rows[f"has_{m}"] > 0 for m in self.tasks}
         self.memory.update(index, label, hidden, has_modality)
-        for m in self.tasks:
-            if f"human_{m}" in rows:
-                self.memory.compare(m, index, label, rows[f"human_{m}"])
+        human = {m: rows[f"human_{m}"] for m in self.tasks if f"human_{m}" in rows}
+        if human:
+            self.memory.compare(index, label, human)
 
     def sample_record(self) -> dict[str, Tensor]:
         if self.memory is None or not self.record:
@@ -113,6 +123,11 @@ class UnimodalTasks(Model[Utterances, Output]):
         super().begin_epoch(epoch)
         if self.memory is not None:
             self.memory.begin_epoch()
+
+
+def has_one_score(data: DataSpec) -> bool:
+    """Whether a label is one score: only such labels have unimodal ones to generate."""
+    return data.num_outputs == 1 and not data.num_classes and not data.multilabel
 
 
 class Head(nn.Module):

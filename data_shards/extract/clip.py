@@ -38,7 +38,7 @@ class ClipSource:
 class ExtractedClip:
     """What extractors found in a clip."""
 
-    arrays: dict[str, np.ndarray]  # modality -> (T, D) float32
+    arrays: dict[str, np.ndarray]  # modality -> (T, D) float32, or the bytes (n,) uint8 of media
     missing: dict[str, str]  # modality -> why it is not there; "text" too
     transcript: str  # empty where there is none
     words: list[Word]
@@ -117,7 +117,8 @@ def _run(
         rate = extractor.record.frame_rate
         shown = pictures(clip.file, clip.start, clip.end, rate, extractor.longest_side, limits)
         frames = extractor.frames(shown)
-    found.arrays[modality] = np.ascontiguousarray(frames, dtype="<f4")
+    dtype = "u1" if frames.dtype == np.uint8 else "<f4"  # bytes of media stay as they are
+    found.arrays[modality] = np.ascontiguousarray(frames, dtype=dtype)
 
 
 def _align(found: _Found, recipe: ExtractionRecipe) -> None:

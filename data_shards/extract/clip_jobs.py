@@ -32,6 +32,7 @@ from data_shards.extract.extractors.registry import Extractors
 from data_shards.extract.media import LIMITS, Limits
 from data_shards.extract.recipe import ExtractionRecipe
 from data_shards.extract.windows import Windows, windows_of
+from data_shards.media.media_kinds import suffix_of
 from data_shards.shards.jobs import end_with_parent
 
 FEATURES = "features"  # folder of arrays and records, beside the table
@@ -168,11 +169,10 @@ def _save(out: Path, clip: ClipSource, extracted: ExtractedClip) -> ClipRecord:
     """Write the arrays of one clip."""
     arrays = {}
     for modality, frames in extracted.arrays.items():
-        name = f"{place_of(clip.id)}.{modality}.npy"
-        buffer = BytesIO()
-        np.save(buffer, frames, allow_pickle=False)
-        _write(out / name, buffer.getvalue())
-        arrays[modality] = (name, buffer.tell())
+        body, suffix = _file_of(frames)
+        name = f"{place_of(clip.id)}.{modality}.{suffix}"
+        _write(out / name, body)
+        arrays[modality] = (name, len(body))
     return ClipRecord(
         id=clip.id,
         start=clip.start,
@@ -183,6 +183,16 @@ def _save(out: Path, clip: ClipSource, extracted: ExtractedClip) -> ClipRecord:
         missing=extracted.missing,
         arrays=arrays,
     )
+
+
+def _file_of(frames: np.ndarray) -> tuple[bytes, str]:
+    """The file of an array, and what its name ends in; media are files already."""
+    if frames.dtype == np.uint8:
+        body = frames.tobytes()
+        return body, suffix_of(body)
+    buffer = BytesIO()
+    np.save(buffer, frames, allow_pickle=False)
+    return buffer.getvalue(), "npy"
 
 
 def _write(path: Path, content: str | bytes) -> None:

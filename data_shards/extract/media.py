@@ -13,8 +13,9 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -47,11 +48,16 @@ class Limits:
 LIMITS = Limits()
 
 
+MediaFile = Path | bytes  # by its name, or what it holds
+
+
 class Unreadable(Exception):
     """A file, or a part of it, that cannot be used; the message is the reason, in a few words."""
 
 
-def clip_seconds(file: Path, start: float, end: float | None, limits: Limits = LIMITS) -> float:
+def clip_seconds(
+    file: MediaFile, start: float, end: float | None, limits: Limits = LIMITS
+) -> float:
     """The length of a file, or of the part from ``start`` to ``end``.
 
     Raises:
@@ -71,7 +77,7 @@ def clip_seconds(file: Path, start: float, end: float | None, limits: Limits = L
 
 
 def sound(
-    file: Path, start: float = 0.0, end: float | None = None, limits: Limits = LIMITS
+    file: MediaFile, start: float = 0.0, end: float | None = None, limits: Limits = LIMITS
 ) -> Iterator[np.ndarray]:
     """Sound as pieces (n,) float32 from -1 to 1, mono, ``SOUND_RATE`` samples in a second.
 
@@ -102,7 +108,7 @@ def sound(
 
 
 def pictures(
-    file: Path,
+    file: MediaFile,
     start: float,
     end: float | None,
     rate: float,
@@ -147,11 +153,11 @@ def pictures(
 
 
 @contextmanager
-def _opened(file: Path, limits: Limits) -> Iterator[Any]:
+def _opened(file: MediaFile, limits: Limits) -> Iterator[Any]:
     """A container, open for reading; what the library raises while it is open is Unreadable."""
     av = _library()
     try:
-        with open_regular_file(file) as opened:
+        with _bytes_of(file) as opened:
             size = opened.seek(0, 2)
             opened.seek(0)
             if size == 0:
@@ -174,6 +180,10 @@ def _opened(file: Path, limits: Limits) -> Iterator[Any]:
         if isinstance(error, av.InvalidDataError):
             reason = f"damaged, encrypted or no media ({reason})"
         raise Unreadable(f"unreadable: {reason}") from None
+
+
+def _bytes_of(file: MediaFile) -> IO[bytes]:
+    return BytesIO(file) if isinstance(file, bytes) else open_regular_file(file)
 
 
 def _library() -> Any:

@@ -32,8 +32,10 @@ from data_shards.shards.manifest import (
     Manifest,
     Shard,
     Task,
+    check_manifest_text,
     is_plain_name,
     read_manifest,
+    write_manifest,
 )
 from data_shards.shards.sentiment_schema import Rules, check_manifest
 from data_shards.shards.split_names import (
@@ -96,7 +98,7 @@ def index_folder(folder: Path, stated: Stated | None = None, *, processes: int =
     indexed = _index_all(work, stated, processes)
     facts = list(tqdm(indexed, total=len(work), disable=None))
     _check_keys(facts, stated.task)
-    shards: dict[str, tuple[Shard, ...]] = {
+    shards: dict[str, Sequence[Shard]] = {
         split: tuple(tar.shard for tar in facts if tar.split == split) for split in splits
     }
     source = {
@@ -111,10 +113,10 @@ def index_folder(folder: Path, stated: Stated | None = None, *, processes: int =
         name=folder.resolve().name, task=stated.task, splits=shards, source=source, **described
     )
     text = manifest.to_json()
-    Manifest.from_json(text, str(folder / MANIFEST))  # refuses what could not be read again
+    check_manifest_text(manifest, text, str(folder / MANIFEST))
     if is_sentiment:
         check_manifest(manifest, str(folder))
-    write_atomically(folder / MANIFEST, text)
+    write_manifest(folder, manifest, text)
     return manifest
 
 
@@ -135,7 +137,8 @@ def restore_indexes(folder: Path) -> list[str]:
 def _index_again(folder: Path, manifest: Manifest, shard: Shard) -> bytes:
     """The index of a shard; DataError unless tar and index are those that the manifest knows."""
     path = folder / shard.name
-    body = index_tar(path, left_out(manifest), manifest.task).index.to_bytes()
+    tar = index_tar(path, left_out(manifest), manifest.task, media_fields(manifest))
+    body = tar.index.to_bytes()
     if sha256_of_file(path) != shard.sha256:
         wrong = "tar"
     elif sha256_of_bytes(body) != shard.index_sha256:
@@ -151,6 +154,11 @@ def _index_again(folder: Path, manifest: Manifest, shard: Shard) -> bytes:
 def left_out(manifest: Manifest) -> tuple[str, ...]:
     """Fields of the tars that were not indexed on purpose."""
     return tuple(str(name) for name in manifest.source.get("left out", ()))
+
+
+def media_fields(manifest: Manifest) -> tuple[str, ...]:
+    """Fields whose members are files of sound or pictures."""
+    return tuple(name for name, described in manifest.fields.items() if described.media)
 
 
 def _index_all(

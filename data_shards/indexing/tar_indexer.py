@@ -11,7 +11,7 @@ import mmap
 import os
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from core.file_access.regular_files import open_regular_file
+from data_shards.media.media_kinds import SUFFIXES
 from data_shards.shards.index_table import ABSENT, Index
 from data_shards.shards.manifest import MAX_AXES, NUMBERS, DataError, Task
 from data_shards.shards.sentiment_schema import shape_as_read
@@ -40,13 +41,19 @@ class IndexedTar:
     not_arrays: Counter[str]  # suffix of other files -> how many there are
 
 
-def index_tar(path: Path, leave_out: Sequence[str] = (), task: Task = "arrays") -> IndexedTar:
+def index_tar(
+    path: Path,
+    leave_out: Sequence[str] = (),
+    task: Task = "arrays",
+    media: Collection[str] = (),
+) -> IndexedTar:
     """The index of a tar.
 
     Args:
         leave_out: fields that are not indexed.
         task: of sentiment data, only arrays are indexed, in the shape in which they are read
             (``shape_as_read``).
+        media: fields whose members are files of sound or pictures, such as ``<key>.audio.flac``.
 
     Raises:
         DataError: anything that a reader of the whole tar would stumble over; it names the member
@@ -57,7 +64,7 @@ def index_tar(path: Path, leave_out: Sequence[str] = (), task: Task = "arrays") 
             raise DataError(f"{path} is empty; fetch or write the file again")
         # Freed with its last view, which an error may hold.
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    indexer = _TarIndexer(str(path), content, frozenset(leave_out), task)
+    indexer = _TarIndexer(str(path), content, frozenset(leave_out), task, frozenset(media))
     for member in members(content, str(path)):
         indexer.add(member)
     return IndexedTar(indexer.finish(), indexer.without_suffix, indexer.not_arrays)
@@ -91,11 +98,19 @@ class _Array(NamedTuple):
 class _TarIndexer:
     """Members of one tar, gathered into samples."""
 
-    def __init__(self, where: str, content: mmap.mmap, leave_out: frozenset[str], task: Task):
+    def __init__(
+        self,
+        where: str,
+        content: mmap.mmap,
+        leave_out: frozenset[str],
+        task: Task,
+        media: frozenset[str],
+    ):
         self.where = where
         self.content = content
         self.leave_out = leave_out
         self.is_sentiment = task == "sentiment"
+        self.media = media
         self.samples: dict[str, _Sample] = {}
         self.current: _Sample | None = None  # the sample whose members are being read
         self.fields: dict[str, tuple[str, int]] = {}  # field -> dtype, number of axes
@@ -159,12 +174,16 @@ class _TarIndexer:
             sample.crc32 = zlib.crc32(memoryview(self.content)[sample.start : sample.end])
 
     def _add_array(self, sample: _Sample, suffix: str, member: Member, where: str) -> None:
-        name = _field_name(suffix)
+        before_dot, _, kind_of_file = suffix.rpartition(".")
+        is_media = before_dot in self.media and kind_of_file in SUFFIXES
+        name = before_dot if is_media else _field_name(suffix)
         if name in self.leave_out:
             return
         if name in sample.arrays:
             raise DataError(f"{where}: the sample has a field {name!r} already")
-        if suffix == "npy" or suffix.endswith(".npy"):
+        if is_media:
+            array = _Array(member.offset, "uint8", (member.size,))
+        elif suffix == "npy" or suffix.endswith(".npy"):
             array = _read_npy(self.content, member, where)
         elif self.is_sentiment:
             self.not_arrays[suffix] += 1

@@ -15,9 +15,9 @@ from core.command import Refused
 from data_shards.inspecting.label_leakage import MeanFrames
 from data_shards.reading.open_shards import OpenShard
 from data_shards.reading.reader import Reader
-from data_shards.reading.storage import open_store
+from data_shards.reading.storage import open_manifest, open_store
 from data_shards.shards.index_table import ABSENT, bytes_of
-from data_shards.shards.manifest import Manifest, parse_manifest
+from data_shards.shards.manifest import Manifest
 from data_shards.shards.sentiment_schema import Rules, check_manifest, check_sample
 
 
@@ -75,7 +75,7 @@ def simplify(name: str) -> str:
 def examine(source: str | Path, progress: bool = False) -> Contents:
     """Read all shards of a folder or URL. Corrupt ones are listed and left out."""
     store = open_store(source)
-    manifest = parse_manifest(store.read_manifest(), f"{store.name}/manifest.json")
+    manifest, _ = open_manifest(store)
     contents = Contents(store.name, manifest)
     if manifest.labels.kind == "classes":
         contents.mean_frames.num_classes = len(manifest.labels.names)

@@ -14,8 +14,8 @@ from core.command import Refused
 from data_shards.graph import GRAPH_SPLIT, check_graph_fields
 from data_shards.graph_rules import graph_problems, in_several_links
 from data_shards.reading.reader import Reader
-from data_shards.reading.storage import open_store
-from data_shards.shards.manifest import MANIFEST, DataError, Manifest, parse_manifest
+from data_shards.reading.storage import open_manifest, open_store
+from data_shards.shards.manifest import MANIFEST, DataError, Manifest
 
 Pair = tuple[int, int]
 
@@ -61,7 +61,7 @@ def examine_graphs(source: str | Path, progress: bool = False) -> GraphContents:
     """Read all shards of a folder or URL of graphs. Corrupt ones are listed and left out."""
     store = open_store(source)
     where = f"{store.name}/{MANIFEST}"
-    manifest = parse_manifest(store.read_manifest(), where)
+    manifest, _ = open_manifest(store)
     check_graph_fields(manifest, where)
     size = manifest.samples("entities")
     views = [name for name in manifest.fields if name not in ("side", *GRAPH_SPLIT)]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from mmap import mmap
+
+import numpy as np
 
 from core.command import Refused
 from data_shards.shards.index_table import CRC, END, START, Index
@@ -69,11 +71,11 @@ class SkippedShards:
     """The corrupt shards of a split that are left out, up to a share of its samples.
 
     Args:
-        samples: number of samples in each shard.
+        samples: (S,) number of samples in each shard.
         max_fraction: the share of all samples that may be left out before it is an error.
     """
 
-    def __init__(self, split: str, samples: Sequence[int], max_fraction: float):
+    def __init__(self, split: str, samples: np.ndarray, max_fraction: float):
         self.split = split
         self.samples = samples
         self.max_fraction = max_fraction
@@ -85,7 +87,7 @@ class SkippedShards:
     @property
     def num_samples(self) -> int:
         """Samples left out, as far as is known."""
-        return sum(self.samples[number] for number in self.reasons)
+        return sum(int(self.samples[number]) for number in self.reasons)
 
     def add(self, number: int, error: Refused) -> None:
         """Leave this shard out from now on.
@@ -94,7 +96,7 @@ class SkippedShards:
             DataError: with it, more than ``max_fraction`` of the samples would be left out.
         """
         reason = self.reasons[number] = str(error)
-        total = sum(self.samples)
+        total = int(self.samples.sum())
         fraction = self.num_samples / total
         log.warning(
             "skipping %d samples, %.3g of %s so far: %s",

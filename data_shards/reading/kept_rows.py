@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from core.command import Refused
 from data_shards.reading.open_shards import read_index
-from data_shards.reading.sampler import Rows
+from data_shards.reading.sampler import Epoch, Part, Rows
 from data_shards.reading.storage import Store
 from data_shards.shards.index_table import bytes_of
 from data_shards.shards.manifest import DataError, Field, Shard
+from data_shards.shards.shard_table import sample_counts
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,11 @@ class KeptRows:
     """The rows of each shard that take part, in their order; None: all do."""
 
     rows: Sequence[np.ndarray] | None
-    counts: tuple[int, ...]  # of each shard
+    counts: np.ndarray  # (S,) int64, of each of S shards
 
     @staticmethod
     def all_of(shards: Sequence[Shard]) -> KeptRows:
-        return KeptRows(None, tuple(shard.samples for shard in shards))
+        return KeptRows(None, sample_counts(shards))
 
     @staticmethod
     def with_any(
@@ -48,8 +49,8 @@ class KeptRows:
                 rows.append(np.arange(shard.samples))
             else:
                 rows.append(np.flatnonzero(bytes_of(index, modalities) > 0))
-        counts = tuple(len(kept) for kept in rows)
-        if not sum(counts):
+        counts = np.array([len(kept) for kept in rows], np.int64)
+        if not counts.any():
             raise DataError(
                 f"no sample of {store.name} has any of its modalities: {', '.join(modalities) or 'none'}"
             )
@@ -64,6 +65,15 @@ class KeptRows:
             inside = rows.shard == number
             stored[inside] = self.rows[number][rows.row[inside]]
         return Rows(rows.shard, stored)
+
+    def rows_of(self, order: Epoch, parts: Sequence[Part]) -> Callable[[int], np.ndarray]:
+        """Shard number -> the rows, as they are stored, that these parts get in an epoch."""
+
+        def rows_of(number: int) -> np.ndarray:
+            rows = np.concatenate([order.rows_of(number, part) for part in parts])
+            return self.stored(Rows(np.full(len(rows), number), rows)).row
+
+        return rows_of
 
     def of_shard(self, number: int, values: np.ndarray) -> np.ndarray:
         """Of values for each sample of a shard, those of the samples that take part."""

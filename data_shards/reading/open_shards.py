@@ -11,7 +11,7 @@ import mmap
 import os
 import weakref
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +23,14 @@ import numpy as np
 
 from core.command import Refused
 from core.files import sha256_of_bytes, sha256_of_open_file
+from data_shards.fetching.sample_ranges import worth_it
 from data_shards.reading.corruption import describe_wrong_checksum, describe_wrong_size
 from data_shards.reading.storage import Store
 from data_shards.shards.index_table import ABSENT, Index, columns, summary
 from data_shards.shards.manifest import DataError, Field, Shard
 from data_shards.shards.writer import index_name
 
+RowsOf = Callable[[int], np.ndarray]  # shard number -> rows of it
 log = logging.getLogger(__name__)
 
 
@@ -41,6 +43,8 @@ class OpenShard:
     file: IO[bytes]
     # (S, 2 F) int64: per sample, the offset of each of F fields, then the length of each
     locations: np.ndarray
+    # (S,) bool, the rows that are there; None: all
+    rows: np.ndarray | None = None
 
     @cached_property
     def content(self) -> mmap.mmap:
@@ -54,6 +58,10 @@ class OpenShard:
 
     def read(self, offset: int, size: int) -> bytes:
         return os.pread(self.file.fileno(), size, offset)
+
+    def has(self, rows: np.ndarray) -> bool:
+        """Whether all of these rows are there."""
+        return self.rows is None or bool(self.rows[rows].all())
 
 
 class OpenShards:
@@ -83,6 +91,7 @@ class OpenShards:
         self.keep = max(keep, 1)
         # shard number -> inode, size and time of the file that was compared with its checksum
         self.checked: dict[int, tuple[int, int, int]] = {}
+        self._needed: RowsOf | None = None
         self._futures: OrderedDict[int, Future[OpenShard]] = OrderedDict()  # the newest last
         self._lock = Lock()
         self._pool = ThreadPoolExecutor(threads, "open-shard") if threads else None
@@ -95,11 +104,42 @@ class OpenShards:
         """An open shard; DataError when it is corrupt."""
         return self._future(number).result()
 
+    def whole(self, number: int) -> OpenShard:
+        """An open shard with all of its rows."""
+        shard = self.get(number)
+        if shard.rows is None:
+            return shard
+        opened: Future[OpenShard] = Future()
+        opened.set_result(self._opened(number, None))
+        with self._lock:
+            self._futures[number] = opened
+        return opened.result()
+
     @contextmanager
-    def in_use(self, numbers: Iterable[int]) -> Iterator[dict[int, OpenShard]]:
-        """Several open shards by number, none of which is closed before the block ends."""
-        shards = {number: self.get(number) for number in numbers}
+    def in_use(self, wanted: Mapping[int, np.ndarray]) -> Iterator[dict[int, OpenShard]]:
+        """Several open shards by number, none of which is closed before the block ends.
+
+        Args:
+            wanted: the rows of each that are read.
+        """
+        shards = {}
+        for number, rows in wanted.items():
+            shard = self.get(number)
+            shards[number] = shard if shard.has(rows) else self.whole(number)
         yield shards
+
+    def need(self, rows_of: RowsOf | None) -> None:
+        """Which rows of each shard will be read from now on; None: any. What was opened for other
+        rows is opened again."""
+        if rows_of is None and self._needed is None:
+            return
+        self.cancel()
+        self.store.cancel_waiting(False)
+        with self._lock:
+            self._needed = rows_of
+            for number, future in list(self._futures.items()):
+                if future.result().rows is not None:
+                    del self._futures[number]
 
     def open_ahead(self, numbers: Iterable[int]) -> None:
         """Start opening these shards in the background."""
@@ -148,16 +188,41 @@ class OpenShards:
     def _open(self, number: int) -> OpenShard:
         """Open a shard and check it, once more from its origin where the fault may be in a local
         copy."""
+        return self._opened(number, self._needed)
+
+    def _opened(self, number: int, needed: RowsOf | None) -> OpenShard:
         try:
-            return self._open_once(number)
+            return self._open_once(number, needed)
         except Refused as error:
             if not self.store.discard_copy(self.shards[number]):
                 raise
             log.warning("%s; fetching it again", error)
-            return self._open_once(number)
+            return self._open_once(number, needed)
 
-    def _open_once(self, number: int) -> OpenShard:
+    def _open_once(self, number: int, needed: RowsOf | None) -> OpenShard:
+        rows = None if needed is None else needed(number)
+        if rows is not None and worth_it(rows, self.shards[number].samples):
+            opened = self._open_rows(number, rows)
+            if opened is not None:
+                return opened
+        return self._open_whole(number)
+
+    def _open_rows(self, number: int, rows: np.ndarray) -> OpenShard | None:
+        """The shard with these rows only; None where all are as near."""
         shard = self.shards[number]
+        index = read_index(self.store, shard, self.known)
+        file = self.store.open_rows(shard, index, rows)
+        if file is None:
+            return None
+        there = np.zeros(len(index), bool)
+        there[rows] = True
+        opened = OpenShard(index, file, _locations(index, self.wanted), there)
+        weakref.finalize(opened, file.close)
+        return opened
+
+    def _open_whole(self, number: int) -> OpenShard:
+        shard = self.shards[number]
+        self.store.fetch(shard)
         index = read_index(self.store, shard, self.known)
         file = self.store.open_tar(shard)
         try:
@@ -173,7 +238,7 @@ class OpenShards:
     def _check_tar(self, number: int, index: Index, file: IO[bytes]) -> None:
         """DataError unless the tar has the manifest's size and checksum.
 
-        The checksum of a file is computed once, and again when the file has changed.
+        The checksum of a file is computed once per machine, and again when the file has changed.
         """
         shard = self.shards[number]
         where = f"{self.store.name}/{shard.name}"
@@ -183,10 +248,24 @@ class OpenShards:
         identity = (status.st_ino, status.st_size, status.st_mtime_ns)
         if self.checked.get(number) == identity:
             return
+        known = self.store.checked_files
+        if not known.knows(status, shard.sha256):
+            with known.one_at_a_time(status):
+                # Another process may have done it meanwhile.
+                if not known.knows(status, shard.sha256):
+                    self._compare_checksum(where, shard, index, file)
+        self.checked[number] = identity
+
+    def _compare_checksum(self, where: str, shard: Shard, index: Index, file: IO[bytes]) -> None:
+        """DataError unless the tar has the manifest's checksum; recorded for all processes of this
+        machine."""
+        before = os.fstat(file.fileno())
         if sha256_of_open_file(file) != shard.sha256:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 raise DataError(describe_wrong_checksum(where, index, content))
-        self.checked[number] = identity
+        after = os.fstat(file.fileno())
+        if after.st_mtime_ns == before.st_mtime_ns:  # nobody wrote to it meanwhile
+            self.store.checked_files.add(after, shard.sha256)
 
 
 def read_index(store: Store, shard: Shard, fields: dict[str, Field]) -> Index:

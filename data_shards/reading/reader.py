@@ -34,6 +34,7 @@ from data_shards.shards.index_table import (
     parse_json,
 )
 from data_shards.shards.manifest import DataError, Field, Shard
+from data_shards.shards.shard_table import sample_counts
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Reader:
         names = known if chosen is None else chosen
         self.fields = {name: known[name] for name in names}
         self.open_shards = OpenShards(store, shards, known, self.fields, keep=keep, threads=threads)
-        samples = np.array([shard.samples for shard in shards], np.int64)
+        samples = sample_counts(shards)
         self.starts = np.cumsum(samples) - samples  # index of each shard's first sample
         self._layouts = {name: _Layout.of(field) for name, field in self.fields.items()}
         self._buffers = BufferPool()
@@ -143,7 +144,7 @@ class Reader:
 
     def iter_views(self, number: int, rows: Iterable[int]) -> Iterator[dict[str, np.ndarray]]:
         """The arrays of samples of one shard, as ``views`` gives them."""
-        shard = self.shard(number)
+        shard = self.open_shards.whole(number)
         offset_columns = columns(shard.index.arrays)
         # Of each field: dtype, and its columns, the offset and then the shape up to ``stop``.
         present = []
@@ -165,7 +166,7 @@ class Reader:
     def record(self, number: int, row: int) -> dict[str, Any]:
         """The JSON of one sample, with at least its ``id``; ``text`` where there is a
         transcript."""
-        shard = self.shard(number)
+        shard = self.open_shards.whole(number)
         key = shard.index.key(row)
         numbers = shard.index.table[row].tolist()
         record: dict[str, Any] = {}
@@ -188,8 +189,8 @@ class Reader:
 
     def collate(self, rows: Rows, pin: bool = False) -> Arrays:
         """The samples of B rows as one padded batch."""
-        numbers = set(rows.shard.tolist())
-        with self.open_shards.in_use(numbers) as shards:
+        wanted = {number: rows.row[rows.shard == number] for number in set(rows.shard.tolist())}
+        with self.open_shards.in_use(wanted) as shards:
             file, offset, length = self._locate(shards, rows)
             arrays, batch_arrays = self._allocate(length, pin)
             failed = _loops().copy_rows(file, offset, length, batch_arrays)

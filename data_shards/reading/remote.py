@@ -1,19 +1,20 @@
 """Shards behind a URL (https, s3, gs), downloaded whole into a cache that the processes of a
 machine share.
 
-A shard is downloaded once per machine, in chunks, and goes on where an earlier attempt stopped. It
-gets its name, a hash of its URL and of the content that the manifest promises, when its checksum is
-right. Faults that may pass are retried with growing pauses, in one place, ``_retry``.
+A shard is downloaded once per machine, in chunks of which many are under way at a time, and goes on
+where an earlier attempt stopped. It gets its name, a hash of its URL and of the content that the
+manifest promises, when its checksum is right. Faults that may pass are retried with growing pauses,
+in one place, ``_retry``.
 """
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 from threading import Event
 from typing import IO, Any, TypeVar
@@ -21,9 +22,8 @@ from urllib.parse import quote
 
 import aiohttp
 import fsspec
-from fsspec.asyn import sync
+import numpy as np
 from tenacity import (
-    RetryCallState,
     RetryError,
     Retrying,
     retry_if_exception,
@@ -35,11 +35,27 @@ from tenacity import (
 )
 
 from core.environment.caches import choose_caches, user_cache
-from core.environment.credentials import Address, how_to_give, recall, redact
+from core.environment.credentials import how_to_give, recall, redact
 from core.file_access.regular_files import SMALL, read_regular_file
-from core.files import sha256_of_bytes, sha256_of_file, write_atomically
+from core.files import sha256_of_bytes, write_atomically
+from data_shards.fetching.chunks import fetch_missing, running
+from data_shards.fetching.connections import MOST, Connections, for_latency
+from data_shards.fetching.http_answers import PUBLISH_AGAIN, fetch_into, fetch_small, write_at
+from data_shards.fetching.protocol_options import (
+    credential_options,
+    describe_fault,
+    lacks_credentials,
+    may_pass,
+    say_fault,
+    time_limits,
+)
+from data_shards.fetching.sample_ranges import file_of_rows
+from data_shards.fetching.unfinished import Unfinished
+from data_shards.reading.checked_files import CheckedFiles
 from data_shards.reading.shard_cache import ShardCache
+from data_shards.shards.index_table import Index
 from data_shards.shards.manifest import MANIFEST, DataError, Shard
+from data_shards.shards.shard_table import TableFile
 from data_shards.shards.writer import index_name
 
 log = logging.getLogger(__name__)
@@ -53,12 +69,7 @@ RETRY: dict[str, Any] = {
 # What may be read, and the package that each needs besides fsspec.
 PROTOCOLS = {"http": "", "https": "", "s3": "s3fs", "gs": "gcsfs"}
 
-_AGAIN = "publish the folder again, the manifest last"
-WHOLE = 200  # the status of an answer that ignores the range asked for
-_RETRIED_STATUS = (408, 425, 429)  # answers of the 400s that another attempt may change
 _DENIED = (401, 403, 407)
-_FINAL_ERRORS = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
-_NETWORK_ERRORS = (OSError, aiohttp.ClientError, asyncio.TimeoutError, TimeoutError)
 
 
 class Remote:
@@ -68,11 +79,18 @@ class Remote:
     Args:
         cache: folder for shards; by default ``concord`` in the user's cache folder.
         cache_gb: how much of it shards may fill.
+        connections: requests under way at a time, over all processes of the machine that use the
+            cache; 0: by the time that the server takes to answer, 8 to 32.
         options: storage options of fsspec for this protocol, such as ``endpoint_url`` or ``anon``.
     """
 
     def __init__(
-        self, url: str, cache: Path | None, cache_gb: float, options: dict[str, Any] | None = None
+        self,
+        url: str,
+        cache: Path | None,
+        cache_gb: float,
+        options: dict[str, Any] | None = None,
+        connections: int = 0,
     ):
         choose_caches()
         self._address = recall(url)
@@ -84,14 +102,22 @@ class Remote:
             )
         if cache_gb <= 0:
             raise DataError(f"cache_gb must be positive, got {cache_gb}")
+        if connections < 0:
+            raise DataError(f"connections must not be negative, got {connections}")
         self.cache = ShardCache(
             Path(cache) if cache is not None else user_cache() / "concord", cache_gb * 1e9
         )
+        self.checked_files = CheckedFiles(self.cache.folder / "checked_files.bin")
         self._cancelled = Event()
+        self._times_cancelled = 0  # a download that began before the last time is given up
+        self._connections = connections
+        self._latency = 0.0  # seconds that the manifest took
+        # Whether the server sends ranges; None: it is not known yet.
+        self._sends_ranges: bool | None = None if self.protocol in ("http", "https") else True
         self._is_http = self.protocol in ("http", "https")
         options = (
-            _time_limits(self.protocol)
-            | _credential_options(self.protocol, self._address)
+            time_limits(self.protocol, connections or MOST)
+            | credential_options(self.protocol, self._address)
             | (options or {})
         )
         try:
@@ -101,8 +127,24 @@ class Remote:
                 f"{self.name} needs one more package: pip install {PROTOCOLS[self.protocol]}"
             ) from error
 
+    @property
+    def openers(self) -> int:
+        return self._shared.most
+
+    @cached_property
+    def _shared(self) -> Connections:
+        """The connections of this machine; as many as the latency asks for, once it is known."""
+        most = self._connections or for_latency(self._latency)
+        return Connections(self.cache.folder, most)
+
+    @cached_property
+    def _threads(self) -> ThreadPoolExecutor:
+        """One for each connection: requests wait in it in the order of need."""
+        return ThreadPoolExecutor(self._shared.most, "fetch")
+
     def cancel_waiting(self, cancelled: bool) -> None:
         if cancelled:
+            self._times_cancelled += 1
             self._cancelled.set()
         else:
             self._cancelled.clear()
@@ -111,11 +153,34 @@ class Remote:
         return self.cache.max_bytes
 
     def read_manifest(self) -> bytes:
-        return self._fetch_small(MANIFEST)
+        started = time.monotonic()
+        body = self._fetch_small(MANIFEST)
+        self._latency = time.monotonic() - started
+        return body
+
+    def open_table(self, table: TableFile) -> Path:
+        as_shard = Shard(table.file, table.shards, table.bytes, table.sha256, "")
+        self.open_tar(as_shard).close()  # whole, and compared with its checksum
+        return self.cached_path(as_shard)
 
     def shards_of_wrong_size(self, shards: Sequence[Shard]) -> list[int]:
         # Asking for ten thousand sizes would take minutes; each is known when its shard is fetched.
         return []
+
+    def fetch(self, shard: Shard) -> None:
+        path = self.cached_path(shard)
+        has_index = path.with_suffix(".idx").exists()
+        index = None if has_index else self._threads.submit(self.read_index, shard)
+        failed: Exception | None = None
+        try:
+            if not path.exists():
+                self._bring(shard, path)
+        except Exception as error:
+            failed = error
+        if index is not None:
+            index.result()
+        if failed is not None:
+            raise failed
 
     def read_index(self, shard: Shard) -> bytes:
         path = self.cached_path(shard).with_suffix(".idx")
@@ -134,9 +199,24 @@ class Remote:
             file = self.cache.open_if_present(path)
             if file is not None:
                 return file
-            with self.cache.lock(path):
-                if not path.exists():
-                    self._download(shard, path)
+            self._bring(shard, path)
+
+    def open_rows(self, shard: Shard, index: Index, rows: np.ndarray) -> IO[bytes] | None:
+        if self.cached_path(shard).exists() or self._sends_ranges is False:
+            return None
+
+        def fetch_all(ranges: Sequence[tuple[int, int]], file: int) -> None:
+            def fetch(wanted: tuple[int, int]) -> None:
+                position, stop = wanted
+                while position < stop:
+                    position = self._fetch_range(shard.name, position, stop, shard.bytes, file)
+
+            with running(self._threads, fetch, ranges) as started:
+                for wanted in ranges:
+                    started[wanted].result()
+
+        where = self._shown(shard.name)
+        return file_of_rows(self.cache.folder, index, rows, fetch_all, where)
 
     def discard_copy(self, shard: Shard) -> bool:
         path = self.cached_path(shard)
@@ -150,6 +230,12 @@ class Remote:
         digest = sha256_of_bytes(identity.encode())
         return self.cache.path(digest[:40])
 
+    def _bring(self, shard: Shard, path: Path) -> None:
+        """Have the shard at ``path``, which this process or another downloads."""
+        with self.cache.lock(path):
+            if not path.exists():
+                self._download(shard, path)
+
     def _download(self, shard: Shard, path: Path) -> None:
         """Fetch a shard to ``path``, going on where an earlier attempt stopped. The caller has its
         lock."""
@@ -159,37 +245,57 @@ class Remote:
         part = self.cache.part_path(path, shard.bytes)
         self.cache.reserve(part, shard.bytes)
         with part.open("r+b") as file:
-            position = file.seek(0, os.SEEK_END)
-            while position < shard.bytes:
-                stop = min(position + CHUNK, shard.bytes)
-                position = self._fetch_chunk(shard.name, position, stop, shard.bytes, file)
-            file.flush()
-            os.fsync(file.fileno())
-        if sha256_of_file(part) != shard.sha256:
+            download = Unfinished(file, shard.bytes, CHUNK)
+            fetch = partial(self._fetch_chunk, shard.name, download, self._times_cancelled)
+            sha256 = fetch_missing(download, fetch, self._threads, lambda: self._sends_ranges)
+            if sha256 == shard.sha256:
+                download.finish()
+                # In the past, so that whatever writes to it from now on changes its time.
+                status = os.fstat(file.fileno())
+                os.utime(file.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns - 10**9))
+                self.checked_files.add(os.fstat(file.fileno()), sha256)
+        if sha256 != shard.sha256:
             part.unlink()
             raise DataError(
-                f"{url} is not the shard that the manifest promises: its checksum is wrong; {_AGAIN}"
+                f"{url} is not the shard that the manifest promises: its checksum is wrong; "
+                f"{PUBLISH_AGAIN}"
             )
         os.replace(part, path)
 
-    def _fetch_chunk(self, name: str, start: int, stop: int, size: int, file: IO[bytes]) -> int:
-        """Write bytes [start, stop) of a remote file of ``size`` bytes, or all of it, to their
-        place in ``file``; where they end. DataError when it has another size."""
+    def _fetch_chunk(self, name: str, download: Unfinished, begun: int, number: int) -> None:
+        """Fetch one chunk to its place; DataError when the file has another size."""
+        first, stop = download.range(number)
+        if number not in download.missing():  # an answer with all of the file brought it
+            return
+        position = first
+        while position < stop:
+            if begun != self._times_cancelled:
+                raise ConnectionError(f"gave up fetching {self._shown(name)}: nobody waits for it")
+            position = self._fetch_range(name, position, stop, download.size, download.descriptor)
+        download.mark(0 if position > stop else first, position)
+
+    def _fetch_range(self, name: str, start: int, stop: int, size: int, descriptor: int) -> int:
+        """Write bytes [start, stop) of a remote file, or all of it, to their place; where they
+        end."""
         url, asked = self._shown(name), self._asked(name)
 
         def fetch() -> int:
             if self._is_http:
-                return _fetch_into(self.files, asked, url, (start, stop), size, file)
+                wanted = (start, stop)
+                end, self._sends_ranges = fetch_into(
+                    self.files, asked, url, wanted, size, descriptor
+                )
+                return end
             chunk: bytes = self.files.cat_file(asked, start=start, end=stop)
             if not 0 < len(chunk) <= stop - start:
                 raise ConnectionError(
                     f"asked for bytes {start} to {stop} of {url}, got {len(chunk)} bytes"
                 )
-            file.seek(start)
-            return start + file.write(chunk)
+            write_at(descriptor, chunk, start)
+            return start + len(chunk)
 
         try:
-            return self._retry(fetch, url)
+            return self._retry(partial(self._connected, fetch), url)
         except OSError:
             _refuse_other_size(url, self._size(name), size)
             raise
@@ -216,20 +322,28 @@ class Remote:
 
         def fetch() -> bytes:
             if self._is_http:
-                return _fetch_small(self.files, asked, url, SMALL)
+                body, self._sends_ranges = fetch_small(self.files, asked, url, SMALL)
+                return body
             size = self.files.size(asked) or 0
             body = b"" if size > SMALL else self.files.cat_file(asked, start=0, end=SMALL + 1)
             if max(size, len(body)) > SMALL:
                 raise DataError(f"{url} has more than {SMALL} bytes, so it is no {name}")
             return body
 
-        return self._retry(fetch, url)
+        # The manifest is the first, and its latency says how many connections there will be.
+        return self._retry(fetch if name == MANIFEST else partial(self._connected, fetch), url)
+
+    def _connected(self, fetch: Callable[[], T]) -> T:
+        """``fetch()`` with one of this machine's connections, which is free again between two
+        attempts."""
+        with self._shared.one():
+            return fetch()
 
     def _retry(self, fetch: Callable[[], T], url: str) -> T:
         """``fetch()``, repeated with growing pauses while the fault may pass and someone waits."""
         retrying = Retrying(
-            retry=retry_if_exception(_may_pass),
-            before_sleep=partial(_say_fault, url),
+            retry=retry_if_exception(may_pass),
+            before_sleep=partial(say_fault, url),
             stop=stop_any(RETRY["stop"], stop_when_event_set(self._cancelled)),
             sleep=sleep_using_event(self._cancelled),
             wait=RETRY["wait"],
@@ -241,17 +355,17 @@ class Remote:
         except RetryError as error:
             last = error.last_attempt.exception()
             raise ConnectionError(
-                f"could not fetch {url}: {_text(last)}; what came is kept: run the same command again"
+                f"could not fetch {url}: {describe_fault(last)}; what came is kept: run the same command again"
             ) from None
         except FileNotFoundError:
-            raise DataError(f"{url} does not exist; {_AGAIN}") from None
+            raise DataError(f"{url} does not exist; {PUBLISH_AGAIN}") from None
         except aiohttp.ClientResponseError as error:
             raise ConnectionError(
                 f"could not fetch {url}: the server answers {error.status} {error.message}"
                 f"{self._hint(denied=error.status in _DENIED)}"
             ) from None
         except Exception as error:
-            if not (isinstance(error, PermissionError) or _lacks_credentials(error)):
+            if not (isinstance(error, PermissionError) or lacks_credentials(error)):
                 raise
             raise ConnectionError(
                 f"could not fetch {url}: the server refuses: {redact(str(error))}"
@@ -264,131 +378,6 @@ class Remote:
 
 def _refuse_other_size(url: str, found: int | None, size: int) -> None:
     if found not in (None, size):
-        raise DataError(f"{url} is damaged: it has {found} bytes, not {size}; {_AGAIN}") from None
-
-
-def _say_fault(url: str, state: RetryCallState) -> None:
-    """Before a pause: what went wrong."""
-    fault = state.outcome.exception() if state.outcome else None
-    pause = state.next_action.sleep if state.next_action else 0.0
-    log.warning("%s: %s; trying again in %.1f s", url, _text(fault), pause)
-
-
-def _text(fault: BaseException | None) -> str:
-    return f"{type(fault).__name__}: {redact(str(fault))}"
-
-
-def _credential_options(protocol: str, address: Address) -> dict[str, Any]:
-    """Options of fsspec that carry a URL's credentials."""
-    is_http = protocol in ("http", "https")
-    if address.query and not is_http:
-        raise DataError(f"{address.public}: no ?... can follow an address of {protocol}://")
-    # encoded: a signature holds for these very characters
-    options: dict[str, Any] = {"encoded": True} if address.query else {}
-    if not (address.user or address.password):
-        return options
-    if protocol == "gs":
-        raise DataError(f"{address.public}: {how_to_give(protocol)}")
-    if protocol == "s3":
-        return {"key": address.user, "secret": address.password}
-    # With each request and not with the session: a redirection to another host must not take it
-    # along.
-    pair = base64.b64encode(f"{address.user}:{address.password}".encode()).decode()
-    return options | {"headers": {"Authorization": f"Basic {pair}"}}
-
-
-def _may_pass(error: BaseException) -> bool:
-    """Whether another attempt may do better."""
-    if isinstance(error, aiohttp.ClientResponseError):
-        return error.status >= 500 or error.status in _RETRIED_STATUS
-    if isinstance(error, _FINAL_ERRORS):
-        return False
-    # The errors of the S3 and GCS libraries share no base class with the network's.
-    if _lacks_credentials(error):
-        return False
-    module = type(error).__module__
-    return isinstance(error, _NETWORK_ERRORS) or module.startswith(("botocore", "gcsfs"))
-
-
-def _lacks_credentials(error: BaseException) -> bool:
-    """Whether a library of S3 or GCS found no credentials, or could not use them."""
-    module, name = type(error).__module__, type(error).__name__
-    return module.startswith("google.auth") or (
-        module.startswith("botocore") and "Credentials" in name
-    )
-
-
-def _time_limits(protocol: str) -> dict[str, Any]:
-    """Options that keep a silent server from stopping a run for ever."""
-    if protocol in ("http", "https"):
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=30, sock_read=60)
-        return {"client_kwargs": {"timeout": timeout}}
-    if protocol == "s3":
-        limits = {"connect_timeout": 30, "read_timeout": 60}
-        # Retried by ``Remote`` instead, with one count and one pause, and until cancelled.
-        no_retries = {"retries": {"max_attempts": 0}}
-        return {"config_kwargs": limits | no_retries}
-    return {}
-
-
-def _fetch_small(files: Any, asked: str, url: str, most: int) -> bytes:
-    """The file behind ``url``; DataError, before more is read, when it has more than ``most``
-    bytes.
-
-    Args:
-        files: the HTTP file system of fsspec.
-        asked: ``url`` with what only the server may see of it.
-    """
-    body = bytearray()
-
-    def receive(piece: bytes, _status: int) -> None:
-        if len(body) + len(piece) > most:
-            raise DataError(f"{url} has more than {most} bytes, so it is no file of its kind")
-        body.extend(piece)
-
-    sync(files.loop, _receive, files, asked, (0, most + 1), receive)
-    return bytes(body)
-
-
-def _fetch_into(
-    files: Any, asked: str, url: str, wanted: tuple[int, int], size: int, file: IO[bytes]
-) -> int:
-    """Write the bytes ``wanted`` of the file behind ``url`` to their place in ``file``, or all of
-    it where the server sends all; where they end.
-
-    Args:
-        asked: ``url`` with what only the server may see of it.
-        wanted: the first byte, and the one behind the last.
-        size: bytes of the whole; DataError as soon as it has more.
-    """
-    start, stop = wanted
-    end = -1  # of what has come
-
-    def receive(piece: bytes, status: int) -> None:
-        nonlocal end
-        if end < 0:
-            end = 0 if status == WHOLE else start
-            file.seek(end)
-        end += len(piece)
-        if end > size:
-            raise DataError(f"{url} is damaged: it has more than {size} bytes; {_AGAIN}")
-        if status != WHOLE and end > stop:
-            raise ConnectionError(f"asked for bytes {start} to {stop} of {url}, got more")
-        file.write(piece)
-
-    sync(files.loop, _receive, files, asked, wanted, receive)
-    if end <= start:
-        raise ConnectionError(f"asked for bytes {start} to {stop} of {url}, got none of them")
-    return end
-
-
-async def _receive(files: Any, url: str, wanted: tuple[int, int], receive: Any) -> None:
-    """Hand each piece of the answer to ``receive``, with the answer's status."""
-    session = await files.set_session()
-    options = dict(files.kwargs)
-    headers = {**options.pop("headers", {}), "Accept-Encoding": "identity"}
-    headers["Range"] = f"bytes={wanted[0]}-{wanted[1] - 1}"
-    async with session.get(files.encode_url(url), headers=headers, **options) as answer:
-        files._raise_not_found_for_status(answer, url)
-        async for piece in answer.content.iter_any():
-            receive(piece, answer.status)
+        raise DataError(
+            f"{url} is damaged: it has {found} bytes, not {size}; {PUBLISH_AGAIN}"
+        ) from None

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -66,7 +66,7 @@ class Sampler:
         groups: most groups to make; see ``num_groups``.
     """
 
-    samples: tuple[int, ...]
+    samples: Sequence[int] | np.ndarray
     global_batch: int
     seed: int = 0
     shuffle: bool = True
@@ -87,7 +87,7 @@ class Sampler:
 
     @cached_property
     def num_samples(self) -> int:
-        return sum(self.samples)
+        return int(np.sum(self.samples, dtype=np.int64))
 
     @cached_property
     def total(self) -> int:
@@ -161,17 +161,20 @@ class Epoch:
         """The samples of global batch ``step``, group by group; or those of one part of it."""
         if not 0 <= step < self.sampler.steps:
             raise IndexError(f"an epoch has {self.sampler.steps} steps, there is no step {step}")
-        first_cut = part.number * self.sampler.num_groups
         pieces = []
         for number in self.sampler.groups_of(part):
             rows = self._groups[number].batch(step)
-            # Groups are as long as ``parts`` here, and parts as long as there are groups: a border
-            # between parts that lies inside this group cuts its samples in the same proportion.
-            begin = max(first_cut - number * part.parts, 0)
-            end = min(first_cut + self.sampler.num_groups - number * part.parts, part.parts)
-            count = len(rows.shard)
-            pieces.append(rows.take(slice(count * begin // part.parts, count * end // part.parts)))
+            pieces.append(rows.take(self._share(number, part, len(rows.shard))))
         return _joined(pieces)
+
+    def _share(self, number: int, part: Part, count: int) -> slice:
+        """Which of the ``count`` samples that a group gives to a batch are those of ``part``."""
+        first_cut = part.number * self.sampler.num_groups
+        # Groups are as long as ``parts`` here, and parts as long as there are groups: a border
+        # between parts that lies inside this group cuts its samples in the same proportion.
+        begin = max(first_cut - number * part.parts, 0)
+        end = min(first_cut + self.sampler.num_groups - number * part.parts, part.parts)
+        return slice(count * begin // part.parts, count * end // part.parts)
 
     def first_of(self, step: int, part: Part) -> Rows:
         """One sample of global batch ``step``, near those of ``part``, which may have none."""
@@ -183,11 +186,30 @@ class Epoch:
 
     def upcoming_shards(self, step: int, part: Part = WHOLE) -> list[int]:
         """Shards that ``part`` needs for batch ``step`` and those after it, in the order of need,
-        to the end of the next window of each of its groups."""
-        groups = [self._groups[number] for number in self.sampler.groups_of(part)]
-        at_hand = [group.window_shards(step, 0) for group in groups]
-        following = [group.window_shards(step, 1) for group in groups]
-        return list(dict.fromkeys(np.concatenate(at_hand + following).tolist()))
+        as far as it may hold them: for its samples of this batch and the next, and where these lie
+        in the windows of this one, those of the next window of each of its groups."""
+        at_hand, following = [], []
+        for number in self.sampler.groups_of(part):
+            group = self._groups[number]
+            here = group.windows_of(step, partial(self._share, number, part))
+            after = group.windows_of(step + 1, partial(self._share, number, part))
+            last = max(here, default=0)
+            new = [window for window in after if window > last] or [last + 1]
+            at_hand += [group.window_shards(window) for window in here]
+            following += [group.window_shards(window) for window in new]
+        nothing = np.empty(0, np.int64)
+        upcoming = np.concatenate([nothing, *at_hand, *following]).tolist()
+        return list(dict.fromkeys(upcoming))[: self.sampler.shards_in_use(part)]
+
+    def rows_of(self, shard: int, part: Part) -> np.ndarray:
+        """The rows of a shard that ``part`` gets in this epoch, where there are no buckets."""
+        place = int(np.flatnonzero(self.shards == shard)[0])
+        rows = [np.empty(0, np.int64)]
+        for number in self.sampler.groups_of(part):
+            group = self._groups[number]
+            if group.first <= place <= group.last:
+                rows.append(group.rows_of(place, partial(self._share, number, part)))
+        return np.concatenate(rows)
 
     def _shard_at(self, position: int) -> int:
         """Which of ``self.shards`` holds the sample at this position of the row of all shards."""
@@ -233,15 +255,50 @@ class _Group:
         bucket = _cached(self._buckets, number, self._bucket)
         return bucket.take(slice(start - bucket_start, stop - bucket_start))
 
-    def window_shards(self, step: int, ahead: int) -> np.ndarray:
-        """Shards of the window that batch ``step`` begins in, or of one ``ahead``. Without
-        shuffling there are no windows, and as many shards follow from the step's first one on."""
-        window = self.sampler.group_window
-        first = self.epoch._shard_at(self.start + self._consumed(step)) - self.first
-        if self.sampler.shuffle:
-            first = first // window * window
-        first += self.first + ahead * window
-        return self.epoch.shards[first : min(first + window, self.last + 1)]
+    def windows_of(self, step: int, share: Callable[[int], slice]) -> list[int]:
+        """The windows in which a share of batch ``step`` lies; none behind the last batch.
+
+        Args:
+            share: which of so many samples belong to it.
+        """
+        if step >= self.sampler.steps:
+            return []
+        start, stop = step * self.batch_size, self._consumed(step + 1)
+        if self.sampler.bucket:  # a batch has samples from all of its bucket
+            first_step = step // self.sampler.bucket * self.sampler.bucket
+            last_step = min(first_step + self.sampler.bucket, self.sampler.steps)
+            start, stop = first_step * self.batch_size, self._consumed(last_step)
+        else:
+            part = share(stop - start)
+            start, stop = start + part.start, start + part.stop
+        if start >= stop:
+            return []
+        return list(range(self._window_at(start), self._window_at(stop - 1) + 1))
+
+    def window_shards(self, window: int) -> np.ndarray:
+        """The shards of a window of this group; none behind the last."""
+        first = self.first + window * self.sampler.group_window
+        return self.epoch.shards[first : min(first + self.sampler.group_window, self.last + 1)]
+
+    def rows_of(self, place: int, share: Callable[[int], slice]) -> np.ndarray:
+        """The rows of the shard at this place of which a share of each batch consists."""
+        window = (place - self.first) // self.sampler.group_window
+        rows = self._window(window)
+        position = self._window_start(window) + np.arange(len(rows.shard))
+        full_end = self._consumed(self.sampler.total // self.sampler.global_batch)
+        end = self._consumed(self.sampler.steps)
+        of_full, of_last = share(self.batch_size), share(end - full_end)
+        offset = position % self.batch_size
+        is_taken = (offset >= of_full.start) & (offset < of_full.stop)
+        offset = position - full_end  # in the last batch, which is not full
+        is_taken_last = (offset >= of_last.start) & (offset < of_last.stop) & (position < end)
+        is_taken = np.where(position < full_end, is_taken, is_taken_last)
+        return rows.row[is_taken & (rows.shard == self.epoch.shards[place])]
+
+    def _window_at(self, position: int) -> int:
+        """The window that holds this position of the group's sequence."""
+        shard = self.epoch._shard_at(self.start + position) - self.first
+        return shard // self.sampler.group_window
 
     def _consumed(self, steps: int) -> int:
         """Samples of this group in the first ``steps`` global batches."""
@@ -253,12 +310,8 @@ class _Group:
         """Positions [start, stop) of the group's sequence before any bucketing."""
         if start >= stop:
             return _joined([])
-        window = self.sampler.group_window
-        shard_at = self.epoch._shard_at
-        first = (shard_at(self.start + start) - self.first) // window
-        last = (shard_at(self.start + stop - 1) - self.first) // window
         pieces = []
-        for number in range(first, last + 1):
+        for number in range(self._window_at(start), self._window_at(stop - 1) + 1):
             window_start = self._window_start(number)
             rows = _cached(self._windows, number, self._window)
             first_row = max(start - window_start, 0)

@@ -8,8 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, Protocol
 
+import numpy as np
+
 from core.file_access.regular_files import open_regular_file, read_regular_file
-from data_shards.shards.manifest import MANIFEST, DataError, Shard
+from core.files import sha256_of_bytes
+from data_shards.reading.checked_files import CheckedFiles
+from data_shards.shards.index_table import Index
+from data_shards.shards.manifest import (
+    MANIFEST,
+    DataError,
+    Manifest,
+    Shard,
+    parse_manifest,
+    table_in,
+)
+from data_shards.shards.shard_table import MANY, TableFile
 from data_shards.shards.writer import index_name
 
 
@@ -17,10 +30,25 @@ class Store(Protocol):
     """The files of one data set."""
 
     name: str  # folder or URL, as the user gave it
+    checked_files: CheckedFiles  # of this machine
+
+    @property
+    def openers(self) -> int:
+        """Shards that are worth opening at the same time."""
 
     def read_manifest(self) -> bytes: ...
 
+    def open_table(self, table: TableFile) -> Path:
+        """A table of shards, on this machine, compared with its checksum."""
+
+    def fetch(self, shard: Shard) -> None:
+        """Bring index and tar to this machine, both at a time, where they are elsewhere."""
+
     def read_index(self, shard: Shard) -> bytes: ...
+
+    def open_rows(self, shard: Shard, index: Index, rows: np.ndarray) -> IO[bytes] | None:
+        """A file with holes that has these rows of the tar, compared with their checksums; None
+        where the whole tar is as near."""
 
     def open_tar(self, shard: Shard) -> IO[bytes]:
         """The shard, open on this machine; while it is open it is not removed."""
@@ -42,11 +70,25 @@ class Store(Protocol):
 
 
 class Folder:
-    """A folder of this machine."""
+    """A folder of this machine.
 
-    def __init__(self, folder: Path):
+    Args:
+        checked_files: which files were compared with their checksum before; by default those that
+            the user's cache records.
+    """
+
+    openers = 2
+
+    def __init__(self, folder: Path, checked_files: CheckedFiles | None = None):
         self.folder = folder
         self.name = str(folder)
+        self.checked_files = checked_files or CheckedFiles.of_user()
+
+    def fetch(self, shard: Shard) -> None:
+        """All of it is here."""
+
+    def open_rows(self, shard: Shard, index: Index, rows: np.ndarray) -> IO[bytes] | None:
+        return None
 
     def read_manifest(self) -> bytes:
         try:
@@ -58,6 +100,9 @@ class Folder:
                 f"python -m data_shards.convert RAW --out {self.folder}, or for foreign tars: "
                 f"python -m data_shards.index {self.folder}"
             ) from None
+
+    def open_table(self, table: TableFile) -> Path:
+        return table_in(self.folder, table)
 
     def read_index(self, shard: Shard) -> bytes:
         path = self.folder / index_name(shard.name)
@@ -77,6 +122,8 @@ class Folder:
             ) from error
 
     def shards_of_wrong_size(self, shards: Sequence[Shard]) -> list[int]:
+        if len(shards) > MANY:  # looking at each would take every rank minutes
+            return []
         sizes = {}
         with os.scandir(self.folder) as entries:
             for entry in entries:
@@ -96,16 +143,24 @@ class Folder:
         return float("inf")
 
 
+def open_manifest(store: Store) -> tuple[Manifest, str]:
+    """The manifest of a data set, and its SHA-256."""
+    body = store.read_manifest()
+    manifest = parse_manifest(body, f"{store.name}/{MANIFEST}", store.open_table)
+    return manifest, sha256_of_bytes(body)
+
+
 def open_store(
     source: str | Path,
     cache: Path | None = None,
     cache_gb: float = 50.0,
     options: dict[str, Any] | None = None,
+    connections: int = 0,
 ) -> Store:
-    """The folder or URL ``source``. ``cache``, ``cache_gb`` and ``options`` (for fsspec) concern
-    URLs only."""
+    """The folder or URL ``source``. ``cache``, ``cache_gb``, ``options`` (for fsspec) and
+    ``connections`` concern URLs only."""
     if "://" not in str(source):
         return Folder(Path(source))
     from data_shards.reading.remote import Remote
 
-    return Remote(str(source), cache, cache_gb, options)
+    return Remote(str(source), cache, cache_gb, options, connections)

@@ -238,16 +238,18 @@ class _Samples:
             if self.dataset.task == "sentiment":
                 check_sample(sample.arrays, self.rules, f"sample {sample.id!r}")
             for field, array in sample.arrays.items():
-                self._measure(field, array)
+                media = sample.media.get(field)
+                self._measure(field, array, None if media is None else media.length)
             self.empty += not any(map(self._has_time_axis, sample.arrays))
             yield f"{self.job.split}_{number:08d}", sample
 
     def _has_time_axis(self, field: str) -> bool:
         return None in self.dataset.fields[field].shape
 
-    def _measure(self, field: str, array: np.ndarray) -> None:
+    def _measure(self, field: str, array: np.ndarray, decoded_length: int | None) -> None:
         if not self._has_time_axis(field):
             return
-        self.max_length[field] = max(self.max_length.get(field, 0), len(array))
+        length = len(array) if decoded_length is None else decoded_length
+        self.max_length[field] = max(self.max_length.get(field, 0), length)
         if self.job.split == "train" and array.dtype.kind == "f":
             add_frames(self.moments, field, array)

@@ -11,20 +11,33 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cache
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
-from core.command import Refused
 from core.file_access.regular_files import read_regular_file
-from core.files import sha256_of_bytes
+from core.files import sha256_of_bytes, sha256_of_file, write_atomically
 from data_shards.extract.recipe import ExtractionRecipe
-from data_shards.shards.manifest_facts import first_odd_fact
+from data_shards.media.media_kinds import Media, MediaMember
+from data_shards.shards.manifest_facts import first_odd_fact, first_problem
+from data_shards.shards.shard import SHA256, STRICT, DataError, Shard, check_shard
+from data_shards.shards.shard import refused as _refused
+from data_shards.shards.shard_table import (
+    MANY,
+    SUFFIX,
+    OpenTable,
+    ShardTable,
+    TableFile,
+    describe_table,
+    name_in_two,
+    sample_counts,
+    table_bytes,
+)
 
 FORMAT = "concord-shards"
 VERSION = 1
@@ -37,7 +50,6 @@ NUMBERS = frozenset(
 )
 MAX_AXES = 8
 MAX_EXTENT = 2**40  # of one axis
-MAX_SHARD_BYTES = 2**50
 
 Task = Literal["sentiment", "alignment", "arrays"]  # arrays: streamed, and no recipe's data
 LabelKind = Literal["regression", "classes"]
@@ -45,25 +57,22 @@ LabelKind = Literal["regression", "classes"]
 EMPTY = "samples without any modality"  # in Manifest.extras: split -> how many
 LEAVE_OUT = "leave them out of training and scores with loading.empty=leave_out"
 
-# In JSON, 1 is no string, true is no number, and a key that nobody knows is an error.
-_STRICT = ConfigDict(strict=True, extra="forbid")
 _NAME = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
-_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+=@-]*\.tar")  # never a folder, never hidden
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 
-
-class DataError(Refused):
-    """Data that cannot be used: the message says what is wrong, where, and what to do next."""
+# a tuple, or a table in a file of its own
+Shards = Annotated[Sequence[Shard], AfterValidator(tuple)]
 
 
 @dataclass(frozen=True)
 class Field:
     """An array that samples carry under this name, as ``<key>.<name>.npy``."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     dtype: str  # NumPy name: "int32", "float32"
     shape: tuple[int | None, ...]  # None marks the time axis; at most one
+    # sound or pictures, as bytes (uint8 of shape (None,)) in members of their own kind
+    media: Media | None = None
 
 
 @dataclass(frozen=True)
@@ -74,26 +83,14 @@ class Sample:
     arrays: dict[str, np.ndarray]  # field -> array at its true length, little-endian
     text: str | None = None  # transcript, stored as <key>.txt
     extra: dict[str, Any] = field(default_factory=dict)  # plain JSON, stored with the id
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One tar file as the manifest knows it."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-
-    name: str  # "train-000000.tar"
-    samples: int
-    bytes: int
-    sha256: str
-    index_sha256: str  # of "train-000000.idx", the index beside the tar
+    media: dict[str, MediaMember] = field(default_factory=dict)  # of its arrays that are media
 
 
 @dataclass(frozen=True)
 class Labels:
     """What the labels mean."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     kind: LabelKind = "regression"
     low: float = -3.0
@@ -107,12 +104,12 @@ class Labels:
 class Manifest:
     """Everything about a shard folder that is known without opening a shard."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: str
     task: Task
     fields: dict[str, Field]
-    splits: dict[str, tuple[Shard, ...]]
+    splits: dict[str, Shards]
     labels: Labels = Labels()
     synthetic: bool = False
     # of the raw data: file name, bytes, sha256, and the options of the conversion
@@ -132,7 +129,7 @@ class Manifest:
 
     def samples(self, split: str) -> int:
         """How many samples a split has."""
-        return sum(shard.samples for shard in self.splits[split])
+        return int(sample_counts(self.splits[split]).sum())
 
     def empty(self) -> dict[str, int]:
         """Split -> samples without any modality, of the splits that have some; as counted when
@@ -140,10 +137,16 @@ class Manifest:
         return dict(self.extras.get(EMPTY, {}))
 
     def to_json(self) -> str:
-        """The text of ``manifest.json``, with a checksum of all that it says."""
-        body = {"format": FORMAT, "version": VERSION, **asdict(self)}
+        """The text of ``manifest.json``, with a checksum of all that it says. Very many shards are
+        in tables, for which it vouches."""
+        tables = {split: asdict(table) for split, table in self.tables().items()}
+        listed = replace(self, splits={}) if tables else self
+        body = {"format": FORMAT, "version": VERSION, **asdict(listed)}
+        if tables:
+            body["tables"] = tables
         if self.extraction is None:
             del body["extraction"]  # so that manifests of other data stay as they were
+        body["fields"] = plain_fields(self.fields)
         body["checksum"] = _checksum(body)
         text = json.dumps(body, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         try:
@@ -153,9 +156,21 @@ class Manifest:
             raise DataError(f"{around!r} is no text: it holds half of a character") from None
         return text
 
+    def tables(self) -> dict[str, TableFile]:
+        """Split -> the file of its shards, where they are too many for ``manifest.json``."""
+        has_tables = any(isinstance(shards, ShardTable) for shards in self.splits.values())
+        is_short = sum(map(len, self.splits.values())) <= MANY
+        if not has_tables and (is_short or not all(self.splits.values())):
+            return {}
+        return {split: describe_table(split, shards) for split, shards in self.splits.items()}
+
     @staticmethod
-    def from_json(text: str, where: str) -> Manifest:
-        """Parse and check; a DataError names ``where`` if anything is missing or wrong."""
+    def from_json(text: str, where: str, open_table: OpenTable | None = None) -> Manifest:
+        """Parse and check; a DataError names ``where`` if anything is missing or wrong.
+
+        Args:
+            open_table: where the tables are that a manifest of very many shards has.
+        """
         try:
             body = json.loads(
                 text,
@@ -174,16 +189,28 @@ class Manifest:
         checksum = body.pop("checksum", None)
         if checksum != _checksum({"format": FORMAT, "version": VERSION, **body}):
             raise _refused(f"{where} was changed after it was written")
+        tables = body.pop("tables", None)
         try:
             # pydantic reads JSON here, not Python values: only there may a list stand for a tuple
             manifest = _adapter().validate_json(json.dumps(body))
         except ValidationError as error:
-            raise DataError(f"{where}: {_first_problem(error)}") from error
+            raise DataError(f"{where}: {first_problem(error)}") from error
+        if tables is not None:
+            manifest = replace(manifest, splits=_open_tables(tables, where, open_table))
         _check_fields(manifest, where)
         _check_shards(manifest, where)
         _check_counts(manifest, where)
         _check_facts(manifest, where)
         return manifest
+
+
+def plain_fields(fields: Mapping[str, Field]) -> dict[str, dict[str, Any]]:
+    """Fields as plain JSON; those that are no media say nothing of it, as they always have."""
+    plain = {name: asdict(described) for name, described in fields.items()}
+    for described in plain.values():
+        if described["media"] is None:
+            del described["media"]
+    return plain
 
 
 def describe_empty(manifest: Manifest, empty: Mapping[str, int]) -> str:
@@ -210,16 +237,47 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} has no {MANIFEST}, so it is no finished shard folder; "
             f"make one with: python -m data_shards.convert RAW --out {folder}"
         ) from None
-    return parse_manifest(body, str(path))
+    return parse_manifest(body, str(path), partial(table_in, folder))
 
 
-def parse_manifest(body: bytes, where: str) -> Manifest:
-    """The manifest in the bytes of a file."""
+def table_in(folder: Path, table: TableFile) -> Path:
+    """The table in a folder of this machine, compared with its checksum."""
+    path = folder / table.file
+    try:
+        found = sha256_of_file(path)
+    except FileNotFoundError:
+        raise _refused(f"{path} is missing, in which {MANIFEST} has its shards") from None
+    if found != table.sha256:
+        raise _refused(f"{path} is damaged: its checksum is not the one of {MANIFEST}")
+    return path
+
+
+def check_manifest_text(manifest: Manifest, text: str, where: str) -> None:
+    """DataError where ``text``, which is ``manifest.to_json()``, could not be read again."""
+    if not manifest.tables():
+        Manifest.from_json(text, where)
+        return
+    _check_shards(manifest, where)
+    few = replace(manifest, splits={})
+    Manifest.from_json(few.to_json(), where)
+
+
+def write_manifest(folder: Path, manifest: Manifest, text: str) -> None:
+    """Write ``text``, which is ``manifest.to_json()``, and before it the tables it vouches for."""
+    for split, table in manifest.tables().items():
+        shards = manifest.splits[split]
+        if not isinstance(shards, ShardTable):
+            write_atomically(folder / table.file, table_bytes(shards))
+    write_atomically(folder / MANIFEST, text)
+
+
+def parse_manifest(body: bytes, where: str, open_table: OpenTable | None = None) -> Manifest:
+    """The manifest in the bytes of a file; see ``Manifest.from_json``."""
     try:
         text = body.decode("utf-8")
     except UnicodeDecodeError as error:
         raise _refused(f"{where} is not UTF-8 ({error})") from error
-    return Manifest.from_json(text, where)
+    return Manifest.from_json(text, where, open_table)
 
 
 @cache
@@ -256,32 +314,6 @@ def finite_float(digits: str) -> float:
     return number
 
 
-_TYPE_NAMES = {"string": "str", "dataclass": "dict", "tuple": "list"}  # pydantic's -> JSON's
-
-
-def _first_problem(error: ValidationError) -> str:
-    """One line about the first problem: the path of its key, what was expected, what was found."""
-    problem = error.errors(include_url=False)[0]
-    kind = problem["type"]
-    found = f"found {str(problem['input'])[:80]!r}"
-    *path, last = map(str, problem["loc"] or ("",))
-    if kind == "missing" and last.isdecimal():  # in a list of fixed length
-        return ": ".join([*path, f"value {int(last) + 1} is missing"])
-    if kind == "missing":
-        return ": ".join([*path, f"{last!r} is missing"])
-    if kind == "unexpected_keyword_argument":
-        return ": ".join([*path, f"unknown {last!r}"])
-    if kind == "literal_error":
-        expected = problem["ctx"]["expected"]
-        return ": ".join([*path, f"unknown {last} {problem['input']!r}; expected {expected}"])
-    if kind.endswith("_type"):
-        name = kind.removesuffix("_type")
-        expected = f"expected {_TYPE_NAMES.get(name, name)}"
-    else:
-        expected = problem["msg"]
-    return ": ".join([*path, last, f"{expected}, {found}"])
-
-
 def is_plain_name(name: str) -> bool:
     """Whether a field or split may be called so: ASCII letters, digits, _ and -, dots between."""
     return _NAME.fullmatch(name) is not None
@@ -301,6 +333,32 @@ def _check_fields(manifest: Manifest, where: str) -> None:
         fits = all(extent is None or 0 <= extent < MAX_EXTENT for extent in shape)
         if not (has_few_axes and fits):
             raise _refused(f"{where}: field {name!r} has shape {shape}")
+        media = described.media
+        if media is not None:
+            is_bytes = described.dtype == "uint8" and shape == (None,)
+            problem = media.problem if is_bytes else "media that are no bytes"
+            if problem:
+                raise _refused(f"{where}: field {name!r}: {problem}")
+
+
+def _open_tables(tables: Any, where: str, open_table: OpenTable | None) -> dict[str, Shards]:
+    """The tables that a manifest names, by split."""
+    try:
+        described = TypeAdapter(dict[str, TableFile]).validate_json(json.dumps(tables))
+    except ValidationError as error:
+        raise DataError(f"{where}: tables: {first_problem(error)}") from error
+    opened: dict[str, ShardTable] = {}
+    for split, table in described.items():
+        if table.file != f"{split}{SUFFIX}" or not is_plain_name(split):
+            raise _refused(f"{where}: table {table.file!r} of split {split!r} has no plain name")
+        if not 0 < table.shards <= table.samples or not SHA256.fullmatch(table.sha256):
+            raise _refused(f"{where}: table {table.file!r}: {table.shards} shards")
+        if open_table is None:
+            raise _refused(f"{where} has its shards in {table.file}, which is not at hand")
+        opened[split] = ShardTable(open_table(table), table, f"{where}: {table.file}")
+    if name_in_two(list(opened.values())):
+        raise _refused(f"{where}: a shard is listed twice")
+    return {**opened}
 
 
 def _check_shards(manifest: Manifest, where: str) -> None:
@@ -309,22 +367,14 @@ def _check_shards(manifest: Manifest, where: str) -> None:
     for split, shards in manifest.splits.items():
         if not is_plain_name(split):
             raise _refused(f"{where}: split {split!r} has no plain name")
+        if isinstance(shards, ShardTable):
+            continue  # checked when it was opened
         for shard in shards:
-            _check_shard(shard, f"{where}: shard {shard.name!r}")
+            check_shard(shard, f"{where}: shard {shard.name!r}")
             names.append(shard.name)
     repeated = _repeated(names)
     if repeated is not None:
         raise _refused(f"{where}: shard {repeated!r} is listed twice")
-
-
-def _check_shard(shard: Shard, where: str) -> None:
-    if not _SHARD_NAME.fullmatch(shard.name):
-        raise _refused(f"{where}: this is no plain file name ending in .tar")
-    if not 0 < shard.samples <= shard.bytes < MAX_SHARD_BYTES:
-        raise _refused(f"{where}: {shard.samples} samples in {shard.bytes} bytes")
-    for checksum in (shard.sha256, shard.index_sha256):
-        if not _SHA256.fullmatch(checksum):
-            raise _refused(f"{where}: {checksum[:80]!r} is no SHA-256")
 
 
 def _check_counts(manifest: Manifest, where: str) -> None:
@@ -351,7 +401,7 @@ def _check_facts(manifest: Manifest, where: str) -> None:
     odd = first_odd_fact(facts)
     if odd is not None:
         part, error = odd
-        raise _refused(f"{where}: {part}: {_first_problem(error)}")
+        raise _refused(f"{where}: {part}: {first_problem(error)}")
     unknown, size = tokenizer.get("special", {}).get("unk"), tokenizer.get("vocab_size", 0)
     if unknown is not None and size and unknown >= size:
         raise _refused(f"{where}: tokenizer: special: unk is {unknown}, outside its {size} tokens")
@@ -363,7 +413,3 @@ def _repeated(names: list[str]) -> str | None:
         return None
     counts = Counter(names)
     return next(name for name in names if counts[name] > 1)
-
-
-def _refused(problem: str) -> DataError:
-    return DataError(f"{problem}; convert the data again, or restore the file")

@@ -76,3 +76,29 @@ def first_odd_fact(facts: dict[str, Any]) -> tuple[str, ValidationError] | None:
         except ValidationError as error:
             return part, error
     return None
+
+
+_TYPE_NAMES = {"string": "str", "dataclass": "dict", "tuple": "list"}  # pydantic's -> JSON's
+
+
+def first_problem(error: ValidationError) -> str:
+    """One line about the first problem: the path of its key, what was expected, what was found."""
+    problem = error.errors(include_url=False)[0]
+    kind = problem["type"]
+    found = f"found {str(problem['input'])[:80]!r}"
+    *path, last = map(str, problem["loc"] or ("",))
+    if kind == "missing" and last.isdecimal():  # in a list of fixed length
+        return ": ".join([*path, f"value {int(last) + 1} is missing"])
+    if kind == "missing":
+        return ": ".join([*path, f"{last!r} is missing"])
+    if kind == "unexpected_keyword_argument":
+        return ": ".join([*path, f"unknown {last!r}"])
+    if kind == "literal_error":
+        expected = problem["ctx"]["expected"]
+        return ": ".join([*path, f"unknown {last} {problem['input']!r}; expected {expected}"])
+    if kind.endswith("_type"):
+        name = kind.removesuffix("_type")
+        expected = f"expected {_TYPE_NAMES.get(name, name)}"
+    else:
+        expected = problem["msg"]
+    return ": ".join([*path, last, f"{expected}, {found}"])

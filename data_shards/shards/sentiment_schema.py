@@ -95,6 +95,10 @@ def check_field(name: str, field: Field, where: str, targets: int = 0) -> None:
         return
     if not MODALITY.fullmatch(name):
         raise DataError(f"{where}: {name!r} cannot be the name of a modality; {advice}")
+    if field.media is not None:
+        if name == TEXT:
+            raise DataError(f"{found}; text cannot be media: {advice}")
+        return
     if are_token_ids(name, field.dtype):
         if field.shape not in ((None,), (_BERT_ROWS, None)):
             raise DataError(f"{found}; token ids are (T,), or (3, T) with mask and types: {advice}")
@@ -129,8 +133,13 @@ def check_manifest(manifest: Manifest, where: str) -> None:
     check_fields(manifest.fields, manifest.labels, where)
     again = "convert the data again, or remove the manifest and index the tars again"
     modalities = {name: field for name, field in manifest.fields.items() if not is_label(name)}
-    frames = [name for name, field in modalities.items() if not are_token_ids(name, field.dtype)]
-    if len(frames) < len(modalities) and not (manifest.tokenizer or {}).get("vocab_size"):
+    tokens, frames = [], []
+    for name, field in modalities.items():
+        if are_token_ids(name, field.dtype):
+            tokens.append(name)
+        elif field.media is None:
+            frames.append(name)
+    if tokens and not (manifest.tokenizer or {}).get("vocab_size"):
         raise DataError(f"{where}: the vocabulary of its token ids is not known; {again}")
     # one that no train sample has is unknown to every door; that all are is an older index
     if frames and not manifest.moments:

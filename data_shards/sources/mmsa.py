@@ -34,7 +34,6 @@ from data_shards.sources.mmsa_arrays import (
     used_extent,
     widths_of,
 )
-from data_shards.sources.pickles import load_pickle
 from data_shards.sources.raw_dataset import (
     KnownDataset,
     Options,
@@ -80,9 +79,12 @@ class Content:
     tokenizer: Tokenizer | None
 
 
-def read(raw: Path, options: Options) -> RawDataset:
-    """An MMSA ``.pkl``, checked as far as that needs no look at every frame."""
-    loaded = load_pickle(raw)
+def read(raw: Path, loaded: Any, options: Options) -> RawDataset:
+    """An MMSA ``.pkl``, checked as far as that needs no look at every frame.
+
+    Args:
+        loaded: what the pickle holds.
+    """
     parts, left_out = _parts(loaded, raw)
     widths = widths_of(parts)
     assumed = None if options.dataset else assumed_dataset(raw, widths)

@@ -21,6 +21,7 @@ import numpy as np
 
 from core.files import sha256_of_file
 from data_shards.extract.recipe import ExtractionRecipe
+from data_shards.media.media_kinds import Media
 from data_shards.shards.manifest import DataError, Field, Labels, Sample, Task
 from data_shards.shards.single_values import shown
 
@@ -56,6 +57,9 @@ class Options:
     rename: dict[str, str] | None = None  # modality of the raw data -> its name in the shards
     entities: EntityOptions | None = None  # of an alignment folder
     targets: tuple[str, ...] | None = None  # columns of a table that together are the label
+    emotions: int | None = None  # of a file of dialogues: how many classes of them
+    fold: int | None = None  # of OpenEA's links; 1 where nothing is said
+    media: dict[str, Media] | None = None  # columns of a table that name files of sound or pictures
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,25 @@ class RawDataset:
     synthetic: bool = False
     extras: dict[str, Any] = field(default_factory=dict)  # for Manifest.extras
     extraction: ExtractionRecipe | None = None  # how features were made from clips
+
+
+def refuse_idle_options(options: Options, dataset: RawDataset, raw: Path) -> None:
+    """DataError for an option that says nothing about such a file."""
+    layout = dataset.facts.get("layout")
+    if options.targets and layout != "table":
+        raise DataError(
+            f"{raw} is no table, and --targets names columns of one; leave it out, or write a table "
+            "(docs/data.md)"
+        )
+    if options.media and layout != "table":
+        raise DataError(
+            f"{raw} is no table, and --media names columns of one; leave it out, or write a table "
+            "(docs/data.md)"
+        )
+    if options.emotions is not None and layout != "dialogues":
+        raise DataError(f"{raw} is no file of dialogues, whose classes --emotions chooses")
+    if options.fold is not None and layout != "openea":
+        raise DataError(f"{raw} is no folder of OpenEA, whose links have folds; leave out --fold")
 
 
 def file_facts(path: Path) -> dict[str, Any]:

@@ -64,4 +64,5 @@ def _renamed_sample(
 ) -> Sample:
     sample = make(row, repairs)
     arrays = {names[name]: array for name, array in sample.arrays.items()}
-    return replace(sample, arrays=arrays)
+    media = {names[name]: member for name, member in sample.media.items()}
+    return replace(sample, arrays=arrays, media=media)

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.extract.recipe import read_recipe
+from data_shards.media.media_kinds import Media, MediaMember
 from data_shards.shards.label_statistics import known_resolution, named_classes
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
 from data_shards.shards.sentiment_schema import MODALITY, check_label
@@ -34,6 +35,12 @@ from data_shards.sources.raw_dataset import (
     stated_labels,
 )
 from data_shards.sources.table_arrays import is_reference, load_array, load_token_ids, resolve
+from data_shards.sources.table_media import (
+    check_media_columns,
+    file_of_media,
+    media_of_recipe,
+    read_media,
+)
 from data_shards.sources.table_rows import Row, read_rows
 from data_shards.sources.table_targets import target_values, target_vector
 from data_shards.sources.tokens import TextKind, Tokenizer, chosen_text, from_bert
@@ -56,17 +63,21 @@ class Content:
     views: list[str]  # columns of unimodal labels
     fields: dict[str, Field]
     tokenizer: Tokenizer | None
+    media: dict[str, Media]  # column of files -> what they hold
 
     def used_columns(self) -> set[str]:
         """The columns that become part of a sample; others are kept as they stand in the table."""
         named = {"id", "split", "label", "class", "text", "tokens", FEATURES}
         targets = self.labels.names if self.labels.kind == "regression" else ()
-        return named | self.modalities.keys() | set(self.views) | set(targets)
+        frames = self.modalities.keys() | self.media.keys()
+        return named | frames | set(self.views) | set(targets)
 
 
 def read(raw: Path, options: Options) -> RawDataset:
     """A table, every row of it checked; arrays are opened later."""
-    survey = _Survey(raw, options.targets or ())
+    recipe = read_recipe(raw.parent)
+    media = (options.media or {}) | media_of_recipe(recipe)
+    survey = _Survey(raw, options.targets or (), media)
     for row in read_rows(raw):
         survey.add(row)
     if not survey.counts:
@@ -86,8 +97,9 @@ def read(raw: Path, options: Options) -> RawDataset:
             )
         modalities = {FEATURES: "text"} | modalities
     views = sorted(column for column in survey.columns if column.startswith("label_"))
+    check_media_columns(media, survey.columns, raw)
     fields = _fields(survey, text, modalities, labels, views)
-    content = Content(raw.parent, labels, text, modalities, views, fields, tokenizer)
+    content = Content(raw.parent, labels, text, modalities, views, fields, tokenizer, media)
     tokenizer_facts = tokenizer.facts if tokenizer else None
     if text == "tokens":
         tokenizer_facts = from_bert("", 0, survey.largest_token)
@@ -100,17 +112,18 @@ def read(raw: Path, options: Options) -> RawDataset:
         rows=partial(_split_rows, raw),
         sample=partial(_sample, content),
         facts=file_facts(raw) | {"layout": "table", "dataset": options.dataset},
-        stamp=partial(_stamp, raw.parent),
+        stamp=partial(_stamp, raw.parent, media),
         tokenizer=tokenizer_facts,
-        extraction=read_recipe(raw.parent),
+        extraction=recipe,
     )
 
 
 class _Survey:
     """Checks rows one by one and remembers what holds for all."""
 
-    def __init__(self, table: Path, targets: tuple[str, ...] = ()):
+    def __init__(self, table: Path, targets: tuple[str, ...], media: dict[str, Media]):
         self.table = table
+        self.media = media
         self.targets = targets
         self.folder = table.parent
         self.counts: Counter[str] = Counter()  # split -> rows
@@ -141,6 +154,9 @@ class _Survey:
         for column, value in row.cells.items():
             if column.startswith("label_"):
                 _check_field_name(row, column)
+            if column in self.media:
+                file_of_media(self.folder, row, column)
+                continue
             self._add_frames(row, column, value)
 
     def _add_label(self, row: Row) -> None:
@@ -209,6 +225,8 @@ def _fields(
         fields["text"] = Field("int32", (None,))
     for column, field in modalities.items():
         fields[field] = Field("float32", (None, survey.widths[column]))
+    for column, media in survey.media.items():
+        fields[column] = Field("uint8", (None,), media)
     if labels.kind == "classes":
         fields["class"] = Field("int64", ())
     else:
@@ -246,13 +264,15 @@ def _split_rows(table: Path) -> Iterator[tuple[str, Row]]:
             yield split, row
 
 
-def _stamp(folder: Path, row: Row) -> str:
+def _stamp(folder: Path, media: dict[str, Media], row: Row) -> str:
     """Changes when the row does, or a file that it points to."""
     stamps = [row.id]
     for column, value in row.cells.items():
         may_point = column == "tokens" or column not in PLAIN
-        if may_point and is_reference(value):
-            status = resolve(folder, row, column).path.stat()
+        is_media = column in media
+        if is_media or (may_point and is_reference(value)):
+            path = file_of_media(folder, row, column) if is_media else None
+            status = (path or resolve(folder, row, column).path).stat()
             stamps.append(f"{column} {status.st_size} {status.st_mtime_ns}")
     return " ".join(stamps)
 
@@ -282,10 +302,14 @@ def _sample(content: Content, row: Row, repairs: Counter[str]) -> Sample:
     for view in content.views:
         if view in cells:
             arrays[view] = _label(content, row, view)
+    members: dict[str, MediaMember] = {}
+    for column, media in content.media.items():
+        if column in cells:
+            arrays[column], members[column] = read_media(content.folder, row, column, media)
     used = content.used_columns()
     extra = {column: value for column, value in cells.items() if column not in used}
     in_order = {field: arrays[field] for field in content.fields if field in arrays}
-    return Sample(row.id, in_order, text, extra)
+    return Sample(row.id, in_order, text, extra, members)
 
 
 def _label(content: Content, row: Row, column: str) -> np.ndarray:

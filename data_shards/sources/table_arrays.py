@@ -47,7 +47,7 @@ def resolve(folder: Path, row: Row, column: str) -> Reference:
         raise DataError(f"{where}: {value!r}: an .npz needs a #KEY")
     if name.endswith(".npy") and key is not None:
         raise DataError(f"{where}: {value!r}: an .npy has no keys")
-    path = _existing_file(folder, name, where)
+    path = existing_file(folder, name, where)
     if start is None:
         return Reference(path, key, None)
     if stop is None:
@@ -55,7 +55,7 @@ def resolve(folder: Path, row: Row, column: str) -> Reference:
     return Reference(path, key, slice(int(start), int(stop.removeprefix(":"))))
 
 
-def _existing_file(folder: Path, name: str, where: str) -> Path:
+def existing_file(folder: Path, name: str, where: str) -> Path:
     """The plain file ``name`` inside ``folder``, links followed."""
     try:
         path = (folder / name).resolve()

@@ -120,6 +120,10 @@ def _meaning(trained: TrainedRun) -> str:
         return "an embedding of each entity"
     if labels.kind == "classes":
         return f"the probabilities of {', '.join(labels.names)}"
+    if trained.spec.data.multilabel:
+        return f"logits of having each of {', '.join(labels.names)}"
+    if labels.names:
+        return f"scores of {', '.join(labels.names)} from {labels.low:g} to {labels.high:g}"
     return f"a score from {labels.low:g} to {labels.high:g}"
 
 

@@ -65,6 +65,11 @@ def exported_program(name: str, model: Any, data: DataSpec) -> bytes:
     """
     if data.task != "sentiment":
         raise Refused(f"--program: {name} is no sentiment model; leave it out")
+    if data.media:
+        raise Refused(
+            f"--program: {name} encodes {' and '.join(data.media)} itself, of which no graph is made; "
+            "leave it out"
+        )
     scoring = Scoring(model.cpu().eval())
     frames, mask = _batch(model, data, 3, 9)
     shapes = _dynamic_shapes(model, frames)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -43,26 +45,47 @@ class Snapshot:
 
 
 class HostMemory:
-    """Memory that snapshots are taken into.
+    """Memory that snapshots are taken into, one piece for each file, kept for the next checkpoint.
 
-    Where there is a GPU it is pinned, so that the GPU copies by itself, and kept for the next
-    checkpoint, because pinning takes as long as copying. Elsewhere each snapshot has its own and
-    gives it back once it is written.
+    New memory costs more than the copy into it: the system has to find and clear each of its pages,
+    and where there is a GPU they are pinned, so that the GPU copies by itself. Keeping it makes no
+    peak higher than giving it back would, for every checkpoint needs as much again.
     """
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
         self._pinned = torch.cuda.is_available()
+        self._reserving: threading.Thread | None = None
+
+    def reserve(self, sizes: Mapping[str, int]) -> None:
+        """Have memory of these sizes (file -> bytes) ready for the first snapshot, by a thread
+        beside whatever comes next."""
+        device = torch.cuda.current_device() if self._pinned else -1
+
+        def touch_pages() -> None:
+            # a thread begins with the first GPU; this process may use another
+            with suppress(RuntimeError), torch.cuda.device(device):
+                for file, size in sizes.items():
+                    # no room is a RuntimeError, which the first snapshot meets as well and raises
+                    self.take(file, size).zero_()
+
+        thread = threading.Thread(target=touch_pages, name="checkpoint memory", daemon=True)
+        thread.start()
+        self._reserving = thread
+
+    def finish_reserving(self) -> None:
+        """Wait until what was reserved is there. In front of the first ``take``."""
+        thread, self._reserving = self._reserving, None
+        if thread is not None:
+            thread.join()
 
     def take(self, file: str, size: int) -> Tensor:
         """(size,) uint8 for ``file``; its earlier snapshot must be written by now."""
         memory = self._kept.get(file)
-        if memory is not None and len(memory) == size:
-            return memory
-        memory = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
-        if self._pinned:
+        if memory is None or len(memory) < size:
+            memory = torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
             self._kept[file] = memory
-        return memory
+        return memory[:size]
 
 
 def take(file: str, tensors: Mapping[str, Tensor], memory: HostMemory) -> Snapshot:

@@ -35,6 +35,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, TypeAdapter, Validation
 
 from core import distributed
 from core.command import Refused
+from core.encoders.backbones.adaptation import base_facts
 from core.file_access.json_files import read_json_object
 from core.file_access.regular_files import read_regular_text
 from core.files import sha256_of_file
@@ -57,7 +58,7 @@ from launch.checkpoints.commit import (
 )
 from launch.checkpoints.progress import Progress
 from launch.checkpoints.snapshot import HostMemory
-from launch.checkpoints.tensors import adam_step, snapshots
+from launch.checkpoints.tensors import adam_step, snapshot_sizes, snapshots
 from launch.config import ConfigError
 from launch.engine.deepspeed_engine import Engine, grad_scaler_state
 from launch.monitor import control_plane
@@ -86,6 +87,8 @@ class State:
     adam_step: Annotated[float, Field(ge=0, allow_inf_nan=False)]
     shapes: dict[str, list[NonNegativeInt]]  # parameter -> shape
     loss_scale: dict[str, float] = field(default_factory=dict)  # of fp16
+    # module of a frozen encoder, whose weights are not here -> its source and SHA-256
+    bases: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 class Checkpoints:
@@ -103,7 +106,7 @@ class Checkpoints:
         self.progress = progress
         self.keep = keep
         self.newest = ""  # the one begun last by this process
-        self._memory = HostMemory()
+        self.memory = HostMemory()
         self._under_way: Background | None = None
 
     def __enter__(self) -> Checkpoints:
@@ -115,11 +118,16 @@ class Checkpoints:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.memory.finish_reserving()
         if error is None:
             self.wait()
             return
         with suppress(Exception):  # the process ends with the error that came first
             self.wait()
+
+    def reserve(self, engine: Engine) -> None:
+        """Have the memory for the first copy made ready beside the first steps."""
+        self.memory.reserve(snapshot_sizes(engine, engine.module.model))
 
     def save(self, engine: Engine, task: Task, *pointers: Pointer) -> Path:
         """Write one checkpoint and let ``pointers`` name it.
@@ -165,7 +173,7 @@ class Checkpoints:
         """Of this rank's files, as everything is now."""
         model, rank = engine.module.model, distributed.rank()
         contents: Contents = {}
-        for file, snapshot in snapshots(engine, model, self._memory).items():
+        for file, snapshot in snapshots(engine, model, self.memory).items():
             contents[file] = snapshot.parts
         if rank == 0:
             shapes = {name: zero.shape(value) for name, value in model.named_parameters()}
@@ -178,6 +186,7 @@ class Checkpoints:
                 adam_step=adam_step(engine, model),
                 shapes=shapes,
                 loss_scale=grad_scaler_state(engine),
+                bases=base_facts(model),
             )
             body = json.dumps(asdict(state)).encode()
             contents["state.json"] = lambda: (body,)

@@ -8,9 +8,10 @@ generator's state of one rank.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ from torch import Tensor, nn
 
 from core import distributed
 from core.dropout import hash64
+from core.encoders.backbones.adaptation import bases_of, refuse_other_bases
 from launch.checkpoints import zero
 from launch.checkpoints.snapshot import HostMemory, Snapshot, finish_copies, take
 from launch.config import ConfigError
 from launch.engine.deepspeed_engine import Engine, gathered
 
 RANGES = ("param", *zero.MOMENTS)  # kinds that are flat ranges of a parameter
+_FLOAT_BYTES = 4  # of an element of weights that train, and of their moments
 _KEY = re.compile(r"(?P<kind>param|exp_avg|exp_avg_sq|buffer|rng)/(?P<name>.+)@(?P<start>\d{1,18})")
 
 
@@ -35,7 +38,8 @@ def snapshots(engine: Engine, model: nn.Module, memory: HostMemory) -> dict[str,
     rank = distributed.rank()
     weights = {f"rng/{name}-{rank}@0": state for name, state in _generators().items()}
     moments: dict[str, Tensor] = {}
-    frozen = {name: value for name, value in model.named_parameters() if not value.requires_grad}
+    weights_file, moments_file = _file_names(rank)
+    frozen = _frozen_parameters(model)
     with gathered(list(frozen.values())):
         if rank == 0:
             for name, buffer in model.named_buffers():
@@ -47,12 +51,48 @@ def snapshots(engine: Engine, model: nn.Module, memory: HostMemory) -> dict[str,
                 weights[f"param/{piece.name}@{piece.start}"] = piece.values
                 for kind, moment in piece.moments.items():
                     moments[f"{kind}/{piece.name}@{piece.start}"] = moment
-        files = {f"rank-{rank:05d}.safetensors": weights}
+        files = {weights_file: weights}
         if moments:
-            files[f"moments-{rank:05d}.safetensors"] = moments
+            files[moments_file] = moments
+        memory.finish_reserving()
         taken = {file: take(file, tensors, memory) for file, tensors in files.items()}
         finish_copies()
     return taken
+
+
+def snapshot_sizes(engine: Engine, model: nn.Module) -> dict[str, int]:
+    """Bytes of each snapshot that ``snapshots`` takes on this rank, by its file. Nothing is
+    gathered and nothing made for it."""
+    rank = distributed.rank()
+    weights_file, moments_file = _file_names(rank)
+    weights = sum(state.nbytes for state in _generators().values())
+    if rank == 0:
+        weights += sum(buffer.nbytes for buffer in model.buffers())
+        for parameter in _frozen_parameters(model).values():
+            weights += math.prod(zero.shape(parameter)) * parameter.element_size()
+    trained = 0  # elements
+    if rank == 0 or engine.zero_optimization_stage() > 0:
+        trained = zero.owned_elements(engine, model)
+    sizes = {weights_file: weights + _FLOAT_BYTES * trained}
+    if trained:
+        sizes[moments_file] = _FLOAT_BYTES * trained * len(zero.MOMENTS)
+    return sizes
+
+
+def _frozen_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters that do not train, by name, but for those that a pretrained encoder's files
+    hold."""
+    of_bases = {name for base in bases_of(model).values() for name in base.names}
+    frozen = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad and name not in of_bases:
+            frozen[name] = parameter
+    return frozen
+
+
+def _file_names(rank: int) -> tuple[str, str]:
+    """Of a rank's weights and moments."""
+    return f"rank-{rank:05d}.safetensors", f"moments-{rank:05d}.safetensors"
 
 
 def _generators() -> dict[str, Tensor]:
@@ -127,16 +167,35 @@ class StoredTensors:
             )
 
 
-def load_weights(folder: Path, shapes: dict[str, list[int]], model: nn.Module) -> None:
-    """Put a checkpoint's parameters and buffers into a model that DeepSpeed has not wrapped yet."""
+def load_weights(
+    folder: Path,
+    shapes: dict[str, list[int]],
+    model: nn.Module,
+    bases: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
+    """Put a checkpoint's parameters and buffers into a model that DeepSpeed has not wrapped yet.
+
+    Args:
+        bases: the frozen encoders that are not in the checkpoint, which the model must have.
+    """
     refuse_other_model(folder, shapes, model)
+    refuse_other_bases(model, bases or {}, f"checkpoint {folder}")
     stored = StoredTensors(folder)
+    elsewhere = _names_of(model, bases or {})
     for name, parameter in model.named_parameters():
+        if name in elsewhere:
+            continue
         stored.fill("param", name, 0, parameter.data.view(-1))
     for name, buffer in model.named_buffers():
         value = stored.whole("buffer", name)
         assert value is not None  # or it would have been refused
         buffer.copy_(value)
+
+
+def _names_of(model: nn.Module, bases: Collection[str]) -> set[str]:
+    """Parameters of these of the model's frozen encoders."""
+    here = bases_of(model)
+    return {parameter for name in bases for parameter in here[name].names}
 
 
 def refuse_other_model(folder: Path, shapes: dict[str, list[int]], model: nn.Module) -> None:

@@ -44,6 +44,23 @@ def pieces(engine: Engine, model: nn.Module) -> Iterator[Piece]:
                 yield piece
 
 
+def owned_elements(engine: Engine, model: nn.Module) -> int:
+    """Elements of all pieces of this rank; their moments are not made for it."""
+    stage = engine.zero_optimization_stage()
+    elements = 0
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            continue
+        if stage == 0:
+            elements += parameter.numel()
+        elif stage == 3:
+            elements += _range_of_share(engine.optimizer, parameter)[1]
+        else:
+            mapping = parameter._hp_mapping  # type: ignore[attr-defined]
+            elements += 0 if mapping is None else mapping.hp_fragment.numel()
+    return elements
+
+
 def _whole(optimizer: Any, name: str, parameter: nn.Parameter) -> Piece:
     """Stage 0: every rank has everything."""
     state = _state(optimizer, parameter)
@@ -65,15 +82,21 @@ def _fragment(optimizer: Any, name: str, parameter: nn.Parameter) -> Piece | Non
 
 def _share(optimizer: Any, name: str, parameter: nn.Parameter) -> Piece | None:
     """Stage 3: each parameter is cut into equal shares, the last ones filled up or empty."""
-    group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
-    start = torch.distributed.get_rank() * size
-    count = min(size, parameter.ds_numel - start)  # type: ignore[attr-defined]
-    if count <= 0:
+    start, count = _range_of_share(optimizer, parameter)
+    if count == 0:
         return None
+    group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
     flat = optimizer.fp32_partitioned_groups_flat[group]
     state = _state(optimizer.optimizer, flat)
     moments = {key: state[key].narrow(0, offset, count) for key in MOMENTS}
     return Piece(name, start, flat.detach().narrow(0, offset, count), moments, state)
+
+
+def _range_of_share(optimizer: Any, parameter: nn.Parameter) -> tuple[int, int]:
+    """Where this rank's share of a parameter begins at stage 3, and its elements."""
+    _, _, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    start = torch.distributed.get_rank() * size
+    return start, max(0, min(size, parameter.ds_numel - start))  # type: ignore[attr-defined]
 
 
 PIECE_OF_STAGE = {0: _whole, 1: _fragment, 2: _fragment, 3: _share}

@@ -42,6 +42,7 @@ def refuse_impossible(
     frozen: bool = False,
     batch_norm: bool = False,
     both_ways: bool = False,
+    dora: bool = False,
 ) -> None:
     """Raise for what cannot be done together, with the reason. ``docs/scaling.md`` has this as a
     table.
@@ -51,7 +52,13 @@ def refuse_impossible(
         batch_norm: the model has a BatchNorm, which torch cannot synchronise on every device, nor
             over micro-batches.
         both_ways: the model has recurrent layers of two directions.
+        dora: an encoder of the model has the matrices of DoRA.
     """
+    if dora and run.zero_stage == 3:
+        raise ConfigError(
+            "train=dora does not work with zero_stage=3: peft reads the frozen layers' own weights, "
+            "which are cut up there; use train=lora, or zero_stage=1 or 2"
+        )
     if batch_norm and (distributed.world_size() > 1 or num_micro_batches(run) > 1):
         raise ConfigError(
             f"model {run.model!r} with these options normalises over the samples that one process "
@@ -85,6 +92,10 @@ def refuse_impossible(
             "compile=true does not work with zero_stage=3: it collects each layer's parameters in "
             "hooks, which break the graph at every layer; use zero_stage=2"
         )
+    if run.cuda_graphs and not gpu:
+        raise ConfigError("cuda_graphs=true needs a GPU; leave it out here")
+    if run.cuda_graphs and not run.compile:
+        raise ConfigError("cuda_graphs=true plays back what compile=true makes; give that too")
     if run.recompute and run.zero_stage == 3 and frozen:
         raise ConfigError(
             "recompute=true does not work with zero_stage=3 and a frozen encoder: its parameters "

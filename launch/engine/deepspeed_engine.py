@@ -7,7 +7,6 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import fields, replace
 from datetime import timedelta
 from functools import cache, partial
 from typing import Any, Protocol
@@ -21,7 +20,9 @@ from core.dropout import number_dropouts, sample_masks
 from core.kernels.supcr.grouping import RowError
 from core.model import GlobalBatchRows, Model, Output
 from core.recompute import recompute_layers
+from core.weight_casts import WeightCasts
 from launch.config import ConfigError, Run
+from launch.engine.compilation import compile_model, map_output
 from launch.engine.deepspeed_config import deepspeed_config, refuse_impossible, with_stage
 from launch.engine.optimizer import is_fused, optimizer_for
 
@@ -39,11 +40,17 @@ class TrainStep(nn.Module):
 
     model: Model
 
-    def __init__(self, model: Model, seed: int):
+    def __init__(self, model: Model, seed: int, *, cast_together: bool = False):
+        """
+        Args:
+            cast_together: where autocast is on, weights are cast by few operators: in a forward
+                that is neither compiled nor computed again, of weights that are whole.
+        """
         super().__init__()
         self.model = model
         number_dropouts(model)
         self.seed = seed
+        self.casts = WeightCasts(model) if cast_together else None
 
     def forward(
         self, batch: Batch, step: int, surrogate: Surrogate | None = None
@@ -84,21 +91,13 @@ class TrainStep(nn.Module):
 
     def run(self, batch: Batch, step: int) -> Output:
         """The model's output in float32, with this step's dropout masks."""
-        with sample_masks(self.seed, step, batch.index):
+        casts = nullcontext() if self.casts is None else self.casts.made(batch.index.device)
+        with casts, sample_masks(self.seed, step, batch.index):
             return _float32(self.model(batch))
 
 
 def _float32(output: Output) -> Output:
-    widened = {field.name: _widen(getattr(output, field.name)) for field in fields(output)}
-    return replace(output, **widened)
-
-
-def _widen(value: Any) -> Any:
-    if isinstance(value, Tensor) and value.is_floating_point():
-        return value.float()
-    if isinstance(value, dict):
-        return {key: _widen(item) for key, item in value.items()}
-    return value
+    return map_output(output, lambda value: value.float() if value.is_floating_point() else value)
 
 
 class Engine(Protocol):
@@ -151,15 +150,16 @@ def start(model: Model, run: Run) -> Engine:
         frozen=frozen,
         batch_norm=batch_norm,
         both_ways=any(module.bidirectional for module in recurrent),
+        dora=any("lora_magnitude_vector" in name for name, _ in model.named_parameters()),
     )
-    step = TrainStep(model, run.seed)
+    is_plain = run.zero_stage == 0 and not run.recompute and not run.compile
+    step = TrainStep(model, run.seed, cast_together=is_plain and run.precision != "fp32")
     if run.recompute and not recompute_layers(model):
         raise ConfigError(
             f"recompute=true has no effect: model {run.model!r} has no layers in a ModuleList"
         )
     if run.compile:
-        allow_compiled_rnn()
-        model.compile()
+        compile_model(model, run)
     config = deepspeed_config(run, parameters)
     if run.deepspeed:
         _refuse_odd_settings(run.deepspeed, config)
@@ -171,12 +171,6 @@ def start(model: Model, run: Run) -> Engine:
         dist_init_required=False,
     )
     return engine
-
-
-def allow_compiled_rnn() -> None:
-    """Have recurrent layers compiled like any other. Torch leaves them out unless told, and the
-    model would be compiled in pieces around them."""
-    torch._dynamo.config.allow_rnn = True
 
 
 def _refuse_odd_settings(path: str, config: dict[str, Any]) -> None:

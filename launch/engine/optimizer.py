@@ -6,7 +6,9 @@ import math
 from typing import Any
 
 import torch
+from torch import nn
 
+from core.encoders.backbones.adaptation import layer_heights
 from core.model import Model
 from launch.config import ConfigError, Run
 
@@ -36,7 +38,8 @@ def parameter_groups(model: Model, run: Run) -> list[dict[str, Any]]:
         ConfigError: a group has no rate, or a parameter no group, or DeepSpeed cannot train a
             parameter.
     """
-    groups = []
+    groups: list[dict[str, Any]] = []
+    heights = layer_heights(model)
     grouped: set[int] = set()  # ids of the parameters that have a group
     for name, parameters in model.param_groups().items():
         trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -45,20 +48,30 @@ def parameter_groups(model: Model, run: Run) -> list[dict[str, Any]]:
         if name not in run.optim.groups:
             raise ConfigError(
                 f"model {run.model!r} has a parameter group {name!r}, but optim.groups of recipe "
-                f"{run.recipe!r} only names {', '.join(run.optim.groups)}"
+                f"{run.recipe!r} only names {', '.join(run.optim.groups)}; give it a rate with "
+                f"optim.groups.{name}.lr=1e-5"
             )
         grouped.update(map(id, trained))
         setting = run.optim.groups[name]
-        groups.append(
-            {
-                "params": trained,
-                "lr": setting.lr,
-                "weight_decay": setting.weight_decay,
-                "name": name,
-            }
-        )
+        settings = {"lr": setting.lr, "weight_decay": setting.weight_decay, "name": name}
+        if setting.layer_decay == 1.0:
+            groups.append({"params": trained, **settings})
+            continue
+        for height, part in _by_height(trained, heights):
+            scale = setting.layer_decay**height
+            groups.append({"params": part, **settings, "layer_scale": scale})
     _refuse_untrainable(model, run, grouped)
     return groups
+
+
+def _by_height(
+    parameters: list[nn.Parameter], heights: dict[int, int]
+) -> list[tuple[int, list[nn.Parameter]]]:
+    """Parameters by how many layers of their encoder stand above them; 0 for others."""
+    parts: dict[int, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        parts.setdefault(heights.get(id(parameter), 0), []).append(parameter)
+    return sorted(parts.items())
 
 
 def _refuse_untrainable(model: Model, run: Run, grouped: set[int]) -> None:
@@ -99,7 +112,8 @@ def learning_rate_factor(run: Run, step: int, steps: int, epoch: int) -> float:
 
 
 def set_learning_rates(optimizer: Any, run: Run, factor: float) -> dict[str, float]:
-    """Give every group of the optimiser its rate for the coming step; the rates by group name.
+    """Give every group of the optimiser its rate for the coming step; the rates by group name, of
+    a group with layer decay that of its uppermost layer.
 
     Args:
         optimizer: torch's, or DeepSpeed's around it; anything with torch's ``param_groups``.
@@ -108,5 +122,5 @@ def set_learning_rates(optimizer: Any, run: Run, factor: float) -> dict[str, flo
     for group in optimizer.param_groups:
         name = group["name"]
         rates[name] = run.optim.groups[name].lr * factor
-        group["lr"] = rates[name]
+        group["lr"] = rates[name] * group.get("layer_scale", 1.0)
     return rates

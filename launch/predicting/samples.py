@@ -11,6 +11,9 @@ import torch
 
 from core.batch import Utterances
 from core.command import Refused
+from data_shards.extract.media import Unreadable
+from data_shards.media.media_kinds import Media
+from data_shards.media.member_codec import decode_member
 from data_shards.sources.tokens import Tokenizer
 from launch.predicting.scorer import longest_text, unlabelled
 from launch.predicting.trained import TrainedModel
@@ -21,7 +24,8 @@ class NewSample:
     """Something to score."""
 
     id: str
-    # field of the data -> frames (T, D) or token ids (T,); what is not there is missing
+    # field of the data -> frames (T, D), token ids (T,), or decoded media; what is not there is
+    # missing
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     # what was not found, or done to it, in words
     notes: tuple[str, ...] = ()
@@ -93,6 +97,9 @@ class SampleMaker:
         Raises:
             Refused: another width, ids out of the vocabulary, numbers that are not finite.
         """
+        media = self.fields[name].media
+        if media is not None:
+            return self._decoded(name, array, media, where)
         width = self.trained.data.features[self.wanted[name]]
         if not width:
             return self._checked_ids(array, where)
@@ -109,6 +116,18 @@ class SampleMaker:
         if not np.isfinite(frames).all():
             raise Refused(f"{where}: {name} holds numbers that are not finite; correct the file")
         return frames
+
+    def _decoded(self, name: str, array: np.ndarray, media: Media, where: str) -> np.ndarray:
+        """The numbers of a file of sound or pictures, given as its bytes (n,) uint8."""
+        if array.dtype != np.uint8 or array.ndim != 1:
+            raise Refused(
+                f"{where}: {name} is features of shape {array.shape}, and {self.trained.source} "
+                f"was trained on {media.kind} as they are; give clips, or files of {media.kind}"
+            )
+        try:
+            return decode_member(array.tobytes(), media)
+        except Unreadable as reason:
+            raise Refused(f"{where}: {name} cannot be decoded: {reason}") from None
 
     def _checked_ids(self, array: np.ndarray, where: str) -> np.ndarray:
         if array.ndim != 1 or array.dtype.kind not in "iu":
@@ -132,7 +151,10 @@ class SampleMaker:
             longest = max([1, *lengths])
             width = self.trained.data.features[role]
             shape = (size, longest, width) if width else (size, longest)
-            padded = np.zeros(shape, np.float32 if width else np.int64)
+            media = self.fields[name].media
+            is_pictures = media is not None and media.kind == "pictures"
+            dtype = np.uint8 if is_pictures else np.float32 if width else np.int64
+            padded = np.zeros(shape, dtype)
             for row, array in enumerate(arrays):
                 if array is not None:
                     padded[row, : len(array)] = array

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from core.batch import Utterances
 from core.command import Refused
+from core.model import DataSpec
 from launch.predicting.trained import TrainedModel
 from launch.tasks.task import precision_context
 from launch.tasks.training_facts import NORMAL_BOUND, distances
@@ -98,12 +99,10 @@ class Scorer:
 
     def _views(self) -> tuple[str, ...]:
         """Found out by giving the model a sample without anything."""
-        features = self.trained.data.features
         frames, mask = {}, {}
         for name in self.modalities:
-            width = features[name]
-            empty = torch.zeros((1, 1, width)) if width else torch.zeros((1, 1), dtype=torch.int64)
-            frames[name], mask[name] = empty, torch.zeros((1, 1), dtype=torch.bool)
+            frames[name] = nothing_of(name, self.trained.data, 1)
+            mask[name] = torch.zeros((1, 1), dtype=torch.bool)
         with torch.no_grad():
             output = self.model(unlabelled(frames, mask, 1).to(self.device))
         views = getattr(output, "views", {})
@@ -150,6 +149,15 @@ class Scorer:
                 f"a text of {longest} tokens; the model's text encoder takes at most "
                 f"{self.longest_text}; cut it into sentences"
             )
+
+
+def nothing_of(name: str, data: DataSpec, size: int) -> Tensor:
+    """One frame of a modality that ``size`` samples lack: (size, 1, D), or token ids (size, 1)."""
+    width = data.features[name]
+    if not width:
+        return torch.zeros((size, 1), dtype=torch.int64)
+    is_pictures = data.media.get(name) == "pictures"
+    return torch.zeros((size, 1, width), dtype=torch.uint8 if is_pictures else torch.float32)
 
 
 def unlabelled(frames: Mapping[str, Tensor], mask: Mapping[str, Tensor], size: int) -> Utterances:

@@ -19,6 +19,7 @@ from data_shards.shards.sentiment_schema import check_manifest
 from data_shards.stream import Stream
 from launch.config import ConfigError
 from launch.predicting.input_kinds import Part
+from launch.predicting.scorer import nothing_of
 from launch.predicting.trained import TrainedModel
 from launch.tasks.data_record import record_of_manifest, side_by_side
 from launch.tasks.data_spec import in_roles
@@ -99,9 +100,7 @@ def _with_all(batch: Utterances, trained: TrainedModel) -> Utterances:
     for name in trained.model.inputs.modalities:
         if name in frames:
             continue
-        width = trained.data.features[name]
-        ids = torch.zeros((size, 1), dtype=torch.int64)
-        frames[name] = torch.zeros((size, 1, width)) if width else ids
+        frames[name] = nothing_of(name, trained.data, size)
         mask[name] = torch.zeros((size, 1), dtype=torch.bool)
     return replace(batch, frames=frames, mask=mask, present=dict(mask))
 
@@ -117,8 +116,8 @@ def refuse_other_kind(trained: TrainedModel, manifest: Manifest, source: str) ->
     fields = [name for name in trained.wanted if name in manifest.fields]
     there = replace(trained.record, views=tuple(fields)).facts()
     here = record_of_manifest(manifest, fields).facts()
-    if trained.classes == "sign":  # the model's classes were made of scores
-        there["labels"] = here["labels"] = "scores, by their sign"
+    if trained.classes != "given":  # the model's classes were made of scores
+        there["labels"] = here["labels"] = f"scores, by classes={trained.classes}"
         if manifest.labels.kind == "classes":
             here["labels"] = f"classes {', '.join(manifest.labels.names)}"
     extraction = None if manifest.extraction is None else asdict(manifest.extraction)

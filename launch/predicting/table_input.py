@@ -13,6 +13,7 @@ from data_shards.extract.windows import Windows
 from data_shards.shards.split_names import split_called
 from data_shards.sources.table import FEATURES, column_frames
 from data_shards.sources.table_arrays import load_token_ids
+from data_shards.sources.table_media import media_bytes
 from data_shards.sources.table_rows import Row, read_rows
 from launch.predicting.input_kinds import Item, ItemInput
 from launch.predicting.samples import NewSample, SampleMaker
@@ -103,7 +104,9 @@ def _making(maker: SampleMaker, folder: Path, row: Row) -> Callable[[], NewSampl
             if name == maker.text_field:
                 notes = _add_text(maker, folder, row, name, arrays)
             elif name in row.cells:
-                frames = column_frames(folder, row, name)
+                is_media = maker.fields[name].media is not None
+                read = media_bytes if is_media else column_frames
+                frames = read(folder, row, name)
                 if len(frames):
                     arrays[name] = maker.check(name, frames, row.where)
         return NewSample(row.id, arrays, notes, str(row.cells.get("text", "")))

@@ -57,7 +57,7 @@ class TrainedModel:
     names: Mapping[str, str]  # field of the data -> the name by which the model reads it
     facts: TrainingFacts
     recipe: str = ""
-    classes: str = "given"  # sign: scores were made classes
+    classes: str | int = "given"  # how classes were made of scores, as the run's setting has it
     precision: str = "fp32"
     tokenizer: Path | None = None  # its folder
     max_tokens: int | None = None  # at which texts were cut

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from core.encoders.text import TextConfig
-from launch.config import Group, Optim, Run
+from launch.config import ClassLoss, Group, Optim, Run
 
 
 def demo_run(model: str, options: Any, **settings: Any) -> Run:
@@ -21,6 +21,30 @@ def demo_run(model: str, options: Any, **settings: Any) -> Run:
         patience=5,
     )
     return replace(run, **settings)
+
+
+def for_classes(base: Run) -> Run:
+    """The run with labels that are classes; the epoch is chosen by the mean F1 of the classes."""
+    return replace(
+        base,
+        classes="given",
+        metrics="classes",
+        select="Macro_F1",
+        goal="max",
+        epochs=60,
+        patience=10,
+    )
+
+
+def for_labels(base: Run) -> Run:
+    """The run with several labels at once, made of targets above 0; having a rare one counts
+    more."""
+    return replace(
+        for_classes(base),
+        classes="present",
+        metrics="labels",
+        class_loss=ClassLoss(balance="root"),
+    )
 
 
 def for_depression(base: Run) -> Run:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+from core.encoders.backbones.media_encoders import EncoderConfig
+from core.encoders.inputs import InputConfig
 from core.encoders.text import TextConfig
 from core.models.hscl import HSCL
 from launch.config import Group, Loading, Optim, Run
-from launch.recipes import demo_run
+from launch.recipes import demo_run, for_classes
 
 
 def _groups(text: float, main: float, decay: float) -> dict[str, Group]:
@@ -111,6 +114,45 @@ def mosi_utterance() -> Run:
     )
 
 
+def classes() -> Run:
+    """HSCL on labels that are classes, which are 0 or 1 apart in its contrast: a table
+    (docs/data.md) with a column ``class``, rates and sizes as on MOSI.
+
+    deepspeed launch/train.py hscl/classes data=shards/mine
+    """
+    return for_classes(mosi())
+
+
+def mosi_large() -> Run:
+    """HSCL on MOSI with sound and pictures as they are (concord extract --audio raw --vision raw),
+    on three large encoders with LoRA.
+
+    Rank, scale, rate, warm-up and schedule of the matrices are those of RoBERTa large in the LoRA
+    paper (Hu et al., arXiv:2106.09685, appendix D), which has them on queries and values. Nothing is
+    published for HSCL at this size, and nothing was searched: no score is known.
+
+    deepspeed launch/train.py hscl/mosi_large data=shards/mosi_raw
+    """
+    beside: dict[str, Any] = {"train": "lora", "rank": 8, "adapter_scale": 16.0}
+    text = TextConfig(source="roberta-large", targets=("query", "value"), **beside)
+    audio = EncoderConfig(
+        source="facebook/hubert-large-ll60k", targets=("q_proj", "v_proj"), **beside
+    )
+    vision = EncoderConfig(
+        source="openai/clip-vit-large-patch14", targets=("q_proj", "v_proj"), **beside
+    )
+    groups = _groups(3e-4, 1e-4, 0.0)
+    groups |= {"audio_encoder": Group(3e-4), "vision_encoder": Group(3e-4)}
+    return replace(
+        mosi(),
+        options=HSCL.Config(text=text, inputs=InputConfig(audio=audio, vision=vision)),
+        optim=Optim(groups=groups, clip=1.0, schedule="linear", warmup=0.06),
+        batch_size=32,
+        precision="bf16",
+        recompute=True,
+    )
+
+
 def demo() -> Run:
     """HSCL on the generated data of ``python -m data_shards.synthetic``; a small text encoder
     trained from scratch.
@@ -130,5 +172,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "sims": sims,
     "simsv2": simsv2,
     "mosi_utterance": mosi_utterance,
+    "classes": classes,
+    "mosi_large": mosi_large,
     "demo": demo,
 }

@@ -88,6 +88,54 @@ def fb15k_db15k() -> Run:
     return dbp15k_zh_en()
 
 
+def dbp15k_ja_en() -> Run:
+    """MCLEA on DBP15K ja-en, as on zh-en.
+
+    deepspeed launch/train.py mclea/dbp15k_ja_en data=shards/ja_en
+    """
+    return dbp15k_zh_en()
+
+
+def srprs_en_de() -> Run:
+    """MCLEA on SRPRS en-de, as on en-fr.
+
+    deepspeed launch/train.py mclea/srprs_en_de data=shards/en_de
+    """
+    return dbp15k_zh_en()
+
+
+def srprs_dbp_wd() -> Run:
+    """MCLEA on SRPRS dbp-wd, as on en-fr.
+
+    deepspeed launch/train.py mclea/srprs_dbp_wd data=shards/dbp_wd
+    """
+    return dbp15k_zh_en()
+
+
+def srprs_dbp_yg() -> Run:
+    """MCLEA on SRPRS dbp-yg, as on en-fr.
+
+    deepspeed launch/train.py mclea/srprs_dbp_yg data=shards/dbp_yg
+    """
+    return dbp15k_zh_en()
+
+
+def openea() -> Run:
+    """MCLEA on a pair of graphs of OpenEA, such as EN_FR_15K_V1; attributes are their names.
+
+    deepspeed launch/train.py mclea/openea data=shards/en_fr_15k_v1
+    """
+    return dbp15k_zh_en()
+
+
+def own() -> Run:
+    """MCLEA on graphs of your own, with the views that they have.
+
+    deepspeed launch/train.py mclea/own data=shards/graphs
+    """
+    return dbp15k_zh_en()
+
+
 RECIPES: dict[str, Callable[[], Run]] = {
     "dbp15k_zh_en": dbp15k_zh_en,
     "dbp15k_zh_en_iterative": dbp15k_zh_en_iterative,
@@ -95,4 +143,10 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "dbp15k_fr_en": dbp15k_fr_en,
     "srprs_en_fr": srprs_en_fr,
     "fb15k_db15k": fb15k_db15k,
+    "dbp15k_ja_en": dbp15k_ja_en,
+    "srprs_en_de": srprs_en_de,
+    "srprs_dbp_wd": srprs_dbp_wd,
+    "srprs_dbp_yg": srprs_dbp_yg,
+    "openea": openea,
+    "own": own,
 }

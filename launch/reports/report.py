@@ -57,7 +57,7 @@ def best_weights(
         model = build_model(run, data)
     except ConfigError as error:
         raise ConfigError(f"{error} (its settings are those of {settings})") from None
-    load_weights(folder, state.shapes, model)
+    load_weights(folder, state.shapes, model, state.bases)
     return model.to(device).eval(), state.progress
 
 
@@ -77,7 +77,7 @@ def finish(
         write_facts(run_dir, task.facts())
         epochs = read_events(run_dir)["epoch"]
         plots = [_draw_losses(run_dir, epochs), *final.plots]
-        targets = task.data.target_names
+        targets = task.parts()
         text = _report(run, scores, progress.best_epoch, epochs, plots, final.remarks, targets)
         write_atomically(run_dir / "report.md", text)
         for split, values in scores.items():
@@ -156,7 +156,8 @@ def _report(
 ) -> str:
     last = scores.get("test", scores["valid"])
     by_target = of_targets(last, targets)
-    tables = [score_table("target", by_target), ""] if targets else []
+    kind = {"classes": "class", "labels": "label"}.get(run.metrics, "target")
+    tables = [score_table(kind, by_target), ""] if targets else []
     seconds = sum(event["seconds"] for event in epochs)
     waiting = sum(event["seconds"] * event["data_wait"] for event in epochs)
     wait = waiting / max(seconds, 1e-9)

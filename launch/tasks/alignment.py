@@ -15,6 +15,7 @@ from torch import Tensor
 from core import distributed
 from core.batch import Batch
 from core.files import sha256_of_bytes
+from core.metrics.approximate import approximate_mutual_nearest
 from core.metrics.declared import shown_metrics
 from core.metrics.ranking import (
     all_ranks,
@@ -146,11 +147,14 @@ class AlignmentTask:
         on every rank."""
         joint = self.embed(model)
         left, right = self.open_entities(0), self.open_entities(1)
-        found = self.seed_links[:0]
-        if distributed.rank() == 0:
-            pairs, _ = mutual_nearest(joint[left], joint[right])
-            found = torch.stack([left[pairs[:, 0]], right[pairs[:, 1]]], 1)
-        return distributed.gather_rows(found)  # one rank decides: others may round differently
+        if recall := self.options.recall:
+            sides = unit(joint[left]), unit(joint[right])
+            pairs, _, _ = approximate_mutual_nearest(*sides, recall, divided=True)
+        else:
+            pairs, _ = mutual_nearest(joint[left], joint[right], divided=True)
+        found = torch.stack([left[pairs[:, 0]], right[pairs[:, 1]]], 1)
+        # One rank decides: others may round differently.
+        return distributed.gather_rows(found if distributed.rank() == 0 else found[:0])
 
     def open_entities(self, side: int) -> Tensor:
         """Entities of one graph (0 left, 1 right) that no training link holds."""
@@ -196,6 +200,9 @@ class AlignmentTask:
         """Views that are left out were chosen by name."""
         return []
 
+    def parts(self) -> tuple[str, ...]:
+        return ()
+
     def score_names(self) -> list[str]:
         return _ranked_names(self.options.csls) + _directed_names("all/")
 
@@ -238,8 +245,8 @@ class AlignmentTask:
         names = _ranked_names(self.options.csls)
         values = torch.zeros(len(names), dtype=torch.float64)
         ranks = (np.empty(0), np.empty(0))
+        found = all_ranks(left, right, self.options.csls, divided=True)
         if distributed.rank() == 0:
-            found = all_ranks(left, right, self.options.csls)
             scores = scores_of(found)
             ranks = (found[0][0], found[1][0])
             values = torch.tensor([scores[name] for name in names], dtype=torch.float64)
@@ -298,6 +305,9 @@ class AlignmentTask:
         index = torch.cat([batch.index[batch.weight > 0] for batch in micro_batches])
         left, right = (self.graphs.ids(side) for side in self.links[index].T)
         return [f"{one} - {other}" for one, other in zip(left, right, strict=True)]
+
+    def waiting_remarks(self, waited: float, seconds: float) -> list[str]:
+        return []
 
     def wait_seconds(self) -> float:
         return 0.0  # everything is on the device

@@ -26,6 +26,8 @@ class AlignmentOptions:
     # probation: candidates must stay mutual nearest neighbours since the last restart
     restart_every: Positive = 50
     commit_every: Positive = 50
+    # of the neighbours among which links are proposed, found by FAISS; 0: all pairs are compared
+    recall: Annotated[float, Field(ge=0, le=1)] = 0.0
 
 
 def alignment_options(run: Run) -> AlignmentOptions:

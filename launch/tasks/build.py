@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 
+from core import building
 from core.model import DataSpec, Model
 from core.models import MODELS
 from core.sketch import sketch
@@ -39,9 +40,8 @@ def build_task(run: Run) -> Task:
 def build_model(run: Run, data: DataSpec) -> Model:
     """The run's model for these data. A model that refuses its options or the data does so with a
     ConfigError here, and so does PyTorch where they make it too large for this machine."""
-    _refuse_targets(run.model, data)
     with _refusing(run):
-        return MODELS[run.model](run.options, data)
+        return building.build_model(run.model, run.options, data)
 
 
 def sketch_model(run: Run, data: DataSpec, stored: int, settings: str) -> Model | None:
@@ -52,7 +52,7 @@ def sketch_model(run: Run, data: DataSpec, stored: int, settings: str) -> Model 
         settings: the file that the run's settings are from, for messages.
     """
     with _refusing(run):
-        return sketch(partial(MODELS[run.model], run.options, data), stored, settings)
+        return sketch(partial(building.build_model, run.model, run.options, data), stored, settings)
 
 
 @contextmanager
@@ -64,15 +64,3 @@ def _refusing(run: Run) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())
         raise ConfigError(f"model {run.model!r} cannot be built: {reason}") from error
-
-
-def _refuse_targets(name: str, data: DataSpec) -> None:
-    """ConfigError where the data have several scores per sample and the model answers one."""
-    if not data.target_names or MODELS[name].takes_targets:
-        return
-    able = [other for other, kind in MODELS.items() if kind.takes_targets]
-    raise ConfigError(
-        f"model {name!r} predicts one score, but the data have {len(data.target_names)} targets "
-        f"({', '.join(data.target_names)}); use {', '.join(able)}, or convert the data with one of "
-        "them as 'label'"
-    )

@@ -19,7 +19,8 @@ from pydantic import TypeAdapter, ValidationError
 from core.command import Refused
 from core.file_access.json_files import read_json_object
 from core.files import sha256_of_bytes, write_atomically
-from data_shards.shards.manifest import Field, Labels, Manifest
+from data_shards.media.media_kinds import Media
+from data_shards.shards.manifest import Field, Labels, Manifest, plain_fields
 from data_shards.shards.sentiment_schema import is_label
 from launch.config import ConfigError
 from launch.tasks.task import Task
@@ -60,9 +61,17 @@ TOKENS = "token ids"
 
 
 def _width(found: Field) -> str:
+    if found.media is not None:
+        return _media(found.media)
     if not found.dtype.startswith("float"):
         return TOKENS if None in found.shape else f"{found.shape[-1]} counts"
     return f"{found.shape[-1]} features"
+
+
+def _media(media: Media) -> str:
+    if media.kind == "sound":
+        return f"sound of {media.rate:g} samples a second"
+    return f"{media.rate:g} pictures a second of {media.side} pixels a side"
 
 
 def _meaning(labels: Labels) -> str:
@@ -102,8 +111,13 @@ def write_record(run_dir: Path, task: Task) -> None:
     """Write ``data.json``, unless it is there."""
     path = run_dir / NAME
     if not path.exists():
-        body = {"format": FORMAT, "version": VERSION, **asdict(record_of(task))}
+        body = {"format": FORMAT, "version": VERSION, **plain_record(record_of(task))}
         write_atomically(path, json.dumps(body, indent=1, ensure_ascii=False) + "\n")
+
+
+def plain_record(record: DataRecord) -> dict[str, Any]:
+    """As plain JSON."""
+    return asdict(record) | {"fields": plain_fields(record.fields)}
 
 
 def read_record(run_dir: Path) -> DataRecord | None:

@@ -71,10 +71,13 @@ def sentiment_spec(manifest: Manifest, folder: Path | None, names: Mapping[str, 
         folder: where the codebook lies, if the folder has one; None for remote shards.
         names: of ``names_by_field``.
     """
-    widths, longest = {}, {}
+    widths, longest, media = {}, {}, {}
     for field in names:
         spec = manifest.fields[field]
         widths[field] = 0 if are_token_ids(field, spec.dtype) else int(spec.shape[-1] or 0)
+        if spec.media is not None:
+            widths[field] = spec.media.width
+            media[field] = spec.media.kind
         longest[field] = manifest.max_length.get(field, 0)
     tokenizer = manifest.tokenizer or {}
     return DataSpec(
@@ -91,6 +94,7 @@ def sentiment_spec(manifest: Manifest, folder: Path | None, names: Mapping[str, 
         unknown_id=int(tokenizer.get("special", {}).get("unk") or 0),
         moments=renamed(manifest.moments, names),
         codebooks=renamed(load_codebooks(folder, manifest), names) if folder else {},
+        media=renamed(media, names),
     )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from core.metrics import multilabel
+from core.metrics.classification import confusion
 from core.metrics.regression import correlation
 from data_shards.shards.manifest import Labels
 from launch.reports.plots import INK, figure, save
@@ -45,27 +47,35 @@ def write_predictions(
     records: Sequence[Mapping[str, Any]],
     predictions: Predictions,
     labels: Labels,
+    thresholds: np.ndarray | None = None,
 ) -> None:
-    """One row per sample: id, label, prediction, the probability of each class where there are
-    classes, and the transcript where there are transcripts.
+    """One row per sample: id, label, prediction, the probability of each class or label where there
+    are some, and the transcript where there are transcripts.
 
     Args:
+        thresholds: (K,) of K labels that a sample has or lacks; None where there are none.
         records: what the shards say of each sample, as ``Stream.records`` gives it.
     """
     import pandas as pd
 
     ids = [str(record["id"]) for record in records]
     table = pd.DataFrame({"id": ids})
-    if labels.kind != "classes" and labels.names:
+    if thresholds is not None:
+        chances = probabilities(predictions.prediction)
+        for number, name in enumerate(labels.names):
+            table[f"label_{name}"] = predictions.label[:, number].astype(int)
+            table[f"prediction_{name}"] = (chances[:, number] >= thresholds[number]).astype(int)
+            table[f"p_{name}"] = chances[:, number]
+    elif labels.kind != "classes" and labels.names:
         for number, name in enumerate(labels.names):
             table[f"label_{name}"] = predictions.label[:, number]
             table[f"prediction_{name}"] = predictions.prediction[:, number]
     elif labels.kind == "classes":
-        probabilities = _softmax(predictions.prediction)
+        shares = _softmax(predictions.prediction)
         table["label"] = [labels.names[int(label)] for label in predictions.label]
         table["prediction"] = [labels.names[number] for number in predictions.classes]
         for number, name in enumerate(labels.names):
-            table[f"p_{name}"] = probabilities[:, number]
+            table[f"p_{name}"] = shares[:, number]
     else:
         table["label"] = predictions.label
         table["prediction"] = predictions.prediction
@@ -82,6 +92,12 @@ def write_table(path: Path, columns: Mapping[str, Any]) -> None:
     pd.DataFrame(columns).to_csv(path, index=False)
 
 
+def probabilities(logits: np.ndarray) -> np.ndarray:
+    """(N, K) float64, each label's own, of (N, K) logits."""
+    # by tanh, which does not overflow
+    return 0.5 * (1 + np.tanh(0.5 * logits.astype(np.float64)))
+
+
 def _softmax(logits: np.ndarray) -> np.ndarray:
     """(N, classes) probabilities."""
     shares = np.exp(logits - logits.max(-1, keepdims=True))
@@ -89,9 +105,20 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def draw(
-    run_dir: Path, split: str, predictions: Predictions, labels: Labels
+    run_dir: Path,
+    split: str,
+    predictions: Predictions,
+    labels: Labels,
+    thresholds: np.ndarray | None = None,
 ) -> list[tuple[str, str]]:
-    """Plots of one split's predictions: (caption, file name)."""
+    """Plots of one split's predictions: (caption, file name). Of classes the confusion is a table
+    as well.
+
+    Args:
+        thresholds: as ``write_predictions`` takes them.
+    """
+    if thresholds is not None:
+        return [_draw_labels(run_dir, split, predictions, labels, thresholds)]
     if labels.kind != "classes" and labels.names:
         return [_draw_targets(run_dir, split, predictions, labels)]
     plots = []
@@ -99,6 +126,17 @@ def draw(
         plots.append(_draw_scatter(run_dir, split, predictions, labels))
     plots.append(_draw_confusion(run_dir, split, predictions, labels))
     return plots
+
+
+def _draw_labels(
+    run_dir: Path, split: str, predictions: Predictions, labels: Labels, thresholds: np.ndarray
+) -> tuple[str, str]:
+    chances = probabilities(predictions.prediction)
+    by_name = multilabel.scores(chances, predictions.label, labels.names, thresholds)
+    found = [by_name[f"{name}/F1"] for name in labels.names]
+    caption = f"F1 of having each label, on the {split} split."
+    plot = _bars(run_dir / f"{split}_labels.png", labels.names, found, "F1", "F1 by label")
+    return caption, plot
 
 
 def _draw_targets(
@@ -112,13 +150,21 @@ def _draw_targets(
                 predictions.label[:, number].astype(np.float64),
             )
         )
-    drawing, axes = figure(6.0, 1.2 + 0.3 * len(labels.names))
-    axes.barh(range(len(found)), found)
-    axes.set_yticks(range(len(found)), labels.names)
-    axes.invert_yaxis()
-    axes.set(xlabel="Corr", title="Correlation by target")
     caption = f"Correlation of predicted with true scores by target, on the {split} split."
-    return caption, save(drawing, run_dir / f"{split}_targets.png")
+    path = run_dir / f"{split}_targets.png"
+    return caption, _bars(path, labels.names, found, "Corr", "Correlation by target")
+
+
+def _bars(
+    path: Path, names: Sequence[str], values: Sequence[float], quantity: str, title: str
+) -> str:
+    """A bar for each name, the first on top; the name of the file."""
+    drawing, axes = figure(6.0, 1.2 + 0.3 * len(names))
+    axes.barh(range(len(values)), values)
+    axes.set_yticks(range(len(values)), names)
+    axes.invert_yaxis()
+    axes.set(xlabel=quantity, title=title)
+    return save(drawing, path)
 
 
 def _draw_scatter(
@@ -157,8 +203,10 @@ def _draw_confusion(
         names = _class_names(labels)
         truth = _class_numbers(predictions.label, labels)
         answer = _class_numbers(predictions.prediction, labels)
-    counts = np.zeros((len(names), len(names)), np.int64)  # true, predicted
-    np.add.at(counts, (truth, answer), 1)
+    counts = confusion(answer, truth, len(names))
+    if labels.kind == "classes":
+        columns = {name: counts[:, number] for number, name in enumerate(names)}
+        write_table(run_dir / f"{split}_confusion.csv", {"true_class": names, **columns})
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     drawing, axes = figure(5.6, 5.0)
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)

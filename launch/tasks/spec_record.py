@@ -7,7 +7,7 @@ With them a run can be exported, and new samples scored, where its shards are no
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def write_spec(run_dir: Path, task: Task) -> None:
 
 def plain_spec(data: DataSpec) -> dict[str, Any]:
     """All but the codebooks, as plain JSON."""
-    return {f.name: getattr(data, f.name) for f in fields(data) if f.name != "codebooks"}
+    return data.plain()
 
 
 def read_spec(run_dir: Path) -> SpecRecord | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -68,6 +68,10 @@ class Task(Protocol):
         """What ``evaluate`` gives for the validation split, which a run may select by."""
         ...
 
+    def parts(self) -> Sequence[str]:
+        """Classes, labels or targets that have scores of their own, ``NAME/metric``."""
+        ...
+
     def evaluate(self, model: Model, split: str, device: torch.device) -> dict[str, float]:
         """Scores over all samples of a split, the same on every rank."""
         ...
@@ -100,6 +104,11 @@ class Task(Protocol):
 
     def sample_ids(self, micro_batches: list[Batch]) -> list[str]:
         """The samples of a step by the names that the raw data gave them, for messages."""
+        ...
+
+    def waiting_remarks(self, waited: float, seconds: float) -> list[str]:
+        """What is to be said of an epoch of so many seconds, ``waited`` of which it waited for
+        data. Called once after each epoch."""
         ...
 
     def wait_seconds(self) -> float:

@@ -14,8 +14,8 @@ from transformers.masking_utils import bidirectional_mask_function
 
 from core.batch import Utterances
 from core.dropout import number_dropouts, sample_masks
-from core.encoders import text
 from core.encoders.attention import Attention
+from core.encoders.backbones import registered_attention
 from core.encoders.inputs import InputConfig, Inputs, groups
 from core.encoders.sequence import (
     BiGRU,
@@ -284,7 +284,12 @@ def test_a_mask_of_the_text_is_not_looked_at_on_a_gpu() -> None:
     asked = sizes | {"mask_function": bidirectional_mask_function, "q_offset": 0, "kv_offset": 0}
     everything = torch.ones(2, 5, dtype=torch.bool)
     skips = {"allow_is_bidirectional_skip": True, "allow_is_causal_skip": False}
-    assert text._mask(**asked, **skips, attention_mask=everything, device="cpu") is None
-    elsewhere = text._mask(**asked, **skips, attention_mask=everything.to("meta"), device="meta")
+    assert (
+        registered_attention._mask(**asked, **skips, attention_mask=everything, device="cpu")
+        is None
+    )
+    elsewhere = registered_attention._mask(
+        **asked, **skips, attention_mask=everything.to("meta"), device="meta"
+    )
     assert elsewhere.shape == (2, 1, 5, 5)
     assert elsewhere.stride(2) == 0

@@ -68,6 +68,18 @@ def has_learnt(model: AnyModel, batch: Batch) -> bool:
     return scores["Hits@1"] == 1 and scores["r2l/Hits@1"] == 1
 
 
+def told_apart(batch: Batch) -> bool:
+    """Whether no two linked entities have the same neighbours, themselves included: structure alone
+    cannot know them from each other."""
+    if not isinstance(batch, EntityGraph):
+        return True
+    size = len(next(iter(batch.views.values())))
+    near = torch.zeros(size, size, dtype=torch.bool)
+    near[batch.edges[0], batch.edges[1]] = True
+    neighbours = near[batch.links.flatten()]
+    return len(neighbours.unique(dim=0)) == len(neighbours)
+
+
 def rows(batch: Any, chosen: Any) -> Any:
     """The batch with the chosen samples only."""
     if isinstance(batch, EntityGraph):

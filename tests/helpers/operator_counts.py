@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import core.kernels.attention
 from core.batch import Batch
 from core.dropout import sample_masks
-from core.kernels.attention import attention_op
+from core.encoders import attention, packed_text
+from core.kernels.attention import attention_op, narrow_attention
 from core.kernels.dropout import dropout_op
+from core.kernels.recurrent import layers_in_loops
 from core.model import Model
+from launch.engine.deepspeed_engine import TrainStep
 
 # these give memory or another view of it, and compute nothing
 _NO_WORK = {"_unsafe_view", "_reshape_alias", "detach", "lift_fresh", "empty", "empty_like"}
@@ -59,6 +62,10 @@ def as_on_a_gpu() -> Iterator[None]:
     launches = SimpleNamespace(Drawing=_together, forward=_no_attention, backward=_no_gradients)
     with (
         mock.patch.object(attention_op, "runs_kernel", return_value=True),
+        mock.patch.object(narrow_attention, "serves", return_value=False),
+        mock.patch.object(attention, "projects_few", return_value=False),
+        mock.patch.object(packed_text, "serves", return_value=False),
+        mock.patch.object(layers_in_loops, "serves", return_value=False),
         mock.patch.object(core.kernels.attention, "attention_launch", launches, create=True),
         mock.patch.object(dropout_op, "drop", dropout_op.dropout),
     ):
@@ -92,4 +99,26 @@ def count_step(model: Model, batch: Batch) -> OperatorCounter:
         rows = model.global_batch_rows(output)
         losses |= model.global_batch_losses(rows, batch.target, batch.weight)
         torch.stack(list(losses.values())).sum().backward()
+    return counter
+
+
+def count_training_step(model: Model, batch: Batch, precision: str) -> OperatorCounter:
+    """Operators of a whole step of one process at stage 0, as the engine takes it: with casts, memory
+    banks and a fused optimiser. The second step is counted: the first makes the optimiser's
+    moments."""
+    whole = TrainStep(model, seed=7, cast_together=precision == "bf16")
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    batch = replace(batch, loss_denominators=model.loss_denominators(batch))
+    counter = OperatorCounter()
+    contexts: tuple[AbstractContextManager[Any], ...] = (nullcontext(), counter)
+    for step, counting in enumerate(contexts):
+        with counting:
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                losses, rows = whole(batch, step)
+            torch.stack(list(losses.values())).sum().backward()
+            with torch.no_grad():
+                if rows:
+                    model.update_memory_bank(rows)
+            optimizer.step()
+            optimizer.zero_grad()
     return counter

@@ -30,8 +30,11 @@ SMALL_OPTIONS: dict[str, dict[str, Any]] = {
     "almt": {"width": 16, "heads": 2, "head_width": 8, "tokens": 4, "hyper_heads": 2},
     "bbfn": {"width": 8, "heads": 2, "levels": 2},
     "ef_lstm": {"hidden": 12},
+    "eva": {"graph_hidden": 12, "hidden": 8},
+    "gcn_align": {"graph_hidden": 12, "attribute_hidden": 8},
     "graph_mfn": SMALL_MEMORY | {"inner": 6, "graph_hidden": 10},
     "hscl": {"layers": 1, "projection_width": 8, "hidden": 8},
+    "kecg": {"graph_hidden": 32},
     "lf_dnn": SMALL_SUBNETS | {"text_out": 8},
     "lmf": SMALL_SUBNETS,
     "lnln": {
@@ -45,6 +48,7 @@ SMALL_OPTIONS: dict[str, dict[str, Any]] = {
     },
     "mclea": {"graph_hidden": 12, "hidden": 8},
     "meaformer": {"hidden": 12, "feedforward": 16},
+    "mfm": SMALL_MEMORY | {"attention_hidden": 8, "factor": 16, "decoder_hidden": 6},
     "mfn": SMALL_MEMORY | {"attention_hidden": 8},
     "misa": {"width": 16, "feed": 16},
     "mlf_dnn": SMALL_SUBNETS | {"text_out": 8},
@@ -57,6 +61,8 @@ SMALL_OPTIONS: dict[str, dict[str, Any]] = {
     "tetfn": {"width": 8, "heads": 2, "vision_hidden": 16, "post_fusion": 16},
     "tfr_net": {"width": 12, "heads": 2, "layers": 1, "cross_layers": 1, "gru_layers": 1},
 }
+# settings that must fit the labels of the data before a task is built
+LABEL_SETTINGS = ("classes", "metrics", "select", "goal")
 SMALL_TEXT = TextConfig(source="small", width=16, layers=2, heads=2)
 
 
@@ -94,6 +100,8 @@ def small_run(model: str, data: Path | str, **changes: Any) -> Run:
         goal="max" if graphs else "min",
         metrics="alignment" if graphs else "mosi",
     )
+    of_labels = {key: changes[key] for key in LABEL_SETTINGS if key in changes}
+    run = replace(run, **of_labels)
     names = build_model(run, build_task(run).data).param_groups()
     groups = {
         name: Group(lr=2e-4 * number, weight_decay=0.01) for number, name in enumerate(names, 1)

@@ -20,7 +20,7 @@ from core.model import DataSpec, Model
 from core.models import MODELS
 from launch.checkpoints.progress import Progress
 from launch.config import load_recipe
-from launch.loop import _warn_of_idle_losses
+from launch.monitor.epoch_checks import warn_of_idle_losses
 from launch.reports.run_log import RunLog
 from launch.tasks.build import build_task
 from launch.tasks.predictions import Predictions
@@ -37,7 +37,7 @@ def warnings_after(model: Model, sums: dict[str, float], epoch: int, run_dir: Pa
     model.begin_epoch(epoch)
     with RunLog(run_dir, quiet=True) as log:
         session: Any = SimpleNamespace(progress=progress, model=model, log=log)
-        _warn_of_idle_losses(session)
+        warn_of_idle_losses(session)
     events = map(json.loads, (run_dir / "log.jsonl").read_text().splitlines())
     return [event["text"] for event in events if event["kind"] == "warning"]
 

@@ -16,20 +16,27 @@ from paths import ROOT
 
 ORDER = ["core", "data_shards", "launch", "tune", "concord"]
 HOMES = {
-    "transformers": ("core/encoders/text.py", "core/encoders/pretrained.py"),
+    "transformers": (
+        "core/encoders/text.py",
+        "core/encoders/pretrained.py",
+        "core/encoders/backbones/registered_attention.py",
+    ),
+    "peft": ("core/encoders/backbones/adaptation.py",),
     "triton": ("core/kernels/",),
     "webdataset": (),  # an oracle of the tests and a peer of the benchmarks
     "deepspeed": ("launch/engine/deepspeed_engine.py",),
     "tyro": ("launch/config_help.py",),
     "ray": ("tune/",),
     "optuna": ("tune/",),
-    "av": ("data_shards/extract/media.py",),
+    "av": ("data_shards/extract/media.py", "data_shards/media/member_codec.py"),
+    "PIL": ("data_shards/media/packed_frames.py",),
     "opensmile": ("data_shards/extract/extractors/egemaps.py",),
     "dlib": ("data_shards/extract/extractors/face68.py",),
     "huggingface_hub": ("launch/bundles/",),
     "fastapi": ("launch/serving/app.py",),
     "starlette": ("launch/serving/app.py",),
     "uvicorn": ("launch/serving/serve.py",),
+    "faiss": ("core/metrics/approximate.py",),
 }
 MOST_FILES, MOST_LINES, FEWEST_LINES = 14, 400, 30
 # file -> why it is short and yet on its own
@@ -47,8 +54,11 @@ NOT_IMPORTED = {
 OPTIONAL = {
     "triton": ("triton", "gpu"),  # without it the PyTorch path is taken
     "av": ("av", "clips"),
+    "PIL": ("pillow", "clips"),
+    "peft": ("peft", "large"),
     "opensmile": ("opensmile", "clips"),
     "dlib": ("dlib-bin", "clips"),
+    "faiss": ("faiss-cpu", "neighbours"),
     "fastapi": ("fastapi", "serve"),
     "starlette": ("fastapi", "serve"),  # which fastapi is made of
     "uvicorn": ("uvicorn", "serve"),

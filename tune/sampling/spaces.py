@@ -105,6 +105,12 @@ _FUSION: dict[str, Space] = {
     "mlmf": _SUBNETS | _LOW_RANK | _MULTI_TASK,
     "mfn": _MEMORY
     | {"options.attention_hidden": UNITS, "options.attention_dropout": STEPPED_DROPOUT},
+    "mfm": _MEMORY
+    | {
+        "options.factor": choice(16, 32, 64),
+        "options.rebuild": loguniform(0.01, 1.0),
+        "options.prior": loguniform(0.01, 1.0),
+    },
     "graph_mfn": _MEMORY
     | {
         "options.inner": choice(20, 32, 64, 128),
@@ -243,6 +249,23 @@ SPACES: dict[str, Space] = {
     "meaformer": {
         "options.temperature": loguniform(0.02, 0.5),
         "optim.groups.main.lr": RATE,
+    },
+    "eva": {
+        "optim.groups.main.lr": RATE,
+        "options.graph_alpha": loguniform(1.0, 30.0),
+        "options.alpha": loguniform(1.0, 30.0),
+        "options.beta": loguniform(1.0, 30.0),
+    },
+    "kecg": {
+        "optim.groups.main.lr": RATE,
+        "options.margin": loguniform(0.5, 10.0),
+        "options.translation": loguniform(0.1, 10.0),
+        "options.translation_margin": loguniform(0.2, 5.0),
+    },
+    "gcn_align": {
+        "optim.groups.main.lr": RATE,
+        "options.margin": loguniform(0.5, 10.0),
+        "options.share": uniform(0.5, 0.95),
     },
     "tate": {
         "optim.groups.main.lr": RATE,

@@ -18,6 +18,7 @@ from numba.extending import register_jitable
 from torch import Tensor
 
 from core.kernels.compiled_loop import loop
+from core.kernels.dropout.formula import AXES
 
 
 @register_jitable
@@ -81,6 +82,33 @@ def drop_rows(
             line[place] = values[place] * factor
 
 
+@loop("out rows")
+def drop_token_rows(
+    lower: int,
+    upper: int,
+    out: Any,
+    x: Any,
+    states: Any,
+    starts: Any,
+    positions: Any,
+    layer: Any,
+    bound: Any,
+    scale: Any,
+    zero: Any,
+) -> None:
+    """``drop_rows`` where each row has its own state, and the position of its first number."""
+    for row in range(lower, upper):
+        state = mix(states[row] + layer)
+        low, high = np.uint32(state), np.uint32(state >> np.uint64(32))
+        start = starts[row]
+        line = out[row]
+        values = x[row]
+        for place in range(len(positions)):
+            position = np.uint32(start + positions[place])
+            factor = scale if keeps(position, low, high, bound) else zero
+            line[place] = values[place] * factor
+
+
 def keep_mask(
     shape: Sequence[int], states: Tensor, positions: Tensor, layer: int, bound: int
 ) -> Tensor:
@@ -107,6 +135,26 @@ def drop(
     drawn = _drawn(states, positions, layer, bound)
     drop_rows(out=out, x=values, scale=number(scale), zero=number(0), **drawn)
     return torch.from_numpy(out).view(x.shape)
+
+
+def drop_tokens(
+    x: Tensor,
+    states: Tensor,
+    places: Tensor,
+    positions: Tensor,
+    layer: int,
+    bound: int,
+    scale: float,
+) -> Tensor:
+    """Contiguous ``x`` (N, width): rows of samples (B, T, width) with ``states`` and ``places``
+    (N,); ``positions`` (width,) are those of place 0."""
+    values = x.detach().numpy()
+    out = np.empty_like(values)
+    number = values.dtype.type
+    starts = places.numpy().astype(np.uint32) * np.uint32(AXES[0])
+    drawn = _drawn(states, positions, layer, bound)
+    drop_token_rows(out=out, x=values, starts=starts, scale=number(scale), zero=number(0), **drawn)
+    return torch.from_numpy(out)
 
 
 def _drawn(states: Tensor, positions: Tensor, layer: int, bound: int) -> dict[str, Any]:

@@ -90,6 +90,43 @@ class _Loop(torch.autograd.Function):
         return drop(upstream[0].contiguous(), states, ctx.layer, ctx.p), None, None, None
 
 
+def drop_tokens(x: Tensor, states: Tensor, places: Tensor, layer: int, p: float) -> Tensor:
+    """``drop`` of (B, T, width) at the rows (N, width) of those of its places that are there, on a
+    CPU.
+
+    Args:
+        states: (N,) int64, those of each row's sample.
+        places: (N,) int64, of each row in its sample.
+    """
+    if least_kept(p) >= _ALL:
+        return x * 0
+    dropped: Tensor = _TokenLoop.apply(x.contiguous(), states, places, layer, p)
+    return dropped
+
+
+class _TokenLoop(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, states: Tensor, places: Tensor, layer: int, p: float
+    ) -> Tensor:
+        from core.kernels.dropout import dropout_bits
+
+        ctx.save_for_backward(states, places)
+        ctx.layer, ctx.p = layer, p
+        looped = x if x.dtype in _LOOP_TYPES else x.float()
+        positions = _positions_on_cpu(torch.Size((1, x.shape[1])))[0]
+        dropped = dropout_bits.drop_tokens(
+            looped, states, places, positions, layer, least_kept(p), 1 / (1 - p)
+        )
+        return dropped.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+        states, places = ctx.saved_tensors
+        gradient = drop_tokens(upstream[0], states, places, ctx.layer, ctx.p)
+        return gradient, None, None, None, None
+
+
 def _in_a_loop(x: Tensor, states: Tensor, layer: int, p: float) -> Tensor:
     from core.kernels.dropout import dropout_bits  # which brings numba
 

@@ -22,7 +22,6 @@ from core.encoders.inputs import (
 )
 from core.encoders.text import TextConfig, TextEncoder
 from core.encoders.token_layers import LanguageGuided, TokenShape, TokenTransformer
-from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 
 
@@ -100,7 +99,7 @@ class ALMT(Model[Utterances, Sentiment]):
         return Sentiment(score=score.squeeze(1))
 
     def losses(self, output: Sentiment, batch: Utterances) -> dict[str, Tensor]:
-        return {"task": batch.mean(task_loss(output.score, batch.label, self.config.squared))}
+        return {"task": batch.mean(batch.errors(output.score, self.config.squared))}
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         return groups(self, text=self.text.trained())

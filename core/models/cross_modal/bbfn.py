@@ -27,7 +27,6 @@ from core.encoders.inputs import (
 )
 from core.encoders.sequence import BiGRU, masked_mean
 from core.encoders.text import TextConfig, TextEncoder
-from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.cross_modal.almt import refuse_without_text
 
@@ -109,7 +108,7 @@ class BBFN(Model[Utterances, Output]):
         has = {m: has_frames(mask[m]) for m in self.modalities}
         hidden, text_mask = self.text(frames["text"], mask["text"])
         text, _ = convolve(self.first["text"], hidden, text_mask)
-        with_summary = self.text.project is not None
+        with_summary = self.text.num_summaries > 0
         summaries, told_apart, has_both = [], {}, {}
         for m, pair in self.pairs.items():
             pooled, exists = pooled_to_words(frames[m], mask[m], text_mask, with_summary)
@@ -125,7 +124,7 @@ class BBFN(Model[Utterances, Output]):
         return Output(score=score.squeeze(1), told_apart=told_apart, has_both=has_both)
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
-        task = task_loss(output.score, batch.label, self.config.squared)
+        task = batch.errors(output.score, self.config.squared)
         losses = {"task": batch.mean(task)}
         if output.told_apart:
             errors = []  # (B,) of each pair

@@ -25,7 +25,6 @@ from core.encoders.inputs import (
 )
 from core.encoders.text import TextConfig, TextEncoder
 from core.encoders.token_layers import LanguageGuided, Levels, TokenShape, TokenTransformer
-from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.cross_modal.almt import refuse_without_text
 
@@ -167,7 +166,11 @@ class LNLN(Model[Utterances, Output]):
         frames = self.inputs.complete(batch)
         complete = {}
         for m in self.modalities:
-            is_damaged = m not in batch.loss_denominators or bool(batch.loss_denominators[m] > 0)
+            is_damaged = (
+                torch.compiler.is_compiling()  # a graph must not depend on what the samples lost
+                or m not in batch.loss_denominators
+                or bool(batch.loss_denominators[m] > 0)
+            )
             with torch.set_grad_enabled(not self.config.detach):
                 if is_damaged:
                     complete[m] = self._tokens(m, frames[m], one_frame(batch.mask[m]))
@@ -183,7 +186,7 @@ class LNLN(Model[Utterances, Output]):
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
         config = self.config
-        task = task_loss(output.score, batch.label, config.squared)
+        task = batch.errors(output.score, config.squared)
         losses = {"task": config.delta * batch.mean(task)}
         if output.judged is None:
             return losses

@@ -15,7 +15,6 @@ from core.dropout import Probability
 from core.encoders.frame_layers import pooled_to_words
 from core.encoders.inputs import MODALITIES, InputConfig, Inputs, groups, in_order
 from core.encoders.text import TextConfig, TextEncoder, decayed
-from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 
 EPSILON = 1e-6
@@ -72,7 +71,7 @@ class MAGBert(Model[Utterances, Sentiment]):
 
     def forward(self, batch: Utterances) -> Sentiment:
         frames, mask = self.inputs(batch)
-        with_summary = self.text.project is not None
+        with_summary = self.text.num_summaries > 0
         text_mask = mask["text"]
         if with_summary:
             has_text = text_mask.any(1, keepdim=True)
@@ -90,7 +89,7 @@ class MAGBert(Model[Utterances, Sentiment]):
         return Sentiment(score=score.squeeze(1))
 
     def losses(self, output: Sentiment, batch: Utterances) -> dict[str, Tensor]:
-        return {"task": batch.mean(task_loss(output.score, batch.label, self.config.squared))}
+        return {"task": batch.mean(batch.errors(output.score, self.config.squared))}
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         decay, no_decay = decayed(self.text.trained())

@@ -24,7 +24,6 @@ from core.encoders.inputs import (
     in_order,
 )
 from core.encoders.text import TextConfig, TextEncoder
-from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 
 FEWEST_OWN_LAYERS = 3  # of the encoders that read what the cross-modal ones give
@@ -175,7 +174,7 @@ class MulT(Model[Utterances, Sentiment]):
         return keys_up_to_now(queries, keys, ahead, mask[query].device)
 
     def losses(self, output: Sentiment, batch: Utterances) -> dict[str, Tensor]:
-        return {"task": batch.mean(task_loss(output.score, batch.label))}
+        return {"task": batch.mean(batch.errors(output.score))}
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         return groups(self, text=self.text.trained() if self.text is not None else [])

@@ -25,10 +25,11 @@ from core.encoders.inputs import (
 )
 from core.encoders.sequence import masked_max
 from core.encoders.text import TextConfig, TextEncoder, decayed
+from core.kernels.recurrence import recur
 from core.model import DataSpec
 from core.models.cross_modal.almt import refuse_without_text
 from core.models.label_memory import FUSION, LabelMemory
-from core.models.unimodal_tasks import Head, Output, UnimodalTasks
+from core.models.unimodal_tasks import Head, Output, UnimodalTasks, has_one_score
 
 LAYERS = 2  # of every encoder but the first of a text-enhanced pair
 
@@ -141,7 +142,7 @@ class TETFN(UnimodalTasks):
             "audio": Head(width, config.post_audio, config.drop_audio),
             "vision": Head(width, config.post_vision, config.drop_vision),
         }
-        is_score = data.num_outputs == 1 and not data.num_classes
+        is_score = has_one_score(data)
         views = [FUSION, *self.modalities] if is_score else [FUSION]
         self.heads = nn.ModuleDict({view: heads[view] for view in views})
         self.memory = None
@@ -163,7 +164,7 @@ class TETFN(UnimodalTasks):
         frames["text"], mask["text"] = self.text(frames["text"], mask["text"])
         aligned = {}
         for m in self.modalities:
-            states = self.lstm[m](frames[m])[0] if m in self.lstm else frames[m]
+            states = recur(self.lstm[m], frames[m])[0] if m in self.lstm else frames[m]
             aligned[m], mask[m] = convolve(self.first[m], states, mask[m])
         summaries = [self._summary(m, aligned, mask) for m in self.modalities]
         encoded = {m: masked_max(aligned[m], mask[m]) for m in self.modalities}
@@ -221,11 +222,6 @@ class TETFN(UnimodalTasks):
         ahead = abs(self.longest[key] - self.longest[query])
         queries, keys = mask[query].shape[1], mask[key].shape[1]
         return keys_up_to_now(queries, keys, ahead, mask[query].device)
-
-    def remarks(self) -> list[str]:
-        if self.memory is None:
-            return ["labels are no scores, so tetfn generates no unimodal labels"]
-        return []
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         decay, no_decay = decayed(self.text.trained())

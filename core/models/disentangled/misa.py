@@ -27,7 +27,6 @@ from core.encoders.inputs import (
 from core.encoders.sequence import masked_mean
 from core.encoders.text import TextConfig, TextEncoder, decayed
 from core.losses.gather_rows import gather_by_name
-from core.losses.labels import task_loss
 from core.losses.subspaces import central_moment_discrepancy, soft_orthogonality
 from core.model import DataSpec, GlobalBatchRows, Model, Sentiment
 from core.models.disentangled.misa_layers import (
@@ -102,7 +101,7 @@ class MISA(Model[Utterances, Output]):
                 self.encoders[m] = UtteranceEncoder(data.features[m])
                 widths[m] = 4 * data.features[m]
         self.subspaces = Subspaces(widths, config.width, rebuilds=config.reconstruction > 0)
-        self.fuse = Fusion(len(widths), config, data.num_classes or 1)
+        self.fuse = Fusion(len(widths), config, data.num_outputs)
         self.pairs = list(combinations(self.modalities, 2))
         draws_together = config.similarity > 0 and len(self.pairs) > 0
         self.compares_moments = draws_together and config.similar == "cmd"
@@ -135,7 +134,7 @@ class MISA(Model[Utterances, Output]):
         return Output(score.squeeze(1), parts, given, guesses, batch.index)
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
-        error = task_loss(output.score, batch.label, self.config.squared)
+        error = batch.errors(output.score, self.config.squared)
         losses = {"task": batch.mean(error)}
         if self.config.reconstruction:
             apart = {}

@@ -25,7 +25,6 @@ from core.encoders.inputs import (
 from core.encoders.sequence import BiLSTM
 from core.encoders.text import TextConfig, TextEncoder, decayed
 from core.losses.gather_rows import gather_by_name
-from core.losses.labels import task_loss
 from core.model import DataSpec, GlobalBatchRows, Model, Sentiment
 from core.models.disentangled.mutual_information import (
     Candidates,
@@ -57,18 +56,19 @@ class MMIM(Model[Utterances, Output]):
 
     Differences from the released code: the log density has its determinant (parity:
     ``density=released``, whose first stage is best served by a variance without bound), and the
-    logarithm of its variance passes the tanh that the settings name and the code leaves out
-    (``density=full`` leaves it out too: then sound and video shrink to what the text predicts, and
-    gradients grow without end); a fused
-    vector chooses among inputs, as the paper has it (parity: ``candidates=predictions``); the
-    density and all the rest learn in one pass over the data, each by its own loss, with the
-    gradients of the released two stages; covariances have ``ridge`` added, where few rows gave
-    -inf and nan. The code that entropies are of is a fixed random map, which is what it amounts to
-    there, since neither stage trains it. Contrast and entropies see the whole global batch;
+    logarithm of its variance passes the tanh that the settings name and the code leaves out.
+    ``density=full`` leaves it out too, and its bound has no end: vectors that shrink gain by all
+    their numbers, and the entropy that should pay for it is of a code of a fourth of them, with
+    ``ridge`` below it. A fused vector chooses among inputs, as the paper has it (parity:
+    ``candidates=predictions``); the density and all the rest learn in one pass over the data, each
+    by its own loss, with the gradients of the released two stages; covariances have ``ridge``
+    added, where few rows gave -inf and nan. The code that entropies are of is a fixed random map,
+    which is what it amounts to there, since neither stage trains it. Contrast and entropies see the
+    whole global batch;
     remembered rows are the newest ones, also across epochs, and take part from the first step on.
-    Of classes, each is a group for the entropies. Features are standardised. A sample without a
-    modality takes no part in the terms of it. The authors save the epoch whose test error is
-    least; here validation chooses.
+    Of classes, each is a group for the entropies; where a label is a vector, all samples are one.
+    Features are standardised. A sample without a modality takes no part in the terms of it. The
+    authors save the epoch whose test error is least; here validation chooses.
     """
 
     task = "sentiment"
@@ -113,12 +113,12 @@ class MMIM(Model[Utterances, Output]):
             nn.Linear(config.width, config.width),
             nn.Tanh(),
         )
-        self.predict = nn.Linear(config.width, data.num_classes or 1)
+        self.predict = nn.Linear(config.width, data.num_outputs)
         self.recall = nn.ModuleDict()  # a modality's vector from the fused one
         if config.alpha:
             for m, width in widths.items():
                 self.recall[m] = nn.Linear(config.width, width)
-        self.num_groups = data.num_classes or 2
+        self.num_groups = data.num_classes or (1 if data.target_names else 2)
         self.are_classes = data.num_classes > 0
         self._make_bounds(widths)
         self._initialise()
@@ -181,7 +181,7 @@ class MMIM(Model[Utterances, Output]):
         )
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
-        error = task_loss(output.score, batch.label, self.config.squared)
+        error = batch.errors(output.score, self.config.squared)
         losses = {"task": batch.mean(error)}
         if self.pairs:
             fit, bound = torch.zeros_like(error), torch.zeros_like(error)
@@ -243,9 +243,12 @@ class MMIM(Model[Utterances, Output]):
         return entropy.to(codes.dtype)
 
     def _group(self, label: Tensor) -> Tensor:
-        """(B,) int64: the class; of scores 0 where positive, 1 where negative; -1 where neither."""
+        """(B,) int64: the class; of scores 0 where positive, 1 where negative; -1 where neither; of
+        label vectors 0."""
         if self.are_classes:
             return label.long()
+        if label.ndim == 2:
+            return torch.zeros_like(label[:, 0], dtype=torch.int64)
         sign = torch.where(label < 0, 1, NO_GROUP)
         return torch.where(label > 0, 0, sign)
 

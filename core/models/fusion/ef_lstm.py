@@ -15,7 +15,7 @@ from core.encoders.clock import on_one_clock, word_states
 from core.encoders.inputs import MODALITIES, InputConfig, Inputs, Modality, groups, in_order
 from core.encoders.sequence import last_frame
 from core.encoders.text import TextConfig, TextEncoder
-from core.losses.labels import task_loss
+from core.kernels.recurrence import recur
 from core.model import DataSpec, Model, Sentiment
 
 
@@ -33,7 +33,6 @@ class EFLSTM(Model[Utterances, Sentiment]):
     """
 
     task = "sentiment"
-    takes_targets = True
     aligned = True
 
     @validated_dataclass(frozen=True)
@@ -86,11 +85,11 @@ class EFLSTM(Model[Utterances, Sentiment]):
         for number, lstm in enumerate(self.layers):
             if number:
                 states = self.between(states)
-            states, _ = lstm(states)
+            states, _ = recur(lstm, states)
         return last_frame(states, clock)
 
     def losses(self, output: Sentiment, batch: Utterances) -> dict[str, Tensor]:
-        return {"task": batch.mean(task_loss(output.score, batch.label))}
+        return {"task": batch.mean(batch.errors(output.score))}
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         return groups(self, text=self.text.trained() if self.text is not None else [])

@@ -17,7 +17,7 @@ from core.batch import Utterances
 from core.dropout import Probability
 from core.encoders.inputs import Inputs, groups
 from core.encoders.sequence import last_frame, masked_mean
-from core.losses.labels import task_loss
+from core.kernels.recurrence import recur
 from core.model import DataSpec, Model, Sentiment
 from core.models.fusion.gated_memory import (
     ClockedFrames,
@@ -126,7 +126,7 @@ class GraphFusion(nn.Module):
         and the efficacies (B, S, edges)."""
         states, changes = {}, {}
         for m, lstm in self.lstms.items():
-            states[m], _ = lstm(frames[m])
+            states[m], _ = recur(lstm, frames[m])
             two_steps = torch.cat([step_before(states[m]), states[m]], dim=2)
             changes[m] = torch.relu(self.pairs[m](two_steps))
         readout, efficacies = self.graph(changes)
@@ -152,7 +152,6 @@ class GraphMFN(Model[Utterances, Output]):
     """
 
     task = "sentiment"
-    takes_targets = True
     aligned = True
 
     @validated_dataclass(frozen=True)
@@ -197,7 +196,7 @@ class GraphMFN(Model[Utterances, Output]):
         )
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
-        return {"task": batch.mean(task_loss(output.score, batch.label))}
+        return {"task": batch.mean(batch.errors(output.score))}
 
     def memory_bank_rows(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
         if not self.training:

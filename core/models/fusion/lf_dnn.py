@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from core.batch import Utterances
 from core.dropout import Probability
 from core.encoders.inputs import Inputs
-from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.fusion.subnets import SubnetOptions, Subnets, three_layers
 
@@ -41,7 +40,6 @@ class LFDNN(Model[Utterances, Sentiment]):
     """
 
     task = "sentiment"
-    takes_targets = True
 
     @validated_dataclass(frozen=True)
     class Config(SubnetOptions):
@@ -66,7 +64,7 @@ class LFDNN(Model[Utterances, Sentiment]):
         return Sentiment(score=score.squeeze(1))
 
     def losses(self, output: Sentiment, batch: Utterances) -> dict[str, Tensor]:
-        return {"task": batch.mean(task_loss(output.score, batch.label))}
+        return {"task": batch.mean(batch.errors(output.score))}
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         return self.subnets.groups(self)

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from core.batch import Utterances
 from core.dropout import Probability
 from core.encoders.inputs import Inputs
-from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.fusion.subnets import SubnetOptions, Subnets
 
@@ -81,7 +80,6 @@ class LMF(Model[Utterances, Sentiment]):
     """
 
     task = "sentiment"
-    takes_targets = True
 
     @validated_dataclass(frozen=True)
     class Config(SubnetOptions):
@@ -107,7 +105,7 @@ class LMF(Model[Utterances, Sentiment]):
         return Sentiment(score=score.squeeze(1))
 
     def losses(self, output: Sentiment, batch: Utterances) -> dict[str, Tensor]:
-        return {"task": batch.mean(task_loss(output.score, batch.label))}
+        return {"task": batch.mean(batch.errors(output.score))}
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         """The factors have a group of their own, as in the paper."""

@@ -14,7 +14,6 @@ from core.batch import Utterances
 from core.dropout import Probability
 from core.encoders.inputs import Inputs, groups
 from core.encoders.sequence import last_frame
-from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.fusion.gated_memory import (
     ClockedFrames,
@@ -100,7 +99,6 @@ class MFN(Model[Utterances, Sentiment]):
     """
 
     task = "sentiment"
-    takes_targets = True
     aligned = True
 
     @validated_dataclass(frozen=True)
@@ -137,7 +135,7 @@ class MFN(Model[Utterances, Sentiment]):
         return Sentiment(score=score.squeeze(1))
 
     def losses(self, output: Sentiment, batch: Utterances) -> dict[str, Tensor]:
-        return {"task": batch.mean(task_loss(output.score, batch.label))}
+        return {"task": batch.mean(batch.errors(output.score))}
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         return groups(self, text=self.clocked.pretrained())

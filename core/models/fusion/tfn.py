@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from core.batch import Utterances
 from core.dropout import Probability
 from core.encoders.inputs import Inputs
-from core.losses.labels import task_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.fusion.subnets import SubnetOptions, Subnets, three_layers
 
@@ -68,8 +67,8 @@ def outer_product(vectors: Mapping[str, Tensor]) -> Tensor:
 
 
 def bounds_of(squash: Squash, data: DataSpec) -> tuple[float, float] | None:
-    """What scores are squashed into; classes never are."""
-    if squash == "none" or data.num_classes:
+    """What scores are squashed into; logits of classes and labels never are."""
+    if squash == "none" or data.num_classes or data.multilabel:
         return None
     return RELEASED_RANGE if squash == "released" else data.label_range
 
@@ -87,7 +86,6 @@ class TFN(Model[Utterances, Sentiment]):
     """
 
     task = "sentiment"
-    takes_targets = True
 
     @validated_dataclass(frozen=True)
     class Config(SubnetOptions):
@@ -115,7 +113,7 @@ class TFN(Model[Utterances, Sentiment]):
         return Sentiment(score=score.squeeze(1))
 
     def losses(self, output: Sentiment, batch: Utterances) -> dict[str, Tensor]:
-        return {"task": batch.mean(task_loss(output.score, batch.label, self.squared))}
+        return {"task": batch.mean(batch.errors(output.score, self.squared))}
 
     def param_groups(self) -> dict[str, list[nn.Parameter]]:
         return self.subnets.groups(self)

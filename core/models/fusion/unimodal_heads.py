@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from core.batch import Utterances
 from core.dropout import Probability
 from core.encoders.inputs import Inputs, has_frames, refuse_without_unimodal_labels
-from core.losses.labels import task_loss, unimodal_loss
+from core.losses.labels import unimodal_loss
 from core.model import DataSpec, Model, Sentiment
 from core.models.fusion.subnets import SubnetOptions, Subnets, three_layers
 
@@ -89,7 +89,7 @@ class MultiTask(Model[Utterances, Output]):
         return Output(score=score.squeeze(1), views=views)
 
     def losses(self, output: Output, batch: Utterances) -> dict[str, Tensor]:
-        losses = {"task": self.fusion_weight * batch.mean(task_loss(output.score, batch.label))}
+        losses = {"task": self.fusion_weight * batch.mean(batch.errors(output.score))}
         for m, score in output.views.items():
             error = unimodal_loss(score, batch.unimodal_labels[m]) * self._is_learnt(m, batch)
             count = batch.loss_denominators[m].clamp(min=LESS_THAN_ONE_LABEL)

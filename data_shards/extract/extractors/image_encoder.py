@@ -23,10 +23,10 @@ from data_shards.extract.extractors.model_folder import (
 )
 from data_shards.extract.extractors.protocol import Missing, Picture
 from data_shards.extract.recipe import ExtractorRecord, Option
+from data_shards.media.packed_frames import square_around
 
 VERSION = "1"
 CROPS = ("face", "frame")
-MARGIN = 1.5  # side of the square around a face, in sides of the square around its landmarks
 SIZE = 224  # side of the first picture, which finds out the width
 
 
@@ -80,19 +80,6 @@ class ImageEncoder:
         if pooled is None:
             pooled = answer.last_hidden_state.mean(dim=1)
         return pooled.float().numpy().reshape(-1)
-
-
-def square_around(pixels: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """The square around a face, black where it reaches beyond the picture."""
-    low, high = landmarks.min(axis=0), landmarks.max(axis=0)
-    side = max(8, round(MARGIN * float((high - low).max())))
-    left, top = np.round((low + high) / 2 - side / 2).astype(int)
-    square = np.zeros((side, side, 3), np.uint8)
-    height, width = pixels.shape[:2]
-    seen = pixels[max(top, 0) : min(top + side, height), max(left, 0) : min(left + side, width)]
-    row, column = max(-top, 0), max(-left, 0)
-    square[row : row + seen.shape[0], column : column + seen.shape[1]] = seen
-    return square
 
 
 def build(modality: str, options: Mapping[str, Option]) -> ImageEncoder:

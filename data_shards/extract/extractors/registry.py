@@ -20,6 +20,7 @@ from data_shards.extract.recipe import Align, ExtractionRecipe, ExtractorRecord,
 HERE = "data_shards.extract.extractors"
 PATH = "path"  # the option that holds the folder of a model
 NONE = "none"
+RAW = "raw"  # sound and pictures as they are
 _NEXT_OPTION = re.compile(r",(?=[a-z_]+=)")
 
 
@@ -38,6 +39,12 @@ EXTRACTORS: dict[tuple[str, str], Plugin] = {
     ("text", "whisper"): Plugin("speech", f"{HERE}.whisper", needs_path=True),
     ("audio", "egemaps"): Plugin("sound", f"{HERE}.egemaps"),
     ("audio", "hf"): Plugin("sound", f"{HERE}.sound_encoder", needs_path=True),
+    ("audio", "raw"): Plugin("sound", f"{HERE}.raw_media", {"format": "flac"}),
+    ("vision", "raw"): Plugin(
+        "pictures",
+        f"{HERE}.raw_media",
+        {"fps": 2.0, "side": 224, "crop": "frame", "format": "jpeg", "quality": 90},
+    ),
     ("vision", "face68"): Plugin(
         "pictures", f"{HERE}.face68", {"fps": 10.0, "detect_every": 10, "longest_side": 640}
     ),
@@ -73,6 +80,12 @@ def choose(choices: Mapping[str, str], align: Align = "none") -> Extractors:
     if not opened:
         raise Refused("all modalities are 'none', so there is nothing to extract; choose one")
     records = tuple(extractor.record for _, extractor in opened.values())
+    raw = [record.modality for record in records if record.name == RAW]
+    if align != "none" and raw:
+        raise Refused(
+            f"--align {align} averages frames of features, and --{raw[0]} {RAW} stores none; leave "
+            "one of them out"
+        )
     return Extractors(ExtractionRecipe(records, align), opened)
 
 

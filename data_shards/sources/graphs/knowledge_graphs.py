@@ -28,7 +28,7 @@ import numpy as np
 
 from core.files import sha256_of_file
 from data_shards.shards.manifest import DataError, Field, Labels, Sample
-from data_shards.sources.graphs import entity_views, graph_files, graph_links
+from data_shards.sources.graphs import entity_views, graph_files, graph_links, openea
 from data_shards.sources.graphs.entity_images import image_vectors
 from data_shards.sources.graphs.entity_views import View
 from data_shards.sources.graphs.graph_files import Entity, EntityTable
@@ -70,6 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--valid-ratio", type=float, default=0.1, metavar="SHARE", help="of those, for validation"
     )
+    group.add_argument(
+        "--fold", type=int, metavar="NUMBER", help="of OpenEA's links, in 721_5fold (default: 1)"
+    )
     group.add_argument("--split-seed", type=int, default=42, metavar="SEED")
     group.add_argument("--images", metavar="FILE", help=".pkl, .npz or .npy of image vectors")
     group.add_argument(
@@ -94,7 +97,7 @@ def options_of(arguments: argparse.Namespace) -> EntityOptions:
 def is_alignment_folder(raw: Path) -> bool:
     """Whether ``raw`` looks like one, by any of the files that every layout has: where one is
     missing, it shall be named."""
-    return any(os.path.lexists(raw / name) for name in ALWAYS_THERE)
+    return openea.is_openea_folder(raw) or any(os.path.lexists(raw / name) for name in ALWAYS_THERE)
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,8 @@ def read(raw: Path, options: Options) -> RawDataset:
     entity_options = options.entities or EntityOptions()
     if not 0 <= entity_options.seed < 2**32:
         raise DataError(f"--split-seed must lie between 0 and 2^32 - 1, got {entity_options.seed}")
+    if openea.is_openea_folder(raw):
+        return _of_openea(raw, options, entity_options)
     repairs: Counter[str] = Counter()
     noted: list[str] = []
     table = graph_files.read_entities(raw, entity_options.seed)
@@ -130,20 +135,67 @@ def read(raw: Path, options: Options) -> RawDataset:
     views = _without_empty(views, entity_options, noted)
     image_flags = graph_files.read_image_flags(raw, table)
     content = Content(table.entities, views, graph, image_flags, repairs)
-    on_right = sum(entity.side for entity in table.entities)
+    facts = _facts(raw, entity_options) | {"layout": "alignment folder"}
+    return _dataset(content, options.name or raw.resolve().name, facts, noted)
+
+
+def _of_openea(raw: Path, options: Options, entity_options: EntityOptions) -> RawDataset:
+    """OpenEA's layout, whose links come in folds; it has no images and no names to encode."""
+    asked_for = {
+        "--images": entity_options.images,
+        "--word-vectors": entity_options.word_vectors,
+        "--text-encoder": entity_options.text_encoder,
+    }
+    for option, value in asked_for.items():
+        if value is not None:
+            raise DataError(
+                f"{raw} is a folder of OpenEA, which {option} is not read for; leave it out"
+            )
+    repairs: Counter[str] = Counter()
+    noted: list[str] = []
+    names = openea.Names(raw)
+    table = names.table(entity_options.seed)
+    graph = {"triples": openea.read_triples(raw, names, table, noted)}
+    fold = 1 if options.fold is None else options.fold
+    for split, ids in openea.read_links(raw, names, table, fold).items():
+        graph[f"links_{split}"] = table.rows(ids).astype("<i4")
+    views = {"relation": entity_views.relation_counts(graph["triples"], len(table))}
+    attributes = openea.read_attributes(raw, names, table)
+    if attributes is not None:
+        views["attribute"] = entity_views.attribute_bag(attributes, len(table))
+    views = _without_empty(views, entity_options, noted)
+    files = [path for path in sorted(raw.iterdir()) if path.is_file()]
+    files += sorted((raw / openea.FOLDS / str(fold)).glob("*_links"))
+    facts = {
+        "file": raw.resolve().name,
+        "files": {path.name: sha256_of_file(path) for path in files},
+        "layout": "openea",
+        "fold": fold,
+    }
+    content = Content(table.entities, views, graph, {}, repairs)
+    return _dataset(content, options.name or raw.resolve().name, facts, noted)
+
+
+def _dataset(content: Content, name: str, facts: dict[str, Any], noted: list[str]) -> RawDataset:
+    size = len(content.entities)
+    on_right = sum(entity.side for entity in content.entities)
+    links = {}
+    for field, rows in content.graph.items():
+        if field.startswith("links_"):
+            links[field.removeprefix("links_")] = len(rows)
     return RawDataset(
-        name=options.name or raw.resolve().name,
+        name=name,
         task="alignment",
         fields=_fields(content),
         labels=Labels(),
-        counts={"entities": len(table), "graph": 1},
-        rows=partial(_rows, len(table)),
+        counts={"entities": size, "graph": 1},
+        rows=partial(_rows, size),
         sample=partial(_sample, content),
-        facts=_facts(raw, entity_options) | {"layout": "alignment folder"},
+        facts=facts,
         extras={
-            "views": {name: int(view.present.sum()) for name, view in views.items()},
-            "links": {split: len(ids) for split, ids in links.items()},
-            "sides": [len(table) - on_right, on_right],
+            "views": {name: int(view.present.sum()) for name, view in content.views.items()},
+            "links": links,
+            "sides": [size - on_right, on_right],
         }
         | ({"noted": noted} if noted else {}),
     )

@@ -14,7 +14,7 @@ from dataclasses import replace
 from core.encoders.text import TextConfig
 from core.models.cross_modal.mult import MulT
 from launch.config import Group, Optim, Run
-from launch.recipes import demo_run, hscl
+from launch.recipes import demo_run, for_labels, hscl
 
 SUMMED = 8  # batches of MMSA whose gradients are summed for one step
 FEATURES = TextConfig(source="given")
@@ -138,6 +138,15 @@ def simsv2() -> Run:
     return replace(sims(), options=options, optim=_optim(5e-4))
 
 
+def iemocap() -> Run:
+    """MulT on IEMOCAP's four emotions, each of which a clip has or lacks, from MulT's own file
+    (convert iemocap_data.pkl --text features), with the sizes of MOSI.
+
+    deepspeed launch/train.py mult/iemocap data=shards/iemocap_mult
+    """
+    return for_labels(mosi())
+
+
 def mosi_utterance() -> Run:
     """MulT on MOSI with utterance-level sound and video, and transcripts; optimised as HSCL is.
 
@@ -177,6 +186,7 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "mosei": mosei,
     "sims": sims,
     "simsv2": simsv2,
+    "iemocap": iemocap,
     "mosi_utterance": mosi_utterance,
     "demo": demo,
 }

@@ -13,7 +13,7 @@ from dataclasses import replace
 from core.encoders.text import TextConfig
 from core.models.disentangled.misa import MISA
 from launch.config import Group, Optim, Run
-from launch.recipes import demo_run, hscl
+from launch.recipes import demo_run, for_classes, for_labels, hscl
 
 SUMMED = 2  # batches of MMSA whose gradients are summed for one step
 ENGLISH = TextConfig(source="bert-base-uncased")
@@ -116,6 +116,24 @@ def simsv2() -> Run:
     return replace(_table_run(options, 16), metrics="sims")
 
 
+def iemocap() -> Run:
+    """MISA on the utterances of IEMOCAP as six or four classes, from a file of dialogues (convert
+    --emotions 6), with the weights of MOSI.
+
+    deepspeed launch/train.py misa/iemocap data=shards/iemocap
+    """
+    return for_classes(_table_run(MISA.Config(text=TextConfig(source="given")), 64))
+
+
+def mosei_emotions() -> Run:
+    """MISA on the six emotions of MOSEI, each of which a clip has or lacks: a table with a column
+    for each (convert --targets), with the weights of MOSEI.
+
+    deepspeed launch/train.py misa/mosei_emotions data=shards/mosei_emotions
+    """
+    return for_labels(mosei())
+
+
 def mosi_utterance() -> Run:
     """MISA on MOSI with utterance-level sound and video, and transcripts; optimised as HSCL is.
 
@@ -130,15 +148,20 @@ def mosi_utterance() -> Run:
 def demo() -> Run:
     """MISA on the generated data of ``python -m data_shards.synthetic``.
 
+    Nothing is rebuilt: what is rebuilt is what the encoders give, and a text encoder that begins
+    from nothing then soon gives the same for every sentence. Test MAE 0.854, Corr 0.570 with seed
+    1111.
+
     deepspeed launch/train.py misa/demo data=demo/shards
     """
     options = MISA.Config(
         width=32,
         feed=64,
-        dropout=0.1,
-        difference=0.1,
-        similarity=0.1,
-        reconstruction=0.1,
+        dropout=0.3,
+        layer_dropout=0.1,
+        difference=0.01,
+        similarity=0.01,
+        reconstruction=0.0,
         text=TextConfig(source="small"),
     )
     return demo_run("misa", options)
@@ -152,6 +175,8 @@ RECIPES: dict[str, Callable[[], Run]] = {
     "sims": sims,
     "sims_mmsa": sims_mmsa,
     "simsv2": simsv2,
+    "iemocap": iemocap,
+    "mosei_emotions": mosei_emotions,
     "mosi_utterance": mosi_utterance,
     "demo": demo,
 }

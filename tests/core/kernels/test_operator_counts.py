@@ -9,19 +9,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from contracts import Contract
-from operator_counts import OperatorCounter, as_on_a_gpu, count_step
+from operator_counts import OperatorCounter, as_on_a_gpu, count_step, count_training_step
 
 from core.batch import EntityGraph, Utterances
 from core.dropout import SampleDropout, number_dropouts, sample_masks
 from core.encoders.attention import TransformerLayer
+from core.encoders.text import TextConfig
 from core.model import DataSpec
 from core.models import MODELS
+from launch.config import load_recipe
 
 TABLE = Path(__file__).parent / "operator_counts.json"
 LARGEST_GROWTH = 1.2
@@ -69,6 +72,32 @@ def test_a_step_asks_for_no_more_operators_than_it_did(contract: Contract) -> No
     compare(count_step(model, batch), f"{contract.name} on a CPU")
     with as_on_a_gpu():
         compare(count_step(model, batch), f"{contract.name} on a GPU")
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "most"),
+    [
+        ("hscl", "fp32", 1400),
+        ("hscl", "bf16", 1800),
+        ("self_mm", "fp32", 1000),
+        ("self_mm", "bf16", 1000),
+    ],
+)
+def test_a_step_with_an_encoder_of_twelve_layers_is_within_its_limit(
+    spec: DataSpec, make_utterances: Callable[..., Utterances], name: str, precision: str, most: int
+) -> None:
+    """BERT-base's layers, narrow ones: how many operators there are does not depend on widths."""
+    torch.manual_seed(1)
+    text = TextConfig(source="small", width=24, layers=12, heads=2)
+    options = replace(load_recipe(f"{name}/mosi").options, text=text)
+    model = MODELS[name](options, spec).train()
+    model.begin_epoch(1)
+    with as_on_a_gpu():
+        # without human labels of single modalities, as MOSI
+        batch = make_utterances(unimodal_labels={})
+        counter = count_training_step(model, batch, precision)
+    compare(counter, f"{name} in {precision}, a whole step with twelve layers")
+    assert counter.total <= most
 
 
 def test_dropout_and_attention_are_one_operator_each_way() -> None:

@@ -11,12 +11,14 @@ import torch.distributed as dist
 from ranks import run_ranks
 
 from core.kernels.supcr.grouping import RowError
+from core.losses.entity_pairs import NCA, Margin, PairLoss
 from core.losses.gather_rows import gather_by_name
 from core.losses.info_nce import ICL
 from core.losses.inter_modal import IAL
 from core.losses.subspaces import central_moment_discrepancy, soft_orthogonality
 from core.losses.supcon import SupCon
 from core.losses.supcr import SupCR
+from core.losses.supcr_distances import SupCRByDistance
 from core.losses.supcr_ranks import supcr_across_ranks
 
 torch.set_num_threads(1)
@@ -37,6 +39,26 @@ class Subspaces(torch.nn.Module):
         return central_moment_discrepancy(left, right, 5) + correlation + by_label
 
 
+class SeveralSets(torch.nn.Module):
+    """SupCR of four sets at once: of other widths, types, numbers of labels, and of no rows."""
+
+    def __init__(self, temperature: float):
+        super().__init__()
+        self.loss = SupCR(temperature, resolution=0.5)
+
+    def forward(
+        self, features: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor
+    ) -> torch.Tensor:
+        sets = [
+            (features, labels, weight),
+            (features[:, :3].repeat(2, 1), labels.repeat(2) / 2, weight.repeat(2)),
+            (features[:, 1:], labels * 0.5 + (features[:, 0] > 0), weight),
+            (features, labels, torch.zeros_like(weight)),
+        ]
+        together = torch.stack(list(self.loss.of_sets(sets)))
+        return (together * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum()
+
+
 def cases() -> dict[str, Any]:
     """Name -> (loss module, number of inputs per side, what it is called with)."""
     return {
@@ -45,6 +67,8 @@ def cases() -> dict[str, Any]:
         "supcr ring": SupCR(0.2, ring=True),
         "supcr many labels": SupCR(0.2),
         "supcr beyond the range": SupCR(0.0009),
+        "supcr of sets": SeveralSets(0.2),
+        "supcr of sets beyond the range": SeveralSets(0.0009),
         "supcon by definition": SupCon(0.2, learnable=True, fused=False),
         "supcon": SupCon(0.2, learnable=True),
         "icl by definition": ICL(0.2, learnable=True, fused=False),
@@ -53,6 +77,10 @@ def cases() -> dict[str, Any]:
         "icl log_mean": ICL(0.2, form="log_mean", learnable=True),
         "ial": IAL(0.5, learnable=True),
         "ial released": IAL(0.5, scale="released"),
+        "supcr of classes": SupCRByDistance(0.2, "classes"),
+        "supcr of vectors": SupCRByDistance(0.2, "vectors"),
+        "nca": NCA(4.0, 7.0),
+        "margin": Margin(0.8),
         "subspaces": Subspaces(),
     }
 
@@ -69,7 +97,9 @@ def inputs(name: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def value(
     loss: Any, features: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor
 ) -> torch.Tensor:
-    if isinstance(loss, ICL):
+    if isinstance(loss, SupCRByDistance) and loss.distance == "vectors":
+        return loss(features, torch.stack([labels, labels % 2], dim=1), weight)
+    if isinstance(loss, ICL | PairLoss):
         return loss(features[:, :3], features[:, 3:], weight)
     if isinstance(loss, IAL):
         return loss(

@@ -15,7 +15,8 @@ from contracts import padded
 from core.batch import Utterances
 from core.encoders.text import TextConfig
 from core.model import DataSpec
-from core.models.cenet import CENet, Codes, ExternalMemory
+from core.models.cenet import CENet
+from core.models.cenet_layers import Codes, ExternalMemory
 
 MakeUtterances = Callable[..., Utterances]
 Array = np.ndarray
@@ -114,17 +115,18 @@ def test_reading_keeps_the_shape_of_the_query() -> None:
 
 
 @torch.no_grad()
-def test_frames_get_the_nearest_centre_and_padding_the_zero_word(spec: DataSpec) -> None:
+def test_frames_count_for_the_nearest_centre_and_padding_for_the_zero_word(spec: DataSpec) -> None:
     centres = torch.from_numpy(spec.codebooks["audio"])
     codes = Codes(centres, 4, frame_mask=True)
-    frames = centres[[3, 0, 7]][None] + 0.01
-    found = codes(frames, torch.tensor([[True, True, False]]))
-    assert torch.equal(found[0, :2], codes.words.weight[[3, 0]])
-    assert not found[0, 2].any()
+    frames = centres[[3, 0, 3, 7]][None] + 0.01
+    words, counts = codes(frames, torch.tensor([[True, True, True, False]]))
+    assert torch.equal(words, codes.words.weight)
+    assert not words[-1].any()
+    wanted = torch.zeros(1, len(centres) + 1)
+    wanted[0, [0, 3, -1]] = torch.tensor([1.0, 2, 1])
+    assert torch.equal(counts, wanted)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(
-            codes(frames, torch.ones(1, 3, dtype=torch.bool))[0], codes.words.weight[[3, 0, 7]]
-        )
+        assert codes.nearest(frames).tolist() == [[3, 0, 3, 7]]
 
 
 @torch.no_grad()

@@ -290,5 +290,7 @@ def test_wrong_settings_are_refused(spec: DataSpec) -> None:
         build(spec, residual="E_t")
     with pytest.raises(ValueError, match="modalities.1\\n.*should be 'text', 'audio' or 'vision'"):
         build(spec, modalities=("text", "smell"))
-    with pytest.raises(ValueError, match="labels are 3 classes"):
-        build(replace(spec, num_classes=3))
+    with pytest.raises(ValueError, match="use options.contrast=supcr or simclr"):
+        build(replace(spec, target_names=("joy", "fear")), contrast="supcon")
+    with pytest.raises(ValueError, match="use options.denominator=ik for classes"):
+        build(replace(spec, num_classes=3), denominator="jk")

@@ -26,6 +26,7 @@ from contracts import (
     remember,
     rows,
     still,
+    told_apart,
     total,
     with_junk,
 )
@@ -157,7 +158,10 @@ def test_saving_and_loading_gives_the_same_output(contract: Contract, tmp_path: 
 def test_eight_samples_are_learnt_by_heart(
     contract: Contract, make_utterances: Callable[..., Utterances]
 ) -> None:
-    batch: Batch = contract.make(seed=5)
+    seeds = iter(range(5, 50))
+    batch: Batch = contract.make(seed=next(seeds))
+    while not told_apart(batch):
+        batch = contract.make(seed=next(seeds))
     if isinstance(batch, Utterances):
         batch = make_utterances(seed=5)  # with all their frames
     model = contract.build()

@@ -100,7 +100,7 @@ def test_golden_values() -> None:
             torch.tensor([0, 1]), torch.tensor([1.0, -1.0]), {FUSION: centres, "text": centres}
         )
     fusion, text = torch.tensor([[0.5, 0.2]]), torch.tensor([[-0.2, 0.4]])
-    of_fusion, of_text = memory.attraction(FUSION, fusion), memory.attraction("text", text)
+    of_fusion, of_text = memory.attraction({FUSION: fusion, "text": text})
     assert float(of_fusion) == pytest.approx(1.810080, abs=2e-6)
     assert float(of_text) == pytest.approx(-0.292893, abs=2e-6)
     made, cut = generate(of_text, of_fusion, torch.tensor([1.0]), 3.0)

@@ -84,4 +84,4 @@ def test_an_endless_answer_is_refused(address: str, tmp_path: Path, how: str):
 def test_no_more_of_an_endless_shard_is_kept_than_it_may_have(address: str, tmp_path: Path):
     measured(FETCH, f"{address}/200-0/data", tmp_path)
     kept = [path.stat().st_size for path in tmp_path.iterdir()]
-    assert max(kept) <= 20 * MB
+    assert max(kept) <= 20 * MB + 64  # with the marks of its three chunks

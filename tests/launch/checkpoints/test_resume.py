@@ -185,7 +185,7 @@ def test_an_alignment_run_goes_on_with_its_proposed_links(tmp_path: Path):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("kills", [8, pytest.param(30, marks=pytest.mark.deep)])
+@pytest.mark.parametrize("kills", [6, pytest.param(30, marks=pytest.mark.deep)])
 def test_random_kills_lose_no_more_than_the_steps_since_the_last_save(
     data: Path, tmp_path: Path, kills: int
 ):

@@ -1,5 +1,4 @@
-"""The engine: its configuration, what it refuses, learning rates, contrast in two passes, layers
-computed again."""
+"""The engine: its configuration, what it refuses, learning rates, contrast in two passes."""
 
 from __future__ import annotations
 
@@ -22,13 +21,11 @@ from small_models import BOTH_WAYS, SENTIMENT, small_options, small_run
 from torch import nn
 
 from core import distributed
-from core.dropout import SampleDropout, sample_masks
 from core.losses.supcon import SupCon
 from core.losses.uncertainty import Uncertainty
 from core.model import DataSpec
 from core.models import MODELS
 from core.models.hscl import HSCL
-from core.recompute import recompute_layers
 from launch.config import ConfigError, Run
 from launch.engine import processes
 from launch.engine.deepspeed_config import (
@@ -56,6 +53,8 @@ def data(coded_shards: Path) -> Path:
         ({"precision": "fp16", "zero_stage": 2}, True, False, "never lowers the scale"),
         ({"offload": True, "zero_stage": 0}, True, False, "needs zero_stage=1, 2 or 3"),
         ({"compile": True, "zero_stage": 3}, True, False, "break the graph"),
+        ({"compile": True, "cuda_graphs": True}, False, False, "cuda_graphs=true needs a GPU"),
+        ({"cuda_graphs": True}, True, False, "what compile=true makes"),
         ({"recompute": True, "zero_stage": 3}, True, True, "frozen"),
     ],
 )
@@ -332,76 +331,3 @@ def test_contrast_in_two_passes_moves_what_the_losses_learn(ranks: int, data: Pa
         assert found["learnt"] == pytest.approx(whole["learnt"], rel=1e-5, abs=1e-6), case
         assert found["losses"] == pytest.approx(whole["losses"], rel=1e-5), case
         assert found["norms"] == pytest.approx(whole["norms"], rel=1e-4), case
-
-
-class Layer(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second, self.drop = (
-            nn.Linear(4, 64),
-            nn.Linear(64, 4),
-            SampleDropout(0.5, 1),
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.second(self.drop(self.first(x).relu()))
-
-
-class Stack(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(Layer() for _ in range(3))
-        self.norms = nn.ModuleList(nn.LayerNorm(4) for _ in range(3))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = norm(layer(x))
-        return x
-
-
-def kept(model: nn.Module, x: torch.Tensor) -> tuple[int, list[torch.Tensor]]:
-    """Elements that the forward keeps for the backward, and the gradients, with dropout of step
-    5."""
-    elements = 0
-
-    def count(tensor: torch.Tensor) -> torch.Tensor:
-        nonlocal elements
-        elements += tensor.numel()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-        with sample_masks(1, 5, torch.arange(len(x))):
-            loss = model(x).square().sum() + model(x).sum()
-    loss.backward()  # outside of the masks' block, as under an engine
-    return elements, [
-        parameter.grad for parameter in model.parameters() if parameter.grad is not None
-    ]
-
-
-def test_layers_computed_again_keep_less_and_give_the_same_gradients():
-    torch.manual_seed(0)
-    plain = Stack()
-    again = Stack()
-    again.load_state_dict(plain.state_dict())
-    assert recompute_layers(again) == ["layers.0", "layers.1", "layers.2"]
-    assert again.state_dict().keys() == plain.state_dict().keys()
-    x = torch.randn(32, 4)
-    most, expected = kept(plain, x)
-    least, found = kept(again, x)
-    assert least < most / 3
-    assert all(torch.equal(one, other) for one, other in zip(expected, found, strict=True))
-
-
-def test_layers_with_batch_norm_stay():
-    model = nn.Module()
-    model.layers = nn.ModuleList([nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))])
-    assert recompute_layers(model) == []
-
-
-@pytest.mark.slow  # the compiler takes its time
-def test_a_compiled_model_trains_alike(data: Path, tmp_path: Path):
-    base = small_run("baseline", data, zero_stage=1)
-    runs = [replace(base, compile=compiled) for compiled in (False, True)]
-    plain, compiled = run_ranks(2, tmp_path / "ranks", train_all, runs, 3)[0]
-    assert compiled["losses"] == pytest.approx(plain["losses"], rel=1e-4)
-    assert compiled["scores"] == pytest.approx(plain["scores"], abs=1e-4)

@@ -14,7 +14,17 @@ from core.models import MODELS
 from core.models.hscl import HSCL
 from launch.config import Run
 
-WITH_GLOBAL_BATCH_LOSSES = {"hscl", "mclea", "meaformer", "misa", "mmim"}
+WITH_GLOBAL_BATCH_LOSSES = {
+    "eva",
+    "gcn_align",
+    "hscl",
+    "kecg",
+    "mclea",
+    "meaformer",
+    "mfm",
+    "misa",
+    "mmim",
+}
 
 
 @pytest.fixture(scope="module")

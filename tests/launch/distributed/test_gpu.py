@@ -61,6 +61,16 @@ def test_narrow_numbers_train_much_like_wide_ones(data: Path, tmp_path: Path, pr
     assert narrow["losses"] == pytest.approx(wide["losses"], rel=0.05)
 
 
+@pytest.mark.parametrize("model", ["baseline", "self_mm"])
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_a_compiled_model_trains_alike(data: Path, tmp_path: Path, model: str, cuda_graphs: bool):
+    base = small_run(model, data, zero_stage=0)
+    runs = [base, replace(base, compile=True, cuda_graphs=cuda_graphs)]
+    plain, compiled = run_ranks(1, tmp_path / "ranks", on_gpu, runs, 7)[0]
+    assert compiled["losses"] == pytest.approx(plain["losses"], rel=1e-4)
+    assert compiled["scores"] == pytest.approx(plain["scores"], abs=1e-3)
+
+
 def in_parts(run: Run, run_dir: Path, epochs: int) -> None:
     """On a rank: train so many epochs, and leave."""
     import os

@@ -13,7 +13,7 @@ import pytest
 import torch
 from graph_folder import PAIRS, SECOND
 from ranks import run_ranks
-from small_models import small_options
+from small_models import ALIGNMENT, small_options
 
 from core import distributed
 from core.metrics.ranking import greedy_pairs
@@ -365,9 +365,9 @@ def test_a_wrong_score_or_split_is_answered_with_those_there_are(shards: Path) -
 
 
 def test_every_recipe_of_alignment_can_be_loaded_and_changed() -> None:
-    names = [name for name in recipe_names() if name.split("/")[0] in ("mclea", "meaformer")]
-    assert len(names) >= 8
+    names = [name for name in recipe_names() if name.split("/")[0] in ALIGNMENT]
+    assert len(names) >= 30
     for name in names:
-        run = override(load_recipe(name), ["options.views=graph,relation", "task_options.csls=5"])
-        assert tuple(run.options.views) == ("graph", "relation")
+        run = override(load_recipe(name), ["options.views=graph", "task_options.csls=5"])
+        assert tuple(run.options.views) == ("graph",)
         assert run.task_options["csls"] == 5

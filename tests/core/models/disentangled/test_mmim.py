@@ -50,6 +50,10 @@ def test_a_bounded_density_does_not_reward_what_shrinks_to_a_point() -> None:
     torch.nn.init.constant_(estimator.log_variance[2].bias, -100.0)
     fit, _ = estimator(x, y)
     torch.testing.assert_close(fit, torch.full_like(fit, 8 * 0.5))
+    # the plain likelihood does: the smaller the variance, the more without end
+    estimator.density = "full"
+    fit, _ = estimator(x, y)
+    torch.testing.assert_close(fit, torch.full_like(fit, 8 * 50.0))
 
 
 @pytest.mark.parametrize(("ridge", "wanted"), [(0.0, -2.32049565), (1e-4, -2.31787819)])

@@ -1,0 +1,1 @@
+"""Encoders of any size that others trained, on words, sound and pictures."""

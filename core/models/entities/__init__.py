@@ -1,0 +1,1 @@
+"""Models that align entities, besides MCLEA and MEAformer."""
