@@ -68,7 +68,7 @@ def assert_definition(
     wide = features.detach().double().clone().requires_grad_()
     expected = supcr(wide, labels, temperature)
     expected.backward()
-    features = features.requires_grad_()
+    features = features.detach().clone().requires_grad_()
     loss = fused_supcr(features, labels, temperature, path=path, fast=fast)
     (loss * 3).backward()
     assert features.grad.dtype == features.dtype
