@@ -161,10 +161,12 @@ def check_names(names: np.ndarray) -> None:
 
 def name_in_two(tables: Sequence[ShardTable]) -> bool:
     """Whether two of the tables list a shard of one name."""
-    names = [names_joined(table._file.get_tensor("names")) for table in tables]
+    names = []
+    for table in tables:
+        names.append(np.sort(names_joined(table._file.get_tensor("names")), kind="stable"))
     for number, one in enumerate(names):
         for other in names[number + 1 :]:
-            is_apart = one.max() < other.min() or other.max() < one.min()
+            is_apart = one[-1] < other[0] or other[-1] < one[0]
             if not is_apart and len(np.intersect1d(one, other)):
                 return True
     return False

@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ class Gathering(Handler):
 
 def served(make_shards, tmp_path, waited: set[str], together: int, sizes=SIZES) -> Server:
     make_shards(tmp_path / "origin", sizes)
-    handler = type("Gathers", (Gathering,), {"waited": waited})
+    handler: Any = type("Gathers", (Gathering,), {"waited": waited})
     handler.meeting = threading.Barrier(together)
     return Server(tmp_path / "origin", handler)
 
