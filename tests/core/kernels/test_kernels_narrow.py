@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,12 @@ from core.kernels.recurrent import layers_in_loops
 from core.kernels.vector_math import exponential, sigmoid, tanh
 
 LAYER, RATE = 5, 0.3
+Three = tuple[Tensor, Tensor, Tensor]  # query, key, value
+
+
+def three(parts: Iterable[Tensor]) -> Three:
+    query, key, value = parts
+    return query, key, value
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor | None, p: float) -> Tensor:
@@ -49,7 +56,7 @@ def masks(samples: int, rows: int, columns: int) -> dict[str, Tensor | None]:
 @pytest.mark.parametrize("kind", ["none", "frames", "causal", "frames and causal", "holes"])
 def test_narrow_attention_is_softmax_and_dropout_over_all_pairs(kind: str, p: float) -> None:
     torch.manual_seed(3)
-    inputs: Any = [torch.randn(3, 2, n, 5, dtype=torch.float64) for n in (7, 37, 37)]
+    inputs = three(torch.randn(3, 2, n, 5, dtype=torch.float64) for n in (7, 37, 37))
     allowed = masks(3, 7, 37)[kind]
     dropout = SampleDropout(p, LAYER).train()
     upstream = torch.randn(3, 2, 7, 5, dtype=torch.float64)
@@ -70,9 +77,9 @@ def test_narrow_attention_is_softmax_and_dropout_over_all_pairs(kind: str, p: fl
 
 def test_narrow_attention_in_float32_is_as_exact_as_torch() -> None:
     torch.manual_seed(4)
-    exact: Any = [torch.randn(2, 3, n, 8, dtype=torch.float64) * 3 for n in (40, 300, 300)]
+    exact = three(torch.randn(2, 3, n, 8, dtype=torch.float64) * 3 for n in (40, 300, 300))
     wanted = plain(*exact, None, 0.0)
-    rough: Any = [part.float() for part in exact]
+    rough = three(part.float() for part in exact)
     found = attend(*rough, None, nn.Identity(), 0.4)
     by_torch = plain(*rough, None, 0.0)
     error = float((found - wanted).abs().max())
@@ -80,18 +87,18 @@ def test_narrow_attention_in_float32_is_as_exact_as_torch() -> None:
 
 
 def test_what_is_no_number_stays_seen() -> None:
-    inputs: Any = [torch.randn(1, 1, n, 4) for n in (3, 6, 6)]
+    inputs = three(torch.randn(1, 1, n, 4) for n in (3, 6, 6))
     inputs[1][0, 0, 2, 1] = math.nan
     assert attend(*inputs, None, nn.Identity()).isnan().all()
 
 
 def test_wide_heads_and_added_masks_are_left_to_torch() -> None:
-    wide: Any = [torch.randn(1, 1, 4, 33) for _ in range(3)]
-    narrow: Any = [torch.randn(1, 1, 4, 8) for _ in range(3)]
+    wide = three(torch.randn(1, 1, 4, 33) for _ in range(3))
+    narrow = three(torch.randn(1, 1, 4, 8) for _ in range(3))
     assert not narrow_attention.serves(*wide, None, 0.0)
     assert narrow_attention.serves(*narrow, None, 0.0)
     assert not narrow_attention.serves(*narrow, torch.zeros(1, 1, 4, 4), 0.0)
-    assert not narrow_attention.serves(*(part.bfloat16() for part in narrow), None, 0.0)
+    assert not narrow_attention.serves(*three(part.bfloat16() for part in narrow), None, 0.0)
 
 
 def test_a_query_without_keys_gives_zeros_in_a_whole_attention() -> None:
