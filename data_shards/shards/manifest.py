@@ -24,7 +24,7 @@ from core.file_access.regular_files import read_regular_file
 from core.files import sha256_of_bytes, sha256_of_file, write_atomically
 from data_shards.extract.recipe import ExtractionRecipe
 from data_shards.media.media_kinds import Media, MediaMember
-from data_shards.shards.manifest_facts import first_odd_fact, first_problem
+from data_shards.shards.manifest_facts import check_range, first_odd_fact, first_problem
 from data_shards.shards.shard import SHA256, STRICT, DataError, Shard, check_shard
 from data_shards.shards.shard import refused as _refused
 from data_shards.shards.shard_table import (
@@ -100,11 +100,7 @@ class Labels:
     names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        span = self.high - self.low
-        if not 0 < span < math.inf:
-            raise ValueError(f"from {self.low:g} to {self.high:g} is no range of scores")
-        if self.resolution is not None and not 0 < self.resolution <= span:
-            raise ValueError(f"a range of {span:g} has no steps of {self.resolution:g}")
+        check_range(self.low, self.high, self.resolution)
 
 
 @dataclass(frozen=True)

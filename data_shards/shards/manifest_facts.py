@@ -6,6 +6,7 @@ some command reads from them is declared here; other keys may hold any JSON.
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any
 
 from pydantic import (
@@ -102,3 +103,12 @@ def first_problem(error: ValidationError) -> str:
     else:
         expected = problem["msg"].removeprefix("Value error, ")
     return ": ".join([*path, last, f"{expected}, {found}"])
+
+
+def check_range(low: float, high: float, step: float | None) -> None:
+    """ValueError unless scores can lie from ``low`` to ``high``, in steps where some are stated."""
+    span = high - low
+    if not 0 < span < math.inf:
+        raise ValueError(f"from {low:g} to {high:g} is no range of scores")
+    if step is not None and not 0 < step <= span:
+        raise ValueError(f"a range of {span:g} has no steps of {step:g}")
