@@ -66,10 +66,8 @@ class Stream:
         groups: most groups that shards are dealt into. Each global batch takes equally many samples
             of each group, and a rank takes whole groups where the numbers divide: it needs the
             shards of its groups only. With 1, as without shuffling, every rank needs every shard.
-        drop_last: leave out the last batch of an epoch when it is not full. Otherwise it is split
-            as evenly as can be.
-        bucket: sort this many global batches by length and cut them anew; True for 32. Less
-            padding, like lengths on all ranks, the same exactness.
+        drop_last: leave out the last batch of an epoch when it is not full, or else split it.
+        bucket: sort so many global batches by length and cut them anew; True for 32. Less padding.
         prefetch: steps made ahead by a background thread; 0 makes each when asked.
         on_corrupt: "skip" leaves out the samples of corrupt shards, for which each rank checks
             every shard. "fail" raises.
