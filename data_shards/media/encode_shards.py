@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def encode_shards(
         raise Refused("give the encoder of a field with --audio DIR or --vision DIR")
     out.mkdir(parents=True, exist_ok=True)
     found = _Found()
-    splits: dict[str, tuple[Shard, ...]] = {}
+    splits: dict[str, Sequence[Shard]] = {}
     samples = sum(manifest.samples(split) for split in manifest.splits)
     with tqdm(total=samples, unit="sample", desc="encode", disable=not progress) as bar:
         for split, shards in manifest.splits.items():
@@ -159,7 +159,7 @@ def _encoded(encoder: MediaEncoder, decoded: torch.Tensor, length: int) -> np.nd
 def _described(
     manifest: Manifest,
     encoders: Mapping[str, MediaEncoder],
-    splits: dict[str, tuple[Shard, ...]],
+    splits: dict[str, Sequence[Shard]],
     found: _Found,
 ) -> Manifest:
     fields = dict(manifest.fields)
