@@ -141,16 +141,14 @@ def convert(
         if (out / MANIFEST).exists():
             if not force:
                 return _finished(out, facts, dataset)
-            # first, so that at no time an old manifest vouches for new shards
-            (out / MANIFEST).unlink()
+            (out / MANIFEST).unlink()  # first: at no time an old one vouches for new shards
         decisive = json.dumps([facts, dataset.tokenizer, VERSION, CONVERTER], sort_keys=True)
         identity = sha256_of_bytes(decisive.encode("utf-8"))
         jobs = plan_jobs(dataset, identity, shard_size)
         try:
             records = run_jobs(dataset, out, jobs, processes, progress)
             manifest = _manifest(dataset, facts, records)
-            text = manifest.to_json()
-            check_manifest_text(manifest, text, str(out / MANIFEST))
+            check_manifest_text(manifest, text := manifest.to_json(), str(out / MANIFEST))
         except Refused as refusal:
             raise _naming(raw, refusal) from None
         _remove_leftovers(out, manifest)
@@ -225,8 +223,7 @@ def _manifest(
 ) -> Manifest:
     """What the records of all shards come to."""
     shards: dict[str, Sequence[Shard]] = {}
-    max_length: dict[str, int] = {}
-    empty: dict[str, int] = {}  # split -> samples without any modality
+    max_length, empty = dict[str, int](), dict[str, int]()  # empty: samples without any modality
     repairs: Counter[str] = Counter()
     for split, finished in records.items():
         shards[split] = tuple(record.shard for record in finished)
@@ -387,15 +384,13 @@ def _main(arguments: argparse.Namespace) -> None:
     for note in manifest.extras.get("noted", ()):
         print(f"noted: {note}")
     counts = ", ".join(f"{manifest.samples(split)} {split}" for split in manifest.splits)
-    kind = "SYNTHETIC data: " if manifest.synthetic else ""
     print(
-        f"{kind}{counts} samples are in {arguments.out}; "
+        f"{'SYNTHETIC data: ' if manifest.synthetic else ''}{counts} samples are in {arguments.out}; "
         f"look at them with: python -m data_shards.inspect {arguments.out}"
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; its exit code."""
     arguments = _arguments(argv)
     again = f"run the same command again: finished shards are kept in {arguments.out}"
     return run(lambda: _main(arguments), when_stopped=again)

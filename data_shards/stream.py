@@ -66,20 +66,17 @@ class Stream:
         groups: most groups that shards are dealt into. Each global batch takes equally many samples
             of each group, and a rank takes whole groups where the numbers divide: it needs the
             shards of its groups only. With 1, as without shuffling, every rank needs every shard.
-        drop_last: leave out the last batch of an epoch when it is not full. Otherwise it is split
-            as evenly as can be.
-        bucket: sort this many global batches by length and cut them anew; True for 32. Less
-            padding, like lengths on all ranks, the same exactness.
+        drop_last: leave out the last batch of an epoch when it is not full, or else split it.
+        bucket: sort so many global batches by length and cut them anew; True for 32. Less padding.
         prefetch: steps made ahead by a background thread; 0 makes each when asked.
-        on_corrupt: "skip" leaves out the samples of corrupt shards, on every rank alike; each rank
-            then checks every shard. "fail" raises.
+        on_corrupt: "skip" leaves out the samples of corrupt shards, for which each rank checks
+            every shard. "fail" raises.
         max_skipped_fraction: with "skip", the share of the split's samples that may be left out
             before it fails all the same.
         cache, cache_gb, options: for URLs, the local folder for shards, its bound, and fsspec's
             storage options.
         connections: for URLs, requests under way at a time on this machine; 0: by latency.
-        ranges: for URLs, fetch the samples alone of shards of which this rank needs less than a
-            quarter in an epoch. They are kept for the epoch only. Not with buckets or "skip".
+        ranges: for URLs, fetch samples alone where an epoch needs under a quarter of a shard.
         fields: which fields to read; all by default.
         keep_empty: off leaves out the samples that have none of the modalities that are read.
         decode_threads, longest_clip: of sound and pictures that are stored as files, see
@@ -132,9 +129,8 @@ class Stream:
         self.rank = rank
         self.ranks = ranks
         self.micro_batches = micro_batches
-        self.prefetch = prefetch
+        self.prefetch, self.on_corrupt = prefetch, on_corrupt
         self.pin_memory = pin_memory and torch.cuda.is_available()
-        self.on_corrupt = on_corrupt
         self.ranges = ranges and not bucket and on_corrupt == "fail"
 
         self.store = open_store(source, cache, cache_gb, options, connections)
@@ -179,8 +175,8 @@ class Stream:
         )
         self.skipped_shards = SkippedShards(split, sample_counts(shards), max_skipped_fraction)
         self._num_stored = self.manifest.samples(split)
-        self.wait_seconds = 0.0  # spent waiting for data in epoch()
-        self.seconds = 0.0  # spent in epoch() in all, the caller's work included
+        # Seconds spent in epoch(): waiting for data, and in all, the caller's work included.
+        self.wait_seconds = self.seconds = 0.0
         self._position = Position(0, 0)
         self._after_step: Position | None = None  # the position once the step at hand is consumed
         for number in self.store.shards_of_wrong_size(shards):

@@ -25,20 +25,19 @@ from core.encoders.backbones.adaptation import base_facts
 from core.encoders.backbones.media_encoders import ENCODED, EncoderConfig, MediaEncoder
 from core.encoders.backbones.pooling import Rule
 from core.file_access.targets import check_folder
-from core.files import write_atomically
 from core.model import DataSpec
 from data_shards.media.batch_decoder import Decoding, MediaReader
 from data_shards.reading.sampler import Rows
 from data_shards.reading.storage import Folder
 from data_shards.shards.frame_moments import Moments, add_frames, mean_and_std
 from data_shards.shards.manifest import (
-    MANIFEST,
     DataError,
     Field,
     Manifest,
     Sample,
     Shard,
     read_manifest,
+    write_manifest,
 )
 from data_shards.shards.writer import write_shard
 
@@ -93,7 +92,7 @@ def encode_shards(
             reader.close()
             splits[split] = tuple(written)
     described = _described(manifest, opened, splits, found)
-    write_atomically(out / MANIFEST, described.to_json())
+    write_manifest(out, described, described.to_json())
     return described
 
 

@@ -21,22 +21,22 @@ import numpy as np
 from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from core.file_access.regular_files import read_regular_file
-from core.files import sha256_of_bytes, sha256_of_file, write_atomically
+from core.files import sha256_of_bytes, write_atomically
 from data_shards.extract.recipe import ExtractionRecipe
 from data_shards.media.media_kinds import Media, MediaMember
 from data_shards.shards.manifest_facts import check_range, first_odd_fact, first_problem
-from data_shards.shards.shard import SHA256, STRICT, DataError, Shard, check_shard
+from data_shards.shards.shard import STRICT, DataError, Shard, check_shard
 from data_shards.shards.shard import refused as _refused
 from data_shards.shards.shard_table import (
     MANY,
-    SUFFIX,
     OpenTable,
     ShardTable,
     TableFile,
     describe_table,
-    name_in_two,
+    open_tables,
     sample_counts,
     table_bytes,
+    table_in,
 )
 
 FORMAT = "concord-shards"
@@ -199,7 +199,7 @@ class Manifest:
         except ValidationError as error:
             raise DataError(f"{where}: {first_problem(error)}") from error
         if tables is not None:
-            manifest = replace(manifest, splits=_open_tables(tables, where, open_table))
+            manifest = replace(manifest, splits={**open_tables(tables, where, open_table)})
         _check_fields(manifest, where)
         _check_shards(manifest, where)
         _check_counts(manifest, where)
@@ -241,18 +241,6 @@ def read_manifest(folder: Path) -> Manifest:
             f"make one with: python -m data_shards.convert RAW --out {folder}"
         ) from None
     return parse_manifest(body, str(path), partial(table_in, folder))
-
-
-def table_in(folder: Path, table: TableFile) -> Path:
-    """The table in a folder of this machine, compared with its checksum."""
-    path = folder / table.file
-    try:
-        found = sha256_of_file(path)
-    except FileNotFoundError:
-        raise _refused(f"{path} is missing, in which {MANIFEST} has its shards") from None
-    if found != table.sha256:
-        raise _refused(f"{path} is damaged: its checksum is not the one of {MANIFEST}")
-    return path
 
 
 def check_manifest_text(manifest: Manifest, text: str, where: str) -> None:
@@ -342,26 +330,6 @@ def _check_fields(manifest: Manifest, where: str) -> None:
             problem = media.problem if is_bytes else "media that are no bytes"
             if problem:
                 raise _refused(f"{where}: field {name!r}: {problem}")
-
-
-def _open_tables(tables: Any, where: str, open_table: OpenTable | None) -> dict[str, Shards]:
-    """The tables that a manifest names, by split."""
-    try:
-        described = TypeAdapter(dict[str, TableFile]).validate_json(json.dumps(tables))
-    except ValidationError as error:
-        raise DataError(f"{where}: tables: {first_problem(error)}") from error
-    opened: dict[str, ShardTable] = {}
-    for split, table in described.items():
-        if table.file != f"{split}{SUFFIX}" or not is_plain_name(split):
-            raise _refused(f"{where}: table {table.file!r} of split {split!r} has no plain name")
-        if not 0 < table.shards <= table.samples or not SHA256.fullmatch(table.sha256):
-            raise _refused(f"{where}: table {table.file!r}: {table.shards} shards")
-        if open_table is None:
-            raise _refused(f"{where} has its shards in {table.file}, which is not at hand")
-        opened[split] = ShardTable(open_table(table), table, f"{where}: {table.file}")
-    if name_in_two(list(opened.values())):
-        raise _refused(f"{where}: a shard is listed twice")
-    return {**opened}
 
 
 def _check_shards(manifest: Manifest, where: str) -> None:

@@ -7,6 +7,8 @@ when it is opened; the name and checksums of a shard when the shard is used.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,19 +16,21 @@ from pathlib import Path
 from typing import Any, ClassVar, overload
 
 import numpy as np
-from pydantic import ConfigDict
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from core.file_access.regular_files import check_regular_file
-from core.files import sha256_of_bytes
-from data_shards.shards.shard import MAX_SHARD_BYTES, STRICT, Shard, refused
+from core.files import sha256_of_bytes, sha256_of_file
+from data_shards.shards.manifest_facts import first_problem
+from data_shards.shards.shard import MAX_SHARD_BYTES, SHA256, STRICT, DataError, Shard, refused
 
 MANY = 10_000  # shards; a manifest of more has tables
 SUFFIX = ".shards"
 LONGEST_NAME = 255  # bytes
 BLOCK = 4096  # rows that are decoded at a time
 
+_FILE = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*\.shards")  # never in another folder
 _DIGEST = 32  # bytes of a SHA-256
 _FIRST = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_"
 _LATER = _FIRST + b".+=@-"
@@ -215,3 +219,35 @@ def byte_counts(shards: Sequence[Shard]) -> np.ndarray:
     if isinstance(shards, ShardTable):
         return shards.bytes
     return np.array([shard.bytes for shard in shards], np.int64)
+
+
+def table_in(folder: Path, table: TableFile) -> Path:
+    """The table in a folder of this machine, compared with its checksum."""
+    path = folder / table.file
+    try:
+        found = sha256_of_file(path)
+    except FileNotFoundError:
+        raise refused(f"{path} is missing, in which manifest.json has its shards") from None
+    if found != table.sha256:
+        raise refused(f"{path} is damaged: its checksum is not the one of manifest.json")
+    return path
+
+
+def open_tables(tables: Any, where: str, open_table: OpenTable | None) -> dict[str, ShardTable]:
+    """The tables that a manifest names, by split."""
+    try:
+        described = TypeAdapter(dict[str, TableFile]).validate_json(json.dumps(tables))
+    except ValidationError as error:
+        raise DataError(f"{where}: tables: {first_problem(error)}") from error
+    opened: dict[str, ShardTable] = {}
+    for split, table in described.items():
+        if table.file != f"{split}{SUFFIX}" or not _FILE.fullmatch(table.file):
+            raise refused(f"{where}: table {table.file!r} of split {split!r} has no plain name")
+        if not 0 < table.shards <= table.samples or not SHA256.fullmatch(table.sha256):
+            raise refused(f"{where}: table {table.file!r}: {table.shards} shards")
+        if open_table is None:
+            raise refused(f"{where} has its shards in {table.file}, which is not at hand")
+        opened[split] = ShardTable(open_table(table), table, f"{where}: {table.file}")
+    if name_in_two(list(opened.values())):
+        raise refused(f"{where}: a shard is listed twice")
+    return opened
