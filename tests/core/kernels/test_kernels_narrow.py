@@ -1,3 +1,4 @@
+# mypy: disable-error-code="call-arg"
 """Attention of narrow heads, GRU and exponentials of the CPU's loops, against torch's operators."""
 
 from __future__ import annotations
