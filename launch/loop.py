@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from core.batch import Batch
+from launch.checkpoints.commit import Pointer
 from launch.config import Run
 from launch.engine.deepspeed_engine import (
     SURROGATE,
@@ -106,10 +107,8 @@ def fit(session: TrainingSession) -> Iterator[dict[str, float]]:
         progress.epoch, progress.epoch_steps, progress.sums = epoch + 1, 0, {}
         progress.finished = bool(run.patience) and epoch - progress.best_epoch >= run.patience
         watchdog.report_phase("saving")
-        if improved:
-            session.begin_save("last", "best")
-        else:
-            session.begin_save("last")
+        pointers: tuple[Pointer, ...] = ("last", "best") if improved else ("last",)
+        session.begin_save(*pointers)
         yield {"epoch": float(epoch), **losses, **scores, **speed}
     progress.finished = True
     session.checkpoints.wait()

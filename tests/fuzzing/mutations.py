@@ -241,7 +241,7 @@ def spoil_array(rng: Random, array: np.ndarray) -> Any:
     """Another shape, type or content."""
     array = np.atleast_1d(array)
     change = rng.randrange(8)
-    if change == 0:
+    if change == 0 and array.dtype.names is None:
         kinds = (
             ("O", "S4", "U3")
             if array.dtype.kind not in "biuf"
