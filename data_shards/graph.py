@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +19,7 @@ from core.model import DataSpec
 from data_shards.graph_rules import graph_problems
 from data_shards.reading.sampler import locate
 from data_shards.shards.manifest import MANIFEST, DataError, Field, Manifest
+from data_shards.shards.shard_table import byte_counts
 from data_shards.stream import Stream
 
 # The fields that are no view. A folder that has them otherwise was not made by ``convert``.
@@ -157,12 +159,20 @@ def check_graph_fields(manifest: Manifest, where: str) -> None:
                 f"{where}: field {name!r} is {found_field}; expected {expected}; convert the data "
                 "again"
             )
+    stored = int(byte_counts(manifest.splits["entities"]).sum())
     for name, view in manifest.fields.items():
-        is_vector = len(view.shape) == 1 and bool(view.shape[0])
-        if name not in GRAPH and not is_vector:
+        if name in GRAPH:
+            continue
+        if len(view.shape) != 1 or not view.shape[0]:
             raise DataError(
                 f"{where}: view {name!r} has shape {view.shape}; a view is a vector of a fixed "
                 "width; convert the data again"
+            )
+        # some entity has it, and memory is taken for all of them before the first one is read
+        if view.shape[0] * np.dtype(view.dtype).itemsize > stored:
+            raise DataError(
+                f"{where}: view {name!r} has {view.shape[0]} numbers a row, more than the "
+                f"{stored} bytes of all entities hold; convert the data again"
             )
 
 

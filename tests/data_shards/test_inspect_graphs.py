@@ -158,6 +158,7 @@ def test_damaged_shards_are_named_and_the_rest_is_counted(
     [
         ("chars", Field("int8", (0,)), r"view 'chars' has shape \(0,\); a view is a vector"),
         ("chars", Field("int8", (None, 3)), r"view 'chars' has shape \(None, 3\)"),
+        ("chars", Field("int8", (10**9,)), r"view 'chars' has 1000000000 numbers a row, more than"),
         ("triples", Field("int32", (None, 2)), r"field 'triples' is .*; expected .*3"),
         ("side", Field("int64", ()), r"field 'side' is .*int64.*; expected .*int8"),
     ],

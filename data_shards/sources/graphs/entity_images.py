@@ -128,7 +128,8 @@ def _member(archive: zipfile.ZipFile, name: str, path: Path, most: tuple[int, ..
 
 def _images_of_npy(path: Path, table: EntityTable) -> Images:
     try:
-        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+        # not np.load, which would open an archive or a pickle as well
+        matrix = np.lib.format.open_memmap(path, mode="r")
     except Exception as error:  # a damaged header makes NumPy raise nearly anything
         raise DataError(f"{path} is damaged or no .npy ({error}); write it again") from None
     _check(str(path), matrix.shape, matrix.dtype, (len(table), WIDEST))

@@ -115,6 +115,7 @@ def test_a_dict_of_images_has_a_vector_of_numbers_for_known_ids(
 @pytest.mark.parametrize(
     ("array", "message"),
     [
+        ({"a": np.ones(3)}, r"x.npy is damaged or no .npy"),
         (np.ones((3, 2)), r"x.npy has shape \(3, 2\); expected one row for each of 80 entities"),
         (np.ones(80), r"x.npy has shape \(80,\)"),
         (np.array([["a"]] * 80), r"x.npy is an array of <U1"),
@@ -123,11 +124,14 @@ def test_a_dict_of_images_has_a_vector_of_numbers_for_known_ids(
     ],
 )
 def test_a_matrix_of_images_has_a_row_for_each_entity(
-    tmp_path: Path, array: np.ndarray | bytes, message: str
+    tmp_path: Path, array: np.ndarray | bytes | dict[str, np.ndarray], message: str
 ) -> None:
     path = tmp_path / "x.npy"
     if isinstance(array, bytes):
         path.write_bytes(array)
+    elif isinstance(array, dict):  # an archive of another name
+        with path.open("wb") as file:
+            np.savez(file, **array)
     else:
         np.save(path, array)
     raw = write_folder(tmp_path / "raw")
