@@ -105,11 +105,13 @@ def abandon_processes() -> None:
     A process that is the only one has nobody to wait for, and leaves nothing to what follows in it.
     """
     if torch.distributed.is_initialized():
-        if torch.distributed.get_world_size() == 1:
-            torch.distributed.destroy_process_group()
-            stores.close()
-        elif torch.distributed.get_backend() == "nccl":
+        is_alone = torch.distributed.get_world_size() == 1
+        if torch.distributed.get_backend() == "nccl":
             torch.distributed.distributed_c10d._abort_process_group()
+        elif is_alone:
+            torch.distributed.destroy_process_group()
+        if is_alone:
+            stores.close()
     _no_longer_the_only_process()
 
 
