@@ -11,21 +11,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass as validated_dataclass
-from torch import Tensor, nn
+from torch import Tensor
 
-from core.batch import EntityGraph
-from core.encoders.entity_encoder import Aligned, EntityEncoder, GraphKind, chosen_views
+from core.encoders.entity_encoder import GraphKind
 from core.losses.info_nce import ICL, Form
 from core.losses.inter_modal import IAL, Scale
 from core.losses.uncertainty import Regulariser, Uncertainty
-from core.model import DataSpec, GlobalBatchRows, Model, TaskName
-from core.rows import unit_rows
+from core.model import DataSpec, GlobalBatchRows, TaskName
+from core.models.entities.weighted_views import WeightedViews
 
 
-class MCLEA(Model[EntityGraph, Aligned]):
+class MCLEA(WeightedViews):
     """Views are embedded apart, contrasted apart, drawn towards their weighted concatenation, and
     contrasted there."""
 
@@ -49,12 +47,9 @@ class MCLEA(Model[EntityGraph, Aligned]):
         regulariser: Regulariser = "paper"
 
     def __init__(self, config: Config, data: DataSpec):
-        super().__init__()
-        self.config = config
-        self.views = chosen_views(config.views, data)
-        self.encoder = EntityEncoder(
+        super().__init__(
             data,
-            self.views,
+            config.views,
             graph_hidden=config.graph_hidden,
             hidden=config.hidden,
             layers=config.layers,
@@ -62,29 +57,11 @@ class MCLEA(Model[EntityGraph, Aligned]):
             graph=config.graph,
             entity_scale=config.entity_scale,
         )
-        self.fusion = nn.Parameter(torch.ones(len(self.views)))
+        self.config = config
         self.icl = ICL(config.temperature, form=config.contrast_form)
         self.ial = IAL(config.inter_temperature, scale=config.inter_scale)
         self.intra_weights = Uncertainty(self.views, config.regulariser)  # 1 / alpha^2
         self.inter_weights = Uncertainty(self.views, config.regulariser)  # 1 / beta^2
-
-    def forward(self, batch: EntityGraph) -> Aligned:
-        # in training nobody asks for the entities without a link
-        links_only = self.training or batch.links_only
-        views, present = self.encoder(batch, batch.links if links_only else None)
-        share = self.fusion.softmax(0)
-        weighted = [share[i] * unit_rows(views[view]) for i, view in enumerate(self.views)]
-        joint = unit_rows(torch.cat(weighted, dim=-1))
-        return Aligned(joint, views, present, links=None if links_only else batch.links)
-
-    def losses(self, output: Aligned, batch: EntityGraph) -> dict[str, Tensor]:
-        return {}  # every loss needs the whole global batch
-
-    def global_batch_rows(self, output: Aligned) -> GlobalBatchRows:
-        embeddings = output.sides("joint", output.joint)
-        for view in self.views:
-            embeddings |= output.sides(view, output.views[view])
-        return GlobalBatchRows(embeddings, output.both_present())
 
     def global_batch_losses(
         self, rows: GlobalBatchRows, target: Tensor, weight: Tensor
@@ -107,9 +84,7 @@ class MCLEA(Model[EntityGraph, Aligned]):
         return losses
 
     def report(self) -> dict[str, float]:
-        numbers = {}
-        for view, share in zip(self.views, self.fusion.detach().softmax(0).tolist(), strict=True):
-            numbers[f"fusion_{view}"] = share
+        numbers = super().report()
         for view, weight in self.intra_weights.weights().items():
             numbers[f"intra_weight_{view}"] = weight
         return numbers

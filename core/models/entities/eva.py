@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 from pydantic.dataclasses import dataclass as validated_dataclass
-from torch import Tensor, nn
+from torch import Tensor
 
-from core.batch import EntityGraph
-from core.encoders.entity_encoder import Aligned, EntityEncoder, GraphKind, chosen_views
+from core.encoders.entity_encoder import GraphKind
 from core.losses.entity_pairs import NCA
-from core.model import DataSpec, GlobalBatchRows, Model, TaskName
-from core.rows import unit_rows
+from core.model import DataSpec, GlobalBatchRows, TaskName
+from core.models.entities.weighted_views import WeightedViews
 
 
-class EVA(Model[EntityGraph, Aligned]):
+class EVA(WeightedViews):
     """A graph convolution and linear maps embed each view, each learns by neighbourhood components,
     and learnt weights put the views together.
 
@@ -46,12 +44,9 @@ class EVA(Model[EntityGraph, Aligned]):
         detach_views: bool = True  # the joint loss moves the views' weights alone
 
     def __init__(self, config: Config, data: DataSpec):
-        super().__init__()
-        self.config = config
-        self.views = chosen_views(config.views, data)
-        self.encoder = EntityEncoder(
+        super().__init__(
             data,
-            self.views,
+            config.views,
             graph_hidden=config.graph_hidden,
             hidden=config.hidden,
             layers=config.layers,
@@ -59,30 +54,10 @@ class EVA(Model[EntityGraph, Aligned]):
             graph=config.graph,
             entity_scale=config.entity_scale,
         )
-        self.fusion = nn.Parameter(torch.ones(len(self.views)))
+        self.config = config
+        self.detaches_views = config.detach_views
         self.of_graph = NCA(config.graph_alpha, config.beta)
         self.of_others = NCA(config.alpha, config.beta)
-
-    def forward(self, batch: EntityGraph) -> Aligned:
-        # in training nobody asks for the entities without a link
-        links_only = self.training or batch.links_only
-        views, present = self.encoder(batch, batch.links if links_only else None)
-        share = self.fusion.softmax(0)
-        weighted = []
-        for number, view in enumerate(self.views):
-            rows = views[view].detach() if self.config.detach_views else views[view]
-            weighted.append(share[number] * unit_rows(rows))
-        joint = unit_rows(torch.cat(weighted, dim=-1))
-        return Aligned(joint, views, present, links=None if links_only else batch.links)
-
-    def losses(self, output: Aligned, batch: EntityGraph) -> dict[str, Tensor]:
-        return {}  # every loss needs the whole global batch
-
-    def global_batch_rows(self, output: Aligned) -> GlobalBatchRows:
-        embeddings = output.sides("joint", output.joint)
-        for view in self.views:
-            embeddings |= output.sides(view, output.views[view])
-        return GlobalBatchRows(embeddings, output.both_present())
 
     def global_batch_losses(
         self, rows: GlobalBatchRows, target: Tensor, weight: Tensor
@@ -95,7 +70,3 @@ class EVA(Model[EntityGraph, Aligned]):
             has_view = weight * rows.present[view]
             losses[view] = loss(sides[f"{view}/left"], sides[f"{view}/right"], has_view)
         return losses
-
-    def report(self) -> dict[str, float]:
-        shares = self.fusion.detach().softmax(0).tolist()
-        return {f"fusion_{view}": share for view, share in zip(self.views, shares, strict=True)}

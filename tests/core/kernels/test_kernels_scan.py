@@ -1,5 +1,4 @@
-"""The kernels of contrast for any labels, and of in-batch softmaxes: run by Triton's interpreter, and
-compiled for GPUs that need not be there."""
+"""The kernels of contrast for any labels, run by Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -11,22 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from triton_processes import again, check_resources, compiled, interpreted, starts_the_others
+from triton_processes import again, interpreted, starts_the_others
 
 triton = pytest.importorskip("triton")
 torch.set_num_threads(1)
 
 
 @starts_the_others
-@pytest.mark.parametrize("purpose", ["interpret", "compile"])
-def test_in_a_process_of_its_own(purpose, tmp_path):
-    again(__file__, purpose, tmp_path)
+def test_in_a_process_of_its_own(tmp_path):
+    again(__file__, "interpret", tmp_path)
 
 
 @pytest.mark.slow
 @starts_the_others
-def test_all_shapes_in_processes_of_their_own(tmp_path):
-    again(__file__, "compile", tmp_path, "-m", "slow")
+def test_all_shapes_in_a_process_of_their_own(tmp_path):
     again(__file__, "interpret", tmp_path, "-m", "slow")
 
 
@@ -330,207 +327,3 @@ def test_strips_serve_ranks_that_own_some_of_the_rows(monkeypatch):
     torch.testing.assert_close(log_sum.double(), expected[0].double(), rtol=1e-6, atol=0)
     error = (gradient - expected[1]).norm()
     assert error <= 2e-6 * expected[1].norm()
-
-
-# --- in-batch softmaxes
-
-
-def softmax_losses(view: Tensor, joint: Tensor, weight: Tensor) -> dict[str, Any]:
-    """Name -> a weighted sum of one result of the module by rows, and its gradient, (n, D)."""
-    from core.kernels.in_batch_softmax import Comparison, Upstream, divergences, gradient, log_sums
-
-    n = len(view)
-    everything = torch.arange(n)
-    of_view = Comparison(view, everything, view)
-    of_joint = Comparison(joint, everything, joint)
-    sums = log_sums(of_view)
-    divergence, view_sums, joint_sums = divergences(of_view, of_joint)
-    some = torch.arange(n)[1::2]
-    anchors = Comparison(view[some], some, view)
-    return {
-        "log sums": sums,
-        "gradient of log sums": gradient(of_view, Upstream(weight, sums)),
-        "divergence": divergence,
-        "log sums of both": torch.stack([view_sums, joint_sums]),
-        "gradient of divergence": gradient(
-            of_view, Upstream(weight, view_sums, joint_sums), of_joint
-        ),
-        "log sums of some": log_sums(anchors),
-        "gradient of some": gradient(anchors, Upstream(weight, sums)),
-    }
-
-
-@interpreted
-@pytest.mark.parametrize(
-    ("n", "width", "joint_width", "sharp"), [(2, 3, 5, 1), (35, 20, 9, 30), (19, 130, 16, 3)]
-)
-def test_softmax_kernels_give_what_torch_gives(n, width, joint_width, sharp, monkeypatch):
-    from core.kernels import in_batch_softmax
-    from core.kernels.in_batch import softmax_launch
-
-    view = unit_rows(n, width) * math.sqrt(sharp)
-    joint = unit_rows(n, joint_width) * math.sqrt(sharp)
-    weight = torch.rand(n, dtype=torch.float64) * 1e-6
-    weight[0] = 0
-    expected = softmax_losses(view, joint, weight)
-    monkeypatch.setattr(in_batch_softmax, "runs_kernel", lambda columns: True)
-    monkeypatch.setattr(softmax_launch, "RANGE_COLUMNS", 32)  # two launches for 35 columns
-    found = softmax_losses(view.float(), joint.float(), weight.float())
-    again = softmax_losses(view.float(), joint.float(), weight.float())
-    for name, tensor in found.items():
-        error = (tensor - expected[name]).norm()
-        limit = 2e-6 * (1 + 0.1 * sharp) if "divergence" in name else 2e-6
-        scale = max(expected[name].norm().item(), 1e-12 if "gradient" in name else 0.1)
-        assert error <= limit * scale, name
-        assert torch.equal(tensor, again[name]), name
-
-
-@interpreted
-def test_losses_have_gradients_by_rows_and_temperature_through_the_kernels(monkeypatch):
-    from core.kernels import in_batch_softmax
-    from core.losses.info_nce import ICL
-    from core.losses.inter_modal import IAL
-    from core.losses.supcon import SupCon
-
-    rows = unit_rows(22, 6)
-    weight = torch.ones(11)
-    weight[3] = 0
-    losses = {
-        "icl": lambda x, module: module(x[:11], x[11:], weight),
-        "ial": lambda x, module: module((x[:11, :4], x[11:, :4]), (x[:11], x[11:]), weight),
-        "supcon": lambda x, module: module(x[:11], torch.arange(11) % 3, weight),
-    }
-    modules = {
-        "icl": ICL(0.2, learnable=True),
-        "ial": IAL(0.3, learnable=True),
-        "supcon": SupCon(0.2, learnable=True),
-    }
-    for name, module in modules.items():
-        values = []
-        for dtype in (torch.float64, torch.float32):
-            kernel = dtype == torch.float32
-            monkeypatch.setattr(in_batch_softmax, "runs_kernel", lambda _, k=kernel: k)
-            x = rows.to(dtype, copy=True).requires_grad_()
-            module = module.to(dtype)
-            module.zero_grad()
-            loss = losses[name](x, module)
-            loss.backward()
-            (of_temperature,) = (parameter.grad.double() for parameter in module.parameters())
-            values.append((loss.double().detach(), x.grad.double(), of_temperature.clone()))
-        for found, expected in zip(values[1], values[0], strict=True):
-            torch.testing.assert_close(found, expected, rtol=2e-5, atol=2e-6)
-
-
-@interpreted
-@NOT_A_NUMBER
-def test_rows_that_are_not_finite_show_in_the_softmax(monkeypatch):
-    from core.kernels import in_batch_softmax
-
-    monkeypatch.setattr(in_batch_softmax, "runs_kernel", lambda columns: True)
-    rows = unit_rows(9, 4).float()
-    rows[5, 1] = math.nan
-    everything = torch.arange(9)
-    found = in_batch_softmax.log_sums(in_batch_softmax.Comparison(rows, everything, rows))
-    assert found.isnan().all()
-    alone = in_batch_softmax.Comparison(rows[:1], everything[:1], rows[:1])
-    assert in_batch_softmax.log_sums(alone).item() == -math.inf
-    nothing = in_batch_softmax.Comparison(rows[:0], everything[:0], rows)
-    assert in_batch_softmax.log_sums(nothing).shape == (0,)
-
-
-# --- compiled
-
-FLOATS = (
-    "exponent_scale similarity_share largest_exponent gradient_scale loss_scale shrink label_limit"
-)
-TYPES = dict.fromkeys(FLOATS.split(), "fp32")
-for kind, names in {
-    "*fp16": "high low joint_high joint_low",
-    "*fp64": "labels values losses",
-    "*i32": "first last order places anchor_of self_column",
-    "*fp32": "features lengths exponents denominators weights longest gradient loss parts "
-    "joint_lengths log_sums joint_log_sums divergences upstream greatest_upstream",
-}.items():
-    TYPES |= dict.fromkeys(names.split(), kind)
-
-
-def check(kernel: Any, tiles: Any, target: int, **constants: Any) -> None:
-    """Fails if a kernel spills, with those of the constants that it takes."""
-    constants |= {"BLOCK_M": tiles.rows, "BLOCK_N": tiles.columns}
-    taken = {name: value for name, value in constants.items() if name in kernel.arg_names}
-    check_resources(kernel, TYPES, taken, target, tiles.warps, tiles.stages)
-
-
-def check_scan(target: int, width: int, exact: bool) -> None:
-    from core.kernels.supcr import scan_gradients as gradients
-    from core.kernels.supcr import scan_kernels as kernels
-    from core.kernels.supcr import scan_launch as launches
-
-    shape = {
-        "BLOCK_D": launches.block_width(width),
-        "WIDTH": width,
-        "EXACT": exact,
-        "BLOCK_OUT": launches.output_width(width),
-    }
-    check(kernels.prepare_kernel, launches.PREPARE, target, **shape)
-    check(kernels.exponents_kernel, launches.EXPONENTS, target, **shape)
-    check(gradients.whole_gradient_kernel, launches.WHOLE_GRADIENT, target, **shape)
-    check(gradients.anchor_gradient_kernel, launches.ANCHOR_GRADIENT, target, **shape)
-    check(gradients.candidate_gradient_kernel, launches.CANDIDATE_GRADIENT, target, **shape)
-
-
-def check_rows(target: int, width: int, exact: bool, whole: bool) -> None:
-    from core.kernels.supcr import scan_kernels as kernels
-    from core.kernels.supcr import scan_launch as launches
-
-    tiles = launches.WHOLE_SCAN if whole else launches.STRIP_SCAN
-    shape = {"WIDTH": width, "EXACT": exact, "WHOLE": whole}
-    shape |= {"BLOCK_D": launches.block_width(width)}
-    check(kernels.scan_kernel, tiles, target, **shape)
-
-
-def check_softmax(target: int, width: int, joint: bool) -> None:
-    from core.kernels.in_batch import softmax_kernels as kernels
-    from core.kernels.in_batch import softmax_launch as launches
-    from core.kernels.supcr.scan_launch import block_width, output_width
-
-    widest = launches.JOINT_BLOCK_WIDTH if joint else width
-    block = min(block_width(width), widest)
-    shape = {
-        "BLOCK_D": block,
-        "JOINT_BLOCK_D": block,
-        "WIDTH": width,
-        "JOINT_WIDTH": width,
-        "JOINT": joint,
-        "BLOCK_OUT": output_width(width),
-    }
-    sums = launches.JOINT_SUMS if joint else launches.SUMS
-    gradient = launches.JOINT_GRADIENT if joint else launches.GRADIENT
-    check(kernels.softmax_sums_kernel, sums, target, **shape)
-    check(kernels.softmax_gradient_kernel, gradient, target, **shape)
-
-
-@compiled
-@pytest.mark.parametrize("target", [80, 90])
-def test_kernels_compile_for_gpus_without_spills(target):
-    check_scan(target, 128, exact=True)
-    if target == 90:
-        check_softmax(target, 128, joint=True)
-
-
-@compiled
-def test_the_scan_compiles_for_a_gpu_without_spills():
-    check_rows(90, 128, exact=True, whole=True)
-
-
-@compiled
-@pytest.mark.slow
-@pytest.mark.parametrize("target", [80, 90])
-@pytest.mark.parametrize("width", [16, 64, 128, 1152])
-def test_all_widths_and_modes_compile_without_spills(target, width):
-    for exact in (True, False):
-        check_scan(target, width, exact)
-        check_rows(target, width, exact, whole=True)
-    check_rows(target, width, True, whole=False)
-    for joint in (False, True):
-        check_softmax(target, width, joint)
