@@ -93,7 +93,8 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
     if not finite:
         return 0.0, 1.0
     low, high = min(finite), max(finite)
-    if low == high:
+    # what differs by rounding alone is the same, and a zoom into it would look like a difference
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
         half = abs(low) / 10 or 0.5
         return low - half, high + half
     return low, high
